@@ -1,0 +1,46 @@
+# Everything that libmdp links: MPI, parallel HDF5, CBLAS, LAPACK, ScaLAPACK, jansson, xxHash, OpenMP, POSIX threads.
+# Result: the interface target mdp_dependencies.
+find_package(PkgConfig REQUIRED)
+find_package(MPI REQUIRED COMPONENTS C)
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS C)
+
+set(HDF5_PREFER_PARALLEL ON)
+find_package(HDF5 REQUIRED COMPONENTS C)
+if(NOT HDF5_IS_PARALLEL)
+  message(FATAL_ERROR
+    "The HDF5 found (${HDF5_C_INCLUDE_DIRS}) is serial; moe-dist-prune needs parallel HDF5. "
+    "Debian/Ubuntu: apt install libhdf5-openmpi-dev. Fedora/RHEL: dnf install hdf5-openmpi-devel. "
+    "Spack: spack install hdf5+mpi. Then configure with -DHDF5_ROOT=<prefix> if it is not found by itself.")
+endif()
+
+# The CBLAS interface may be in the BLAS library itself (OpenBLAS, MKL) or beside it (netlib).
+find_package(BLAS REQUIRED)
+find_package(LAPACK REQUIRED)
+include(CheckFunctionExists)
+set(CMAKE_REQUIRED_LIBRARIES ${BLAS_LIBRARIES})
+check_function_exists(cblas_sgemm MDP_BLAS_HAS_CBLAS)
+unset(CMAKE_REQUIRED_LIBRARIES)
+if(NOT MDP_BLAS_HAS_CBLAS)
+  find_library(MDP_CBLAS_LIBRARY NAMES cblas REQUIRED)
+endif()
+find_path(MDP_CBLAS_INCLUDE_DIR NAMES cblas.h
+  PATH_SUFFIXES openblas openblas-pthread openblas-openmp openblas-serial ${CMAKE_LIBRARY_ARCHITECTURE} REQUIRED)
+
+# Debian's own CMake package for ScaLAPACK names a file that is not there: pkg-config first, then the library by name.
+pkg_search_module(SCALAPACK IMPORTED_TARGET scalapack-openmpi scalapack-mpich scalapack)
+if(SCALAPACK_FOUND)
+  set(MDP_SCALAPACK PkgConfig::SCALAPACK)
+else()
+  find_library(MDP_SCALAPACK NAMES scalapack scalapack-openmpi scalapack-mpich mkl_scalapack_lp64 REQUIRED)
+endif()
+
+pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson>=2.11)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash>=0.8.0)
+
+add_library(mdp_dependencies INTERFACE)
+target_link_libraries(mdp_dependencies INTERFACE
+  MPI::MPI_C ${HDF5_C_LIBRARIES} ${MDP_SCALAPACK} ${LAPACK_LIBRARIES} ${BLAS_LIBRARIES} ${MDP_CBLAS_LIBRARY}
+  PkgConfig::JANSSON PkgConfig::XXHASH OpenMP::OpenMP_C Threads::Threads m)
+target_include_directories(mdp_dependencies SYSTEM INTERFACE
+  $<BUILD_INTERFACE:${HDF5_C_INCLUDE_DIRS}> $<BUILD_INTERFACE:${MDP_CBLAS_INCLUDE_DIR}>)

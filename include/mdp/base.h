@@ -1,0 +1,219 @@
+/* base.h - what every other part of libmdp stands on: status, memory, log, exact sums, random numbers, text and
+ * JSON helpers, options. Nothing here communicates; nothing here knows what a model is. */
+#ifndef MDP_BASE_H
+#define MDP_BASE_H
+
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define MDP_VERSION "0.1.0"
+
+typedef int32_t mdp_expert_t; /* index of an expert in its layer */
+typedef int64_t mdp_count_t;  /* a number of elements, rows or tokens */
+
+/* ---- status -------------------------------------------------------------------------------------------------- */
+
+/* Exit codes of the program; a status carries one of them. */
+typedef enum mdp_code {
+    MDP_OK = 0,
+    MDP_USAGE = 2,          /* the command line is wrong */
+    MDP_BAD_INPUT = 65,     /* a file's content is wrong, or files do not belong together */
+    MDP_INTERNAL = 70,      /* our bug, or the machine ran out of memory */
+    MDP_CANNOT_CREATE = 73, /* an output cannot be created or exists already */
+    MDP_IO = 74,            /* reading or writing failed */
+    MDP_STOPPED = 75        /* stopped on request; the run can be resumed */
+} mdp_code;
+
+/* The outcome of local work. Returned by value; text is set only when code is not MDP_OK. */
+typedef struct mdp_status {
+    int code;         /* mdp_code */
+    int rank;         /* rank on which it arose; -1 until ranks have agreed */
+    int line;         /* source line where it arose */
+    const char *file; /* source file where it arose; static; NULL for MDP_OK */
+    char text[1000];  /* one sentence: what, where, expected, found, what to do */
+} mdp_status;
+
+/* Success. */
+static inline mdp_status mdp_ok(void) {
+    mdp_status status;
+    status.code = MDP_OK;
+    status.rank = -1;
+    status.line = 0;
+    status.file = NULL;
+    status.text[0] = '\0';
+    return status;
+}
+
+/* An error born here: printf-formatted sentence. Use through MDP_ERROR. */
+mdp_status mdp_error_at(mdp_code code, const char *file, int line, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+#define MDP_ERROR(code, ...) mdp_error_at((code), __FILE__, __LINE__, __VA_ARGS__)
+
+/* Evaluate an expression of type mdp_status; return it from the calling function when it is an error. */
+#define MDP_TRY(expression)                                                                                            \
+    do {                                                                                                               \
+        mdp_status mdp_try_ = (expression);                                                                            \
+        if (mdp_try_.code != MDP_OK) return mdp_try_;                                                                  \
+    } while (0)
+
+/* Evaluate into `status` and jump to `label` when it is an error: for functions that own something. */
+#define MDP_TRY_GOTO(status, label, expression)                                                                        \
+    do {                                                                                                               \
+        (status) = (expression);                                                                                       \
+        if ((status).code != MDP_OK) goto label;                                                                       \
+    } while (0)
+
+/* ---- faults on request (debug builds; always succeeds in release builds) ------------------------------------- */
+
+/* Make every `every`-th fallible operation of this process fail from now on (0: never). `seed` shifts the first. */
+void mdp_fault_configure(int64_t every, uint64_t seed);
+/* Number of fallible operations counted so far (debug builds; 0 otherwise). */
+int64_t mdp_fault_count(void);
+/* One fallible operation named `what` ("read", "allocate", ...): an MDP_IO or MDP_INTERNAL error when its turn has
+ * come. Every wrapper of a fallible system or library call begins with MDP_TRY(mdp_fault(...)). Thread-safe. */
+mdp_status mdp_fault(mdp_code code, const char *what);
+
+/* ---- memory -------------------------------------------------------------------------------------------------- */
+
+/* Allocate n elements of `size` bytes, zeroed, aligned to 64 bytes; *out is set (n = 0 gives a valid pointer).
+ * `what` names it in the error sentence. Free with mdp_free. */
+mdp_status mdp_alloc(void **out, mdp_count_t n, size_t size, const char *what);
+#define MDP_ALLOC(pointer, n, what) mdp_alloc((void **)(pointer), (n), sizeof **(pointer), (what))
+/* Grow *out from old_n to n elements, keeping content, new part zeroed. */
+mdp_status mdp_grow(void **out, mdp_count_t old_n, mdp_count_t n, size_t size, const char *what);
+#define MDP_GROW(pointer, old_n, n, what) mdp_grow((void **)(pointer), (old_n), (n), sizeof **(pointer), (what))
+void mdp_free(void *pointer); /* NULL is allowed */
+/* Duplicate text (to be freed with mdp_free). */
+mdp_status mdp_copy_text(char **out, const char *text);
+/* printf into a new text (to be freed with mdp_free). */
+mdp_status mdp_format(char **out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+int64_t mdp_memory_peak(void); /* bytes, high-water mark of this process' resident set; 0 when unknown */
+int64_t mdp_memory_pss(void);  /* bytes, proportional set size of this process now; 0 when unknown */
+
+/* Narrow a count to int; the error names `what` and the value. */
+mdp_status mdp_int_cast(int64_t value, const char *what, int *out);
+/* a * b and a + b with overflow and negative operands refused (false). */
+bool mdp_multiply(int64_t a, int64_t b, int64_t *out);
+bool mdp_add(int64_t a, int64_t b, int64_t *out);
+
+/* ---- files --------------------------------------------------------------------------------------------------- */
+/* Thin wrappers round POSIX: retry on EINTR, loop over short transfers, one sentence with path and reason. */
+
+mdp_status mdp_file_open_read(const char *path, int *fd);
+mdp_status mdp_file_create(const char *path, int *fd); /* read-write, must not exist; MDP_CANNOT_CREATE */
+mdp_status mdp_file_open_write(const char *path, int *fd);
+mdp_status mdp_file_close(const char *path, int fd); /* a failing close of a written file is an error */
+mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
+mdp_status mdp_file_pread(const char *path, int fd, void *buffer, int64_t n_byte, int64_t offset);
+mdp_status mdp_file_pwrite(const char *path, int fd, const void *buffer, int64_t n_byte, int64_t offset);
+mdp_status mdp_file_sync(const char *path, int fd);
+mdp_status mdp_folder_sync(const char *path); /* fsync of a directory, after a rename in it */
+mdp_status mdp_file_rename(const char *from, const char *to);
+/* Whole small file into a new buffer with a 0 byte added; refused when larger than max_byte. */
+mdp_status mdp_file_read_all(const char *path, int64_t max_byte, char **text, int64_t *n_byte);
+/* Write a whole small file through path.partial, fsync, rename, fsync of the folder. */
+mdp_status mdp_file_write_all(const char *path, const void *data, int64_t n_byte);
+bool mdp_path_exists(const char *path);
+bool mdp_path_is_folder(const char *path);
+/* folder + "/" + name as a new text. */
+mdp_status mdp_path_join(char **out, const char *folder, const char *name);
+/* Folder part of a path ("." when there is none) as a new text. */
+mdp_status mdp_path_folder(char **out, const char *path);
+/* Create a folder (its parents must exist); existing folder is fine. */
+mdp_status mdp_folder_create(const char *path);
+/* Remove a folder and the regular files in it, not recursive; a missing folder is fine. For our own partial outputs. */
+mdp_status mdp_folder_remove(const char *path);
+
+/* ---- exact sums ---------------------------------------------------------------------------------------------- */
+
+/* A sum of doubles without rounding: 320-bit two's complement fixed point, limb i has weight 2^(32 i - 160). Each
+ * addend is rounded once to a multiple of 2^-160 (ties to even). Limbs are added as integers, so the order of
+ * additions, and of MPI_SUM over ranks, cannot change the result. At most 2^30 additions between normalisations. */
+#define MDP_LIMBS 10
+typedef struct mdp_exact {
+    int64_t limb[MDP_LIMBS];
+} mdp_exact;
+
+/* Add value. false (and no change) when it is not finite or |value| >= 2^159. */
+bool mdp_exact_add(mdp_exact *sum, double value);
+/* Carry, so that limbs 0..8 are in [0, 2^32) and limb 9 holds the sign: one form for one value. */
+void mdp_exact_normalise(mdp_exact *sum);
+/* The value, rounded once to double (to nearest, ties to even). Does not need normal form. */
+double mdp_exact_value(const mdp_exact *sum);
+
+/* Value rounded to 30 significant bits, to nearest: what decisions compare. */
+double mdp_round30(double value);
+
+/* ---- random numbers ------------------------------------------------------------------------------------------ */
+
+/* 64 random bits that depend on (seed, stream, index) alone: no state, same on every rank. */
+uint64_t mdp_random_bits(uint64_t seed, uint64_t stream, uint64_t index);
+/* Uniform in [0, 1), 53 bits. */
+double mdp_random_uniform(uint64_t seed, uint64_t stream, uint64_t index);
+
+/* ---- text ---------------------------------------------------------------------------------------------------- */
+
+/* "8GiB", "5GB", "512k", "1.5m" -> bytes or a plain count (k, m, g, t: powers of 1000; Ki, Mi, Gi, Ti of 1024; a
+ * trailing B is allowed). false when it is not such a text or overflows. */
+bool mdp_parse_size(const char *text, int64_t *out);
+/* 281234567890 -> "281.2 GB"; 12345678 -> "12,345,678". Written to `out` (at least 32 bytes); returns out. */
+char *mdp_print_bytes(char out[32], int64_t n_byte);
+char *mdp_print_count(char out[32], int64_t n);
+char *mdp_print_seconds(char out[32], double seconds); /* "4.2 s", "3 min 10 s", "1 h 24 min" */
+/* The entry of names[n] nearest to `text` by edit distance, or NULL when none is within 3 edits. */
+const char *mdp_nearest(const char *text, const char *const *names, int n);
+double mdp_seconds(void); /* monotonic clock */
+
+/* ---- log ----------------------------------------------------------------------------------------------------- */
+
+/* Messages and progress go to stderr and, with time stamps, to run.log once it is opened. Only rank 0's log speaks. */
+typedef enum mdp_level { MDP_LEVEL_ERROR, MDP_LEVEL_WARN, MDP_LEVEL_INFO, MDP_LEVEL_DEBUG } mdp_level;
+typedef struct mdp_log mdp_log;
+
+mdp_status mdp_log_new(mdp_log **out, bool speaks, mdp_level level);
+void mdp_log_destroy(mdp_log *log);
+mdp_status mdp_log_open_file(mdp_log *log, const char *path); /* append; speaks == false: nothing */
+void mdp_log_message(mdp_log *log, mdp_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* One line for a failed command: "moe-dist-prune: <text>". */
+void mdp_log_error(mdp_log *log, const mdp_status *status);
+
+/* Progress of a phase of n_step steps (layers). On a terminal one line is redrawn; otherwise one line a step, at most
+ * one every 10 s (the first and the last always). amount counts units ("tokens") per second. */
+typedef struct mdp_progress mdp_progress;
+mdp_status mdp_progress_new(mdp_progress **out, mdp_log *log, const char *phase, const char *step, int64_t n_step,
+                            const char *unit);
+void mdp_progress_update(mdp_progress *progress, int64_t n_done, double amount_done);
+void mdp_progress_destroy(mdp_progress *progress); /* ends the line; NULL is allowed */
+
+/* ---- JSON (jansson) ------------------------------------------------------------------------------------------ */
+
+/* Parse text; `path` names it in errors. Duplicate keys are refused. The caller json_decref's *out. */
+mdp_status mdp_json_parse(const char *text, int64_t n_byte, const char *path, json_t **out);
+/* Required members of an object, with the type checked; errors name path and key. */
+mdp_status mdp_json_int(const json_t *object, const char *key, const char *path, int64_t *out);
+mdp_status mdp_json_real(const json_t *object, const char *key, const char *path, double *out);
+mdp_status mdp_json_text(const json_t *object, const char *key, const char *path, const char **out); /* borrowed */
+mdp_status mdp_json_array(const json_t *object, const char *key, const char *path, json_t **out);    /* borrowed */
+/* Print with 1-space indent, keys in insertion order, reals as %.9g, a newline at the end. New text. */
+mdp_status mdp_json_print(const json_t *value, char **out);
+
+/* ---- checksum ------------------------------------------------------------------------------------------------ */
+
+typedef struct mdp_hash mdp_hash; /* streaming XXH3-128 */
+typedef struct mdp_digest {
+    char hex[33]; /* 32 lower-case hex digits, high 64 bits first, and a 0 */
+} mdp_digest;
+mdp_status mdp_hash_new(mdp_hash **out);
+void mdp_hash_reset(mdp_hash *hash);
+void mdp_hash_update(mdp_hash *hash, const void *data, int64_t n_byte);
+mdp_digest mdp_hash_digest(const mdp_hash *hash);
+void mdp_hash_destroy(mdp_hash *hash);
+mdp_digest mdp_hash_bytes(const void *data, int64_t n_byte);
+
+#endif

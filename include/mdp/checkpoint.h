@@ -1,0 +1,244 @@
+/* checkpoint.h - tensors in files, whatever the container: the catalogue of what is there (headers only), panels of
+ * logical matrices widened to f32, tokens, and the writers of model.h5 and of a HF directory.
+ *
+ * Everything readable is an extent {file, offset, bytes, type, shape}; safetensors headers give it, contiguous HDF5
+ * datasets give it too (H5Dget_offset). Weights are read by pread only, so any thread may read; HDF5 is called from the
+ * main thread only. Nothing of the model is ever held whole. */
+#ifndef MDP_CHECKPOINT_H
+#define MDP_CHECKPOINT_H
+
+#include "mdp/comm.h"
+
+/* ---- number formats ------------------------------------------------------------------------------------------ */
+
+typedef enum mdp_dtype { /* safetensors' order, descending element size last: the writer sorts by it */
+                         MDP_BOOL,
+                         MDP_F4,
+                         MDP_F6_E2M3,
+                         MDP_F6_E3M2,
+                         MDP_U8,
+                         MDP_I8,
+                         MDP_F8_E5M2,
+                         MDP_F8_E4M3,
+                         MDP_F8_E8M0,
+                         MDP_F8_E4M3FNUZ,
+                         MDP_F8_E5M2FNUZ,
+                         MDP_I16,
+                         MDP_U16,
+                         MDP_F16,
+                         MDP_BF16,
+                         MDP_I32,
+                         MDP_U32,
+                         MDP_F32,
+                         MDP_C64,
+                         MDP_F64,
+                         MDP_I64,
+                         MDP_U64,
+                         MDP_N_DTYPE
+} mdp_dtype;
+
+const char *mdp_dtype_name(mdp_dtype type); /* "BF16" */
+int mdp_dtype_bits(mdp_dtype type);         /* 16 */
+bool mdp_dtype_find(const char *name, mdp_dtype *out);
+bool mdp_dtype_widens(mdp_dtype type); /* can mdp_widen read it */
+/* n stored values -> f32, exact. f32, f16, bf16. Source may be unaligned. */
+void mdp_widen(mdp_dtype type, const void *stored, int64_t n, float *out);
+
+/* ---- catalogue ----------------------------------------------------------------------------------------------- */
+
+#define MDP_MAX_DIM 8
+
+/* One stored tensor under its HF name. A stacked HDF5 dataset appears as one tensor per expert. */
+typedef struct mdp_tensor {
+    const char *name; /* borrowed from the catalogue */
+    mdp_dtype type;
+    int n_dim;
+    int64_t shape[MDP_MAX_DIM];
+    int32_t file;   /* index into catalogue->files */
+    int64_t offset; /* bytes from the start of that file */
+    int64_t n_byte;
+} mdp_tensor;
+
+typedef enum mdp_container { MDP_HF_FOLDER, MDP_NATIVE } mdp_container;
+
+/* A small file that travels with the weights (tokenizer.json, generation_config.json, *.py, ...). */
+typedef struct mdp_side_file {
+    const char *name; /* plain basename; borrowed from the catalogue */
+    int32_t file;     /* index into catalogue->files */
+    int64_t offset, n_byte;
+} mdp_side_file;
+
+typedef struct mdp_catalogue {
+    char *path; /* as given by the user */
+    mdp_container container;
+    int32_t n_file;
+    char **files;        /* [n_file] paths; entry used by tensors and side files */
+    int64_t *file_bytes; /* [n_file] sizes when opened */
+    int64_t n_tensor;
+    mdp_tensor *tensors; /* [n_tensor] ascending by name (strcmp) */
+    int64_t n_side_file;
+    mdp_side_file *side_files; /* ascending by name; no weights, no index, no config.json, no moe-dist-prune.json */
+    char *config_text;         /* config.json, config_byte bytes and a 0 byte */
+    int64_t config_byte;
+    int64_t tensor_byte;  /* sum over tensors */
+    char fingerprint[33]; /* model fingerprint (formats.md); set by mdp_catalogue_fingerprint_all, "" before */
+    void *memory;         /* backing store of names; private */
+} mdp_catalogue;
+
+/* Open a HF folder (single file, shards, index) or one of our .h5 files: rank 0 reads the headers, checks them by the
+ * strict rules of safetensors (holes, overlaps, duplicates, trailing bytes, overflow, names outside the folder), and
+ * broadcasts. No weight is read. Collective on `comm`. Errors: MDP_BAD_INPUT naming file, tensor and byte. */
+mdp_status mdp_catalogue_open_all(const mdp_comm *comm, const char *path, mdp_catalogue **out);
+void mdp_catalogue_destroy(mdp_catalogue *catalogue);
+/* The tensor of that HF name, or NULL. Binary search. Local. */
+const mdp_tensor *mdp_catalogue_find(const mdp_catalogue *catalogue, const char *name);
+/* Fill catalogue->fingerprint: xxh3_128 over config.json and, by name, type, shape and the digest of the first 4,096
+ * bytes of each tensor; independent of sharding and container. The tensors are shared out over the ranks.
+ * Collective on `comm`. */
+mdp_status mdp_catalogue_fingerprint_all(const mdp_comm *comm, mdp_catalogue *catalogue);
+
+/* ---- reading ------------------------------------------------------------------------------------------------- */
+
+/* Open files of a catalogue for reading: descriptors opened at first use, at most a fixed number kept. Thread-safe. */
+typedef struct mdp_reader mdp_reader;
+mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out);
+void mdp_reader_destroy(mdp_reader *reader);
+/* n_byte bytes of file `file` from `offset`. Thread-safe. A file shorter than when it was catalogued is an error that
+ * says so. */
+mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out);
+int64_t mdp_reader_bytes(const mdp_reader *reader); /* bytes read so far */
+
+/* A logical matrix [n_row, n_col] inside a stored tensor: element (r, c) is the value number
+ * first + r * row_stride + c * col_stride of the tensor. Hides per-expert, fused, transposed and interleaved layouts.
+ */
+typedef struct mdp_matrix {
+    const mdp_tensor *tensor; /* borrowed; NULL: absent */
+    int64_t n_row, n_col;
+    int64_t first, row_stride, col_stride; /* in elements */
+} mdp_matrix;
+
+/* The whole of a 2-D tensor (or of a 1-D tensor as one row). */
+mdp_matrix mdp_matrix_whole(const mdp_tensor *tensor);
+/* Rows row0 .. row0+n_row-1 as f32 into out [n_row, n_col]. `scratch` holds at least mdp_matrix_scratch bytes.
+ * Thread-safe. */
+mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
+                           float *out);
+int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row); /* bytes */
+/* A 1-D tensor (or any matrix) whole, into a new array of n_row * n_col f32; for norms, biases, routers. */
+mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float **out);
+
+/* A sequence of panels read ahead by one I/O thread. The reader side fills a ring of buffers in the order of `items`;
+ * the consumer (main thread) takes them in that order. */
+typedef struct mdp_panel {
+    const mdp_matrix *matrix;
+    int64_t row0, n_row;
+    float *data; /* [n_row, matrix->n_col]; set by the stream; valid until the next mdp_panel_stream_next */
+} mdp_panel;
+
+typedef struct mdp_panel_stream mdp_panel_stream;
+
+/* A stream that can hold `depth` (>= 2) panels of up to max_value f32 values each. Starts the I/O thread, which sleeps
+ * while there is nothing to read. One stream serves the whole run. */
+mdp_status mdp_panel_stream_new(mdp_reader *reader, int depth, int64_t max_value, mdp_panel_stream **out);
+void mdp_panel_stream_destroy(mdp_panel_stream *stream);       /* joins the thread; NULL is allowed */
+int64_t mdp_panel_stream_memory(int depth, int64_t max_value); /* bytes that a stream will hold */
+/* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been taken to its
+ * end or ended by mdp_panel_stream_stop. */
+mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *items, int64_t n);
+/* Take the next `n` (1 .. depth - 1) panels, waiting for them; gives back the ones taken before. The data pointers in
+ * out[0..n-1] are set. A read error of the I/O thread is returned here. */
+mdp_status mdp_panel_stream_next(mdp_panel_stream *stream, int n, mdp_panel *out);
+/* Drop what is not taken yet (after an error elsewhere) and make the stream ready for start. */
+void mdp_panel_stream_stop(mdp_panel_stream *stream);
+
+/* ---- tokens -------------------------------------------------------------------------------------------------- */
+
+/* tokens.h5: categories in byte order of name, sequences in file order. Offsets are held on every rank, ids are not. */
+typedef struct mdp_tokens {
+    char *path;
+    int n_category;
+    char **category;            /* [n_category] */
+    int64_t n_sequence;         /* over all categories */
+    int64_t *offset;            /* [n_sequence + 1] first token of each sequence, counted over all categories */
+    int32_t *sequence_category; /* [n_sequence] */
+    int64_t *category_offset;   /* [n_category + 1] first token of each category in that count */
+    int64_t n_token;            /* offset[n_sequence] */
+    char fingerprint[33];       /* xxh3_128 over the categories used: names, ids, offsets */
+    int64_t file;               /* HDF5 file id, open for reading; private */
+} mdp_tokens;
+
+/* Open and check a tokens file. `categories` (NULL: all) selects by comma-separated names. vocab_size bounds the ids.
+ * Rank 0 reads every id once (hash, check) and broadcasts the offsets. Collective on `comm`.
+ * Errors: MDP_BAD_INPUT: an id >= vocab_size (names category, sequence, position), decreasing or overrunning offsets,
+ * no tokens, an unknown category. */
+mdp_status mdp_tokens_open_all(const mdp_comm *comm, const char *path, const char *categories, int64_t vocab_size,
+                               mdp_tokens **out);
+void mdp_tokens_destroy(mdp_tokens *tokens); /* NULL is allowed */
+/* ids of tokens first .. first+n-1 (counted over the categories used). Local; main thread (HDF5). */
+mdp_status mdp_tokens_read(const mdp_tokens *tokens, int64_t first, int64_t n, uint32_t *out);
+
+/* ---- writing ------------------------------------------------------------------------------------------------- */
+
+/* A run of bytes copied from a stored tensor. */
+typedef struct mdp_segment {
+    const mdp_tensor *source;
+    int64_t offset, n_byte; /* inside the source tensor */
+} mdp_segment;
+
+/* One tensor of the result, under its HF name: the concatenation of its segments, bit for bit. */
+typedef struct mdp_output_tensor {
+    char *name; /* owned */
+    mdp_dtype type;
+    int n_dim;
+    int64_t shape[MDP_MAX_DIM];
+    int64_t n_byte;
+    int64_t n_segment;
+    mdp_segment *segments; /* owned */
+    /* where it goes in model.h5: experts of one layer and projection are stacked */
+    char *stack;                  /* owned; HF name pattern with {expert}, or NULL when the tensor stands alone */
+    mdp_expert_t expert;          /* its place in the stack (new numbering); -1 when it stands alone */
+    mdp_expert_t original_expert; /* number in the source checkpoint (merges: lowest member); -1 */
+} mdp_output_tensor;
+
+/* Everything that a checkpoint writer needs; made by transform from a plan, or by `export` from a model.h5. */
+typedef struct mdp_output {
+    const mdp_catalogue *source; /* borrowed */
+    int64_t n_tensor;
+    mdp_output_tensor *tensors; /* ascending by name; owned */
+    char *config_text;          /* owned; patched config.json */
+    int64_t config_byte;
+    char *plan_text;       /* owned; plan.json as written; may be NULL */
+    char *provenance_text; /* owned; JSON: what determines the bytes (formats.md) */
+    char model_type[64];
+    int64_t n_layer;
+    bool uniform;        /* every layer keeps the same number of experts */
+    int64_t tensor_byte; /* sum over tensors */
+} mdp_output;
+void mdp_output_destroy(mdp_output *output); /* NULL is allowed */
+
+typedef void mdp_written_fn(void *context, int64_t n_byte_done,
+                            int64_t n_byte_total); /* progress on rank 0; may be NULL */
+
+typedef struct mdp_write_options {
+    bool overwrite;      /* replace an existing output */
+    int64_t shard_byte;  /* HF: largest shard, bytes */
+    int64_t buffer_byte; /* memory for copying per rank, bytes */
+    mdp_written_fn *written;
+    void *context;
+} mdp_write_options;
+
+/* Write path (model.h5): rank 0 creates all datasets under path.partial; all ranks copy the tensors they own (balanced
+ * by bytes) with parallel HDF5, independent transfers; rank 0 writes checksums and last `complete`; agree; fsync;
+ * rename; fsync of the folder. On any error nothing is left under the final name. Collective on `comm`. */
+mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
+                                const mdp_write_options *options);
+/* Write a HF folder (safetensors shards, index, config.json, side files, moe-dist-prune.json with provenance and
+ * checksums) under folder.partial by all ranks, then rename. Collective on `comm`. */
+mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *folder,
+                            const mdp_write_options *options);
+/* Refuse now what a writer would refuse later: output exists and overwrite is not set (MDP_CANNOT_CREATE), its folder
+ * is missing or not writable, it equals or contains the input, less than n_byte free. Rank 0 looks. Collective. */
+mdp_status mdp_output_check_all(const mdp_comm *comm, const char *path, const mdp_catalogue *input, bool overwrite,
+                                int64_t n_byte);
+
+#endif

@@ -1,0 +1,72 @@
+/* comm.h - ranks: communicator with node structure, agreement on errors, collectives with 64-bit counts, and the
+ * bounded exchange of rows. Only the main thread calls anything here. */
+#ifndef MDP_COMM_H
+#define MDP_COMM_H
+
+#include "mdp/base.h"
+
+#include <mpi.h>
+
+typedef struct mdp_comm {
+    MPI_Comm world;    /* our own duplicate, errors returned */
+    int rank, size;    /* in world */
+    int node;          /* index of this rank's node, nodes numbered by their lowest rank */
+    int n_node;        /* number of nodes */
+    int *rank_node;    /* [size] node of each rank */
+    int node_rank;     /* position of this rank among its node's ranks, ascending by rank */
+    int node_size;     /* ranks on this rank's node */
+    int64_t count_max; /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
+} mdp_comm;
+
+/* Collective on `base`. Nodes are shared-memory domains, or every MDP_RANKS_PER_NODE=n consecutive ranks. */
+mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out);
+/* Collective on `comm`. NULL is allowed. */
+void mdp_comm_destroy_all(mdp_comm *comm);
+/* An MPI return code as a status that names `what`. */
+mdp_status mdp_mpi_status(int mpi_code, const char *what);
+
+/* Collective on `comm`. Make a local status common: every rank returns the error of the lowest rank whose status is
+ * one, text included; MDP_OK when no rank failed. Costs one small Allreduce in the good case. */
+mdp_status mdp_agree_all(const mdp_comm *comm, mdp_status local);
+/* After a local phase: all ranks leave together when any failed. */
+#define MDP_AGREE(comm, local) MDP_TRY(mdp_agree_all((comm), (local)))
+
+/* Collectives, int64 counts, split into calls of at most comm->count_max elements. Collective on `comm`. */
+mdp_status mdp_bcast_all(const mdp_comm *comm, void *data, int64_t n_byte, int root);
+mdp_status mdp_sum_i64_all(const mdp_comm *comm, int64_t *data, int64_t n);                   /* in place, everywhere */
+mdp_status mdp_max_i64_all(const mdp_comm *comm, int64_t *data, int64_t n);                   /* in place, everywhere */
+mdp_status mdp_sum_i64_to_root_all(const mdp_comm *comm, int64_t *data, int64_t n, int root); /* in place at root */
+/* data[i] becomes the sum over lower ranks (0 on rank 0). */
+mdp_status mdp_exscan_i64_all(const mdp_comm *comm, int64_t *data, int64_t n);
+/* send[q * n + i] goes to rank q's recv[rank * n + i]; both [size * n]. */
+mdp_status mdp_alltoall_i64_all(const mdp_comm *comm, const int64_t *send, int64_t *recv, int64_t n);
+/* Concatenate every rank's bytes, in rank order, at root. *out (new, at root only; NULL elsewhere) and *n_out. */
+mdp_status mdp_gather_bytes_all(const mdp_comm *comm, const void *data, int64_t n_byte, int root, void **out,
+                                int64_t *n_out);
+/* Root's new-allocated text (n_byte bytes and a 0 byte) becomes a new text on every rank; on root *text is kept. */
+mdp_status mdp_bcast_text_all(const mdp_comm *comm, char **text, int64_t *n_byte, int root);
+
+/* ---- row exchange -------------------------------------------------------------------------------------------- */
+
+/* Write rows first .. first+n-1 of the sequence meant for rank `peer` to buffer [n, row_byte]. */
+typedef void mdp_pack_fn(void *context, int peer, int64_t first, int64_t n, void *buffer);
+/* Take rows first .. first+n-1 of the sequence that came from rank `peer`. */
+typedef void mdp_unpack_fn(void *context, int peer, int64_t first, int64_t n, const void *buffer);
+
+typedef struct mdp_exchange {
+    int64_t row_byte;      /* bytes of one row */
+    int64_t buffer_byte;   /* memory for messages, bytes: four pieces of a quarter each (at least one row a piece) */
+    const int64_t *n_send; /* [size] rows for each rank */
+    const int64_t *n_recv; /* [size] rows from each rank; n_send of the other side */
+    mdp_pack_fn *pack;
+    mdp_unpack_fn *unpack;
+    void *context;
+} mdp_exchange;
+
+/* Collective on `comm`. Pairwise, peer after peer at growing distance (rank itself first, without MPI), each pair in
+ * pieces of at most buffer_byte / 4 and comm->count_max elements, two in flight in each direction. Memory does not
+ * depend on the number of ranks. Sequence order is kept. A rank that fails to allocate its buffer still takes part in
+ * the agreement: all ranks return the same status, before any row moves. */
+mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange);
+
+#endif

@@ -1,0 +1,58 @@
+/* linalg.h - matrix products, row kernels with one defined order, and ScaLAPACK behind one typed wrapper.
+ *
+ * Every kernel here gives the same bits for the same arguments, whatever the alignment, the thread that calls it or the
+ * number of threads: GEMM is single-threaded and called with shapes fixed by the input; row kernels have one order. */
+#ifndef MDP_LINALG_H
+#define MDP_LINALG_H
+
+#include "mdp/comm.h"
+
+/* ---- BLAS ---------------------------------------------------------------------------------------------------- */
+
+/* Set the BLAS library to one thread of its own and check that it obeyed (MDP_INTERNAL otherwise). Call at start. */
+mdp_status mdp_blas_start(void);
+/* "OpenBLAS 0.3.21 SkylakeX" or what can be known of another library; written to out. */
+void mdp_blas_name(char *out, size_t n_byte);
+
+/* y [n, m] = x [n, k] w [m, k]^T, f32, row-major with leading dimensions ldx, ldw, ldy (elements). Single-threaded. */
+void mdp_gemm_nt(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
+/* y [n, m] += x [n, k] w [k, m], f32, row-major. Single-threaded. */
+void mdp_gemm_nn_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
+
+/* ---- row kernels --------------------------------------------------------------------------------------------- */
+
+/* y = x / sqrt(mean(x^2) + eps) * weight, [n]; sum of squares in f64, lane order fixed; y may be x. (N1 of the
+ * families: in f32 the same as N2.) */
+void mdp_rms_norm(const float *x, const float *weight, double eps, int64_t n, float *y);
+/* Sum of a[i] * b[i] in f64, fixed lane order. */
+double mdp_dot(const float *a, const float *b, int64_t n);
+/* Sum of x[i]^2 in f64, fixed lane order. */
+double mdp_sum_squares(const float *x, int64_t n);
+/* y[i] += a * x[i], f32. */
+void mdp_axpy(float a, const float *x, int64_t n, float *y);
+
+typedef enum mdp_activation { MDP_SILU, MDP_GELU, MDP_GELU_TANH } mdp_activation;
+/* h[i] = act(h[i]) * u[i], f32, our own exp so that every machine of one kernel gives the same bits. */
+void mdp_gate(mdp_activation activation, const float *u, int64_t n, float *h);
+/* exp(x) in f32, relative error below 2e-7 over the whole range; -inf gives 0. Vectorisable, used by softmax. */
+float mdp_exp(float x);
+/* x[i] = exp(x[i] - shift), [n]; returns the sum in f64, fixed lane order. */
+double mdp_exp_shift(float *x, float shift, int64_t n);
+/* Largest of x [n], n >= 1. */
+float mdp_max(const float *x, int64_t n);
+
+/* Rotate the first 2 * n_pair values of a head in place; cosine, sine [n_pair]. */
+typedef enum mdp_rope_layout { MDP_ROPE_HALF, MDP_ROPE_PAIR } mdp_rope_layout;
+void mdp_rope_rotate(mdp_rope_layout layout, const float *cosine, const float *sine, int64_t n_pair, float *head);
+
+/* ---- ScaLAPACK ----------------------------------------------------------------------------------------------- */
+
+/* Solve A X = B for symmetric positive definite A by Cholesky over all ranks (pdpotrf, pdpotrs).
+ * A [n, n] and B [n, n_rhs] are given, and X returned in B, as row blocks: rank r holds rows first(r) .. first(r+1)-1,
+ * row-major, with first(r) = r * n / size; A symmetric, so row- and column-major are the same matrix. A is destroyed.
+ * Redistribution to the block-cyclic layout (block 64) and back is inside. Collective on `comm`.
+ * Errors: MDP_BAD_INPUT when A is not positive definite (names the order of the failing minor); MDP_INTERNAL when a
+ * local piece has more than INT_MAX elements ("use more ranks"). */
+mdp_status mdp_solve_spd_all(const mdp_comm *comm, int64_t n, int64_t n_rhs, double *a_rows, double *b_rows);
+
+#endif

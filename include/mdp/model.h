@@ -1,0 +1,106 @@
+/* model.h - a model as structs: config.json and tensor names are bound once, here; nothing later compares strings.
+ * A family is a row of the family table (src/model/family_*.c): flags, name patterns, config keys with defaults. */
+#ifndef MDP_MODEL_H
+#define MDP_MODEL_H
+
+#include "mdp/checkpoint.h"
+#include "mdp/linalg.h"
+
+/* ---- what a family is ---------------------------------------------------------------------------------------- */
+
+typedef enum mdp_router_score { MDP_SOFTMAX_ALL, MDP_SOFTMAX_CHOSEN, MDP_SIGMOID } mdp_router_score;
+typedef enum mdp_normalise { MDP_NORMALISE_NEVER, MDP_NORMALISE_ALWAYS, MDP_NORMALISE_BY_FLAG } mdp_normalise;
+
+/* The router of a layer, resolved for the model at hand. z = W x; p = score(z); choose the k largest (ties: lower
+ * index); g = p of the chosen, normalised to sum 1 if `normalise`. Accumulation of z in f64. */
+typedef struct mdp_router_rule {
+    mdp_router_score score;
+    bool normalise;
+} mdp_router_rule;
+
+typedef struct mdp_family mdp_family; /* src/model/family.h */
+
+/* ---- what a model is ----------------------------------------------------------------------------------------- */
+
+typedef struct mdp_rope {
+    mdp_rope_layout layout;
+    int64_t n_pair;          /* rotated pairs of a head */
+    double *frequency;       /* [n_pair] angle per position, f64 values of the f32 arithmetic of the library */
+    double attention_factor; /* cos and sin are multiplied by it */
+    /* dynamic: frequencies depend on the sequence length beyond max_position */
+    bool dynamic;
+    double theta, factor;
+    int64_t max_position, n_rotated;
+} mdp_rope;
+
+typedef struct mdp_attention {
+    mdp_matrix q, k, v,
+        o; /* [n_head * head_dim, d_model], [n_kv_head * head_dim, d_model], same, [d_model, n_head * head_dim] */
+    int64_t window; /* keys visible to a query, itself included; 0: all before it */
+    double scale;   /* of q . k */
+} mdp_attention;
+
+typedef struct mdp_expert {
+    mdp_matrix gate, up, down; /* [d_ff, d_model], [d_ff, d_model], [d_model, d_ff] */
+} mdp_expert;
+
+/* One stored tensor that belongs to the experts of a layer, with how to slice it: what a transform walks over. */
+typedef struct mdp_expert_tensor {
+    const mdp_tensor *tensor;
+    mdp_expert_t expert; /* the expert it belongs to, or -1: a fused tensor or the router, sliced along `axis` */
+    int axis;            /* of the fused tensor: experts are the entries along it (0 for all families so far) */
+    const char *stack;   /* name pattern with {expert}; owned by the model; NULL for fused ones */
+} mdp_expert_tensor;
+
+typedef struct mdp_moe {
+    int32_t n_expert; /* may differ between layers in our own files */
+    int32_t top_k;
+    int64_t d_ff;
+    mdp_router_rule rule;
+    mdp_matrix router;   /* [n_expert, d_model] */
+    mdp_expert *experts; /* [n_expert] */
+    mdp_activation activation;
+    int64_t n_expert_tensor;
+    mdp_expert_tensor *expert_tensors; /* every tensor that changes when experts are removed: routers, experts */
+} mdp_moe;
+
+typedef struct mdp_layer {
+    mdp_matrix norm1, norm2; /* [1, d_model] */
+    mdp_attention attention;
+    bool is_moe;
+    mdp_moe moe;
+} mdp_layer;
+
+typedef struct mdp_model {
+    const mdp_catalogue *catalogue; /* borrowed */
+    const mdp_family *family;
+    char model_type[64];
+    int64_t n_layer, d_model, vocab_size, n_head, n_kv_head, head_dim, max_position;
+    double norm_eps;
+    mdp_rope rope;
+    mdp_matrix embedding;  /* [vocab_size, d_model] */
+    mdp_matrix final_norm; /* [1, d_model] */
+    mdp_matrix head;       /* [vocab_size, d_model]; the embedding when tied */
+    mdp_layer *layers;     /* [n_layer] */
+    int64_t n_parameter;   /* all stored values of bound tensors */
+    int64_t n_active;      /* parameters that one token meets: all but the experts it does not choose */
+    char **names;          /* patterns owned by the model; private */
+    int64_t n_name;
+} mdp_model;
+
+/* Bind a catalogue: parse config.json with the family's keys and class defaults, find every tensor, check every shape.
+ * Local (every rank does the same on the broadcast catalogue). Errors: MDP_BAD_INPUT, naming layer, tensor, the config
+ * key, expected and found; unknown model_type with the supported ones. Only shapes are looked at, no weights. */
+mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out);
+void mdp_model_destroy(mdp_model *model); /* NULL is allowed */
+/* Names of the supported families, NULL-terminated. */
+const char *const *mdp_family_names(void);
+
+/* cos and sin [n_pair] of a position, for a sequence of `length` tokens, in the library's f32 arithmetic. Local. */
+void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, float *cosine, float *sine);
+
+/* config.json with the expert-count keys (as spelled in it; every spelling present) set to n_expert, all other bytes
+ * kept; an absent key is inserted after the first brace. New text. */
+mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, char **out, int64_t *n_byte);
+
+#endif

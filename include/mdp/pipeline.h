@@ -1,0 +1,48 @@
+/* pipeline.h - engine and methods tied together: the layer loop of observe and eval. */
+#ifndef MDP_PIPELINE_H
+#define MDP_PIPELINE_H
+
+#include "mdp/evaluate.h"
+#include "mdp/observe.h"
+#include "mdp/transform.h"
+
+typedef struct mdp_forward_options {
+    int n_thread;         /* threads of this rank, >= 1 */
+    int64_t batch_tokens; /* over all ranks; 0: all tokens, or the largest batch that fits `memory` */
+    int64_t memory;       /* bytes per rank; 0: no limit */
+    mdp_log *log;
+    bool progress;
+} mdp_forward_options;
+
+/* What a forward pass will take, from headers alone (the largest rank where ranks differ). */
+typedef struct mdp_forward_cost {
+    int64_t batch_tokens; /* chosen */
+    int64_t n_batch;
+    int64_t memory;     /* bytes per rank */
+    int64_t bytes_read; /* from storage, all ranks of a node together, all batches */
+    double flop;        /* all ranks */
+} mdp_forward_cost;
+
+/* n_stream: streams that differ from the first layer on. Local. Errors: MDP_USAGE when `memory` cannot hold even one
+ * block, with the smallest that would do. */
+mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens, int n_stream,
+                               bool with_head, const mdp_forward_options *options, mdp_forward_cost *out);
+
+/* One forward over all tokens with every tile observer; *out is complete on rank 0 (observe.h). Collective on `comm`.
+ * Errors: reading weights; NaN or Inf in a router (names layer and expert). */
+mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
+                           const mdp_forward_options *options, mdp_stats **out);
+
+typedef struct mdp_eval_request {
+    const char *name;
+    const char *plan;     /* path, NULL: original */
+    const mdp_view *view; /* NULL: original */
+} mdp_eval_request;
+
+/* Loss per category of n_request streams in one forward. dump_path (NULL: none): the arrays of cli.md, --dump;
+ * MDP_USAGE when they exceed 1 GiB. Collective on `comm`. */
+mdp_status mdp_evaluate_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
+                            const mdp_eval_request *requests, int n_request, const mdp_forward_options *options,
+                            const char *dump_path, mdp_evaluation **out);
+
+#endif

@@ -1,0 +1,56 @@
+/* plan.h - what is to become of every expert: budgets turn scores into a plan; the plan and its JSON. */
+#ifndef MDP_PLAN_H
+#define MDP_PLAN_H
+
+#include "mdp/score.h"
+
+typedef enum mdp_action { MDP_KEEP, MDP_DROP } mdp_action; /* later: merge, constant, condense, zero, neurons, mask */
+
+/* One expert of the result. */
+typedef struct mdp_plan_expert {
+    mdp_action action;
+    int32_t n_from;
+    mdp_expert_t *from; /* [n_from] original experts, ascending */
+} mdp_plan_expert;
+
+typedef struct mdp_plan_layer {
+    int64_t layer;    /* of the model */
+    int32_t n_expert; /* before */
+    double *scores;   /* [n_expert] original order, or NULL */
+    int32_t n_kept;
+    mdp_plan_expert *kept; /* [n_kept] in the new numbering */
+    int32_t n_dropped;
+    mdp_expert_t *dropped; /* [n_dropped] ascending */
+} mdp_plan_layer;
+
+typedef struct mdp_plan {
+    char fingerprint[33], model_type[64]; /* of the model it is for */
+    json_t *recipe;                       /* {"method", "budget", "keep" ..., "options"} */
+    bool uniform;
+    int64_t n_layer;
+    mdp_plan_layer *layers; /* MoE layers, ascending */
+} mdp_plan;
+
+void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
+/* plan.json text, new; equal plans give equal bytes. */
+mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
+/* Parse and check a plan by itself: every expert named once, ascending, actions known. `path` names it in errors. */
+mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, mdp_plan **out);
+/* Check a plan against a model: fingerprint, layers, expert counts, keep >= k. Names the layer and expert. */
+mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
+
+typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL } mdp_budget;
+typedef enum mdp_score_normalise { MDP_RAW, MDP_LAYER_SUM, MDP_LAYER_MAX, MDP_LAYER_Z } mdp_score_normalise;
+
+typedef struct mdp_budget_options {
+    mdp_budget budget;
+    mdp_score_normalise normalise;
+    int32_t keep;     /* experts per layer (uniform), or on average (global) */
+    int32_t min_keep; /* global: never fewer in a layer; 0: the model's top_k */
+} mdp_budget_options;
+
+/* Choose from scores (rounded to 30 bits; ties by layer, then expert). plan->layers[].scores and n_expert are set;
+ * fills kept and dropped and plan->uniform. top_k [n_layer]. Local: rank 0 decides, the text is broadcast. */
+mdp_status mdp_plan_choose(mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options);
+
+#endif
