@@ -25,22 +25,29 @@ typedef struct mdp_plan_layer {
 
 typedef struct mdp_plan {
     char fingerprint[33], model_type[64]; /* of the model it is for */
-    json_t *recipe;                       /* {"method", "budget", "keep" ..., "options"} */
+    json_t *recipe;                       /* {"method", "budget", "keep", "options", ...}; owned */
     bool uniform;
     int64_t n_layer;
     mdp_plan_layer *layers; /* MoE layers, ascending */
 } mdp_plan;
 
+/* A new plan with n_layer empty layers and an empty recipe. */
+mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
 /* plan.json text, new; equal plans give equal bytes. */
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
-/* Parse and check a plan by itself: every expert named once, ascending, actions known. `path` names it in errors. */
+/* Parse and check a plan by itself: every expert named once, kept ones ascending, actions known, "uniform" true to the
+ * layers. `path` names it in errors, which are MDP_BAD_INPUT and name the layer and the expert. */
 mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, mdp_plan **out);
-/* Check a plan against a model: fingerprint, layers, expert counts, keep >= k. Names the layer and expert. */
+/* Check a plan against a model whose catalogue has its fingerprint: fingerprint, family, layers, expert counts,
+ * keep >= k. MDP_BAD_INPUT, naming the layer. */
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
 
 typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL } mdp_budget;
 typedef enum mdp_score_normalise { MDP_RAW, MDP_LAYER_SUM, MDP_LAYER_MAX, MDP_LAYER_Z } mdp_score_normalise;
+
+extern const char *const mdp_budget_names[];          /* indexed by mdp_budget; NULL at the end */
+extern const char *const mdp_score_normalise_names[]; /* indexed by mdp_score_normalise; NULL at the end */
 
 typedef struct mdp_budget_options {
     mdp_budget budget;
@@ -49,8 +56,22 @@ typedef struct mdp_budget_options {
     int32_t min_keep; /* global: never fewer in a layer; 0: the model's top_k */
 } mdp_budget_options;
 
-/* Choose from scores (rounded to 30 bits; ties by layer, then expert). plan->layers[].scores and n_expert are set;
- * fills kept and dropped and plan->uniform. top_k [n_layer]. Local: rank 0 decides, the text is broadcast. */
+/* Choose from scores (rounded to 30 bits; of equal scores the lower layer, then the lower expert goes first).
+ * plan->layers[].scores and n_expert are set; fills kept and dropped and plan->uniform. top_k [n_layer]. Local: rank 0
+ * decides, the text is broadcast. */
 mdp_status mdp_plan_choose(mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options);
+
+/* What a scored plan is made from. */
+typedef struct mdp_plan_request {
+    const mdp_criterion *criterion;
+    const mdp_stats *stats; /* NULL: a criterion that needs none, for `model` */
+    const mdp_model *model; /* used when stats is NULL; its catalogue has the fingerprint */
+    uint64_t seed;
+    mdp_budget_options budget;
+} mdp_plan_request;
+
+/* Statistics -> scores -> choice, with the recipe that says so. Local: rank 0 decides, the text is broadcast.
+ * Errors: MDP_USAGE for a budget that cannot be met. */
+mdp_status mdp_plan_make(const mdp_plan_request *request, mdp_plan **out);
 
 #endif

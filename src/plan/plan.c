@@ -1,0 +1,87 @@
+/* plan.c - the life of a plan, and its check against a model.
+ *
+ * A plan owns all its arrays and its recipe. The check against a model is the last gate before anything is written or
+ * computed by a plan: fingerprint, family, layers, expert counts, and that every token still finds its k experts. */
+#include "mdp/plan.h"
+
+#include <string.h>
+
+static void destroy_layer(mdp_plan_layer *layer) {
+    for (int32_t i = 0; i < layer->n_kept && layer->kept; i++) mdp_free(layer->kept[i].from);
+    mdp_free(layer->scores);
+    mdp_free(layer->kept);
+    mdp_free(layer->dropped);
+}
+
+mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out) {
+    mdp_plan *plan = NULL;
+    *out = NULL;
+    MDP_TRY(MDP_ALLOC(&plan, 1, "a plan"));
+    mdp_status status = MDP_ALLOC(&plan->layers, n_layer, "the layers of a plan");
+    if (status.code == MDP_OK) {
+        plan->n_layer = n_layer;
+        plan->recipe = json_object();
+        if (!plan->recipe) status = MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan");
+    }
+    if (status.code != MDP_OK) {
+        mdp_plan_destroy(plan);
+        return status;
+    }
+    *out = plan;
+    return status;
+}
+
+void mdp_plan_destroy(mdp_plan *plan) {
+    if (!plan) return;
+    for (int64_t i = 0; i < plan->n_layer; i++) destroy_layer(&plan->layers[i]);
+    json_decref(plan->recipe);
+    mdp_free(plan->layers);
+    mdp_free(plan);
+}
+
+static mdp_status check_layer(const mdp_plan_layer *planned, const mdp_model *model) {
+    long long l = (long long)planned->layer;
+    if (planned->layer >= model->n_layer || !model->layers[planned->layer].is_moe)
+        return MDP_ERROR(
+            MDP_BAD_INPUT,
+            "the plan names layer %lld, which is not a layer with experts of %s (%lld layers); the plan and "
+            "the model do not belong together",
+            l, model->catalogue->path, (long long)model->n_layer);
+    const mdp_moe *moe = &model->layers[planned->layer].moe;
+    if (planned->n_expert != moe->n_expert)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "layer %lld: the plan speaks of %d experts, the model has %d; the plan and the model do not "
+                         "belong together",
+                         l, (int)planned->n_expert, (int)moe->n_expert);
+    if (planned->n_kept < moe->top_k)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "layer %lld: the plan keeps %d experts, fewer than the %d that each token uses; keep more", l,
+                         (int)planned->n_kept, (int)moe->top_k);
+    return mdp_ok();
+}
+
+/* Every layer with experts is planned; the plan's layers ascend, so the two lists are walked together. */
+static mdp_status check_all_planned(const mdp_plan *plan, const mdp_model *model) {
+    int64_t i = 0;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        if (i >= plan->n_layer || plan->layers[i].layer != l)
+            return MDP_ERROR(MDP_BAD_INPUT,
+                             "layer %lld of the model is not in the plan; a plan lists every layer that has experts",
+                             (long long)l);
+        i++;
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model) {
+    const char *fingerprint = model->catalogue->fingerprint;
+    if (strcmp(plan->fingerprint, fingerprint) != 0 || strcmp(plan->model_type, model->model_type) != 0)
+        return MDP_ERROR(
+            MDP_BAD_INPUT,
+            "the plan is for another model: it names a %s with fingerprint %s, %s is a %s with fingerprint "
+            "%s; make a plan from statistics of this model",
+            plan->model_type, plan->fingerprint, model->catalogue->path, model->model_type, fingerprint);
+    for (int64_t i = 0; i < plan->n_layer; i++) MDP_TRY(check_layer(&plan->layers[i], model));
+    return check_all_planned(plan, model);
+}
