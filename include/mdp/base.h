@@ -30,11 +30,11 @@ typedef enum mdp_code {
 
 /* The outcome of local work. Returned by value; text is set only when code is not MDP_OK. */
 typedef struct mdp_status {
-    int code;         /* mdp_code */
-    int rank;         /* rank on which it arose; -1 until ranks have agreed */
-    int line;         /* source line where it arose */
-    const char *file; /* source file where it arose; static; NULL for MDP_OK */
-    char text[1000];  /* one sentence: what, where, expected, found, what to do */
+    int code;        /* mdp_code */
+    int rank;        /* rank on which it arose; -1 until ranks have agreed */
+    int line;        /* source line where it arose */
+    char file[40];   /* source file where it arose, without folders; empty for MDP_OK */
+    char text[1000]; /* one sentence: what, where, expected, found, what to do */
 } mdp_status;
 
 /* Success. */
@@ -43,7 +43,7 @@ static inline mdp_status mdp_ok(void) {
     status.code = MDP_OK;
     status.rank = -1;
     status.line = 0;
-    status.file = NULL;
+    status.file[0] = '\0';
     status.text[0] = '\0';
     return status;
 }
@@ -146,6 +146,8 @@ bool mdp_exact_add(mdp_exact *sum, double value);
 void mdp_exact_normalise(mdp_exact *sum);
 /* The value, rounded once to double (to nearest, ties to even). Does not need normal form. */
 double mdp_exact_value(const mdp_exact *sum);
+/* Is the sum in [-2^159, 2^159), the range of the 320-bit number? A statistic beyond it is an error. */
+bool mdp_exact_fits(const mdp_exact *sum);
 
 /* Value rounded to 30 significant bits, to nearest: what decisions compare. */
 double mdp_round30(double value);

@@ -1,0 +1,96 @@
+/* json.c - JSON through jansson: strict parsing, members with their type checked, printing in one form.
+ *
+ * Every refusal names the file and the key, or the line and column. Refuses: duplicate keys, numbers that do not fit,
+ * text after the value. */
+#include "mdp/base.h"
+
+#include <stdlib.h>
+
+mdp_status mdp_json_parse(const char *text, int64_t n_byte, const char *path, json_t **out) {
+    *out = NULL;
+    MDP_TRY(mdp_fault(MDP_INTERNAL, "parse JSON"));
+    json_error_t error;
+    json_t *value = json_loadb(text, (size_t)n_byte, JSON_REJECT_DUPLICATES, &error);
+    if (!value)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: not valid JSON at line %d, column %d (byte %d): %s.", path, error.line,
+                         error.column, error.position, error.text);
+    *out = value;
+    return mdp_ok();
+}
+
+static const char *type_name(const json_t *value) {
+    switch (json_typeof(value)) {
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a text";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a real number";
+    case JSON_TRUE:
+        return "true";
+    case JSON_FALSE:
+        return "false";
+    case JSON_NULL:
+        return "null";
+    }
+    return "unknown";
+}
+
+static mdp_status wrong_type(const json_t *value, const char *key, const char *path, const char *expected) {
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected %s.", path, key, type_name(value), expected);
+}
+
+static mdp_status member(const json_t *object, const char *key, const char *path, const char *expected, json_t **out) {
+    if (!json_is_object(object))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected an object with the key '%s', found %s.", path, key,
+                         object ? type_name(object) : "nothing");
+    *out = json_object_get(object, key);
+    if (!*out) return MDP_ERROR(MDP_BAD_INPUT, "%s: the key '%s' is missing; expected %s.", path, key, expected);
+    return mdp_ok();
+}
+
+mdp_status mdp_json_int(const json_t *object, const char *key, const char *path, int64_t *out) {
+    json_t *value;
+    MDP_TRY(member(object, key, path, "an integer", &value));
+    if (!json_is_integer(value)) return wrong_type(value, key, path, "an integer");
+    *out = json_integer_value(value);
+    return mdp_ok();
+}
+
+mdp_status mdp_json_real(const json_t *object, const char *key, const char *path, double *out) {
+    json_t *value;
+    MDP_TRY(member(object, key, path, "a number", &value));
+    if (!json_is_number(value)) return wrong_type(value, key, path, "a number");
+    *out = json_number_value(value);
+    return mdp_ok();
+}
+
+mdp_status mdp_json_text(const json_t *object, const char *key, const char *path, const char **out) {
+    json_t *value;
+    MDP_TRY(member(object, key, path, "a text", &value));
+    if (!json_is_string(value)) return wrong_type(value, key, path, "a text");
+    *out = json_string_value(value);
+    return mdp_ok();
+}
+
+mdp_status mdp_json_array(const json_t *object, const char *key, const char *path, json_t **out) {
+    json_t *value;
+    MDP_TRY(member(object, key, path, "an array", &value));
+    if (!json_is_array(value)) return wrong_type(value, key, path, "an array");
+    *out = value;
+    return mdp_ok();
+}
+
+mdp_status mdp_json_print(const json_t *value, char **out) {
+    *out = NULL;
+    MDP_TRY(mdp_fault(MDP_INTERNAL, "print JSON"));
+    char *text = json_dumps(value, JSON_INDENT(1) | JSON_REAL_PRECISION(9) | JSON_ENCODE_ANY);
+    if (!text) return MDP_ERROR(MDP_INTERNAL, "cannot print a JSON value: it is not valid or memory ran out.");
+    mdp_status status = mdp_format(out, "%s\n", text);
+    free(text);
+    return status;
+}

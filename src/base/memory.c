@@ -1,0 +1,132 @@
+/* memory.c - memory with checked sizes, and what this process uses of it.
+ *
+ * Owns: every allocation of libmdp (64-byte aligned, zeroed, so that no uninitialised byte can reach a file), texts
+ * built by copying or printing, and checked integer arithmetic for sizes. Refuses: sizes that overflow. */
+#include "mdp/base.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#define ALIGNMENT 64
+
+bool mdp_multiply(int64_t a, int64_t b, int64_t *out) {
+    if (a < 0 || b < 0) return false;
+    return !__builtin_mul_overflow(a, b, out);
+}
+
+bool mdp_add(int64_t a, int64_t b, int64_t *out) {
+    if (a < 0 || b < 0) return false;
+    return !__builtin_add_overflow(a, b, out);
+}
+
+mdp_status mdp_int_cast(int64_t value, const char *what, int *out) {
+    if (value < INT_MIN || value > INT_MAX)
+        return MDP_ERROR(MDP_INTERNAL,
+                         "%s is %" PRId64 ", more than the %d that one library call takes; use more ranks.", what,
+                         value, INT_MAX);
+    *out = (int)value;
+    return mdp_ok();
+}
+
+/* Zeroed memory of n_byte bytes; the size is a multiple of the alignment, as aligned_alloc wants it. */
+static mdp_status allocate(void **out, int64_t n_byte, const char *what) {
+    MDP_TRY(mdp_fault(MDP_INTERNAL, "allocate"));
+    int64_t padded;
+    void *memory = NULL;
+    if (mdp_add(n_byte > 0 ? n_byte : 1, ALIGNMENT - 1, &padded)) {
+        padded -= padded % ALIGNMENT;
+        memory = aligned_alloc(ALIGNMENT, (size_t)padded);
+    }
+    if (!memory) {
+        char size[32];
+        return MDP_ERROR(MDP_INTERNAL,
+                         "cannot allocate %s for %s; use more nodes, fewer ranks a node, or a smaller --batch-tokens.",
+                         mdp_print_bytes(size, n_byte), what);
+    }
+    memset(memory, 0, (size_t)padded);
+    *out = memory;
+    return mdp_ok();
+}
+
+mdp_status mdp_alloc(void **out, mdp_count_t n, size_t size, const char *what) {
+    void *memory = NULL;
+    memcpy(out, &memory, sizeof memory); /* *out is a pointer of any type: not to be written as a void * lvalue */
+    int64_t n_byte;
+    if (size > INT64_MAX || !mdp_multiply(n, (int64_t)size, &n_byte))
+        return MDP_ERROR(MDP_INTERNAL, "cannot allocate %" PRId64 " elements of %zu bytes for %s.", n, size, what);
+    MDP_TRY(allocate(&memory, n_byte, what));
+    memcpy(out, &memory, sizeof memory);
+    return mdp_ok();
+}
+
+mdp_status mdp_grow(void **out, mdp_count_t old_n, mdp_count_t n, size_t size, const char *what) {
+    if (old_n < 0 || n < old_n)
+        return MDP_ERROR(MDP_INTERNAL, "cannot grow %s from %" PRId64 " to %" PRId64 " elements.", what, old_n, n);
+    void *old, *memory;
+    memcpy(&old, out, sizeof old);
+    MDP_TRY(mdp_alloc(&memory, n, size, what));
+    if (old && old_n > 0) memcpy(memory, old, (size_t)old_n * size);
+    mdp_free(old);
+    memcpy(out, &memory, sizeof memory);
+    return mdp_ok();
+}
+
+void mdp_free(void *pointer) {
+    free(pointer);
+}
+
+mdp_status mdp_copy_text(char **out, const char *text) {
+    size_t length = strlen(text);
+    MDP_TRY(MDP_ALLOC(out, (int64_t)length + 1, "a text"));
+    memcpy(*out, text, length);
+    return mdp_ok();
+}
+
+mdp_status mdp_format(char **out, const char *format, ...) {
+    *out = NULL;
+    va_list arguments, again;
+    va_start(arguments, format);
+    va_copy(again, arguments);
+    int length = vsnprintf(NULL, 0, format, arguments);
+    va_end(arguments);
+    mdp_status status = mdp_ok();
+    if (length < 0)
+        status = MDP_ERROR(MDP_INTERNAL, "cannot print a text with the format '%s'.", format);
+    else
+        status = MDP_ALLOC(out, (int64_t)length + 1, "a text");
+    if (status.code == MDP_OK) vsnprintf(*out, (size_t)length + 1, format, again);
+    va_end(again);
+    return status;
+}
+
+/* The number of kB behind `key` in a file of /proc, in bytes; 0 when there is none. */
+static int64_t proc_value(const char *path, const char *key) {
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    char line[256];
+    long long kilobyte = 0;
+    size_t length = strlen(key);
+    while (fgets(line, sizeof line, file)) {
+        if (strncmp(line, key, length) == 0) {
+            kilobyte = strtoll(line + length, NULL, 10);
+            break;
+        }
+    }
+    fclose(file);
+    return kilobyte * 1024;
+}
+
+int64_t mdp_memory_peak(void) {
+    /* VmHWM first: ru_maxrss survives exec, so it may be the launcher's. */
+    int64_t peak = proc_value("/proc/self/status", "VmHWM:");
+    if (peak > 0) return peak;
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (int64_t)usage.ru_maxrss * 1024 : 0;
+}
+
+int64_t mdp_memory_pss(void) {
+    return proc_value("/proc/self/smaps_rollup", "Pss:");
+}
