@@ -1,0 +1,20 @@
+/* agree.c - one outcome for all ranks.
+ *
+ * Between two collectives a rank must not leave alone, or the others wait for ever. So local work ends in a status,
+ * and the ranks agree on it here: in the good case one Allreduce of an integer, otherwise the status of the lowest
+ * failing rank is broadcast, so that every rank leaves with the same code and sentence. */
+#include "mdp/comm.h"
+
+#include <limits.h>
+
+mdp_status mdp_agree_all(const mdp_comm *comm, mdp_status local) {
+    int mine = local.code == MDP_OK ? INT_MAX : comm->rank, lowest = INT_MAX;
+    MDP_TRY(mdp_mpi_status(MPI_Allreduce(&mine, &lowest, 1, MPI_INT, MPI_MIN, comm->world), "the agreement on errors"));
+    if (lowest == INT_MAX) return mdp_ok();
+    mdp_status common = local;
+    /* An error that was agreed on before keeps the rank on which it arose. */
+    if (common.rank < 0) common.rank = comm->rank;
+    MDP_TRY(mdp_mpi_status(MPI_Bcast(&common, (int)sizeof common, MPI_BYTE, lowest, comm->world),
+                           "the broadcast of an error"));
+    return common;
+}

@@ -1,0 +1,120 @@
+/* comm.c - the communicator and its node structure.
+ *
+ * Owns: our duplicate of the caller's communicator (errors returned, not fatal), which rank lives on which node, and
+ * the largest count that one library call is given. Refuses: settings in the environment that are not positive
+ * integers. The settings are read on rank 0 and broadcast: launchers do not pass the environment everywhere. */
+#include "mdp/comm.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_COUNT_MAX (INT64_C(1) << 28)
+
+mdp_status mdp_mpi_status(int mpi_code, const char *what) {
+    if (mpi_code == MPI_SUCCESS) return mdp_ok();
+    char reason[MPI_MAX_ERROR_STRING] = "unknown error";
+    int length = 0;
+    MPI_Error_string(mpi_code, reason, &length);
+    return MDP_ERROR(MDP_INTERNAL, "MPI failed in %s: %s.", what, reason);
+}
+
+/* A positive integer below `most` from the environment; `fallback` when the variable is absent or empty. */
+static mdp_status read_setting(const char *name, int64_t fallback, int64_t most, int64_t *out) {
+    *out = fallback;
+    const char *text = getenv(name);
+    if (!text || !*text) return mdp_ok();
+    int64_t value;
+    if (!mdp_parse_size(text, &value) || value < 1 || value > most)
+        return MDP_ERROR(MDP_USAGE, "%s=%s in the environment: expected a whole number from 1 to %" PRId64 ".", name,
+                         text, most);
+    *out = value;
+    return mdp_ok();
+}
+
+/* Local: the two settings, for rank 0. */
+static mdp_status read_settings(int64_t setting[2]) {
+    setting[1] = DEFAULT_COUNT_MAX;
+#ifdef MDP_DEBUG_HOOKS
+    MDP_TRY(read_setting("MDP_COUNT_MAX", DEFAULT_COUNT_MAX, DEFAULT_COUNT_MAX, &setting[1]));
+#endif
+    return read_setting("MDP_RANKS_PER_NODE", 0, INT32_MAX, &setting[0]);
+}
+
+/* Collective on comm->world. rank_node[r] becomes the lowest rank that shares memory with rank r. */
+static mdp_status find_leaders_all(mdp_comm *comm) {
+    MPI_Comm shared;
+    MDP_TRY(mdp_mpi_status(MPI_Comm_split_type(comm->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &shared),
+                           "the search for ranks that share memory"));
+    int leader = comm->rank;
+    int code = MPI_Bcast(&leader, 1, MPI_INT, 0, shared);
+    MPI_Comm_free(&shared);
+    MDP_TRY(mdp_mpi_status(code, "the search for ranks that share memory"));
+    return mdp_mpi_status(MPI_Allgather(&leader, 1, MPI_INT, comm->rank_node, 1, MPI_INT, comm->world),
+                          "the exchange of node leaders");
+}
+
+/* Leaders to node numbers, in the order of the leaders' ranks; a leader is its node's lowest rank. */
+static void number_nodes(mdp_comm *comm) {
+    comm->n_node = 0;
+    for (int r = 0; r < comm->size; r++) {
+        int leader = comm->rank_node[r];
+        comm->rank_node[r] = leader == r ? comm->n_node++ : comm->rank_node[leader];
+    }
+    comm->node = comm->rank_node[comm->rank];
+    comm->node_rank = comm->node_size = 0;
+    for (int r = 0; r < comm->size; r++) {
+        if (comm->rank_node[r] != comm->node) continue;
+        if (r < comm->rank) comm->node_rank++;
+        comm->node_size++;
+    }
+}
+
+/* Collective on comm->world: settings, then nodes. */
+static mdp_status set_up_all(mdp_comm *comm) {
+    int64_t setting[2] = {0, DEFAULT_COUNT_MAX};
+    mdp_status status = mdp_ok();
+    if (comm->rank == 0) status = read_settings(setting);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&comm->rank_node, comm->size, "the nodes of the ranks");
+    MDP_AGREE(comm, status);
+    MDP_TRY(mdp_bcast_all(comm, setting, sizeof setting, 0));
+    comm->count_max = setting[1];
+    if (setting[0] > 0) {
+        for (int r = 0; r < comm->size; r++) comm->rank_node[r] = r - (int)(r % setting[0]);
+    } else {
+        MDP_TRY(find_leaders_all(comm));
+    }
+    number_nodes(comm);
+    return mdp_ok();
+}
+
+mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out) {
+    *out = NULL;
+    mdp_comm made = {.count_max = DEFAULT_COUNT_MAX};
+    MDP_TRY(mdp_mpi_status(MPI_Comm_dup(base, &made.world), "the duplication of a communicator"));
+    MPI_Comm_set_errhandler(made.world, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(made.world, &made.rank);
+    MPI_Comm_size(made.world, &made.size);
+    mdp_comm *comm = NULL;
+    mdp_status status = mdp_agree_all(&made, MDP_ALLOC(&comm, 1, "a communicator"));
+    if (status.code == MDP_OK) {
+        *comm = made;
+        status = set_up_all(comm);
+        made = *comm;
+    }
+    if (status.code == MDP_OK) {
+        *out = comm;
+        return status;
+    }
+    mdp_free(made.rank_node);
+    mdp_free(comm);
+    MPI_Comm_free(&made.world);
+    return status;
+}
+
+void mdp_comm_destroy_all(mdp_comm *comm) {
+    if (!comm) return;
+    MPI_Comm_free(&comm->world);
+    mdp_free(comm->rank_node);
+    mdp_free(comm);
+}
