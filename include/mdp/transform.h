@@ -6,9 +6,18 @@
 
 /* The checkpoint that the plan makes of the model: every tensor as segments of stored ones (experts dropped and
  * renumbered, router rows and fused tensors sliced, all else copied), config.json patched. plan == NULL: the model as
- * it is (export). plan_text, provenance_text: copied; may be NULL. Local; every rank does the same. */
+ * it is (export). When layers keep different numbers, config.json keeps the largest count: only model.h5, whose stacks
+ * carry each layer's own number, can hold such a result. plan_text, provenance_text: copied; may be NULL. Local; every
+ * rank does the same. */
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const char *plan_text,
                                 const char *provenance_text, mdp_output **out);
+/* What the result is, counted from the output's tensors: all stored values, and those that one token meets. Local. */
+typedef struct mdp_result_size {
+    int64_t n_parameter, n_active;
+} mdp_result_size;
+mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan, const mdp_output *output);
+/* Bytes of tensors when every layer with experts keeps `keep` of them (on average), before it is known which. Local. */
+int64_t mdp_transform_estimate(const mdp_model *model, int32_t keep);
 /* The same plan as the engine reads it. Local. */
 mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out);
 

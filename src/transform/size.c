@@ -1,0 +1,45 @@
+/* size.c - how large a result is: parameters, parameters that a token meets, bytes before the plan is known. */
+#include "mdp/transform.h"
+
+static int64_t count_values(const mdp_matrix *matrix) {
+    return matrix->tensor ? matrix->n_row * matrix->n_col : 0;
+}
+
+/* Values of one expert; experts of a layer are alike. */
+static int64_t count_expert(const mdp_moe *moe) {
+    const mdp_expert *expert = &moe->experts[0];
+    return count_values(&expert->gate) + count_values(&expert->up) + count_values(&expert->down);
+}
+
+static int64_t count_tensor(const mdp_output_tensor *tensor) {
+    int64_t n = 1;
+    for (int i = 0; i < tensor->n_dim; i++) n *= tensor->shape[i];
+    return n;
+}
+
+mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan, const mdp_output *output) {
+    mdp_result_size size = {0, 0};
+    for (int64_t t = 0; t < output->n_tensor; t++) size.n_parameter += count_tensor(&output->tensors[t]);
+    size.n_active = size.n_parameter;
+    int64_t i = 0; /* plan layers ascend like the model's */
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        const mdp_moe *moe = &model->layers[l].moe;
+        int64_t n_expert = moe->n_expert;
+        if (plan && i < plan->n_layer && plan->layers[i].layer == l) n_expert = plan->layers[i++].n_kept;
+        size.n_active -= (n_expert - moe->top_k) * count_expert(moe);
+    }
+    return size;
+}
+
+int64_t mdp_transform_estimate(const mdp_model *model, int32_t keep) {
+    int64_t n_byte = model->catalogue->tensor_byte;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe || model->layers[l].moe.n_expert <= keep) continue;
+        const mdp_moe *moe = &model->layers[l].moe;
+        int64_t expert_byte = 0;
+        for (int64_t j = 0; j < moe->n_expert_tensor; j++) expert_byte += moe->expert_tensors[j].tensor->n_byte;
+        n_byte -= expert_byte / moe->n_expert * (moe->n_expert - keep);
+    }
+    return n_byte;
+}

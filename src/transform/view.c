@@ -1,0 +1,31 @@
+/* view.c - a plan as the engine reads it: which of the model's experts each layer still has. Nothing is written or
+ * copied; the engine reads kept experts and their router rows from the original tensors. */
+#include "mdp/transform.h"
+
+static void fill_layer(const mdp_plan_layer *planned, const mdp_moe *moe, mdp_expert_t *source, mdp_layer_view *out) {
+    for (int32_t i = 0; i < planned->n_kept; i++) source[i] = planned->kept[i].from[0];
+    *out = (mdp_layer_view){.n_expert = planned->n_kept, .top_k = moe->top_k, .source = source};
+}
+
+mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out) {
+    mdp_view *view = NULL;
+    int64_t n_kept = 0;
+    *out = NULL;
+    for (int64_t i = 0; i < plan->n_layer; i++) n_kept += plan->layers[i].n_kept;
+    MDP_TRY(MDP_ALLOC(&view, 1, "a view of the model"));
+    view->n_layer = model->n_layer;
+    mdp_status status = MDP_ALLOC(&view->layers, model->n_layer, "the layers of a view");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&view->memory, n_kept, "the experts of a view");
+    if (status.code != MDP_OK) {
+        mdp_view_destroy(view);
+        return status;
+    }
+    mdp_expert_t *source = view->memory;
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        int64_t l = plan->layers[i].layer;
+        fill_layer(&plan->layers[i], &model->layers[l].moe, source, &view->layers[l]);
+        source += plan->layers[i].n_kept;
+    }
+    *out = view;
+    return mdp_ok();
+}
