@@ -47,9 +47,13 @@ void mdp_rope_rotate(mdp_rope_layout layout, const float *cosine, const float *s
 
 /* ---- ScaLAPACK ----------------------------------------------------------------------------------------------- */
 
+/* First row of rank `rank` in the row blocks of mdp_solve_spd_all: min(n, rank * ceil(n / size)). The last block may be
+ * short, and those after it empty. Local. */
+int64_t mdp_solve_first_row(int64_t n, int size, int rank);
+
 /* Solve A X = B for symmetric positive definite A by Cholesky over all ranks (pdpotrf, pdpotrs).
  * A [n, n] and B [n, n_rhs] are given, and X returned in B, as row blocks: rank r holds rows first(r) .. first(r+1)-1,
- * row-major, with first(r) = r * n / size; A symmetric, so row- and column-major are the same matrix. A is destroyed.
+ * row-major, with first from mdp_solve_first_row; A symmetric, so row- and column-major are the same matrix. A is kept.
  * Redistribution to the block-cyclic layout (block 64) and back is inside. Collective on `comm`.
  * Errors: MDP_BAD_INPUT when A is not positive definite (names the order of the failing minor); MDP_INTERNAL when a
  * local piece has more than INT_MAX elements ("use more ranks"). */
