@@ -1,0 +1,205 @@
+/* copy.c - the moving part that all checkpoint writers share.
+ *
+ * In: items (lists of byte runs inside stored tensors) and a function that puts bytes where they belong. An I/O thread
+ * reads pieces ahead into two buffers and computes each item's checksum; the main thread puts them, because only it may
+ * call HDF5. Refuses nothing by itself: errors are those of reading and of putting. Memory is the two buffers. */
+#include "copy.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#define N_SLOT 2
+#define SMALLEST_SLOT 64 /* bytes; above the largest unit */
+
+typedef struct copy_slot {
+    char *data;
+    int64_t item, offset, n_byte;
+    bool full;
+} copy_slot;
+
+/* Where the I/O thread is: item and byte in it, and the same byte as a place in its segments. */
+typedef struct cursor {
+    int64_t item, offset;
+    int64_t segment, segment_offset;
+} cursor;
+
+typedef struct copy_pump {
+    const mdp_copy *copy;
+    int64_t slot_byte;
+    mdp_hash *hash;
+    copy_slot slots[N_SLOT];
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool done;         /* the I/O thread has read everything, or failed */
+    bool stop;         /* the main thread wants no more */
+    mdp_status status; /* of the I/O thread */
+} copy_pump;
+
+void mdp_copy_share(const mdp_copy_item *items, int64_t n_item, int size, int rank, int64_t *first, int64_t *last) {
+    double total = 0.0, before = 0.0;
+    for (int64_t i = 0; i < n_item; i++) total += (double)items[i].n_byte;
+    *first = n_item;
+    *last = n_item;
+    /* An item belongs to the rank in whose share of the bytes its middle lies: monotone, so intervals are contiguous.
+     */
+    for (int64_t i = 0; i < n_item; i++) {
+        double middle = before + 0.5 * (double)items[i].n_byte;
+        before += (double)items[i].n_byte;
+        int owner = total > 0.0 ? (int)(middle / total * size) : 0;
+        if (owner >= size) owner = size - 1;
+        if (owner >= rank && *first == n_item) *first = i;
+        if (owner > rank) {
+            *last = i;
+            return;
+        }
+    }
+}
+
+/* Bytes of the piece that begins at the cursor. */
+static int64_t piece_bytes(const copy_pump *pump, const cursor *at) {
+    const mdp_copy_item *item = &pump->copy->items[at->item];
+    int64_t n_unit = pump->slot_byte / item->unit;
+    if (n_unit > pump->copy->count_max) n_unit = pump->copy->count_max;
+    int64_t left = item->n_byte - at->offset;
+    return left < n_unit * item->unit ? left : n_unit * item->unit;
+}
+
+/* Read n_byte bytes at the cursor and move it on. */
+static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_byte) {
+    const mdp_copy_item *item = &pump->copy->items[at->item];
+    for (int64_t done = 0; done < n_byte;) {
+        const mdp_segment *segment = &item->segments[at->segment];
+        int64_t n = segment->n_byte - at->segment_offset;
+        if (n > n_byte - done) n = n_byte - done;
+        int64_t from = segment->source->offset + segment->offset + at->segment_offset;
+        if (n > 0) MDP_TRY(mdp_reader_read(pump->copy->reader, segment->source->file, from, n, out + done));
+        done += n;
+        at->segment_offset += n;
+        if (at->segment_offset == segment->n_byte) {
+            at->segment++;
+            at->segment_offset = 0;
+        }
+    }
+    at->offset += n_byte;
+    return mdp_ok();
+}
+
+/* Wait until the main thread has emptied the slot; false when it wants no more. */
+static bool await_empty(copy_pump *pump, const copy_slot *slot) {
+    pthread_mutex_lock(&pump->lock);
+    while (slot->full && !pump->stop) pthread_cond_wait(&pump->changed, &pump->lock);
+    bool go_on = !pump->stop;
+    pthread_mutex_unlock(&pump->lock);
+    return go_on;
+}
+
+static void announce_full(copy_pump *pump, copy_slot *slot) {
+    pthread_mutex_lock(&pump->lock);
+    slot->full = true;
+    pthread_cond_broadcast(&pump->changed);
+    pthread_mutex_unlock(&pump->lock);
+}
+
+/* Read one item piece by piece; *turn counts pieces over all items. Sets *stopped when the main thread wants no more.
+ */
+static mdp_status read_item(copy_pump *pump, int64_t item, int64_t *turn, bool *stopped) {
+    cursor at = {.item = item};
+    mdp_hash_reset(pump->hash);
+    while (at.offset < pump->copy->items[item].n_byte) {
+        copy_slot *slot = &pump->slots[(*turn)++ % N_SLOT];
+        *stopped = !await_empty(pump, slot);
+        if (*stopped) return mdp_ok();
+        slot->item = item;
+        slot->offset = at.offset;
+        slot->n_byte = piece_bytes(pump, &at);
+        MDP_TRY(read_piece(pump, &at, slot->data, slot->n_byte));
+        mdp_hash_update(pump->hash, slot->data, slot->n_byte);
+        announce_full(pump, slot);
+    }
+    pump->copy->digests[item - pump->copy->first] = mdp_hash_digest(pump->hash);
+    return mdp_ok();
+}
+
+static void *read_ahead(void *argument) {
+    copy_pump *pump = argument;
+    mdp_status status = mdp_ok();
+    int64_t turn = 0;
+    bool stopped = false;
+    for (int64_t i = pump->copy->first; i < pump->copy->last && status.code == MDP_OK && !stopped; i++)
+        status = read_item(pump, i, &turn, &stopped);
+    pthread_mutex_lock(&pump->lock);
+    pump->status = status;
+    pump->done = true;
+    pthread_cond_broadcast(&pump->changed);
+    pthread_mutex_unlock(&pump->lock);
+    return NULL;
+}
+
+/* Wait for the next piece; NULL when there is none left. */
+static copy_slot *await_full(copy_pump *pump, copy_slot *slot) {
+    pthread_mutex_lock(&pump->lock);
+    while (!slot->full && !pump->done) pthread_cond_wait(&pump->changed, &pump->lock);
+    bool full = slot->full;
+    pthread_mutex_unlock(&pump->lock);
+    return full ? slot : NULL;
+}
+
+static void announce_empty(copy_pump *pump, copy_slot *slot) {
+    pthread_mutex_lock(&pump->lock);
+    slot->full = false;
+    pthread_cond_broadcast(&pump->changed);
+    pthread_mutex_unlock(&pump->lock);
+}
+
+/* The main thread's half: put pieces in the order in which they were read. */
+static mdp_status put_pieces(copy_pump *pump) {
+    for (int64_t turn = 0;; turn++) {
+        copy_slot *slot = await_full(pump, &pump->slots[turn % N_SLOT]);
+        if (!slot) return mdp_ok();
+        MDP_TRY(pump->copy->put(pump->copy->context, slot->item, slot->offset, slot->n_byte, slot->data));
+        announce_empty(pump, slot);
+    }
+}
+
+static mdp_status run_threads(copy_pump *pump) {
+    MDP_TRY(mdp_fault(MDP_INTERNAL, "start a thread"));
+    pthread_t thread;
+    int failed = pthread_create(&thread, NULL, read_ahead, pump);
+    if (failed)
+        return MDP_ERROR(MDP_INTERNAL, "cannot start the reading thread of a checkpoint writer: %s", strerror(failed));
+    mdp_status status = put_pieces(pump);
+    pthread_mutex_lock(&pump->lock);
+    pump->stop = true;
+    pthread_cond_broadcast(&pump->changed);
+    pthread_mutex_unlock(&pump->lock);
+    pthread_join(thread, NULL);
+    return status.code != MDP_OK ? status : pump->status;
+}
+
+/* Half of the memory, but no more than the largest item needs. */
+static int64_t choose_slot_bytes(const mdp_copy *copy) {
+    int64_t largest = 0;
+    for (int64_t i = copy->first; i < copy->last; i++)
+        if (copy->items[i].n_byte > largest) largest = copy->items[i].n_byte;
+    int64_t n_byte = copy->buffer_byte / N_SLOT;
+    if (n_byte > largest) n_byte = largest;
+    return n_byte < SMALLEST_SLOT ? SMALLEST_SLOT : n_byte;
+}
+
+mdp_status mdp_copy_run(const mdp_copy *copy) {
+    if (copy->first == copy->last) return mdp_ok();
+    copy_pump pump = {.copy = copy, .slot_byte = choose_slot_bytes(copy), .status = mdp_ok()};
+    pthread_mutex_init(&pump.lock, NULL);
+    pthread_cond_init(&pump.changed, NULL);
+    mdp_status status;
+    MDP_TRY_GOTO(status, end, mdp_hash_new(&pump.hash));
+    for (int i = 0; i < N_SLOT; i++)
+        MDP_TRY_GOTO(status, end, MDP_ALLOC(&pump.slots[i].data, pump.slot_byte, "a copy buffer"));
+    status = run_threads(&pump);
+end:
+    for (int i = 0; i < N_SLOT; i++) mdp_free(pump.slots[i].data);
+    mdp_hash_destroy(pump.hash);
+    pthread_cond_destroy(&pump.changed);
+    pthread_mutex_destroy(&pump.lock);
+    return status;
+}

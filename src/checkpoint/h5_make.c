@@ -1,0 +1,193 @@
+/* h5_make.c - the few HDF5 constructions that our files are made of, in the one way that keeps bytes reproducible.
+ *
+ * Objects carry no times, groups no creation order, datasets are contiguous, allocated at creation and never filled.
+ * File format bounds are 1.8 to 1.10. bf16 and f16 are 2-byte floats used as memory and file type alike, so that HDF5
+ * never converts (its conversion does not round to nearest even). */
+#include "h5_make.h"
+
+#include <string.h>
+
+mdp_h5_silence mdp_h5_silence_begin(void) {
+    mdp_h5_silence silence = {NULL, NULL};
+    H5Eget_auto2(H5E_DEFAULT, &silence.print, &silence.data);
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    return silence;
+}
+
+void mdp_h5_silence_end(mdp_h5_silence silence) {
+    H5Eset_auto2(H5E_DEFAULT, silence.print, silence.data);
+}
+
+/* Keep the description of the innermost entry, and the text of MPI where that is the cause. */
+static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *context) {
+    char *text = context;
+    if (n == 0 && entry->desc) snprintf(text, 300, "%s", entry->desc);
+    return 0;
+}
+
+mdp_status mdp_h5_error(mdp_code code, const char *what, const char *name, const char *path) {
+    char reason[300] = "no reason given by HDF5";
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, reason);
+    for (char *c = reason; *c; c++)
+        if (*c == '\n') *c = ' ';
+    return MDP_ERROR(code, "cannot %s %s in %s: %s", what, name, path, reason);
+}
+
+/* ---- types --------------------------------------------------------------------------------------------------- */
+
+/* A 2-byte little-endian float: sign at bit 15, then exponent, then mantissa. */
+static hid_t make_half(size_t n_exponent, size_t bias) {
+    size_t n_mantissa = 15 - n_exponent;
+    hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+    if (type < 0) return type;
+    /* Fields first: they must lie within the type at each step. */
+    if (H5Tset_fields(type, 15, n_mantissa, n_exponent, 0, n_mantissa) < 0 || H5Tset_offset(type, 0) < 0 ||
+        H5Tset_precision(type, 16) < 0 || H5Tset_size(type, 2) < 0 || H5Tset_ebias(type, bias) < 0) {
+        H5Tclose(type);
+        return -1;
+    }
+    return type;
+}
+
+hid_t mdp_h5_number_type(mdp_dtype type, bool as_bytes) {
+    if (as_bytes) return H5Tcopy(H5T_STD_U8LE);
+    switch (type) {
+    case MDP_BF16:
+        return make_half(8, 127);
+    case MDP_F16:
+        return make_half(5, 15);
+    case MDP_I8:
+        return H5Tcopy(H5T_STD_I8LE);
+    case MDP_I16:
+        return H5Tcopy(H5T_STD_I16LE);
+    case MDP_U16:
+        return H5Tcopy(H5T_STD_U16LE);
+    case MDP_I32:
+        return H5Tcopy(H5T_STD_I32LE);
+    case MDP_U32:
+        return H5Tcopy(H5T_STD_U32LE);
+    case MDP_F32:
+        return H5Tcopy(H5T_IEEE_F32LE);
+    case MDP_F64:
+        return H5Tcopy(H5T_IEEE_F64LE);
+    case MDP_I64:
+        return H5Tcopy(H5T_STD_I64LE);
+    case MDP_U64:
+        return H5Tcopy(H5T_STD_U64LE);
+    default:
+        return H5Tcopy(H5T_STD_U8LE);
+    }
+}
+
+hid_t mdp_h5_text_type(int64_t n_byte) {
+    hid_t type = H5Tcopy(H5T_C_S1);
+    if (type < 0) return type;
+    if (H5Tset_size(type, (size_t)(n_byte > 0 ? n_byte : 1)) < 0 || H5Tset_strpad(type, H5T_STR_NULLPAD) < 0 ||
+        H5Tset_cset(type, H5T_CSET_UTF8) < 0) {
+        H5Tclose(type);
+        return -1;
+    }
+    return type;
+}
+
+/* ---- files and groups ---------------------------------------------------------------------------------------- */
+
+mdp_status mdp_h5_create_file(const char *path, hid_t *file) {
+    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, "create an HDF5 file"));
+    hid_t creation = H5Pcreate(H5P_FILE_CREATE), access = H5Pcreate(H5P_FILE_ACCESS);
+    *file = -1;
+    if (creation >= 0 && access >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
+        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
+        *file = H5Fcreate(path, H5F_ACC_EXCL, creation, access);
+    mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", path);
+    if (creation >= 0) H5Pclose(creation);
+    if (access >= 0) H5Pclose(access);
+    return status;
+}
+
+mdp_status mdp_h5_close_file(hid_t file, const char *path) {
+    if (H5Fclose(file) < 0) return mdp_h5_error(MDP_IO, "write out", "the last metadata", path);
+    return mdp_fault(MDP_IO, "close an HDF5 file");
+}
+
+static mdp_status make_group(hid_t file, const char *name, const char *path) {
+    htri_t exists = H5Lexists(file, name, H5P_DEFAULT);
+    if (exists > 0) return mdp_ok();
+    hid_t creation = H5Pcreate(H5P_GROUP_CREATE), group = -1;
+    if (exists == 0 && creation >= 0 && H5Pset_obj_track_times(creation, 0) >= 0)
+        group = H5Gcreate2(file, name, H5P_DEFAULT, creation, H5P_DEFAULT);
+    mdp_status status = group >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "create the group", name, path);
+    if (group >= 0) H5Gclose(group);
+    if (creation >= 0) H5Pclose(creation);
+    return status;
+}
+
+mdp_status mdp_h5_make_groups(hid_t file, const char *name, const char *path) {
+    char *part = NULL;
+    MDP_TRY(mdp_copy_text(&part, name));
+    mdp_status status = mdp_ok();
+    for (char *slash = strchr(part + 1, '/'); slash && status.code == MDP_OK; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        status = make_group(file, part, path);
+        *slash = '/';
+    }
+    mdp_free(part);
+    return status;
+}
+
+/* ---- datasets and attributes --------------------------------------------------------------------------------- */
+
+static hid_t make_space(int n_dim, const int64_t *shape) {
+    hsize_t dims[MDP_MAX_DIM + 2];
+    if (n_dim == 0) return H5Screate(H5S_SCALAR);
+    for (int d = 0; d < n_dim; d++) dims[d] = (hsize_t)shape[d];
+    return H5Screate_simple(n_dim, dims, NULL);
+}
+
+mdp_status mdp_h5_make_dataset(hid_t file, const char *name, hid_t type, int n_dim, const int64_t *shape,
+                               const char *path, hid_t *out) {
+    *out = -1;
+    MDP_TRY(mdp_fault(MDP_IO, "create a dataset"));
+    hid_t space = make_space(n_dim, shape), creation = H5Pcreate(H5P_DATASET_CREATE);
+    if (type >= 0 && space >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
+        H5Pset_layout(creation, H5D_CONTIGUOUS) >= 0 && H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY) >= 0 &&
+        H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER) >= 0)
+        *out = H5Dcreate2(file, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT);
+    mdp_status status = *out >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "create the dataset", name, path);
+    if (space >= 0) H5Sclose(space);
+    if (creation >= 0) H5Pclose(creation);
+    return status;
+}
+
+mdp_status mdp_h5_make_attribute(hid_t object, const char *name, hid_t type, int64_t n, const void *data,
+                                 const char *path) {
+    MDP_TRY(mdp_fault(MDP_IO, "create an attribute"));
+    hid_t space = make_space(n < 0 ? 0 : 1, &n), attribute = -1;
+    if (type >= 0 && space >= 0) attribute = H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+    mdp_status status = mdp_ok();
+    if (attribute < 0 || (data && H5Awrite(attribute, type, data) < 0))
+        status = mdp_h5_error(MDP_IO, "write the attribute", name, path);
+    if (attribute >= 0) H5Aclose(attribute);
+    if (space >= 0) H5Sclose(space);
+    return status;
+}
+
+mdp_status mdp_h5_make_text_attribute(hid_t object, const char *name, const char *text, const char *path) {
+    int64_t n_byte = (int64_t)strlen(text);
+    hid_t type = mdp_h5_text_type(n_byte);
+    mdp_status status = mdp_h5_make_attribute(object, name, type, -1, text, path);
+    if (type >= 0) H5Tclose(type);
+    return status;
+}
+
+mdp_status mdp_h5_make_text(hid_t file, const char *name, const char *text, int64_t n_byte, const char *path) {
+    hid_t type = mdp_h5_text_type(n_byte), dataset = -1;
+    mdp_status status = mdp_h5_make_dataset(file, name, type, 0, NULL, path, &dataset);
+    if (status.code == MDP_OK && H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text) < 0)
+        status = mdp_h5_error(MDP_IO, "write", name, path);
+    if (status.code == MDP_OK)
+        status = mdp_h5_make_text_attribute(dataset, "xxh3_128", mdp_hash_bytes(text, n_byte).hex, path);
+    if (dataset >= 0) H5Dclose(dataset);
+    if (type >= 0) H5Tclose(type);
+    return status;
+}

@@ -1,0 +1,239 @@
+/* writer_hf.c - a HF checkpoint folder, written by all ranks at once.
+ *
+ * In: an mdp_output and a reader of its source. Out: the folder under its final name, complete, or nothing. Rank 0
+ * makes folder.partial with every file at its full size and the safetensors headers in place; all ranks write the
+ * tensors (and side files) that they own where they belong; rank 0 adds config.json, the index and moe-dist-prune.json;
+ * every file is synced by who wrote it; rank 0 renames. The bytes depend on the output and the shard size alone. */
+#include "hf_layout.h"
+#include "output.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct hf_writer {
+    const mdp_comm *comm;
+    const mdp_output *output;
+    const mdp_write_options *options;
+    char *folder;  /* without slashes at its end */
+    char *partial; /* folder.partial */
+    bool made;     /* rank 0: the partial folder is ours and to be removed on error */
+    mdp_hf_layout layout;
+    int64_t first, last;        /* this rank's items */
+    mdp_digest *digests;        /* [last - first] */
+    mdp_digest *all_digests;    /* [layout.n_item] on rank 0 */
+    int64_t n_byte_own, n_byte; /* this rank's bytes: all, written so far */
+    int64_t file;               /* index of the file open now, -1: none */
+    char *path;                 /* of that */
+    int fd;                     /* of that */
+} hf_writer;
+
+/* ---- rank 0 makes the files ---------------------------------------------------------------------------------- */
+
+static mdp_status set_size(const char *path, int fd, int64_t n_byte) {
+    MDP_TRY(mdp_fault(MDP_IO, "set a file's size"));
+    if (ftruncate(fd, n_byte) != 0)
+        return MDP_ERROR(MDP_IO, "%s: cannot give it its size of %lld bytes: %s", path, (long long)n_byte,
+                         strerror(errno));
+    return mdp_ok();
+}
+
+static mdp_status fill_new_file(const hf_writer *writer, int64_t index, const char *path, int fd) {
+    MDP_TRY(set_size(path, fd, writer->layout.files[index].n_byte));
+    if (index >= writer->layout.n_shard) return mdp_ok();
+    char *header = NULL;
+    int64_t n_byte;
+    MDP_TRY(mdp_hf_layout_header(&writer->layout, index, &header, &n_byte));
+    mdp_status status = mdp_file_pwrite(path, fd, header, n_byte, 0);
+    mdp_free(header);
+    if (status.code == MDP_OK) status = mdp_file_sync(path, fd);
+    return status;
+}
+
+static mdp_status make_one_file(const hf_writer *writer, int64_t index) {
+    char *path = NULL;
+    int fd = -1;
+    mdp_status status;
+    MDP_TRY(mdp_path_join(&path, writer->partial, writer->layout.files[index].name));
+    MDP_TRY_GOTO(status, end, mdp_file_create(path, &fd));
+    status = fill_new_file(writer, index, path, fd);
+    mdp_status closed = mdp_file_close(path, fd);
+    if (status.code == MDP_OK) status = closed;
+end:
+    mdp_free(path);
+    return status;
+}
+
+static mdp_status make_files(hf_writer *writer) {
+    MDP_TRY(mdp_output_check_target(writer->folder, true, writer->options->overwrite));
+    MDP_TRY(mdp_folder_remove(writer->partial));
+    writer->made = true;
+    MDP_TRY(mdp_folder_create(writer->partial));
+    for (int64_t i = 0; i < writer->layout.n_file; i++) MDP_TRY(make_one_file(writer, i));
+    return mdp_ok();
+}
+
+/* ---- all ranks fill them ------------------------------------------------------------------------------------- */
+
+/* Sync and close the file open now, if any. */
+static mdp_status leave_file(hf_writer *writer) {
+    if (writer->file < 0) return mdp_ok();
+    mdp_status status = mdp_file_sync(writer->path, writer->fd);
+    mdp_status closed = mdp_file_close(writer->path, writer->fd);
+    writer->file = -1;
+    return status.code != MDP_OK ? status : closed;
+}
+
+static mdp_status enter_file(hf_writer *writer, int64_t index) {
+    if (writer->file == index) return mdp_ok();
+    MDP_TRY(leave_file(writer));
+    mdp_free(writer->path);
+    writer->path = NULL;
+    MDP_TRY(mdp_path_join(&writer->path, writer->partial, writer->layout.files[index].name));
+    MDP_TRY(mdp_file_open_write(writer->path, &writer->fd));
+    writer->file = index;
+    return mdp_ok();
+}
+
+static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byte, const void *data) {
+    hf_writer *writer = context;
+    int64_t index = writer->layout.item_file[item];
+    MDP_TRY(enter_file(writer, index));
+    int64_t place = writer->layout.files[index].data_start + writer->layout.item_offset[item] + offset;
+    MDP_TRY(mdp_file_pwrite(writer->path, writer->fd, data, n_byte, place));
+    writer->n_byte += n_byte;
+    mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->n_byte_own);
+    return mdp_ok();
+}
+
+static mdp_status fill_files(hf_writer *writer, mdp_reader *reader) {
+    mdp_copy copy = {.reader = reader,
+                     .items = writer->layout.items,
+                     .first = writer->first,
+                     .last = writer->last,
+                     .buffer_byte = writer->options->buffer_byte,
+                     .count_max = INT64_MAX, /* pwrite has no such limit */
+                     .put = put,
+                     .context = writer,
+                     .digests = writer->digests};
+    mdp_status status = mdp_copy_run(&copy);
+    mdp_status left = leave_file(writer);
+    return status.code != MDP_OK ? status : left;
+}
+
+/* ---- rank 0 adds what describes them ------------------------------------------------------------------------- */
+
+/* Print and release `value` (NULL: memory ran out) into a file of the partial folder. */
+static mdp_status write_json(const hf_writer *writer, const char *name, json_t *value) {
+    char *text = NULL, *path = NULL;
+    mdp_status status =
+        value ? mdp_json_print(value, &text) : MDP_ERROR(MDP_INTERNAL, "no memory for the content of %s", name);
+    json_decref(value);
+    if (status.code == MDP_OK) status = mdp_path_join(&path, writer->partial, name);
+    if (status.code == MDP_OK) status = mdp_file_write_all(path, text, (int64_t)strlen(text));
+    mdp_free(path);
+    mdp_free(text);
+    return status;
+}
+
+static mdp_status write_config(const hf_writer *writer) {
+    char *path = NULL;
+    MDP_TRY(mdp_path_join(&path, writer->partial, "config.json"));
+    mdp_status status = mdp_file_write_all(path, writer->output->config_text, writer->output->config_byte);
+    mdp_free(path);
+    return status;
+}
+
+/* Position in the layout of each tensor in order of name: shards are filled in that order, only sorted within. */
+static mdp_status order_by_name(const hf_writer *writer, int64_t **out) {
+    MDP_TRY(MDP_ALLOC(out, writer->output->n_tensor, "the order of tensors"));
+    for (int64_t i = 0; i < writer->output->n_tensor; i++)
+        (*out)[writer->layout.tensors[i] - writer->output->tensors] = i;
+    return mdp_ok();
+}
+
+static mdp_status write_index(const hf_writer *writer, const int64_t *by_name) {
+    if (writer->layout.n_shard == 1) return mdp_ok();
+    json_t *map = json_object();
+    for (int64_t i = 0; i < writer->output->n_tensor; i++) {
+        const mdp_hf_file *file = &writer->layout.files[writer->layout.item_file[by_name[i]]];
+        json_object_set_new(map, writer->output->tensors[i].name, json_string(file->name));
+    }
+    return write_json(writer, "model.safetensors.index.json",
+                      json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)writer->output->tensor_byte,
+                                "weight_map", map));
+}
+
+/* A text of the output as a member of the manifest; nothing when it is absent. */
+static mdp_status add_member(json_t *root, const char *key, const char *text) {
+    if (!text) return mdp_ok();
+    json_t *value = NULL;
+    MDP_TRY(mdp_json_parse(text, (int64_t)strlen(text), key, &value));
+    json_object_set_new(root, key, value);
+    return mdp_ok();
+}
+
+static mdp_status write_manifest(const hf_writer *writer, const int64_t *by_name) {
+    json_t *root = json_pack("{s:s, s:s}", "format", "moe-dist-prune manifest", "version", "1.0"),
+           *checksums = json_object();
+    for (int64_t i = 0; i < writer->output->n_tensor; i++)
+        json_object_set_new(checksums, writer->output->tensors[i].name,
+                            json_string(writer->all_digests[by_name[i]].hex));
+    mdp_status status = add_member(root, "provenance", writer->output->provenance_text);
+    if (status.code == MDP_OK) status = add_member(root, "plan", writer->output->plan_text);
+    json_object_set_new(root, "checksums", checksums);
+    if (status.code == MDP_OK) return write_json(writer, "moe-dist-prune.json", root);
+    json_decref(root);
+    return status;
+}
+
+static mdp_status describe_files(const hf_writer *writer) {
+    int64_t *by_name = NULL;
+    MDP_TRY(order_by_name(writer, &by_name));
+    mdp_status status = write_config(writer);
+    if (status.code == MDP_OK) status = write_index(writer, by_name);
+    if (status.code == MDP_OK) status = write_manifest(writer, by_name);
+    mdp_free(by_name);
+    MDP_TRY(status);
+    return mdp_folder_sync(writer->partial);
+}
+
+/* ---- the whole ----------------------------------------------------------------------------------------------- */
+
+static mdp_status prepare(hf_writer *writer, const char *folder) {
+    MDP_TRY(mdp_output_trim(&writer->folder, folder));
+    MDP_TRY(mdp_format(&writer->partial, "%s.partial", writer->folder));
+    MDP_TRY(mdp_hf_layout_make(writer->output, writer->options->shard_byte, &writer->layout));
+    const mdp_hf_layout *layout = &writer->layout;
+    mdp_copy_share(layout->items, layout->n_item, writer->comm->size, writer->comm->rank, &writer->first,
+                   &writer->last);
+    for (int64_t i = writer->first; i < writer->last; i++) writer->n_byte_own += layout->items[i].n_byte;
+    return MDP_ALLOC(&writer->digests, writer->last - writer->first, "checksums");
+}
+
+/* Collective on writer->comm. Every return is agreed. */
+static mdp_status write_all(hf_writer *writer, mdp_reader *reader, const char *folder) {
+    const mdp_comm *comm = writer->comm;
+    MDP_AGREE(comm, prepare(writer, folder));
+    MDP_AGREE(comm, comm->rank == 0 ? make_files(writer) : mdp_ok());
+    MDP_AGREE(comm, fill_files(writer, reader));
+    MDP_TRY(mdp_output_gather_all(comm, writer->digests, writer->last - writer->first, writer->layout.n_item,
+                                  &writer->all_digests));
+    MDP_AGREE(comm, comm->rank == 0 ? describe_files(writer) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? mdp_output_publish(writer->partial, writer->folder) : mdp_ok());
+    return mdp_ok();
+}
+
+mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *folder,
+                            const mdp_write_options *options) {
+    hf_writer writer = {.comm = comm, .output = output, .options = options, .file = -1, .fd = -1};
+    mdp_status status = write_all(&writer, reader, folder);
+    if (status.code != MDP_OK && writer.made) (void)mdp_folder_remove(writer.partial);
+    mdp_hf_layout_destroy(&writer.layout);
+    mdp_free(writer.digests);
+    mdp_free(writer.all_digests);
+    mdp_free(writer.path);
+    mdp_free(writer.partial);
+    mdp_free(writer.folder);
+    return status;
+}

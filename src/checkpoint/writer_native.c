@@ -1,0 +1,318 @@
+/* writer_native.c - model.h5, written by all ranks at once.
+ *
+ * In: an mdp_output and a reader of its source. Out: the file under its final name, complete, or nothing. Steps: rank 0
+ * makes path.partial with every dataset and attribute in it; all ranks open it with the MPI driver and write the
+ * tensors they own, each for itself; rank 0 fills in the checksums and adds `complete`; all sync; rank 0 renames. Which
+ * rank wrote what leaves no trace: metadata is rank 0's alone and every dataset has its place before ranks start. */
+#include "h5_make.h"
+#include "native_layout.h"
+#include "output.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct native_writer {
+    const mdp_comm *comm;
+    const mdp_output *output;
+    const mdp_write_options *options;
+    const char *path;
+    char *partial;
+    bool made; /* rank 0: path.partial is ours and to be removed on error */
+    mdp_native_layout layout;
+    int64_t first, last;        /* this rank's items */
+    mdp_digest *digests;        /* [last - first] */
+    mdp_digest *all_digests;    /* [layout.n_item] on rank 0 */
+    int64_t n_byte_own, n_byte; /* this rank's bytes: all, written so far */
+    hid_t file;                 /* opened by all ranks */
+    int64_t set;                /* dataset open now, -1: none */
+    hid_t dataset, space, type; /* of that */
+} native_writer;
+
+/* ---- rank 0 makes the file ----------------------------------------------------------------------------------- */
+
+static mdp_status make_tensor_attributes(const native_writer *writer, const mdp_native_set *set, hid_t dataset) {
+    const char *path = writer->partial;
+    hid_t digest_type = mdp_h5_text_type(32);
+    mdp_status status;
+    MDP_TRY_GOTO(status, end,
+                 mdp_h5_make_attribute(dataset, "xxh3_128", digest_type, set->stacked ? set->n_item : -1, NULL, path));
+    if (!set->hf_name) goto end;
+    MDP_TRY_GOTO(status, end, mdp_h5_make_text_attribute(dataset, "hf_name", set->hf_name, path));
+    MDP_TRY_GOTO(status, end, mdp_h5_make_text_attribute(dataset, "stored_type", mdp_dtype_name(set->type), path));
+    if (!set->stacked) goto end;
+    int32_t *original = NULL;
+    MDP_TRY_GOTO(status, end, MDP_ALLOC(&original, set->n_item, "expert numbers"));
+    for (int64_t i = 0; i < set->n_item; i++)
+        original[i] = writer->layout.tensors[set->first_item + i]->original_expert;
+    status = mdp_h5_make_attribute(dataset, "original_expert", H5T_STD_I32LE, set->n_item, original, path);
+    mdp_free(original);
+end:
+    H5Tclose(digest_type);
+    return status;
+}
+
+static mdp_status make_set(const native_writer *writer, hid_t file, const mdp_native_set *set) {
+    MDP_TRY(mdp_h5_make_groups(file, set->path, writer->partial));
+    hid_t type = mdp_h5_number_type(set->type, set->as_bytes), dataset = -1;
+    mdp_status status = mdp_h5_make_dataset(file, set->path, type, set->n_dim, set->shape, writer->partial, &dataset);
+    if (status.code == MDP_OK) status = make_tensor_attributes(writer, set, dataset);
+    if (dataset >= 0) H5Dclose(dataset);
+    if (type >= 0) H5Tclose(type);
+    return status;
+}
+
+static mdp_status make_root(const native_writer *writer, hid_t file) {
+    const mdp_output *output = writer->output;
+    const char *path = writer->partial;
+    int64_t n_layer = output->n_layer;
+    MDP_TRY(mdp_h5_make_text_attribute(file, "format", "moe-dist-prune checkpoint", path));
+    MDP_TRY(mdp_h5_make_text_attribute(file, "version", "1.0", path));
+    MDP_TRY(mdp_h5_make_text_attribute(file, "model_type", output->model_type, path));
+    MDP_TRY(mdp_h5_make_text_attribute(file, "writer", "moe-dist-prune " MDP_VERSION, path));
+    MDP_TRY(mdp_h5_make_attribute(file, "n_layers", H5T_STD_I64LE, -1, &n_layer, path));
+    MDP_TRY(mdp_h5_make_text(file, "/config", output->config_text, output->config_byte, path));
+    const char *plan = output->plan_text, *provenance = output->provenance_text;
+    if (plan) MDP_TRY(mdp_h5_make_text(file, "/plan", plan, (int64_t)strlen(plan), path));
+    if (provenance) MDP_TRY(mdp_h5_make_text(file, "/provenance", provenance, (int64_t)strlen(provenance), path));
+    return mdp_ok();
+}
+
+static mdp_status make_file(native_writer *writer) {
+    MDP_TRY(mdp_output_check_target(writer->path, false, writer->options->overwrite));
+    if (unlink(writer->partial) != 0 && errno != ENOENT)
+        return MDP_ERROR(MDP_CANNOT_CREATE, "cannot remove %s, left by a run that did not end: %s", writer->partial,
+                         strerror(errno));
+    hid_t file;
+    writer->made = true;
+    MDP_TRY(mdp_h5_create_file(writer->partial, &file));
+    mdp_status status = make_root(writer, file);
+    for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
+        status = make_set(writer, file, &writer->layout.sets[i]);
+    mdp_status closed = mdp_h5_close_file(file, writer->partial);
+    return status.code != MDP_OK ? status : closed;
+}
+
+/* ---- all ranks fill it --------------------------------------------------------------------------------------- */
+
+/* Collective on writer->comm. */
+static mdp_status open_file_all(native_writer *writer) {
+    /* Try alone first: a rank that cannot see the file must be known before the collective open. */
+    int fd = -1;
+    mdp_status status = mdp_file_open_write(writer->partial, &fd);
+    if (status.code == MDP_OK) status = mdp_file_close(writer->partial, fd);
+    MDP_AGREE(writer->comm, status);
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    if (access < 0 || H5Pset_fapl_mpio(access, writer->comm->world, MPI_INFO_NULL) < 0 ||
+        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) < 0)
+        status = mdp_h5_error(MDP_IO, "set up", "parallel access", writer->partial);
+    status = mdp_agree_all(writer->comm, status);
+    if (status.code == MDP_OK) {
+        writer->file = H5Fopen(writer->partial, H5F_ACC_RDWR, access);
+        if (writer->file < 0) status = mdp_h5_error(MDP_IO, "open", "the file for all ranks", writer->partial);
+        status = mdp_agree_all(writer->comm, status);
+        if (status.code != MDP_OK && writer->file >= 0) {
+            /* Open here, failed elsewhere: closing is collective and would wait for ever. */
+            fprintf(stderr, "moe-dist-prune: %s\n", status.text);
+            MPI_Abort(writer->comm->world, status.code);
+        }
+    }
+    if (access >= 0) H5Pclose(access);
+    return status;
+}
+
+static void close_set(native_writer *writer) {
+    if (writer->space >= 0) H5Sclose(writer->space);
+    if (writer->type >= 0) H5Tclose(writer->type);
+    if (writer->dataset >= 0) H5Dclose(writer->dataset);
+    writer->dataset = writer->space = writer->type = -1;
+    writer->set = -1;
+}
+
+static mdp_status open_set(native_writer *writer, int64_t index) {
+    if (writer->set == index) return mdp_ok();
+    close_set(writer);
+    const mdp_native_set *set = &writer->layout.sets[index];
+    MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
+    writer->dataset = H5Dopen2(writer->file, set->path, H5P_DEFAULT);
+    if (writer->dataset >= 0) writer->space = H5Dget_space(writer->dataset);
+    /* Not the type of the file: the one we made it with, so that a mix-up shows as a conversion error, not as data. */
+    writer->type = mdp_h5_number_type(set->type, set->as_bytes);
+    if (writer->dataset < 0 || writer->space < 0 || writer->type < 0)
+        return mdp_h5_error(MDP_IO, "open the dataset", set->path, writer->partial);
+    writer->set = index;
+    return mdp_ok();
+}
+
+/* The largest block of the dataset that begins at element `at` and has at most n elements in row-major order: whole
+ * slices of one dimension. Returns its number of elements. */
+static int64_t choose_block(const mdp_native_set *set, int64_t at, int64_t n, hsize_t *start, hsize_t *count) {
+    int64_t index[MDP_MAX_DIM + 1], inner = 1;
+    for (int d = set->n_dim - 1; d >= 0; d--) {
+        index[d] = at % set->shape[d];
+        at /= set->shape[d];
+    }
+    /* Outwards from the last dimension while the block begins at a slice of the next one and a whole slice fits. */
+    int d = set->n_dim - 1;
+    while (d > 0 && index[d] == 0 && inner * set->shape[d] <= n) inner *= set->shape[d--];
+    int64_t n_slice = n / inner;
+    if (n_slice > set->shape[d] - index[d]) n_slice = set->shape[d] - index[d];
+    for (int i = 0; i < set->n_dim; i++) {
+        start[i] = (hsize_t)index[i];
+        count[i] = i < d ? 1 : i == d ? (hsize_t)n_slice : (hsize_t)set->shape[i];
+    }
+    return n_slice * inner;
+}
+
+/* n elements to the open dataset from element `at` on. */
+static mdp_status write_block(const native_writer *writer, const mdp_native_set *set, int64_t at, int64_t n,
+                              const void *data, int64_t *n_written) {
+    MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
+    hid_t memory = H5S_ALL, space = H5S_ALL;
+    *n_written = n;
+    bool good = true;
+    if (set->n_dim > 0) {
+        hsize_t start[MDP_MAX_DIM + 1], count[MDP_MAX_DIM + 1];
+        *n_written = choose_block(set, at, n, start, count);
+        hsize_t length = (hsize_t)*n_written;
+        space = writer->space;
+        memory = H5Screate_simple(1, &length, NULL);
+        good = memory >= 0 && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0;
+    }
+    good = good && H5Dwrite(writer->dataset, writer->type, memory, space, H5P_DEFAULT, data) >= 0;
+    mdp_status status = good ? mdp_ok() : mdp_h5_error(MDP_IO, "write", set->path, writer->partial);
+    if (memory > 0) H5Sclose(memory);
+    return status;
+}
+
+static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byte, const void *data) {
+    native_writer *writer = context;
+    int64_t index = writer->layout.item_set[item];
+    const mdp_native_set *set = &writer->layout.sets[index];
+    MDP_TRY(open_set(writer, index));
+    int64_t at = (item - set->first_item) * set->n_element + offset / set->unit;
+    int64_t n_left = n_byte / set->unit;
+    const char *from = data;
+    while (n_left > 0) {
+        int64_t n_written;
+        MDP_TRY(write_block(writer, set, at, n_left, from, &n_written));
+        at += n_written;
+        n_left -= n_written;
+        from += n_written * set->unit;
+    }
+    writer->n_byte += n_byte;
+    mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->n_byte_own);
+    return mdp_ok();
+}
+
+/* Collective on writer->comm. */
+static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
+    MDP_TRY(open_file_all(writer));
+    mdp_copy copy = {.reader = reader,
+                     .items = writer->layout.items,
+                     .first = writer->first,
+                     .last = writer->last,
+                     .buffer_byte = writer->options->buffer_byte,
+                     .count_max = writer->comm->count_max,
+                     .put = put,
+                     .context = writer,
+                     .digests = writer->digests};
+    mdp_status status = mdp_copy_run(&copy);
+    close_set(writer);
+    /* Closing is collective: every rank does it, whatever happened before. */
+    mdp_status closed = mdp_h5_close_file(writer->file, writer->partial);
+    MDP_AGREE(writer->comm, status.code != MDP_OK ? status : closed);
+    return mdp_ok();
+}
+
+/* ---- rank 0 completes it ------------------------------------------------------------------------------------- */
+
+static mdp_status write_digests(const native_writer *writer, hid_t file, const mdp_native_set *set, char *scratch) {
+    MDP_TRY(mdp_fault(MDP_IO, "write an attribute"));
+    for (int64_t i = 0; i < set->n_item; i++)
+        memcpy(scratch + 32 * i, writer->all_digests[set->first_item + i].hex, 32);
+    hid_t type = mdp_h5_text_type(32);
+    hid_t attribute = H5Aopen_by_name(file, set->path, "xxh3_128", H5P_DEFAULT, H5P_DEFAULT);
+    mdp_status status = mdp_ok();
+    if (type < 0 || attribute < 0 || H5Awrite(attribute, type, scratch) < 0)
+        status = mdp_h5_error(MDP_IO, "write the checksums of", set->path, writer->partial);
+    if (attribute >= 0) H5Aclose(attribute);
+    if (type >= 0) H5Tclose(type);
+    return status;
+}
+
+static mdp_status write_marks(const native_writer *writer, hid_t file) {
+    char *scratch = NULL;
+    MDP_TRY(MDP_ALLOC(&scratch, 32 * writer->layout.n_item, "checksums"));
+    mdp_status status = mdp_ok();
+    for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
+        status = write_digests(writer, file, &writer->layout.sets[i], scratch);
+    mdp_free(scratch);
+    MDP_TRY(status);
+    const int32_t one = 1;
+    return mdp_h5_make_attribute(file, "complete", H5T_STD_I32LE, -1, &one, writer->partial);
+}
+
+static mdp_status complete_file(const native_writer *writer) {
+    MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
+    if (access >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
+        file = H5Fopen(writer->partial, H5F_ACC_RDWR, access);
+    mdp_status status = file >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "open", "the file again", writer->partial);
+    if (access >= 0) H5Pclose(access);
+    MDP_TRY(status);
+    status = write_marks(writer, file);
+    mdp_status closed = mdp_h5_close_file(file, writer->partial);
+    return status.code != MDP_OK ? status : closed;
+}
+
+/* What this node still holds in memory goes to storage: another node's sync does not do that. */
+static mdp_status sync_file(const native_writer *writer) {
+    if (writer->comm->node_rank != 0) return mdp_ok();
+    int fd = -1;
+    MDP_TRY(mdp_file_open_write(writer->partial, &fd));
+    mdp_status status = mdp_file_sync(writer->partial, fd);
+    mdp_status closed = mdp_file_close(writer->partial, fd);
+    return status.code != MDP_OK ? status : closed;
+}
+
+/* ---- the whole ----------------------------------------------------------------------------------------------- */
+
+static mdp_status prepare(native_writer *writer) {
+    MDP_TRY(mdp_format(&writer->partial, "%s.partial", writer->path));
+    MDP_TRY(mdp_native_layout_make(writer->output, &writer->layout));
+    const mdp_native_layout *layout = &writer->layout;
+    mdp_copy_share(layout->items, layout->n_item, writer->comm->size, writer->comm->rank, &writer->first,
+                   &writer->last);
+    for (int64_t i = writer->first; i < writer->last; i++) writer->n_byte_own += layout->items[i].n_byte;
+    return MDP_ALLOC(&writer->digests, writer->last - writer->first, "checksums");
+}
+
+/* Collective on writer->comm. Every return is agreed. */
+static mdp_status write_all(native_writer *writer, mdp_reader *reader) {
+    const mdp_comm *comm = writer->comm;
+    MDP_AGREE(comm, prepare(writer));
+    MDP_AGREE(comm, comm->rank == 0 ? make_file(writer) : mdp_ok());
+    MDP_TRY(fill_file_all(writer, reader));
+    MDP_TRY(mdp_output_gather_all(comm, writer->digests, writer->last - writer->first, writer->layout.n_item,
+                                  &writer->all_digests));
+    MDP_AGREE(comm, comm->rank == 0 ? complete_file(writer) : mdp_ok());
+    MDP_AGREE(comm, sync_file(writer));
+    MDP_AGREE(comm, comm->rank == 0 ? mdp_output_publish(writer->partial, writer->path) : mdp_ok());
+    return mdp_ok();
+}
+
+mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
+                                const mdp_write_options *options) {
+    native_writer writer = {.comm = comm, .output = output, .options = options, .path = path};
+    writer.set = writer.file = writer.dataset = writer.space = writer.type = -1;
+    mdp_h5_silence silence = mdp_h5_silence_begin();
+    mdp_status status = write_all(&writer, reader);
+    if (status.code != MDP_OK && writer.made) unlink(writer.partial);
+    mdp_h5_silence_end(silence);
+    mdp_native_layout_destroy(&writer.layout);
+    mdp_free(writer.digests);
+    mdp_free(writer.all_digests);
+    mdp_free(writer.partial);
+    return status;
+}
