@@ -1,0 +1,112 @@
+/* command.h - what the commands share: the table of commands, the names of the options, and the session in which a
+ * command runs (ranks, options, log, threads, open inputs). Private to src/command and main. */
+#ifndef MDP_COMMAND_H
+#define MDP_COMMAND_H
+
+#include "mdp/options.h"
+#include "mdp/pipeline.h"
+
+/* Index of each option in mdp_option_table. */
+typedef enum mdp_option_id {
+    OPTION_MODEL,
+    OPTION_TOKENS,
+    OPTION_EVAL_TOKENS,
+    OPTION_CATEGORIES,
+    OPTION_STATS,
+    OPTION_PLAN,
+    OPTION_METHOD,
+    OPTION_KEEP,
+    OPTION_KEEP_RATIO,
+    OPTION_PRUNE_RATIO,
+    OPTION_BUDGET,
+    OPTION_MIN_KEEP,
+    OPTION_NORMALISE,
+    OPTION_SEED,
+    OPTION_OUT,
+    OPTION_FORMAT,
+    OPTION_SHARD_SIZE,
+    OPTION_OVERWRITE,
+    OPTION_DUMP,
+    OPTION_JSON,
+    OPTION_PEAK,
+    OPTION_DRY_RUN,
+    OPTION_GFLOPS,
+    OPTION_MEMORY,
+    OPTION_BATCH_TOKENS,
+    OPTION_THREADS,
+    OPTION_CONFIG,
+    OPTION_QUIET,
+    OPTION_LOG_LEVEL,
+#ifdef MDP_DEBUG_HOOKS
+    OPTION_FAULT_EVERY,
+    OPTION_FAULT_SEED,
+    OPTION_FAULT_RANK,
+#endif
+    N_OPTION
+} mdp_option_id;
+
+/* Bit of each command in the table of options. */
+enum {
+    COMMAND_RUN = 1u << 0,
+    COMMAND_OBSERVE = 1u << 1,
+    COMMAND_PLAN = 1u << 2,
+    COMMAND_APPLY = 1u << 3,
+    COMMAND_EVAL = 1u << 4,
+    COMMAND_EXPORT = 1u << 5,
+    COMMAND_INSPECT = 1u << 6,
+    COMMAND_INFO = 1u << 7,
+    COMMAND_ALL = (1u << 8) - 1
+};
+
+extern const mdp_option mdp_option_table[N_OPTION];
+
+/* Indices of the choices of --format. */
+typedef enum mdp_format_choice { FORMAT_HDF5, FORMAT_SAFETENSORS, FORMAT_BOTH } mdp_format_choice;
+
+/* Everything that one command works with. Opened by the functions of session.h; closed by mdp_session_close_all. */
+typedef struct mdp_session {
+    const mdp_comm *comm; /* borrowed */
+    mdp_options *options; /* owned */
+    int n_word;           /* the command line, for report.json */
+    char **words;         /* [n_word] borrowed */
+    mdp_log *log;         /* owned */
+    int n_thread;         /* of this rank */
+    char blas[100];       /* name and kernel of the BLAS library */
+    double start;         /* mdp_seconds() when the command began */
+    mdp_catalogue *catalogue;
+    mdp_model *model;
+    mdp_reader *reader;
+    mdp_tokens *tokens;
+    mdp_tokens *eval_tokens;
+    bool folder_created; /* this run made the folder --out (rank 0) */
+    bool result_kept;    /* something in it is worth keeping when the run fails later (rank 0) */
+} mdp_session;
+
+typedef struct mdp_command {
+    const char *name;
+    const char *summary;  /* one line */
+    const char *argument; /* name of its one argument ("PATH"); NULL: it takes none */
+    unsigned bit;
+    mdp_status (*run_all)(mdp_session *session); /* collective; the status is the same on every rank */
+} mdp_command;
+
+/* The commands, one in each file of the same name. Collective on session->comm. */
+mdp_status mdp_command_run_all(mdp_session *session);
+mdp_status mdp_command_observe_all(mdp_session *session);
+mdp_status mdp_command_plan_all(mdp_session *session);
+mdp_status mdp_command_apply_all(mdp_session *session);
+mdp_status mdp_command_eval_all(mdp_session *session);
+mdp_status mdp_command_export_all(mdp_session *session);
+mdp_status mdp_command_inspect_all(mdp_session *session);
+mdp_status mdp_command_info_all(mdp_session *session);
+
+/* Find the command that the command line names, run it, and report an error in one sentence on rank 0. The status is
+ * the same on every rank. Collective on `comm`. */
+mdp_status mdp_command_main_all(const mdp_comm *comm, int n_word, char **words);
+
+/* Value of an option of the session. */
+static inline const mdp_option_value *mdp_session_option(const mdp_session *session, mdp_option_id id) {
+    return &session->options->values[id];
+}
+
+#endif

@@ -1,0 +1,163 @@
+/* session.c - opening and closing what a command needs: see session.h. */
+#include "command/session.h"
+#include "command/threads.h"
+
+#include <string.h>
+
+#define MAX_TEXT (1ll << 30) /* a plan of a thousand layers with a thousand experts is a tenth of it */
+
+/* ---- start and end ------------------------------------------------------------------------------------------- */
+
+static void configure_faults(const mdp_session *session) {
+#ifdef MDP_DEBUG_HOOKS
+    int64_t rank = mdp_session_option(session, OPTION_FAULT_RANK)->integer;
+    if (rank < 0 || rank == session->comm->rank)
+        mdp_fault_configure(mdp_session_option(session, OPTION_FAULT_EVERY)->integer,
+                            (uint64_t)mdp_session_option(session, OPTION_FAULT_SEED)->integer);
+#else
+    (void)session;
+#endif
+}
+
+static mdp_status start(mdp_session *session) {
+    mdp_level level = (mdp_level)mdp_session_option(session, OPTION_LOG_LEVEL)->integer;
+    if (mdp_session_option(session, OPTION_QUIET)->flag) level = MDP_LEVEL_ERROR;
+    MDP_TRY(mdp_log_new(&session->log, session->comm->rank == 0, level));
+    MDP_TRY(mdp_blas_start());
+    mdp_blas_name(session->blas, sizeof session->blas);
+    return mdp_ok();
+}
+
+mdp_status mdp_session_start_all(mdp_session *session) {
+    configure_faults(session);
+    MDP_AGREE(session->comm, start(session));
+    const mdp_option_value *threads = mdp_session_option(session, OPTION_THREADS);
+    if (threads->present) {
+        session->n_thread = (int)threads->integer;
+        return mdp_ok();
+    }
+    return mdp_threads_default_all(session->comm, &session->n_thread);
+}
+
+/* A run that failed before it had any result leaves nothing behind. Failing to clean up is not worth a second error. */
+static void remove_folder(const mdp_session *session) {
+    mdp_fault_configure(0, 0);
+    mdp_status status = mdp_folder_remove(mdp_session_option(session, OPTION_OUT)->text);
+    (void)status;
+}
+
+void mdp_session_close(mdp_session *session, bool failed) {
+    mdp_log_destroy(session->log);
+    if (failed && session->folder_created && !session->result_kept) remove_folder(session);
+    mdp_tokens_destroy(session->tokens);
+    mdp_tokens_destroy(session->eval_tokens);
+    mdp_reader_destroy(session->reader);
+    mdp_model_destroy(session->model);
+    mdp_catalogue_destroy(session->catalogue);
+    mdp_options_destroy(session->options);
+}
+
+/* ---- inputs -------------------------------------------------------------------------------------------------- */
+
+static mdp_status bind(mdp_session *session) {
+    MDP_TRY(mdp_model_bind(session->catalogue, &session->model));
+    return mdp_reader_new(session->catalogue, &session->reader);
+}
+
+mdp_status mdp_session_open_model_all(mdp_session *session) {
+    const char *path = mdp_session_option(session, OPTION_MODEL)->text;
+    MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
+    MDP_AGREE(session->comm, bind(session));
+    return mdp_catalogue_fingerprint_all(session->comm, session->catalogue);
+}
+
+mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
+                                       mdp_tokens **out) {
+    return mdp_tokens_open_all(session->comm, path, categories, session->model->vocab_size, out);
+}
+
+mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, char **text, int64_t *n_byte) {
+    mdp_status status = mdp_ok();
+    *text = NULL;
+    *n_byte = 0;
+    if (comm->rank == 0) status = mdp_file_read_all(path, MAX_TEXT, text, n_byte);
+    MDP_AGREE(comm, status);
+    status = mdp_bcast_text_all(comm, text, n_byte, 0);
+    if (status.code != MDP_OK) mdp_free(*text);
+    return status;
+}
+
+static mdp_status parse_plan(const mdp_session *session, const char *text, int64_t n_byte, const char *path,
+                             mdp_plan **out) {
+    MDP_TRY(mdp_plan_parse(text, n_byte, path, out));
+    return mdp_plan_check(*out, session->model);
+}
+
+mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, char **text) {
+    char *content = NULL;
+    int64_t n_byte = 0;
+    *out = NULL;
+    MDP_TRY(mdp_session_read_text_all(session->comm, path, &content, &n_byte));
+    mdp_status status = mdp_agree_all(session->comm, parse_plan(session, content, n_byte, path, out));
+    if (status.code == MDP_OK && text) {
+        *text = content;
+        return status;
+    }
+    mdp_free(content);
+    if (status.code == MDP_OK) return status;
+    mdp_plan_destroy(*out);
+    *out = NULL;
+    return status;
+}
+
+/* ---- small things -------------------------------------------------------------------------------------------- */
+
+mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
+    return (mdp_forward_options){.n_thread = session->n_thread,
+                                 .batch_tokens = mdp_session_option(session, OPTION_BATCH_TOKENS)->integer,
+                                 .memory = mdp_session_option(session, OPTION_MEMORY)->integer,
+                                 .log = session->log,
+                                 .progress = true};
+}
+
+mdp_status mdp_session_compare_blas_all(const mdp_session *session) {
+    char name[sizeof session->blas] = {0};
+    memcpy(name, session->blas, sizeof name);
+    MDP_TRY(mdp_bcast_all(session->comm, name, (int64_t)sizeof name, 0));
+    mdp_status status = mdp_ok();
+    if (strcmp(name, session->blas) != 0)
+        status = MDP_ERROR(MDP_INTERNAL,
+                           "rank %d computes with %s, rank 0 with %s; results would depend on where experts land. Set "
+                           "OPENBLAS_CORETYPE to one kernel that all machines have.",
+                           session->comm->rank, session->blas, name);
+    return mdp_agree_all(session->comm, status);
+}
+
+mdp_status mdp_session_path(const mdp_session *session, const char *name, char **out) {
+    return mdp_path_join(out, mdp_session_option(session, OPTION_OUT)->text, name);
+}
+
+mdp_status mdp_session_write_text_all(const mdp_session *session, const char *path, const char *text) {
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = mdp_file_write_all(path, text, (int64_t)strlen(text));
+    return mdp_agree_all(session->comm, status);
+}
+
+mdp_status mdp_session_memory_all(const mdp_session *session, int64_t *largest, int64_t *smallest) {
+    int64_t peak = mdp_memory_peak();
+    int64_t bound[2] = {peak, -peak};
+    MDP_TRY(mdp_max_i64_all(session->comm, bound, 2));
+    *largest = bound[0];
+    *smallest = -bound[1];
+    return mdp_ok();
+}
+
+mdp_status mdp_session_log_memory_all(const mdp_session *session) {
+    int64_t largest = 0, smallest = 0;
+    char most[32], least[32], time[32];
+    MDP_TRY(mdp_session_memory_all(session, &largest, &smallest));
+    mdp_log_message(session->log, MDP_LEVEL_INFO, "done in %s   peak memory %s a rank (least %s)",
+                    mdp_print_seconds(time, mdp_seconds() - session->start), mdp_print_bytes(most, largest),
+                    mdp_print_bytes(least, smallest));
+    return mdp_ok();
+}

@@ -1,0 +1,95 @@
+/* threads.c - threads of a rank, and the speed of its matrix products: see threads.h. */
+#include "command/threads.h"
+#include "mdp/engine.h"
+
+#include <math.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#define MEASURE_SECONDS 1.0
+#define MEASURE_WIDTH 1024 /* inner dimension of the measured product */
+
+/* ---- threads ------------------------------------------------------------------------------------------------- */
+
+int mdp_threads_cores(void) {
+    cpu_set_t mask;
+    if (sched_getaffinity(0, sizeof mask, &mask) != 0) return 1;
+    int n = CPU_COUNT(&mask);
+    return n > 0 ? n : 1;
+}
+
+/* A number that stands for the set of cores of this process. */
+static int64_t mask_identity(void) {
+    cpu_set_t mask;
+    CPU_ZERO(&mask);
+    if (sched_getaffinity(0, sizeof mask, &mask) != 0) return 0;
+    char hex[16] = {0};
+    mdp_digest digest = mdp_hash_bytes(&mask, (int64_t)sizeof mask);
+    for (int i = 0; i < 15; i++) hex[i] = digest.hex[i];
+    return strtoll(hex, NULL, 16);
+}
+
+/* Bound ranks have their own cores; unbound ranks of a node see the same ones and must share them. */
+static int share_of_cores(const mdp_comm *comm, const int64_t *identity) {
+    int n_sharing = 0;
+    for (int r = 0; r < comm->size; r++)
+        n_sharing += comm->rank_node[r] == comm->node && identity[r] == identity[comm->rank];
+    int share = mdp_threads_cores() / n_sharing;
+    return share > 0 ? share : 1;
+}
+
+mdp_status mdp_threads_default_all(const mdp_comm *comm, int *n_thread) {
+    int64_t *identity = NULL;
+    mdp_status status = MDP_ALLOC(&identity, comm->size, "the cores of ranks");
+    MDP_AGREE(comm, status);
+    identity[comm->rank] = mask_identity();
+    status = mdp_sum_i64_all(comm, identity, comm->size);
+    if (status.code == MDP_OK) {
+        const char *wish = getenv("OMP_NUM_THREADS");
+        int n = wish ? atoi(wish) : 0;
+        *n_thread = n > 0 ? n : share_of_cores(comm, identity);
+    }
+    mdp_free(identity);
+    return status;
+}
+
+/* ---- speed --------------------------------------------------------------------------------------------------- */
+
+/* Products of one tile with one panel until the time is over; returns FLOP/s of this thread. */
+static double measure_thread(const float *x, const float *w, float *y) {
+    double start = mdp_seconds(), now = start, flop = 0.0;
+    while (now - start < MEASURE_SECONDS) {
+        mdp_gemm_nt(MDP_TILE_ROWS, MDP_PANEL_ROWS, MEASURE_WIDTH, x, MEASURE_WIDTH, w, MEASURE_WIDTH, y,
+                    MDP_PANEL_ROWS);
+        flop += 2.0 * MDP_TILE_ROWS * MDP_PANEL_ROWS * MEASURE_WIDTH;
+        now = mdp_seconds();
+    }
+    return flop / (now - start);
+}
+
+static mdp_status measure(int n_thread, double *flop_per_second) {
+    float *x = NULL, *w = NULL, *y = NULL;
+    double sum = 0.0;
+    mdp_status status = MDP_ALLOC(&x, (mdp_count_t)MDP_TILE_ROWS * MEASURE_WIDTH, "a measurement");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&w, (mdp_count_t)MDP_PANEL_ROWS * MEASURE_WIDTH, "a measurement");
+    if (status.code == MDP_OK)
+        status = MDP_ALLOC(&y, (mdp_count_t)n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS, "a measurement");
+    if (status.code == MDP_OK) {
+#pragma omp parallel for num_threads(n_thread) reduction(+ : sum) schedule(static, 1)
+        for (int i = 0; i < n_thread; i++) sum += measure_thread(x, w, y + (size_t)i * MDP_TILE_ROWS * MDP_PANEL_ROWS);
+    }
+    mdp_free(x);
+    mdp_free(w);
+    mdp_free(y);
+    *flop_per_second = sum;
+    return status;
+}
+
+mdp_status mdp_threads_measure_all(const mdp_comm *comm, int n_thread, double *flop_per_second) {
+    double mine = 0.0;
+    MDP_AGREE(comm, measure(n_thread, &mine));
+    int64_t megaflop = llround(mine / 1e6);
+    MDP_TRY(mdp_sum_i64_all(comm, &megaflop, 1));
+    *flop_per_second = (double)megaflop * 1e6;
+    return mdp_ok();
+}
