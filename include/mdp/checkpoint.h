@@ -80,9 +80,11 @@ typedef struct mdp_catalogue {
     mdp_side_file *side_files; /* ascending by name; no weights, no index, no config.json, no moe-dist-prune.json */
     char *config_text;         /* config.json, config_byte bytes and a 0 byte */
     int64_t config_byte;
-    int64_t tensor_byte;  /* sum over tensors */
-    char fingerprint[33]; /* model fingerprint (formats.md); set by mdp_catalogue_fingerprint_all, "" before */
-    void *memory;         /* backing store of names; private */
+    char *plan_text;       /* model.h5: the plan that made it; NULL when there is none */
+    char *provenance_text; /* model.h5: what determined its bytes; NULL when there is none */
+    int64_t tensor_byte;   /* sum over tensors */
+    char fingerprint[33];  /* model fingerprint (formats.md); set by mdp_catalogue_fingerprint_all, "" before */
+    void *memory;          /* backing store of names; private */
 } mdp_catalogue;
 
 /* Open a HF folder (single file, shards, index) or one of our .h5 files: rank 0 reads the headers, checks them by the
