@@ -1,0 +1,226 @@
+/* panel.c - weights read ahead while the main thread computes.
+ *
+ * A ring of `depth` buffers. Panels are numbered from 0 over the life of the stream; panel p uses buffer p % depth.
+ * Three counters divide them: below `released` the buffers are free again, below `taken` the consumer has them, below
+ * `filled` they are read. The I/O thread may fill as long as filled < released + depth, and sleeps otherwise. An error
+ * stops reading and is kept for the consumer's next call. All state is guarded by one lock; it is not held while
+ * reading. */
+#include "checkpoint/matrix.h"
+
+#include "mdp/checkpoint.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+
+struct mdp_panel_stream {
+    mdp_reader *reader; /* borrowed */
+    int depth;
+    int64_t max_value;
+    float *buffers; /* [depth, max_value]; owned */
+    void *scratch;  /* of the I/O thread; owned */
+
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t work;  /* the I/O thread waits here */
+    pthread_cond_t ready; /* the consumer waits here */
+    mdp_panel *items;     /* [capacity] of the sequence at hand; owned */
+    int64_t capacity;
+    int64_t base, end; /* the sequence at hand is panels base .. end-1 */
+    int64_t released, taken, filled;
+    bool reading; /* the I/O thread is reading panel `filled` now, without the lock */
+    bool quit;
+    mdp_status error; /* of the I/O thread; kept until stop */
+};
+
+int64_t mdp_panel_stream_memory(int depth, int64_t max_value) {
+    return (int64_t)sizeof(mdp_panel_stream) + depth * max_value * (int64_t)sizeof(float) + MDP_MATRIX_CHUNK_BYTE;
+}
+
+/* ---- the I/O thread ------------------------------------------------------------------------------------------ */
+
+static bool has_work(const mdp_panel_stream *s) {
+    return s->error.code == MDP_OK && s->filled < s->end && s->filled < s->released + s->depth;
+}
+
+static float *buffer_of(const mdp_panel_stream *s, int64_t panel) {
+    return s->buffers + panel % s->depth * s->max_value;
+}
+
+/* Read panel s->filled; the lock is held on entry and on return. */
+static void read_one(mdp_panel_stream *s) {
+    mdp_panel item = s->items[s->filled - s->base];
+    float *to = buffer_of(s, s->filled);
+    s->reading = true;
+    pthread_mutex_unlock(&s->lock);
+    mdp_status status = mdp_matrix_read(s->reader, item.matrix, item.row0, item.n_row, s->scratch, to);
+    pthread_mutex_lock(&s->lock);
+    s->reading = false;
+    if (status.code == MDP_OK) {
+        s->filled++;
+    } else {
+        s->error = status;
+    }
+    pthread_cond_signal(&s->ready);
+}
+
+static void *run_reader(void *context) {
+    mdp_panel_stream *s = context;
+    pthread_mutex_lock(&s->lock);
+    while (!s->quit) {
+        if (has_work(s)) {
+            read_one(s);
+        } else {
+            pthread_cond_wait(&s->work, &s->lock);
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* Signals are for the main thread, which knows what to do with them. */
+static mdp_status start_thread(mdp_panel_stream *s) {
+    MDP_TRY(mdp_fault(MDP_INTERNAL, "start a thread"));
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int code = pthread_create(&s->thread, NULL, run_reader, s);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (code == 0) return mdp_ok();
+    return MDP_ERROR(MDP_INTERNAL, "the reading thread cannot be started: %s.", strerror(code));
+}
+
+/* ---- life of a stream ---------------------------------------------------------------------------------------- */
+
+static void free_stream(mdp_panel_stream *s) {
+    mdp_free(s->items);
+    mdp_free(s->scratch);
+    mdp_free(s->buffers);
+    mdp_free(s);
+}
+
+static mdp_status allocate(mdp_panel_stream *s) {
+    int64_t n;
+    if (s->depth < 2 || s->max_value < 0 || !mdp_multiply(s->depth, s->max_value, &n)) {
+        return MDP_ERROR(MDP_INTERNAL, "a panel stream of depth %d and %" PRId64 " values is impossible.", s->depth,
+                         s->max_value);
+    }
+    MDP_TRY(MDP_ALLOC(&s->buffers, n, "panels of weights"));
+    return mdp_alloc(&s->scratch, MDP_MATRIX_CHUNK_BYTE, 1, "read buffer");
+}
+
+mdp_status mdp_panel_stream_new(mdp_reader *reader, int depth, int64_t max_value, mdp_panel_stream **out) {
+    mdp_panel_stream *s = NULL;
+    *out = NULL;
+    MDP_TRY(MDP_ALLOC(&s, 1, "panel stream"));
+    s->reader = reader;
+    s->depth = depth;
+    s->max_value = max_value;
+    s->error = mdp_ok();
+    mdp_status status = allocate(s);
+    if (status.code != MDP_OK) {
+        free_stream(s);
+        return status;
+    }
+    pthread_mutex_init(&s->lock, NULL); /* with default attributes none of the three can fail on Linux */
+    pthread_cond_init(&s->work, NULL);
+    pthread_cond_init(&s->ready, NULL);
+    status = start_thread(s);
+    if (status.code != MDP_OK) {
+        pthread_cond_destroy(&s->ready);
+        pthread_cond_destroy(&s->work);
+        pthread_mutex_destroy(&s->lock);
+        free_stream(s);
+        return status;
+    }
+    *out = s;
+    return mdp_ok();
+}
+
+void mdp_panel_stream_destroy(mdp_panel_stream *s) {
+    if (s == NULL) return;
+    pthread_mutex_lock(&s->lock);
+    s->quit = true;
+    pthread_cond_signal(&s->work);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(s->thread, NULL);
+    pthread_cond_destroy(&s->ready);
+    pthread_cond_destroy(&s->work);
+    pthread_mutex_destroy(&s->lock);
+    free_stream(s);
+}
+
+/* ---- the consumer -------------------------------------------------------------------------------------------- */
+
+static mdp_status check_items(const mdp_panel_stream *s, const mdp_panel *items, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t n_value;
+        if (!mdp_multiply(items[i].n_row, items[i].matrix->n_col, &n_value) || n_value > s->max_value) {
+            return MDP_ERROR(MDP_INTERNAL,
+                             "a panel of %" PRId64 " rows of '%s' does not fit a buffer of %" PRId64 " values.",
+                             items[i].n_row, items[i].matrix->tensor->name, s->max_value);
+        }
+    }
+    return mdp_ok();
+}
+
+/* Called with the lock held and the I/O thread idle: it has nothing left to fill. */
+static mdp_status begin(mdp_panel_stream *s, const mdp_panel *items, int64_t n) {
+    if (s->error.code != MDP_OK || s->taken != s->end) {
+        return MDP_ERROR(MDP_INTERNAL, "a panel stream was started before its last sequence had ended.");
+    }
+    if (n > s->capacity) {
+        MDP_TRY(MDP_GROW(&s->items, s->capacity, n, "list of panels"));
+        s->capacity = n;
+    }
+    if (n > 0) memcpy(s->items, items, (size_t)n * sizeof *items);
+    s->base = s->end;
+    s->end += n;
+    pthread_cond_signal(&s->work);
+    return mdp_ok();
+}
+
+mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *items, int64_t n) {
+    MDP_TRY(check_items(stream, items, n));
+    pthread_mutex_lock(&stream->lock);
+    mdp_status status = begin(stream, items, n);
+    pthread_mutex_unlock(&stream->lock);
+    return status;
+}
+
+mdp_status mdp_panel_stream_next(mdp_panel_stream *stream, int n, mdp_panel *out) {
+    mdp_panel_stream *s = stream;
+    mdp_status status = mdp_ok();
+    pthread_mutex_lock(&s->lock);
+    if (n < 1 || n > s->depth - 1 || n > s->end - s->taken) {
+        status = MDP_ERROR(MDP_INTERNAL, "%d panels were asked for; %" PRId64 " are left, and %d are the most at once.",
+                           n, s->end - s->taken, s->depth - 1);
+        goto done;
+    }
+    s->released = s->taken;
+    pthread_cond_signal(&s->work);
+    while (s->filled < s->taken + n && s->error.code == MDP_OK) pthread_cond_wait(&s->ready, &s->lock);
+    if (s->filled < s->taken + n) {
+        status = s->error;
+        goto done;
+    }
+    for (int i = 0; i < n; i++) {
+        out[i] = s->items[s->taken + i - s->base];
+        out[i].data = buffer_of(s, s->taken + i);
+    }
+    s->taken += n;
+done:
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+void mdp_panel_stream_stop(mdp_panel_stream *stream) {
+    mdp_panel_stream *s = stream;
+    pthread_mutex_lock(&s->lock);
+    s->end = s->filled; /* nothing more to read, except what is being read now */
+    while (s->reading) pthread_cond_wait(&s->ready, &s->lock);
+    s->end = s->taken = s->released = s->base = s->filled;
+    s->error = mdp_ok();
+    pthread_mutex_unlock(&s->lock);
+}

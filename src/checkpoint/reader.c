@@ -1,0 +1,137 @@
+/* reader.c - bytes of a catalogue's files, by pread, from any thread.
+ *
+ * Descriptors are opened at first use and at most MAX_OPEN are kept: a sharded model may have more files than a process
+ * may have open. A descriptor in use is never closed; when all are in use the number is exceeded for a moment. A read
+ * beyond the size that the catalogue saw, and a file that has become shorter since, are errors that say so. */
+#include "mdp/checkpoint.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define MAX_OPEN 64
+
+typedef struct open_file {
+    int fd;        /* -1: closed */
+    int n_user;    /* reads under way */
+    int64_t stamp; /* time of the last use, in uses */
+} open_file;
+
+struct mdp_reader {
+    const mdp_catalogue *catalogue; /* borrowed */
+    pthread_mutex_t lock;           /* guards files, n_open, clock; never held while reading */
+    open_file *files;               /* [catalogue->n_file]; owned */
+    int n_open;
+    int64_t clock;
+    atomic_int_fast64_t n_byte;
+};
+
+mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
+    mdp_reader *reader = NULL;
+    *out = NULL;
+    MDP_TRY(MDP_ALLOC(&reader, 1, "reader"));
+    mdp_status status = MDP_ALLOC(&reader->files, catalogue->n_file, "reader");
+    if (status.code == MDP_OK && pthread_mutex_init(&reader->lock, NULL) != 0) {
+        status = MDP_ERROR(MDP_INTERNAL, "a lock cannot be made.");
+    }
+    if (status.code != MDP_OK) {
+        mdp_free(reader->files);
+        mdp_free(reader);
+        return status;
+    }
+    reader->catalogue = catalogue;
+    atomic_init(&reader->n_byte, 0);
+    for (int32_t i = 0; i < catalogue->n_file; i++) reader->files[i].fd = -1;
+    *out = reader;
+    return mdp_ok();
+}
+
+/* A failing close of a file that was only read loses nothing. */
+static void close_file(mdp_reader *reader, int32_t file) {
+    mdp_status ignored = mdp_file_close(reader->catalogue->files[file], reader->files[file].fd);
+    (void)ignored;
+    reader->files[file].fd = -1;
+    reader->n_open--;
+}
+
+void mdp_reader_destroy(mdp_reader *reader) {
+    if (reader == NULL) return;
+    for (int32_t i = 0; i < reader->catalogue->n_file; i++) {
+        if (reader->files[i].fd >= 0) close_file(reader, i);
+    }
+    pthread_mutex_destroy(&reader->lock);
+    mdp_free(reader->files);
+    mdp_free(reader);
+}
+
+/* Close the file unused for longest. Called with the lock held. */
+static void make_room(mdp_reader *reader) {
+    int32_t oldest = -1;
+    for (int32_t i = 0; i < reader->catalogue->n_file; i++) {
+        const open_file *f = &reader->files[i];
+        if (f->fd < 0 || f->n_user > 0) continue;
+        if (oldest < 0 || f->stamp < reader->files[oldest].stamp) oldest = i;
+    }
+    if (oldest >= 0) close_file(reader, oldest);
+}
+
+/* Called with the lock held. */
+static mdp_status open_catalogued(mdp_reader *reader, int32_t file) {
+    const char *path = reader->catalogue->files[file];
+    int fd;
+    int64_t n_byte;
+    if (reader->n_open >= MAX_OPEN) make_room(reader);
+    MDP_TRY(mdp_file_open_read(path, &fd));
+    reader->files[file].fd = fd;
+    reader->n_open++;
+    mdp_status status = mdp_file_size(path, fd, &n_byte);
+    if (status.code == MDP_OK && n_byte < reader->catalogue->file_bytes[file]) {
+        status = MDP_ERROR(MDP_BAD_INPUT,
+                           "%s: the file has %" PRId64 " bytes, but had %" PRId64
+                           " when the run began; it was changed in between. Run again when it is complete.",
+                           path, n_byte, reader->catalogue->file_bytes[file]);
+    }
+    if (status.code != MDP_OK) close_file(reader, file);
+    return status;
+}
+
+static mdp_status acquire(mdp_reader *reader, int32_t file, int *fd) {
+    pthread_mutex_lock(&reader->lock);
+    open_file *f = &reader->files[file];
+    mdp_status status = f->fd >= 0 ? mdp_ok() : open_catalogued(reader, file);
+    if (status.code == MDP_OK) {
+        f->n_user++;
+        f->stamp = ++reader->clock;
+        *fd = f->fd;
+    }
+    pthread_mutex_unlock(&reader->lock);
+    return status;
+}
+
+static void release(mdp_reader *reader, int32_t file) {
+    pthread_mutex_lock(&reader->lock);
+    reader->files[file].n_user--;
+    pthread_mutex_unlock(&reader->lock);
+}
+
+mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out) {
+    const mdp_catalogue *catalogue = reader->catalogue;
+    if (n_byte == 0) return mdp_ok();
+    int64_t end;
+    if (file < 0 || file >= catalogue->n_file || offset < 0 || !mdp_add(offset, n_byte, &end) ||
+        end > catalogue->file_bytes[file]) {
+        return MDP_ERROR(
+            MDP_INTERNAL, "%s: bytes %" PRId64 " to %" PRId64 " were asked for, which the file does not have.",
+            file >= 0 && file < catalogue->n_file ? catalogue->files[file] : catalogue->path, offset, offset + n_byte);
+    }
+    int fd;
+    MDP_TRY(acquire(reader, file, &fd));
+    mdp_status status = mdp_file_pread(catalogue->files[file], fd, out, n_byte, offset);
+    release(reader, file);
+    if (status.code == MDP_OK) atomic_fetch_add_explicit(&reader->n_byte, n_byte, memory_order_relaxed);
+    return status;
+}
+
+int64_t mdp_reader_bytes(const mdp_reader *reader) {
+    return (int64_t)atomic_load_explicit(&reader->n_byte, memory_order_relaxed);
+}
