@@ -40,6 +40,8 @@ typedef enum mdp_dtype { /* safetensors' order, descending element size last: th
 const char *mdp_dtype_name(mdp_dtype type); /* "BF16" */
 int mdp_dtype_bits(mdp_dtype type);         /* 16 */
 bool mdp_dtype_find(const char *name, mdp_dtype *out);
+/* Bytes of a tensor of this type and shape; false when they overflow or are no whole number. */
+bool mdp_dtype_bytes(mdp_dtype type, int n_dim, const int64_t *shape, int64_t *n_byte);
 bool mdp_dtype_widens(mdp_dtype type); /* can mdp_widen read it */
 /* n stored values -> f32, exact. f32, f16, bf16. Source may be unaligned. */
 void mdp_widen(mdp_dtype type, const void *stored, int64_t n, float *out);

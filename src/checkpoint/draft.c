@@ -84,15 +84,3 @@ mdp_status mdp_draft_add_side_file(mdp_draft *draft, const char *name, const mdp
 const char *mdp_draft_file(const mdp_draft *draft, int32_t file) {
     return draft->pool + draft->file_at[file];
 }
-
-bool mdp_draft_tensor_bytes(mdp_dtype type, int n_dim, const int64_t *shape, int64_t *n_byte) {
-    /* safetensors multiplies in shape order and lets a later 0 not heal an earlier overflow */
-    int64_t n = 1;
-    for (int i = 0; i < n_dim; i++) {
-        if (!mdp_multiply(n, shape[i], &n)) return false;
-    }
-    int64_t bits;
-    if (!mdp_multiply(n, mdp_dtype_bits(type), &bits) || bits % 8 != 0) return false;
-    *n_byte = bits / 8;
-    return true;
-}

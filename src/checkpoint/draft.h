@@ -34,7 +34,5 @@ mdp_status mdp_draft_add_tensor(mdp_draft *draft, const char *name, const mdp_te
 mdp_status mdp_draft_add_side_file(mdp_draft *draft, const char *name, const mdp_side_file *side_file);
 /* Path of a file of the draft; valid until text is added. */
 const char *mdp_draft_file(const mdp_draft *draft, int32_t file);
-/* Bytes of a tensor of this type and shape into *n_byte; false when it overflows or is no whole number of bytes. */
-bool mdp_draft_tensor_bytes(mdp_dtype type, int n_dim, const int64_t *shape, int64_t *n_byte);
 
 #endif

@@ -54,6 +54,18 @@ bool mdp_dtype_find(const char *name, mdp_dtype *out) {
     return false;
 }
 
+bool mdp_dtype_bytes(mdp_dtype type, int n_dim, const int64_t *shape, int64_t *n_byte) {
+    /* safetensors multiplies in shape order and lets a later 0 not heal an earlier overflow */
+    int64_t n = 1;
+    for (int i = 0; i < n_dim; i++) {
+        if (!mdp_multiply(n, shape[i], &n)) return false;
+    }
+    int64_t bits;
+    if (!mdp_multiply(n, mdp_dtype_bits(type), &bits) || bits % 8 != 0) return false;
+    *n_byte = bits / 8;
+    return true;
+}
+
 bool mdp_dtype_widens(mdp_dtype type) {
     return formats[type].widens;
 }

@@ -1,9 +1,9 @@
 /* native.c - the catalogue of a model.h5.
  *
- * The file is walked once; every dataset below /model becomes a tensor, or one tensor per expert when its name has
- * {expert} in it, with the byte offset that HDF5 tells, so that weights are read by pread like any other. Refused: a
- * file of another kind, a newer major version, a file without its completion mark, and every dataset that is not one
- * contiguous run of bytes of the type that its attributes state. */
+ * The file is walked once; every dataset that is no text of ours and no side file becomes a tensor, or one tensor per
+ * expert when its name has {expert} in it, with the byte offset that HDF5 tells, so that weights are read by pread like
+ * any other. Refused: a file of another kind, a newer major version, a file without its completion mark, and every
+ * dataset that is not one contiguous run of bytes of the type that its attributes state. */
 #include "checkpoint/native.h"
 
 #include "checkpoint/hdf5_read.h"
@@ -12,11 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SIDE_FILES "/files/"
+
 /* Context of a walk; the first error is kept and stops it. */
 typedef struct walk {
     mdp_draft *draft;
     const char *path;
-    const char *root; /* "/model/" or "/files/" */
     int32_t file;
     int64_t file_byte;
     mdp_status status;
@@ -77,15 +78,38 @@ static bool is_float(hid_t type, size_t size, size_t exponent, size_t mantissa, 
            n_mantissa == mantissa && H5Tget_ebias(type) == bias;
 }
 
+/* The HDF5 class of a number format that HDF5 has too; H5T_OPAQUE for the others, which are stored as bytes. */
+static H5T_class_t number_class(mdp_dtype stored) {
+    switch (stored) {
+    case MDP_I16:
+    case MDP_U16:
+    case MDP_I32:
+    case MDP_U32:
+    case MDP_I64:
+    case MDP_U64:
+        return H5T_INTEGER;
+    case MDP_F16:
+    case MDP_BF16:
+    case MDP_F32:
+    case MDP_F64:
+        return H5T_FLOAT;
+    default:
+        return H5T_OPAQUE;
+    }
+}
+
 /* Does the HDF5 type hold this number format as our writer does? By fields: newer libraries have types of the same
- * form under other names. *in_bytes: the elements are bytes, so that the last dimension counts bytes. */
-static bool holds(hid_t type, mdp_dtype stored, bool *in_bytes) {
-    *in_bytes = false;
-    if (stored == MDP_F32) return is_float(type, 4, 8, 23, 127);
-    if (stored == MDP_BF16) return is_float(type, 2, 8, 7, 127);
-    if (stored == MDP_F16) return is_float(type, 2, 5, 10, 15);
-    *in_bytes = true;
-    return H5Tget_class(type) == H5T_INTEGER && H5Tget_size(type) == 1;
+ * form under other names. */
+static bool holds(hid_t type, mdp_dtype stored) {
+    H5T_class_t class = number_class(stored);
+    size_t size = class == H5T_OPAQUE ? 1 : (size_t)mdp_dtype_bits(stored) / 8;
+    if (class == H5T_FLOAT) {
+        if (stored == MDP_F16) return is_float(type, size, 5, 10, 15);
+        if (stored == MDP_F64) return is_float(type, size, 11, 52, 1023);
+        return is_float(type, size, 8, 8 * size - 9, 127); /* F32 and its upper half */
+    }
+    if (H5Tget_class(type) != H5T_INTEGER || H5Tget_size(type) != size) return false;
+    return size == 1 || H5Tget_order(type) == H5T_ORDER_LE;
 }
 
 /* Where the bytes of a dataset lie: one run in this very file. */
@@ -117,26 +141,28 @@ static mdp_status find_extent(const walk *w, const char *place, hid_t dataset, i
     return mdp_ok();
 }
 
-/* Type and shape as the HF file has them. */
-static mdp_status read_type(const walk *w, const char *place, hid_t dataset, mdp_tensor *tensor) {
+static mdp_status read_type(const walk *w, const char *place, hid_t dataset, mdp_dtype *out) {
     char *stored = NULL;
     MDP_TRY(mdp_hdf5_text_attribute(w->path, place, dataset, "stored_type", &stored));
-    bool known = mdp_dtype_find(stored, &tensor->type);
     mdp_status status = mdp_ok();
-    if (!known) status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s has the unknown stored_type \"%s\".", w->path, place, stored);
+    if (!mdp_dtype_find(stored, out)) {
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s has the unknown stored_type \"%s\".", w->path, place, stored);
+    }
     mdp_free(stored);
     MDP_TRY(status);
-    bool in_bytes;
     hid_t type = H5Dget_type(dataset);
-    bool held = holds(type, tensor->type, &in_bytes);
+    bool held = holds(type, *out);
     H5Tclose(type);
-    if (!held) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: the HDF5 type of %s is not the one for stored_type %s.", w->path, place,
-                         mdp_dtype_name(tensor->type));
-    }
+    if (held) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: the HDF5 type of %s is not the one for stored_type %s.", w->path, place,
+                     mdp_dtype_name(*out));
+}
+
+/* The shape as the HF file has it: where elements are stored as bytes, the last dimension counts bytes. */
+static mdp_status read_shape(const walk *w, const char *place, hid_t dataset, mdp_tensor *tensor) {
     MDP_TRY(mdp_hdf5_shape(w->path, place, dataset, &tensor->n_dim, tensor->shape));
     int bits = mdp_dtype_bits(tensor->type);
-    if (in_bytes && bits != 8 && tensor->n_dim > 0) {
+    if (number_class(tensor->type) == H5T_OPAQUE && bits != 8 && tensor->n_dim > 0) {
         int64_t *last = &tensor->shape[tensor->n_dim - 1];
         if (!mdp_multiply(*last, 8, last) || *last % bits != 0) {
             return MDP_ERROR(MDP_BAD_INPUT, "%s: the last dimension of %s holds no whole number of %s values.", w->path,
@@ -144,10 +170,8 @@ static mdp_status read_type(const walk *w, const char *place, hid_t dataset, mdp
         }
         *last /= bits;
     }
-    if (!mdp_draft_tensor_bytes(tensor->type, tensor->n_dim, tensor->shape, &tensor->n_byte)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: the shape of %s overflows.", w->path, place);
-    }
-    return mdp_ok();
+    if (mdp_dtype_bytes(tensor->type, tensor->n_dim, tensor->shape, &tensor->n_byte)) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: the shape of %s overflows.", w->path, place);
 }
 
 /* Experts of a stacked dataset: tensor `stack` without its first dimension, one after the other. */
@@ -178,7 +202,8 @@ static mdp_status add_stack(walk *w, const char *place, const char *pattern, con
 static mdp_status add_dataset(walk *w, const char *place, hid_t dataset) {
     char *name = NULL;
     mdp_tensor tensor = {.file = w->file};
-    MDP_TRY(read_type(w, place, dataset, &tensor));
+    MDP_TRY(read_type(w, place, dataset, &tensor.type));
+    MDP_TRY(read_shape(w, place, dataset, &tensor));
     MDP_TRY(find_extent(w, place, dataset, tensor.n_byte, &tensor.offset));
     MDP_TRY(mdp_hdf5_text_attribute(w->path, place, dataset, "hf_name", &name));
     mdp_status status = strstr(name, MDP_EXPERT_MARK) != NULL ? add_stack(w, place, name, &tensor)
@@ -188,7 +213,7 @@ static mdp_status add_dataset(walk *w, const char *place, hid_t dataset) {
 }
 
 static mdp_status add_side_file(walk *w, const char *place, hid_t dataset) {
-    const char *name = place + strlen(w->root);
+    const char *name = place + strlen(SIDE_FILES);
     hid_t type = H5Dget_type(dataset);
     bool bytes = H5Tget_class(type) == H5T_INTEGER && H5Tget_size(type) == 1;
     H5Tclose(type);
@@ -206,39 +231,41 @@ static mdp_status add_side_file(walk *w, const char *place, hid_t dataset) {
 
 /* ---- the walk ------------------------------------------------------------------------------------------------ */
 
-static mdp_status add_object(walk *w, hid_t start, const char *name) {
+/* Everything that is not a text of ours or a side file is a tensor: names need not begin with "model.". */
+static mdp_status add_object(walk *w, hid_t root, const char *name) {
+    static const char *const texts[] = {"config", "plan", "provenance"};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        if (strcmp(name, texts[i]) == 0) return mdp_ok();
+    }
     char *place = NULL;
     MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
-    MDP_TRY(mdp_format(&place, "%s%s", w->root, name));
-    hid_t dataset = H5Dopen2(start, name, H5P_DEFAULT);
+    MDP_TRY(mdp_format(&place, "/%s", name));
+    hid_t dataset = H5Dopen2(root, name, H5P_DEFAULT);
     mdp_status status;
     if (dataset < 0) {
         status = MDP_ERROR(MDP_IO, "%s: %s cannot be opened.", w->path, place);
     } else {
-        status = strcmp(w->root, "/model/") == 0 ? add_dataset(w, place, dataset) : add_side_file(w, place, dataset);
+        bool side = strncmp(place, SIDE_FILES, strlen(SIDE_FILES)) == 0;
+        status = side ? add_side_file(w, place, dataset) : add_dataset(w, place, dataset);
         H5Dclose(dataset);
     }
     mdp_free(place);
     return status;
 }
 
-static herr_t visit(hid_t start, const char *name, const H5O_info_t *info, void *context) {
+static herr_t visit(hid_t root, const char *name, const H5O_info_t *info, void *context) {
     walk *w = context;
     if (info->type != H5O_TYPE_DATASET) return 0;
-    w->status = add_object(w, start, name);
+    w->status = add_object(w, root, name);
     return w->status.code == MDP_OK ? 0 : 1; /* not 0 stops the walk */
 }
 
-static mdp_status walk_below(walk *w, hid_t file, const char *root) {
-    w->root = root;
+static mdp_status add_objects(walk *w, hid_t file) {
     w->status = mdp_ok();
-    hid_t group = H5Gopen2(file, root, H5P_DEFAULT);
-    if (group < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: there is no group %s.", w->path, root);
-    herr_t code = H5Ovisit(group, H5_INDEX_NAME, H5_ITER_INC, visit, w);
-    H5Gclose(group);
+    herr_t code = H5Ovisit(file, H5_INDEX_NAME, H5_ITER_INC, visit, w);
     MDP_TRY(w->status);
-    return code < 0 ? MDP_ERROR(MDP_IO, "%s: the group %s cannot be listed; the file is damaged.", w->path, root)
-                    : mdp_ok();
+    if (code >= 0) return mdp_ok();
+    return MDP_ERROR(MDP_IO, "%s: the contents cannot be listed; the file is damaged.", w->path);
 }
 
 static mdp_status add_text(walk *w, hid_t file, const char *name, int64_t *at, int64_t *n_byte) {
@@ -260,8 +287,7 @@ static mdp_status add_contents(walk *w, hid_t file) {
     if (mdp_hdf5_has(file, "/provenance")) {
         MDP_TRY(add_text(w, file, "/provenance", &draft->provenance_at, &draft->provenance_byte));
     }
-    MDP_TRY(walk_below(w, file, "/model/"));
-    return mdp_hdf5_has(file, "/files") ? walk_below(w, file, "/files/") : mdp_ok();
+    return add_objects(w, file);
 }
 
 static mdp_status find_size(const char *path, int64_t *n_byte) {

@@ -159,7 +159,7 @@ static mdp_status read_entry(const header *h, const char *name, const json_t *en
     MDP_TRY(read_type(h, name, entry, &tensor->type));
     MDP_TRY(read_shape(h, name, entry, tensor));
     MDP_TRY(read_range(h, name, entry, place));
-    if (!mdp_draft_tensor_bytes(tensor->type, tensor->n_dim, tensor->shape, &tensor->n_byte)) {
+    if (!mdp_dtype_bytes(tensor->type, tensor->n_dim, tensor->shape, &tensor->n_byte)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: the shape of '%s' overflows, or is no whole number of bytes of %s.",
                          h->path, name, mdp_dtype_name(tensor->type));
     }
