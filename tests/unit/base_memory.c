@@ -1,0 +1,175 @@
+/* Status, memory, checked arithmetic and the fault hook. */
+#include "mdp/base.h"
+
+#include <limits.h>
+#include <setjmp.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static mdp_status fail_with(const char *what) {
+    return MDP_ERROR(MDP_BAD_INPUT, "layer %d: %s", 3, what);
+}
+
+static mdp_status pass_up(void) {
+    MDP_TRY(mdp_ok());
+    MDP_TRY(fail_with("wrong"));
+    return mdp_ok();
+}
+
+static void an_error_carries_its_sentence_and_place(void **unused) {
+    (void)unused;
+    mdp_status status = pass_up();
+    assert_int_equal(status.code, MDP_BAD_INPUT);
+    assert_int_equal(status.rank, -1);
+    assert_string_equal(status.text, "layer 3: wrong");
+    assert_string_equal(status.file, "base_memory.c");
+    assert_true(status.line > 0);
+}
+
+static void a_long_sentence_is_cut_not_overrun(void **unused) {
+    (void)unused;
+    char long_text[3000];
+    memset(long_text, 'x', sizeof long_text - 1);
+    long_text[sizeof long_text - 1] = '\0';
+    mdp_status status = fail_with(long_text);
+    assert_int_equal(strlen(status.text), sizeof status.text - 1);
+}
+
+static void memory_is_zeroed_and_aligned(void **unused) {
+    (void)unused;
+    const int64_t size[] = {0, 1, 7, 8, 1000, 100000};
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
+        double *data;
+        assert_int_equal(MDP_ALLOC(&data, size[i], "test").code, MDP_OK);
+        assert_non_null(data);
+        assert_int_equal((uintptr_t)data % 64, 0);
+        for (int64_t k = 0; k < size[i]; k++) assert_true(data[k] == 0);
+        memset(data, 255, (size_t)size[i] * sizeof *data); /* so that reused memory is dirty */
+        mdp_free(data);
+    }
+    mdp_free(NULL);
+}
+
+static void growing_keeps_the_content_and_zeroes_the_rest(void **unused) {
+    (void)unused;
+    int *data = NULL;
+    assert_int_equal(MDP_GROW(&data, 0, 3, "test").code, MDP_OK);
+    for (int i = 0; i < 3; i++) data[i] = i + 1;
+    assert_int_equal(MDP_GROW(&data, 3, 1000, "test").code, MDP_OK);
+    for (int i = 0; i < 1000; i++) assert_int_equal(data[i], i < 3 ? i + 1 : 0);
+    assert_int_equal(MDP_GROW(&data, 1000, 10, "test").code, MDP_INTERNAL);
+    assert_int_equal(data[2], 3);
+    mdp_free(data);
+}
+
+static void a_size_that_overflows_is_refused(void **unused) {
+    (void)unused;
+    int64_t *data = (int64_t *)&data;
+    mdp_status status = MDP_ALLOC(&data, INT64_MAX / 4, "the residual stream");
+    assert_int_equal(status.code, MDP_INTERNAL);
+    assert_non_null(strstr(status.text, "cannot allocate"));
+    assert_non_null(strstr(status.text, "the residual stream"));
+    assert_null(data);
+    assert_int_equal(MDP_ALLOC(&data, -1, "test").code, MDP_INTERNAL);
+    assert_int_equal(MDP_ALLOC(&data, INT64_MAX / 8, "test").code, MDP_INTERNAL);
+}
+
+static void memory_that_is_not_there_is_an_error_with_its_size(void **unused) {
+    (void)unused;
+#ifdef __SANITIZE_ADDRESS__
+    skip(); /* the sanitizer ends the program instead of returning NULL */
+#else
+    char *data;
+    mdp_status status = MDP_ALLOC(&data, INT64_C(1) << 60, "a test");
+    assert_int_equal(status.code, MDP_INTERNAL);
+    assert_non_null(strstr(status.text, "cannot allocate 1.2 EB for a test"));
+    assert_null(data);
+#endif
+}
+
+static void arithmetic_on_sizes_refuses_overflow_and_negative_numbers(void **unused) {
+    (void)unused;
+    int64_t out = 0;
+    assert_true(mdp_multiply(INT64_C(1) << 31, INT64_C(1) << 31, &out));
+    assert_int_equal(out, INT64_C(1) << 62);
+    assert_false(mdp_multiply(INT64_C(1) << 32, INT64_C(1) << 31, &out));
+    assert_false(mdp_multiply(-1, 1, &out));
+    assert_false(mdp_multiply(1, -1, &out));
+    assert_true(mdp_multiply(INT64_MAX, 0, &out));
+    assert_true(mdp_add(INT64_MAX - 1, 1, &out));
+    assert_int_equal(out, INT64_MAX);
+    assert_false(mdp_add(INT64_MAX, 1, &out));
+    assert_false(mdp_add(2, -1, &out));
+    int narrow = 0;
+    assert_int_equal(mdp_int_cast(INT_MAX, "rows", &narrow).code, MDP_OK);
+    assert_int_equal(narrow, INT_MAX);
+    mdp_status status = mdp_int_cast((int64_t)INT_MAX + 1, "the number of rows", &narrow);
+    assert_int_equal(status.code, MDP_INTERNAL);
+    assert_non_null(strstr(status.text, "the number of rows is 2147483648"));
+}
+
+static void texts_are_copied_and_printed(void **unused) {
+    (void)unused;
+    char *copy, *text;
+    assert_int_equal(mdp_copy_text(&copy, "abc").code, MDP_OK);
+    assert_string_equal(copy, "abc");
+    assert_int_equal(mdp_format(&text, "%s-%05d", copy, 42).code, MDP_OK);
+    assert_string_equal(text, "abc-00042");
+    mdp_free(copy);
+    mdp_free(text);
+}
+
+static void memory_use_is_measured(void **unused) {
+    (void)unused;
+    enum { BYTE = 64 << 20 };
+    char *data;
+    assert_int_equal(MDP_ALLOC(&data, BYTE, "test").code, MDP_OK);
+    memset(data, 1, BYTE);
+    assert_true(mdp_memory_pss() >= BYTE);
+    mdp_free(data);
+    assert_true(mdp_memory_peak() >= BYTE);
+    assert_true(mdp_memory_peak() < INT64_C(16) << 30);
+}
+
+static void faults_come_at_every_nth_operation_from_the_seed_on(void **unused) {
+    (void)unused;
+#ifdef MDP_DEBUG_HOOKS
+    for (uint64_t seed = 0; seed < 12; seed++) {
+        mdp_fault_configure(5, seed);
+        for (int n = 1; n <= 30; n++) {
+            mdp_status status = mdp_fault(MDP_IO, "read");
+            assert_int_equal(status.code, (n + (int)seed) % 5 == 0 ? MDP_IO : MDP_OK);
+            if (status.code != MDP_OK) assert_non_null(strstr(status.text, "(read)"));
+        }
+        assert_int_equal(mdp_fault_count(), 30);
+    }
+    mdp_fault_configure(1, 0);
+    char *data;
+    assert_int_equal(MDP_ALLOC(&data, 1, "test").code, MDP_INTERNAL);
+    assert_null(data);
+    mdp_fault_configure(0, 0);
+    assert_int_equal(MDP_ALLOC(&data, 1, "test").code, MDP_OK);
+    mdp_free(data);
+#else
+    mdp_fault_configure(1, 0);
+    assert_int_equal(mdp_fault(MDP_IO, "read").code, MDP_OK);
+    assert_int_equal(mdp_fault_count(), 0);
+#endif
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_error_carries_its_sentence_and_place),
+        cmocka_unit_test(a_long_sentence_is_cut_not_overrun),
+        cmocka_unit_test(memory_is_zeroed_and_aligned),
+        cmocka_unit_test(growing_keeps_the_content_and_zeroes_the_rest),
+        cmocka_unit_test(a_size_that_overflows_is_refused),
+        cmocka_unit_test(memory_that_is_not_there_is_an_error_with_its_size),
+        cmocka_unit_test(arithmetic_on_sizes_refuses_overflow_and_negative_numbers),
+        cmocka_unit_test(texts_are_copied_and_printed),
+        cmocka_unit_test(memory_use_is_measured),
+        cmocka_unit_test(faults_come_at_every_nth_operation_from_the_seed_on),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
