@@ -1,5 +1,6 @@
 /* engine.h - the distributed forward pass: which rank holds which tokens, and one layer after another with weights
- * streamed in panels. The unit of arithmetic (pack, block, tile, panel) is fixed by the input alone. */
+ * streamed in panels. The unit of arithmetic (pack, block, tile, panel) is fixed by the input alone, so results do not
+ * depend on ranks, threads, batches, memory or placement. */
 #ifndef MDP_ENGINE_H
 #define MDP_ENGINE_H
 
@@ -14,7 +15,7 @@
 
 /* A MoE layer as a stream sees it. */
 typedef struct mdp_layer_view {
-    int32_t n_expert; /* experts of this stream's layer */
+    int32_t n_expert; /* experts of this stream's layer; 0: the layer as the model has it */
     int32_t top_k;
     const mdp_expert_t *source; /* [n_expert] their numbers in the model, ascending; router rows follow them */
 } mdp_layer_view;
@@ -22,17 +23,45 @@ typedef struct mdp_layer_view {
 /* A model as a stream sees it: a virtual plan. Made by transform; owns the arrays that layers point to. */
 typedef struct mdp_view {
     int64_t n_layer;
-    mdp_layer_view *layers; /* [n_layer]; n_expert = 0: layer as the model has it */
-    mdp_expert_t *memory;   /* backing store */
+    mdp_layer_view *layers; /* [n_layer] */
+    mdp_expert_t *memory;   /* backing store of the sources */
 } mdp_view;
 void mdp_view_destroy(mdp_view *view); /* NULL is allowed */
 
+/* ---- tokens over ranks --------------------------------------------------------------------------------------- */
+
+typedef struct mdp_pack {
+    int64_t first_sequence, n_sequence;
+    int64_t first_token, n_token; /* counted over the whole tokens file */
+    int64_t block;                /* the block it belongs to */
+} mdp_pack;
+
+/* How a tokens file is cut; the same on every rank. */
+typedef struct mdp_partition {
+    int64_t n_pack;
+    mdp_pack *packs; /* [n_pack] */
+    int64_t n_block;
+    int64_t *block_pack; /* [n_block + 1] first pack of each block */
+    int64_t n_batch;
+    int64_t *batch_block; /* [n_batch + 1] first block of each batch */
+    int64_t batch_tokens; /* tokens of the largest batch */
+    int64_t longest;      /* tokens of the longest sequence */
+} mdp_partition;
+
+/* Cut into packs and blocks, and into batches of whole blocks with at most batch_tokens tokens (at least one block; 0:
+ * all in one batch). Local, the same on every rank. */
+mdp_status mdp_partition_new(const mdp_tokens *tokens, int64_t batch_tokens, mdp_partition **out);
+void mdp_partition_destroy(mdp_partition *partition); /* NULL is allowed */
+/* Packs first .. end-1 of a batch that a rank holds: contiguous, balanced by tokens. */
+void mdp_partition_share(const mdp_partition *partition, int64_t batch, int rank, int size, int64_t *first,
+                         int64_t *end);
+
 /* ---- observers ----------------------------------------------------------------------------------------------- */
 
-/* One tile of one expert, while it is in cache. Rows are in token order of their block. */
+/* One tile of one expert, while it is in cache. Rows are in token order of their block; a tile never mixes states. */
 typedef struct mdp_tile {
     int64_t layer;       /* of the model */
-    int stream;          /* state index: streams that still share everything share a state */
+    int state;           /* streams that still share everything share a state */
     mdp_expert_t expert; /* number in the model */
     int32_t n_row;
     int64_t d_model, d_ff;
@@ -44,7 +73,93 @@ typedef struct mdp_tile {
     const int64_t *token;    /* [n_row] number of the token in the tokens file */
 } mdp_tile;
 
-/* Called from worker threads, several at once: adds to its own thread's store. */
-typedef mdp_status mdp_tile_observer_fn(void *context, int thread, const mdp_tile *tile);
+/* One token after its router, at its owner. */
+typedef struct mdp_routed_token {
+    int64_t layer;
+    int state;
+    int64_t local;             /* row on this rank, in the current batch */
+    int32_t n_expert, top_k;   /* of the state's view */
+    const float *x;            /* [d_model] input of the MoE block */
+    const double *logits;      /* [n_expert] */
+    const mdp_expert_t *index; /* [top_k] chosen, numbered in the view, best first */
+    const float *weight;       /* [top_k] applied weights */
+} mdp_routed_token;
+
+/* One token after the combine, at its owner. */
+typedef struct mdp_combined_token {
+    int64_t layer;
+    int state;
+    int64_t local;
+    int32_t top_k;
+    const mdp_expert_t *index; /* [top_k] numbered in the view */
+    const float *weight;       /* [top_k] */
+    const float *y;            /* [top_k, d_model] unweighted outputs in slot order */
+    const float *residual;     /* [d_model] residual stream entering the block, before the norm */
+    const float *routed;       /* [d_model] sum of weight * y */
+} mdp_combined_token;
+
+/* Any may be NULL. Called from worker threads, several at once; what they add must not depend on the order. */
+typedef struct mdp_observers {
+    mdp_status (*tile)(void *context, const mdp_tile *tile);
+    void (*routed)(void *context, const mdp_routed_token *token);
+    void (*combined)(void *context, const mdp_combined_token *token);
+    void *context;
+} mdp_observers;
+
+/* ---- the engine ---------------------------------------------------------------------------------------------- */
+
+typedef struct mdp_engine mdp_engine;
+
+typedef struct mdp_engine_options {
+    int n_thread;                   /* threads of this rank, >= 1 */
+    int n_stream;                   /* streams, >= 1 */
+    const mdp_view *const *views;   /* [n_stream]; NULL entry: the model as it is */
+    const mdp_observers *observers; /* may be NULL */
+} mdp_engine_options;
+
+/* Everything that one forward pass needs; buffers are allocated by the calls that use them and their sizes are those of
+ * mdp_engine_memory. Collective on `comm` (agrees). The arguments are borrowed. */
+mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                              const mdp_tokens *tokens, const mdp_partition *partition,
+                              const mdp_engine_options *options, mdp_engine **out);
+void mdp_engine_destroy(mdp_engine *engine); /* NULL is allowed */
+/* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. with_head:
+ * mdp_engine_head_all will be called. */
+int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
+                          int n_stream, bool with_head);
+
+/* Load the embeddings of this rank's tokens of a batch: all streams share one state. Collective. */
+mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch);
+/* Attention and MoE block of a layer, for all states; states fork where views first differ. Collective. */
+mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
+
+/* What the current batch is on this rank. */
+typedef struct mdp_local_batch {
+    int64_t first_pack, n_pack;   /* in partition->packs */
+    int64_t first_token, n_token; /* numbers in the tokens file; rows 0 .. n_token-1 here */
+    const uint32_t *ids;          /* [n_token] */
+    const int32_t *category;      /* [n_token] */
+} mdp_local_batch;
+const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
+int mdp_engine_n_state(const mdp_engine *engine);
+int mdp_engine_state_of(const mdp_engine *engine, int stream);
+
+/* Final norm and lm_head, tile by tile of each pack: called for every row of every state with its logits. */
+typedef struct mdp_logit_panel {
+    int state;
+    int64_t first_local; /* first row on this rank */
+    int32_t n_row;
+    int64_t first_token, n_value; /* columns first_token .. first_token + n_value - 1 of the vocabulary */
+    float *logits;                /* [n_row, n_value], leading dimension MDP_PANEL_ROWS; may be overwritten */
+} mdp_logit_panel;
+typedef struct mdp_head_consumer {
+    /* panels of one tile come in ascending order of first_token, from one thread at a time */
+    void (*panel)(void *context, const mdp_logit_panel *panel);
+    /* rows of the final hidden state; may be NULL */
+    void (*hidden)(void *context, int state, int64_t first_local, int32_t n_row, const float *hidden);
+    void *context;
+} mdp_head_consumer;
+/* Collective (agrees). */
+mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer);
 
 #endif

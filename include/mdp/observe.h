@@ -28,7 +28,7 @@ typedef struct mdp_layer_stats {
     mdp_exact *sums; /* [MDP_N_STATISTIC, n_category, n_expert], normalised */
 } mdp_layer_stats;
 
-/* What stats.h5 holds. Complete on rank 0; on other ranks only the description, without layers' arrays (NULL). */
+/* What stats.h5 holds. The sums are complete on rank 0 after mdp_stats_reduce_all. */
 typedef struct mdp_stats {
     char model_fingerprint[33], tokens_fingerprint[33];
     char model_type[64];
@@ -40,7 +40,14 @@ typedef struct mdp_stats {
     mdp_layer_stats *layers; /* ascending by layer */
 } mdp_stats;
 
+/* An empty one for a model and tokens: names, fingerprints, and zeroed arrays for every MoE layer. Local. */
+mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, mdp_stats **out);
 void mdp_stats_destroy(mdp_stats *stats); /* NULL is allowed */
+/* The tile observer: adds a tile's rows to the statistics of its layer. context is a mdp_stats; may run in several
+ * threads at once, since all additions are of integers. MDP_BAD_INPUT: a sum is not finite or out of range. */
+mdp_status mdp_stats_observe(void *context, const mdp_tile *tile);
+/* Add all ranks' sums of every layer at rank 0 and bring them to normal form. Collective on `comm`. */
+mdp_status mdp_stats_reduce_all(const mdp_comm *comm, mdp_stats *stats);
 /* Write to path.partial, then rename; byte-identical for equal content. Local: rank 0 calls it. */
 mdp_status mdp_stats_write(const mdp_stats *stats, const char *path);
 /* Read and check a stats.h5. Local: rank 0 calls it. MDP_BAD_INPUT: not such a file, newer version, incomplete. */

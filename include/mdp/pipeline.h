@@ -28,16 +28,10 @@ typedef struct mdp_forward_cost {
 mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens, int n_stream,
                                bool with_head, const mdp_forward_options *options, mdp_forward_cost *out);
 
-/* One forward over all tokens with every tile observer; *out is complete on rank 0 (observe.h). Collective on `comm`.
+/* One forward over all tokens with every tile observer; the sums in *out are complete on rank 0. Collective on `comm`.
  * Errors: reading weights; NaN or Inf in a router (names layer and expert). */
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                            const mdp_forward_options *options, mdp_stats **out);
-
-typedef struct mdp_eval_request {
-    const char *name;
-    const char *plan;     /* path, NULL: original */
-    const mdp_view *view; /* NULL: original */
-} mdp_eval_request;
 
 /* Loss per category of n_request streams in one forward. dump_path (NULL: none): the arrays of cli.md, --dump;
  * MDP_USAGE when they exceed 1 GiB. Collective on `comm`. */

@@ -1,0 +1,326 @@
+/* attention.c - grouped-query attention over the packs of this rank.
+ *
+ * In: residual streams of all states. Out: x += o_proj(softmax(q k^T scale + mask) v). Packs of all states go through
+ * in groups of about MDP_ATTENTION_ROWS rows, so that a panel read once serves them all; projections are tiled from
+ * each pack's first row. Scores exist as one [MDP_QUERY_ROWS, MDP_KEY_ROWS] tile per thread: the running maximum and
+ * sum of the softmax make a T x T matrix unnecessary, and tiles outside the causal triangle or the window are not
+ * computed. */
+#include "engine/engine.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+/* One pack of one state in the current group. */
+typedef struct group_pack {
+    const mdp_pack *pack;
+    float *x;      /* its rows of the residual stream */
+    int64_t first; /* its first row in the group's buffers */
+} group_pack;
+
+/* Query rows of one head of one sequence. */
+typedef struct query_tile {
+    int64_t first;  /* first row of the sequence in the group's buffers */
+    int64_t length; /* tokens of the sequence */
+    int64_t query;  /* first query, counted in the sequence */
+    int32_t n_query;
+    int32_t head;
+} query_tile;
+
+typedef struct attention_buffers {
+    int64_t n_row;   /* capacity */
+    float *x;        /* [n_row, d_model] normalised input, later the output of o_proj */
+    float *q;        /* [n_row, n_head * head_dim] queries, overwritten by the attention's output */
+    float *k, *v;    /* [n_row, n_kv_head * head_dim] */
+    float *scores;   /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
+    float *sum;      /* [n_thread, MDP_QUERY_ROWS, head_dim] */
+    float *norm;     /* [d_model] */
+    mdp_rows *tiles; /* scratch list */
+    query_tile *queries;
+    group_pack *packs;
+    mdp_panel_list panels;
+} attention_buffers;
+
+static int64_t group_rows(int64_t max_pack) {
+    return max_pack > MDP_ATTENTION_ROWS ? max_pack : MDP_ATTENTION_ROWS;
+}
+
+static int64_t row_values(const mdp_model *model) {
+    return model->d_model + (model->n_head + 2 * model->n_kv_head) * model->head_dim;
+}
+
+int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread) {
+    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + model->head_dim);
+    return (group_rows(max_pack) * row_values(model) + n_thread * tile) * (int64_t)sizeof(float);
+}
+
+mdp_status mdp_attention_prepare(mdp_engine *engine) {
+    const mdp_rope *rope = &engine->model->rope;
+    int64_t n = engine->partition->longest;
+    MDP_TRY(MDP_ALLOC(&engine->cosine, n * rope->n_pair, "rotation angles"));
+    MDP_TRY(MDP_ALLOC(&engine->sine, n * rope->n_pair, "rotation angles"));
+    for (int64_t i = 0; i < n; i++) {
+        mdp_rope_angles(rope, 1, i, engine->cosine + i * rope->n_pair, engine->sine + i * rope->n_pair);
+    }
+    return mdp_ok();
+}
+
+/* Rotate all heads of one row; the table serves every sequence unless its length changes the frequencies. */
+static void rotate_row(const mdp_engine *engine, int64_t length, int64_t position, float *q, float *k) {
+    const mdp_model *model = engine->model;
+    const mdp_rope *rope = &model->rope;
+    const float *cosine = engine->cosine + position * rope->n_pair, *sine = engine->sine + position * rope->n_pair;
+    float own[2][512];
+    if (rope->dynamic && length > rope->max_position && rope->n_pair <= 512) {
+        mdp_rope_angles(rope, length, position, own[0], own[1]);
+        cosine = own[0];
+        sine = own[1];
+    }
+    for (int64_t h = 0; h < model->n_head; h++) {
+        mdp_rope_rotate(rope->layout, cosine, sine, rope->n_pair, q + h * model->head_dim);
+    }
+    for (int64_t h = 0; h < model->n_kv_head; h++) {
+        mdp_rope_rotate(rope->layout, cosine, sine, rope->n_pair, k + h * model->head_dim);
+    }
+}
+
+/* Scale, mask and exponentiate one tile of scores; update the running maximum and sum, and rescale the output so far.
+ */
+static void softmax_step(const mdp_layer *layer, const query_tile *tile, int64_t key, int32_t n_key, float *scores,
+                         float *maximum, double *total, float *sum, int64_t head_dim) {
+    float scale = (float)layer->attention.scale;
+    int64_t window = layer->attention.window;
+    for (int32_t i = 0; i < tile->n_query; i++) {
+        float *row = scores + (size_t)i * MDP_KEY_ROWS;
+        int64_t query = tile->query + i;
+        int64_t low = window > 0 && query - window + 1 > key ? query - window + 1 - key : 0;
+        int64_t high = query + 1 - key < n_key ? query + 1 - key : n_key; /* visible: low <= j < high */
+        if (low >= high) {
+            memset(row, 0, (size_t)n_key * sizeof *row);
+            continue;
+        }
+        memset(row, 0, (size_t)low * sizeof *row);
+        memset(row + high, 0, (size_t)(n_key - high) * sizeof *row);
+        for (int64_t j = low; j < high; j++) row[j] *= scale;
+        float top = mdp_max(row + low, high - low);
+        if (top > maximum[i]) {
+            float shrink = mdp_exp(maximum[i] - top);
+            total[i] *= (double)shrink;
+            for (int64_t j = 0; j < head_dim; j++) sum[(size_t)i * (size_t)head_dim + (size_t)j] *= shrink;
+            maximum[i] = top;
+        }
+        total[i] += mdp_exp_shift(row + low, maximum[i], high - low);
+    }
+}
+
+/* Attention of one head for MDP_QUERY_ROWS queries; the result replaces the queries. */
+static void attend(const mdp_engine *engine, const mdp_layer *layer, const attention_buffers *buffers,
+                   const query_tile *tile) {
+    const mdp_model *model = engine->model;
+    int64_t hd = model->head_dim, ldq = model->n_head * hd, ldk = model->n_kv_head * hd;
+    int64_t kv_head = tile->head / (model->n_head / model->n_kv_head);
+    size_t thread = (size_t)omp_get_thread_num();
+    float *scores = buffers->scores + thread * MDP_QUERY_ROWS * MDP_KEY_ROWS;
+    float *sum = buffers->sum + thread * MDP_QUERY_ROWS * (size_t)hd;
+    float maximum[MDP_QUERY_ROWS];
+    double total[MDP_QUERY_ROWS];
+    float *q = buffers->q + (tile->first + tile->query) * ldq + tile->head * hd;
+    const float *k = buffers->k + tile->first * ldk + kv_head * hd, *v = buffers->v + tile->first * ldk + kv_head * hd;
+    for (int i = 0; i < MDP_QUERY_ROWS; i++) {
+        maximum[i] = -INFINITY;
+        total[i] = 0.0;
+    }
+    memset(sum, 0, MDP_QUERY_ROWS * (size_t)hd * sizeof *sum);
+    int64_t end = tile->query + tile->n_query, window = layer->attention.window;
+    int64_t start = window > 0 && tile->query - window + 1 > 0 ? tile->query - window + 1 : 0;
+    for (int64_t key = start / MDP_KEY_ROWS * MDP_KEY_ROWS; key < end; key += MDP_KEY_ROWS) {
+        int32_t n_key = (int32_t)(tile->length - key < MDP_KEY_ROWS ? tile->length - key : MDP_KEY_ROWS);
+        mdp_gemm_nt(tile->n_query, n_key, (int)hd, q, (int)ldq, k + key * ldk, (int)ldk, scores, MDP_KEY_ROWS);
+        softmax_step(layer, tile, key, n_key, scores, maximum, total, sum, hd);
+        mdp_gemm_nn_add(tile->n_query, (int)hd, n_key, scores, MDP_KEY_ROWS, v + key * ldk, (int)ldk, sum, (int)hd);
+    }
+    for (int32_t i = 0; i < tile->n_query; i++) {
+        double inverse = 1.0 / total[i];
+        for (int64_t j = 0; j < hd; j++) q[i * ldq + j] = (float)(sum[i * hd + j] * inverse);
+    }
+}
+
+/* Tiles of a buffer for a projection: each pack from its first row. */
+static int64_t list_tiles(const attention_buffers *buffers, int64_t n_pack, const float *x, int64_t ldx, float *y,
+                          int64_t ldy) {
+    int64_t n = 0;
+    for (int64_t p = 0; p < n_pack; p++) {
+        for (int64_t row = 0; row < buffers->packs[p].pack->n_token; row += MDP_TILE_ROWS) {
+            int64_t left = buffers->packs[p].pack->n_token - row, at = buffers->packs[p].first + row;
+            buffers->tiles[n++] = (mdp_rows){.x = x + at * ldx,
+                                             .ldx = ldx,
+                                             .y = y + at * ldy,
+                                             .ldy = ldy,
+                                             .n_row = (int32_t)(left < MDP_TILE_ROWS ? left : MDP_TILE_ROWS)};
+        }
+    }
+    return n;
+}
+
+/* All (sequence, head, query tile) items of the group; the longest rows of keys first would balance better, but the
+ * list is long against the number of threads. */
+static int64_t list_queries(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack) {
+    const mdp_tokens *tokens = engine->tokens;
+    int64_t n = 0;
+    for (int64_t p = 0; p < n_pack; p++) {
+        const mdp_pack *pack = buffers->packs[p].pack;
+        for (int64_t s = pack->first_sequence; s < pack->first_sequence + pack->n_sequence; s++) {
+            int64_t length = tokens->offset[s + 1] - tokens->offset[s];
+            int64_t first = buffers->packs[p].first + tokens->offset[s] - pack->first_token;
+            for (int32_t head = 0; head < engine->model->n_head; head++) {
+                for (int64_t query = 0; query < length; query += MDP_QUERY_ROWS) {
+                    int64_t left = length - query;
+                    buffers->queries[n++] =
+                        (query_tile){.first = first,
+                                     .length = length,
+                                     .query = query,
+                                     .n_query = (int32_t)(left < MDP_QUERY_ROWS ? left : MDP_QUERY_ROWS),
+                                     .head = head};
+                }
+            }
+        }
+    }
+    return n;
+}
+
+static void normalise_group(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack) {
+    int64_t d = engine->model->d_model;
+    for (int64_t p = 0; p < n_pack; p++) {
+        const group_pack *item = &buffers->packs[p];
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+        for (int64_t i = 0; i < item->pack->n_token; i++) {
+            mdp_rms_norm(item->x + i * d, buffers->norm, engine->model->norm_eps, d,
+                         buffers->x + (item->first + i) * d);
+        }
+    }
+}
+
+static void rotate_group(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack) {
+    const mdp_tokens *tokens = engine->tokens;
+    int64_t ldq = engine->model->n_head * engine->model->head_dim;
+    int64_t ldk = engine->model->n_kv_head * engine->model->head_dim;
+    for (int64_t p = 0; p < n_pack; p++) {
+        const mdp_pack *pack = buffers->packs[p].pack;
+        for (int64_t s = pack->first_sequence; s < pack->first_sequence + pack->n_sequence; s++) {
+            int64_t length = tokens->offset[s + 1] - tokens->offset[s];
+            int64_t first = buffers->packs[p].first + tokens->offset[s] - pack->first_token;
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+            for (int64_t i = 0; i < length; i++) {
+                rotate_row(engine, length, i, buffers->q + (first + i) * ldq, buffers->k + (first + i) * ldk);
+            }
+        }
+    }
+}
+
+static void add_group(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack) {
+    int64_t d = engine->model->d_model;
+    for (int64_t p = 0; p < n_pack; p++) {
+        const group_pack *item = &buffers->packs[p];
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+        for (int64_t i = 0; i < item->pack->n_token; i++) {
+            mdp_axpy(1.0F, buffers->x + (item->first + i) * d, d, item->x + i * d);
+        }
+    }
+}
+
+/* One group of packs through the block. */
+static mdp_status attend_group(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers, int64_t n_pack) {
+    const mdp_model *model = engine->model;
+    const mdp_attention *attention = &layer->attention;
+    int64_t d = model->d_model, ldq = model->n_head * model->head_dim, ldk = model->n_kv_head * model->head_dim;
+    MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
+    normalise_group(engine, buffers, n_pack);
+    int64_t n_tile = list_tiles(buffers, n_pack, buffers->x, d, buffers->q, ldq);
+    MDP_TRY(mdp_linear_take(engine, &attention->q, buffers->tiles, n_tile));
+    list_tiles(buffers, n_pack, buffers->x, d, buffers->k, ldk);
+    MDP_TRY(mdp_linear_take(engine, &attention->k, buffers->tiles, n_tile));
+    list_tiles(buffers, n_pack, buffers->x, d, buffers->v, ldk);
+    MDP_TRY(mdp_linear_take(engine, &attention->v, buffers->tiles, n_tile));
+    rotate_group(engine, buffers, n_pack);
+    int64_t n_query = list_queries(engine, buffers, n_pack);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < n_query; i++) attend(engine, layer, buffers, &buffers->queries[i]);
+    list_tiles(buffers, n_pack, buffers->q, ldq, buffers->x, d);
+    MDP_TRY(mdp_linear_take(engine, &attention->o, buffers->tiles, n_tile));
+    add_group(engine, buffers, n_pack);
+    return mdp_ok();
+}
+
+static void destroy_buffers(attention_buffers *buffers) {
+    mdp_free(buffers->x);
+    mdp_free(buffers->q);
+    mdp_free(buffers->k);
+    mdp_free(buffers->v);
+    mdp_free(buffers->scores);
+    mdp_free(buffers->sum);
+    mdp_free(buffers->norm);
+    mdp_free(buffers->tiles);
+    mdp_free(buffers->queries);
+    mdp_free(buffers->packs);
+    mdp_free(buffers->panels.items);
+}
+
+/* Room for a group: n_row rows of at most that many packs. */
+static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
+    const mdp_model *model = engine->model;
+    const mdp_attention *attention = &layer->attention;
+    int64_t longest = 0, hd = model->head_dim;
+    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        int64_t n = engine->partition->packs[engine->batch.first_pack + p].n_token;
+        if (n > longest) longest = n;
+    }
+    int64_t all = engine->batch.n_token * engine->n_state;
+    buffers->n_row = group_rows(longest) < all ? group_rows(longest) : all;
+    int64_t n = buffers->n_row, n_pack = engine->batch.n_pack * engine->n_state;
+    int64_t n_sequence = n; /* a sequence has at least one row, or adds nothing */
+    MDP_TRY(MDP_ALLOC(&buffers->x, n * model->d_model, "attention input"));
+    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * hd, "queries"));
+    MDP_TRY(MDP_ALLOC(&buffers->k, n * model->n_kv_head * hd, "keys"));
+    MDP_TRY(MDP_ALLOC(&buffers->v, n * model->n_kv_head * hd, "values"));
+    MDP_TRY(MDP_ALLOC(&buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS, "attention scores"));
+    MDP_TRY(MDP_ALLOC(&buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * hd, "attention output"));
+    MDP_TRY(MDP_ALLOC(&buffers->tiles, n / MDP_TILE_ROWS + n_pack + 1, "row tiles"));
+    MDP_TRY(MDP_ALLOC(&buffers->queries, (n / MDP_QUERY_ROWS + n_sequence) * model->n_head, "query tiles"));
+    MDP_TRY(MDP_ALLOC(&buffers->packs, n_pack, "packs of a group"));
+    MDP_TRY(mdp_matrix_load(engine->reader, &layer->norm1, &buffers->norm));
+    MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->q));
+    MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->k));
+    MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->v));
+    return mdp_panel_list_add(&buffers->panels, &attention->o);
+}
+
+static mdp_status attend_all_groups(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
+    int64_t n_pack = 0, n_row = 0;
+    for (int state = 0; state < engine->n_state; state++) {
+        for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+            const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+            if (n_row + pack->n_token > buffers->n_row) {
+                MDP_TRY(attend_group(engine, layer, buffers, n_pack));
+                n_pack = n_row = 0;
+            }
+            int64_t local = pack->first_token - engine->batch.first_token;
+            buffers->packs[n_pack++] = (group_pack){
+                .pack = pack, .x = engine->states[state].x + local * engine->model->d_model, .first = n_row};
+            n_row += pack->n_token;
+        }
+    }
+    return n_row > 0 ? attend_group(engine, layer, buffers, n_pack) : mdp_ok();
+}
+
+mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer) {
+    attention_buffers buffers = {0};
+    mdp_status status = mdp_ok();
+    if (engine->batch.n_token > 0) {
+        MDP_TRY_GOTO(status, done, new_buffers(engine, layer, &buffers));
+        MDP_TRY_GOTO(status, done, attend_all_groups(engine, layer, &buffers));
+    }
+done:
+    mdp_panel_stream_stop(engine->stream);
+    destroy_buffers(&buffers);
+    return status;
+}

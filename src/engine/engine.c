@@ -1,0 +1,316 @@
+/* engine.c - life of an engine, batches, and the order of the steps of a layer.
+ *
+ * Owns the residual streams of this rank. Streams share one state until the first layer in which their views differ:
+ * there, after the common attention, the state forks. Errors of local work are agreed on before the next collective. */
+#include "engine/engine.h"
+
+#include <math.h>
+#include <string.h>
+
+void mdp_view_destroy(mdp_view *view) {
+    if (!view) return;
+    mdp_free(view->layers);
+    mdp_free(view->memory);
+    mdp_free(view);
+}
+
+/* Values of the largest panel of any matrix that the engine streams. */
+static int64_t largest_panel(const mdp_model *model) {
+    int64_t widest = model->d_model;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        const mdp_layer *layer = &model->layers[l];
+        if (layer->attention.o.n_col > widest) widest = layer->attention.o.n_col;
+        if (layer->is_moe && layer->moe.d_ff > widest) widest = layer->moe.d_ff;
+    }
+    return widest * MDP_PANEL_ROWS;
+}
+
+/* Panels in the stream: a gate and an up panel for each pair of threads, and one read ahead. */
+static int stream_depth(int n_thread) {
+    return n_thread + 2 < 65 ? n_thread + 2 : 65;
+}
+
+/* Most packs' tokens in one pack, and most tokens of a rank in a batch. */
+static void largest_share(const mdp_partition *partition, int size, int64_t *pack, int64_t *share) {
+    *pack = *share = 0;
+    for (int64_t p = 0; p < partition->n_pack; p++) {
+        if (partition->packs[p].n_token > *pack) *pack = partition->packs[p].n_token;
+    }
+    for (int64_t b = 0; b < partition->n_batch; b++) {
+        for (int rank = 0; rank < size; rank++) {
+            int64_t first, end;
+            mdp_partition_share(partition, b, rank, size, &first, &end);
+            if (first == end) continue;
+            const mdp_pack *last = &partition->packs[end - 1];
+            int64_t n = last->first_token + last->n_token - partition->packs[first].first_token;
+            if (n > *share) *share = n;
+        }
+    }
+}
+
+int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
+                          int n_stream, bool with_head) {
+    int64_t pack, share, n_expert = 0, k = 0;
+    largest_share(partition, comm->size, &pack, &share);
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        if (model->layers[l].moe.n_expert > n_expert) n_expert = model->layers[l].moe.n_expert;
+        if (model->layers[l].moe.top_k > k) k = model->layers[l].moe.top_k;
+    }
+    int64_t residual = n_stream * share * (model->d_model * (int64_t)sizeof(float) + 8 * k);
+    int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
+    int64_t router = n_expert * model->d_model * (int64_t)sizeof(float);
+    int64_t attention = mdp_attention_memory(model, pack, n_thread);
+    int64_t moe = mdp_moe_memory(comm, model, partition, n_thread, n_stream) + router;
+    int64_t most = attention > moe ? attention : moe;
+    if (with_head && mdp_head_memory(model, n_thread) > most) most = mdp_head_memory(model, n_thread);
+    return residual + angles + mdp_panel_stream_memory(stream_depth(n_thread), largest_panel(model)) + most;
+}
+
+static mdp_status new_local(mdp_engine *engine) {
+    MDP_TRY(MDP_ALLOC(&engine->states, engine->n_stream, "states"));
+    MDP_TRY(MDP_ALLOC(&engine->stream_state, engine->n_stream, "states"));
+    engine->stream_depth = stream_depth(engine->n_thread);
+    MDP_TRY(mdp_panel_stream_new(engine->reader, engine->stream_depth, largest_panel(engine->model), &engine->stream));
+    return mdp_attention_prepare(engine);
+}
+
+mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                              const mdp_tokens *tokens, const mdp_partition *partition,
+                              const mdp_engine_options *options, mdp_engine **out) {
+    mdp_engine *engine = NULL;
+    *out = NULL;
+    mdp_status status = MDP_ALLOC(&engine, 1, "the engine");
+    if (status.code == MDP_OK) {
+        engine->comm = comm;
+        engine->model = model;
+        engine->reader = reader;
+        engine->tokens = tokens;
+        engine->partition = partition;
+        engine->n_thread = options->n_thread;
+        engine->n_stream = options->n_stream;
+        engine->views = options->views;
+        if (options->observers) engine->observers = *options->observers;
+        status = new_local(engine);
+    }
+    status = mdp_agree_all(comm, status);
+    if (status.code != MDP_OK) {
+        mdp_engine_destroy(engine);
+        return status;
+    }
+    *out = engine;
+    return mdp_ok();
+}
+
+static void free_state(mdp_state *state) {
+    mdp_free(state->x);
+    mdp_free(state->index);
+    mdp_free(state->weight);
+    memset(state, 0, sizeof *state);
+}
+
+void mdp_engine_destroy(mdp_engine *engine) {
+    if (!engine) return;
+    mdp_panel_stream_destroy(engine->stream);
+    for (int s = 0; engine->states && s < engine->n_state; s++) free_state(&engine->states[s]);
+    mdp_free(engine->states);
+    mdp_free(engine->stream_state);
+    mdp_free(engine->cosine);
+    mdp_free(engine->sine);
+    mdp_free(engine->ids);
+    mdp_free(engine->category);
+    mdp_free(engine);
+}
+
+/* ---- batches ---- */
+
+static void describe_batch(mdp_engine *engine, int64_t batch) {
+    const mdp_partition *partition = engine->partition;
+    int64_t first, end;
+    mdp_partition_share(partition, batch, engine->comm->rank, engine->comm->size, &first, &end);
+    engine->batch_number = batch;
+    engine->batch = (mdp_local_batch){.first_pack = first, .n_pack = end - first};
+    if (first == end) return;
+    engine->batch.first_token = partition->packs[first].first_token;
+    engine->batch.n_token =
+        partition->packs[end - 1].first_token + partition->packs[end - 1].n_token - engine->batch.first_token;
+}
+
+static void fill_categories(mdp_engine *engine) {
+    const mdp_tokens *tokens = engine->tokens;
+    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+        for (int64_t s = pack->first_sequence; s < pack->first_sequence + pack->n_sequence; s++) {
+            for (int64_t t = tokens->offset[s]; t < tokens->offset[s + 1]; t++) {
+                engine->category[t - engine->batch.first_token] = tokens->sequence_category[s];
+            }
+        }
+    }
+}
+
+/* One row of the embedding for every token, read where it lies. */
+static mdp_status read_embeddings(mdp_engine *engine) {
+    const mdp_matrix *embedding = &engine->model->embedding;
+    int64_t d = engine->model->d_model;
+    mdp_status failed = mdp_ok();
+#pragma omp parallel num_threads(engine->n_thread)
+    {
+        void *scratch = NULL;
+        mdp_status status = mdp_alloc(&scratch, mdp_matrix_scratch(embedding, 1), 1, "an embedding row");
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < engine->batch.n_token; i++) {
+            if (status.code != MDP_OK) continue;
+            status =
+                mdp_matrix_read(engine->reader, embedding, engine->ids[i], 1, scratch, engine->states[0].x + i * d);
+        }
+        if (status.code != MDP_OK) {
+#pragma omp critical(mdp_embedding)
+            failed = status;
+        }
+        mdp_free(scratch);
+    }
+    return failed;
+}
+
+static mdp_status begin_local(mdp_engine *engine) {
+    int64_t n = engine->batch.n_token;
+    mdp_free(engine->ids);
+    mdp_free(engine->category);
+    engine->ids = NULL;
+    engine->category = NULL;
+    MDP_TRY(MDP_ALLOC(&engine->ids, n, "token ids"));
+    MDP_TRY(MDP_ALLOC(&engine->category, n, "categories"));
+    engine->batch.ids = engine->ids;
+    engine->batch.category = engine->category;
+    MDP_TRY(mdp_tokens_read(engine->tokens, engine->batch.first_token, n, engine->ids));
+    fill_categories(engine);
+    for (int s = 0; s < engine->n_state; s++) free_state(&engine->states[s]);
+    engine->n_state = 1;
+    memset(engine->stream_state, 0, (size_t)engine->n_stream * sizeof *engine->stream_state);
+    MDP_TRY(MDP_ALLOC(&engine->states[0].x, n * engine->model->d_model, "the residual stream"));
+    return read_embeddings(engine);
+}
+
+mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch) {
+    describe_batch(engine, batch);
+    return mdp_agree_all(engine->comm, begin_local(engine));
+}
+
+const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine) {
+    return &engine->batch;
+}
+
+int mdp_engine_n_state(const mdp_engine *engine) {
+    return engine->n_state;
+}
+
+int mdp_engine_state_of(const mdp_engine *engine, int stream) {
+    return engine->stream_state[stream];
+}
+
+/* ---- layers ---- */
+
+/* What a stream's layer is, with the model's own values where it has no view. */
+static mdp_layer_view layer_view(const mdp_engine *engine, int stream, int64_t layer) {
+    const mdp_moe *moe = &engine->model->layers[layer].moe;
+    mdp_layer_view view = {.n_expert = moe->n_expert, .top_k = moe->top_k, .source = NULL};
+    if (engine->views && engine->views[stream] && engine->views[stream]->layers[layer].n_expert > 0) {
+        view = engine->views[stream]->layers[layer];
+    }
+    return view;
+}
+
+static bool same_view(const mdp_layer_view *a, const mdp_layer_view *b) {
+    if (a->n_expert != b->n_expert || a->top_k != b->top_k) return false;
+    for (int32_t e = 0; e < a->n_expert; e++) {
+        if ((a->source ? a->source[e] : e) != (b->source ? b->source[e] : e)) return false;
+    }
+    return true;
+}
+
+/* The state that `stream`, so far in state `old`, joins at this layer: `old` itself while it agrees with its leader, a
+ * state that parted from `old` here with the same view, or a new copy. */
+static mdp_status join_state(mdp_engine *engine, int stream, int old, int first_new, int64_t layer, int *out) {
+    mdp_layer_view own = layer_view(engine, stream, layer);
+    mdp_layer_view other = layer_view(engine, engine->states[old].leader, layer);
+    *out = old;
+    if (same_view(&own, &other)) return mdp_ok();
+    for (int s = first_new; s < engine->n_state; s++) {
+        other = layer_view(engine, engine->states[s].leader, layer);
+        *out = s;
+        if (engine->states[s].origin == old && same_view(&own, &other)) return mdp_ok();
+    }
+    int64_t n = engine->batch.n_token * engine->model->d_model;
+    mdp_state *fork = &engine->states[engine->n_state];
+    MDP_TRY(MDP_ALLOC(&fork->x, n, "the residual stream"));
+    memcpy(fork->x, engine->states[old].x, (size_t)n * sizeof(float));
+    fork->leader = stream;
+    fork->origin = old;
+    *out = engine->n_state++;
+    return mdp_ok();
+}
+
+/* Part the streams whose views differ in this layer. */
+static mdp_status fork_states(mdp_engine *engine, int64_t layer) {
+    int first_new = engine->n_state;
+    for (int stream = 0; stream < engine->n_stream; stream++) {
+        int *state = &engine->stream_state[stream];
+        MDP_TRY(join_state(engine, stream, *state, first_new, layer, state));
+    }
+    return mdp_ok();
+}
+
+/* Set every state's view of the layer and make room for its routes. */
+static mdp_status set_views(mdp_engine *engine, int64_t layer) {
+    for (int s = 0; s < engine->n_state; s++) {
+        mdp_state *state = &engine->states[s];
+        mdp_layer_view view = layer_view(engine, state->leader, layer);
+        mdp_free(state->index);
+        mdp_free(state->weight);
+        state->index = NULL;
+        state->weight = NULL;
+        state->n_expert = view.n_expert;
+        state->top_k = view.top_k;
+        state->source = view.source;
+        MDP_TRY(MDP_ALLOC(&state->index, engine->batch.n_token * view.top_k, "routes"));
+        MDP_TRY(MDP_ALLOC(&state->weight, engine->batch.n_token * view.top_k, "routes"));
+    }
+    return mdp_ok();
+}
+
+/* Router rows of a layer; NaN and Inf are refused, since they would silently send every token to one expert. */
+static mdp_status load_router(mdp_engine *engine, int64_t layer, float **out) {
+    const mdp_matrix *router = &engine->model->layers[layer].moe.router;
+    MDP_TRY(mdp_matrix_load(engine->reader, router, out));
+    for (int64_t i = 0; i < router->n_row * router->n_col; i++) {
+        if (isfinite((*out)[i])) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layer %lld: the router's row of expert %lld holds %s ('%s'); the checkpoint is damaged",
+                         engine->model->catalogue->path, (long long)layer, (long long)(i / router->n_col),
+                         isnan((*out)[i]) ? "a NaN" : "an infinity", router->tensor->name);
+    }
+    return mdp_ok();
+}
+
+/* Everything of a MoE layer before tokens travel. Local. */
+static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **norm) {
+    float *router = NULL;
+    MDP_TRY(fork_states(engine, layer_number));
+    MDP_TRY(set_views(engine, layer_number));
+    MDP_TRY(mdp_matrix_load(engine->reader, &engine->model->layers[layer_number].norm2, norm));
+    mdp_status status = load_router(engine, layer_number, &router);
+    if (status.code == MDP_OK) status = mdp_route(engine, layer_number, *norm, router);
+    mdp_free(router);
+    return status;
+}
+
+mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
+    const mdp_layer *layer = &engine->model->layers[layer_number];
+    float *norm = NULL;
+    mdp_status status = mdp_attend(engine, layer);
+    if (status.code == MDP_OK) status = prepare_moe(engine, layer_number, &norm);
+    status = mdp_agree_all(engine->comm, status);
+    if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
+    mdp_free(norm);
+    return status;
+}

@@ -1,0 +1,169 @@
+/* engine.h - the engine's own state, shared by the topics of this folder; nobody else includes it. */
+#ifndef MDP_SRC_ENGINE_ENGINE_H
+#define MDP_SRC_ENGINE_ENGINE_H
+
+#include "mdp/engine.h"
+
+#define MDP_GROUP_TILES 4       /* tiles that one widened panel serves at least, where there are so many */
+#define MDP_ROUND_ROWS 4096     /* rows that a rank takes in one round of dispatch, at least */
+#define MDP_WAVE_TOKENS 16384   /* tokens whose expert outputs a rank keeps until they are combined, about */
+#define MDP_ATTENTION_ROWS 4096 /* rows of whole packs that go through attention together, about */
+#define MDP_QUERY_ROWS 128      /* queries of one attention tile */
+#define MDP_KEY_ROWS 512        /* keys of one attention tile */
+#define MDP_MESSAGE_BYTES (8 << 20)
+
+/* The residual stream of one or more streams that have not parted yet. */
+typedef struct mdp_state {
+    float *x;                   /* [batch.n_token, d_model] */
+    int leader;                 /* a stream of it; its view is the state's */
+    int origin;                 /* the state that it parted from */
+    int32_t n_expert, top_k;    /* of the layer at hand */
+    const mdp_expert_t *source; /* [n_expert] or NULL: all experts, in order */
+    mdp_expert_t *index;        /* [n_token, top_k] chosen, numbered in the view; best first */
+    float *weight;              /* [n_token, top_k] */
+} mdp_state;
+
+struct mdp_engine {
+    const mdp_comm *comm;
+    const mdp_model *model;
+    mdp_reader *reader;
+    const mdp_tokens *tokens;
+    const mdp_partition *partition;
+    int n_thread, n_stream;
+    const mdp_view *const *views; /* [n_stream] */
+    mdp_observers observers;
+    mdp_panel_stream *stream;
+    int stream_depth;
+    float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */
+
+    mdp_local_batch batch;
+    int64_t batch_number;
+    uint32_t *ids;     /* [batch.n_token] */
+    int32_t *category; /* [batch.n_token] */
+    int n_state;
+    mdp_state *states; /* [n_stream], the first n_state in use */
+    int *stream_state; /* [n_stream] */
+};
+
+/* ---- linear.c: apply stored matrices to row tiles, panel by panel --------------------------------------------- */
+
+typedef struct mdp_rows {
+    const float *x; /* [n_row, n_col of the matrix], leading dimension ldx */
+    int64_t ldx;
+    float *y; /* [n_row, n_row of the matrix], leading dimension ldy */
+    int64_t ldy;
+    int32_t n_row;
+} mdp_rows;
+
+typedef struct mdp_panel_list {
+    mdp_panel *items;
+    int64_t n, capacity;
+} mdp_panel_list;
+
+/* Append all panels of a matrix; of two matrices of the same number of rows alternately. */
+mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix);
+mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first, const mdp_matrix *second);
+/* Take the panels of `matrix` from the engine's stream (they must be next in it) and compute y = x W^T for every tile.
+ */
+mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const mdp_rows *tiles, int64_t n_tile);
+/* Take the panels of a gate and an up matrix (alternating) and compute y = act(x Wg^T) * (x Wu^T). `scratch` holds
+ * MDP_TILE_ROWS * MDP_PANEL_ROWS values per thread. */
+mdp_status mdp_gated_take(mdp_engine *engine, mdp_activation activation, const mdp_matrix *gate, const mdp_rows *tiles,
+                          int64_t n_tile, float *scratch);
+
+/* ---- attention.c ---------------------------------------------------------------------------------------------- */
+
+/* x += Attention(Norm1(x)) for every state. Local. */
+mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer);
+/* Fill the tables of cosines and sines. Local. */
+mdp_status mdp_attention_prepare(mdp_engine *engine);
+/* Bytes that mdp_attend holds for packs of at most max_pack tokens. */
+int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread);
+
+/* ---- router.c ------------------------------------------------------------------------------------------------- */
+
+/* Choose experts for every local token of every state: fills index and weight. Local. */
+mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const float *norm, const float *router);
+
+/* ---- placement.c ---------------------------------------------------------------------------------------------- */
+
+/* One tile of the wave: rows first .. first+n_row-1 (in token order) of an expert in a block of a state. */
+typedef struct mdp_tile_place {
+    mdp_expert_t expert; /* number in the model */
+    int32_t state;
+    int64_t block;
+    int32_t n_row;
+    int32_t owner;    /* rank that computes it */
+    int32_t round;    /* of the owner */
+    int32_t position; /* of its first row among the rows of that round */
+} mdp_tile_place;
+
+typedef struct mdp_placement {
+    int64_t n_tile;
+    mdp_tile_place *tiles; /* ascending by expert, block, state; the same on every rank */
+    int32_t n_round;       /* rounds of the busiest rank */
+    int64_t *first_tile;   /* [n_state, n_block of the wave, n_expert] index of the first tile, -1: no rows */
+    int64_t first_block, n_block;
+    int32_t n_expert, n_state;
+} mdp_placement;
+
+/* Place the tiles of blocks first_block .. first_block + n_block - 1. rows [n_state, n_block, n_expert]: rows over all
+ * ranks. round_rows bounds the rows of a round. Local, the same on every rank. */
+mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_state, int64_t first_block,
+                             int64_t n_block, int32_t n_expert, int32_t round_rows, mdp_placement **out);
+void mdp_placement_destroy(mdp_placement *placement); /* NULL is allowed */
+
+/* ---- dispatch.c, experts.c ------------------------------------------------------------------------------------ */
+
+/* One row of a tile as it travels with its token. */
+typedef struct mdp_row_note {
+    int32_t position; /* in the receiver's round */
+    int32_t unique;   /* which of the sender's token rows of this round */
+    float gate;
+    int32_t category;
+    int64_t token; /* number in the tokens file */
+} mdp_row_note;
+
+/* The rows that a rank computes in one round. */
+typedef struct mdp_round {
+    int64_t n_row, n_unique;
+    float *x;          /* [capacity, d_model] token rows, each once for each sender */
+    float *y;          /* [capacity, d_model] by position */
+    int32_t *source;   /* [capacity] row of x, by position */
+    float *gate;       /* [capacity] by position */
+    int32_t *category; /* [capacity] by position */
+    int64_t *token;    /* [capacity] by position */
+} mdp_round;
+
+/* Scratch of the expert loop of one rank. */
+typedef struct mdp_expert_scratch {
+    int64_t n_tile; /* tiles of a group */
+    float *x;       /* [n_tile, MDP_TILE_ROWS, d_model] */
+    float *h;       /* [n_tile, MDP_TILE_ROWS, d_ff] */
+    float *up;      /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    mdp_panel_list panels;
+} mdp_expert_scratch;
+
+/* Compute this rank's tiles of round `number`: y by position, tile observers. Local. */
+mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
+                               const mdp_placement *placement, int32_t number, mdp_round *round,
+                               mdp_expert_scratch *scratch);
+
+/* The MoE block of a layer for all states, after routing: placement, dispatch, experts, return, combine. Collective. */
+mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm);
+int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
+                       int n_stream);
+
+/* Bytes that mdp_engine_head_all holds. */
+int64_t mdp_head_memory(const mdp_model *model, int n_thread);
+
+/* Rows of a round and tiles of a group, from the number of threads alone. */
+static inline int64_t mdp_group_tiles(int n_thread) {
+    return n_thread > MDP_GROUP_TILES ? n_thread : MDP_GROUP_TILES;
+}
+static inline int32_t mdp_round_rows(int n_thread) {
+    int32_t rows = 2 * (int32_t)mdp_group_tiles(n_thread) * MDP_TILE_ROWS;
+    return rows > MDP_ROUND_ROWS ? rows : MDP_ROUND_ROWS;
+}
+
+#endif

@@ -1,0 +1,104 @@
+/* experts.c - the expert loop: this rank's tiles of one round, expert by expert, in groups that share widened panels.
+ *
+ * In: token rows of the round and where each tile takes them from. Out: y by position. Observers see a tile as soon as
+ * its y is complete. */
+#include "engine/engine.h"
+
+#include <omp.h>
+#include <string.h>
+
+/* Gather the rows of a group's tiles into consecutive buffers. */
+static void gather_group(const mdp_engine *engine, const mdp_tile_place *tiles, int64_t n_tile, const mdp_round *round,
+                         const mdp_expert_scratch *scratch) {
+    int64_t d = engine->model->d_model;
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread) collapse(2)
+    for (int64_t t = 0; t < n_tile; t++) {
+        for (int32_t i = 0; i < MDP_TILE_ROWS; i++) {
+            if (i >= tiles[t].n_row) continue;
+            memcpy(scratch->x + (t * MDP_TILE_ROWS + i) * d, round->x + round->source[tiles[t].position + i] * d,
+                   (size_t)d * sizeof(float));
+        }
+    }
+}
+
+static mdp_status observe_group(mdp_engine *engine, int64_t layer_number, const mdp_tile_place *tiles, int64_t n_tile,
+                                const mdp_round *round, const mdp_expert_scratch *scratch) {
+    int64_t d = engine->model->d_model, f = engine->model->layers[layer_number].moe.d_ff;
+    mdp_status failed = mdp_ok();
+    if (!engine->observers.tile) return failed;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
+    for (int64_t t = 0; t < n_tile; t++) {
+        int32_t at = tiles[t].position;
+        mdp_tile tile = {.layer = layer_number,
+                         .state = tiles[t].state,
+                         .expert = tiles[t].expert,
+                         .n_row = tiles[t].n_row,
+                         .d_model = d,
+                         .d_ff = f,
+                         .x = scratch->x + t * MDP_TILE_ROWS * d,
+                         .h = scratch->h + t * MDP_TILE_ROWS * f,
+                         .y = round->y + at * d,
+                         .gate = round->gate + at,
+                         .category = round->category + at,
+                         .token = round->token + at};
+        mdp_status status = engine->observers.tile(engine->observers.context, &tile);
+        if (status.code != MDP_OK) {
+#pragma omp critical(mdp_observe)
+            failed = status;
+        }
+    }
+    return failed;
+}
+
+/* Tiles of one expert, at most scratch->n_tile of them. */
+static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
+                                const mdp_tile_place *tiles, int64_t n_tile, mdp_round *round,
+                                mdp_expert_scratch *scratch) {
+    const mdp_expert *expert = &layer->moe.experts[tiles[0].expert];
+    int64_t d = engine->model->d_model, f = layer->moe.d_ff;
+    mdp_rows rows[256];
+    if (n_tile > 256) return MDP_ERROR(MDP_INTERNAL, "a group of %lld tiles is too large", (long long)n_tile);
+    scratch->panels.n = 0;
+    MDP_TRY(mdp_panel_list_add_pair(&scratch->panels, &expert->gate, &expert->up));
+    MDP_TRY(mdp_panel_list_add(&scratch->panels, &expert->down));
+    MDP_TRY(mdp_panel_stream_start(engine->stream, scratch->panels.items, scratch->panels.n));
+    gather_group(engine, tiles, n_tile, round, scratch);
+    for (int64_t t = 0; t < n_tile; t++) {
+        rows[t] = (mdp_rows){.x = scratch->x + t * MDP_TILE_ROWS * d,
+                             .ldx = d,
+                             .y = scratch->h + t * MDP_TILE_ROWS * f,
+                             .ldy = f,
+                             .n_row = tiles[t].n_row};
+    }
+    MDP_TRY(mdp_gated_take(engine, layer->moe.activation, &expert->gate, rows, n_tile, scratch->up));
+    for (int64_t t = 0; t < n_tile; t++) {
+        rows[t] = (mdp_rows){.x = scratch->h + t * MDP_TILE_ROWS * f,
+                             .ldx = f,
+                             .y = round->y + tiles[t].position * d,
+                             .ldy = d,
+                             .n_row = tiles[t].n_row};
+    }
+    MDP_TRY(mdp_linear_take(engine, &expert->down, rows, n_tile));
+    return observe_group(engine, layer_number, tiles, n_tile, round, scratch);
+}
+
+mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
+                               const mdp_placement *placement, int32_t number, mdp_round *round,
+                               mdp_expert_scratch *scratch) {
+    int rank = engine->comm->rank;
+    mdp_status status = mdp_ok();
+    for (int64_t first = 0; first < placement->n_tile && status.code == MDP_OK;) {
+        const mdp_tile_place *tile = &placement->tiles[first];
+        int64_t end = first + 1;
+        if (tile->owner == rank && tile->round == number) {
+            while (end < placement->n_tile && end - first < scratch->n_tile && tile[end - first].owner == rank &&
+                   tile[end - first].round == number && tile[end - first].expert == tile->expert) {
+                end++;
+            }
+            status = compute_group(engine, layer, layer_number, tile, end - first, round, scratch);
+        }
+        first = end;
+    }
+    mdp_panel_stream_stop(engine->stream);
+    return status;
+}

@@ -1,0 +1,95 @@
+/* linear.c - the one primitive of linear algebra: stored matrices meet row tiles, panel by panel.
+ *
+ * In: panels from the engine's stream, in the order in which they were asked for. Out: one single-threaded GEMM per
+ * (tile, panel). Threads share out those items; which thread takes which cannot change a bit of the result. */
+#include "engine/engine.h"
+
+#include <omp.h>
+
+static mdp_status append(mdp_panel_list *list, const mdp_matrix *matrix, int64_t row0) {
+    if (list->n == list->capacity) {
+        int64_t capacity = list->capacity ? 2 * list->capacity : 64;
+        MDP_TRY(MDP_GROW(&list->items, list->capacity, capacity, "the list of panels"));
+        list->capacity = capacity;
+    }
+    int64_t left = matrix->n_row - row0;
+    list->items[list->n++] =
+        (mdp_panel){.matrix = matrix, .row0 = row0, .n_row = left < MDP_PANEL_ROWS ? left : MDP_PANEL_ROWS};
+    return mdp_ok();
+}
+
+mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix) {
+    for (int64_t row = 0; row < matrix->n_row; row += MDP_PANEL_ROWS) MDP_TRY(append(list, matrix, row));
+    return mdp_ok();
+}
+
+mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first, const mdp_matrix *second) {
+    for (int64_t row = 0; row < first->n_row; row += MDP_PANEL_ROWS) {
+        MDP_TRY(append(list, first, row));
+        MDP_TRY(append(list, second, row));
+    }
+    return mdp_ok();
+}
+
+/* Panels to take at once: one when there are tiles for all threads, more when there are not; the stream keeps at least
+ * one buffer to read ahead. */
+static int panels_at_once(const mdp_engine *engine, int64_t n_tile, int64_t n_left, int unit) {
+    int64_t wanted = (engine->n_thread + n_tile - 1) / n_tile;
+    int64_t most = (engine->stream_depth - 1) / unit;
+    if (wanted > most) wanted = most;
+    if (wanted > n_left) wanted = n_left;
+    return (int)(wanted > 1 ? wanted : 1);
+}
+
+mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const mdp_rows *tiles, int64_t n_tile) {
+    int64_t n_panel = (matrix->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
+    int k = (int)matrix->n_col;
+    mdp_panel panels[64];
+    for (int64_t first = 0; first < n_panel;) {
+        int n = panels_at_once(engine, n_tile, n_panel - first, 1);
+        if (n > 64) n = 64;
+        MDP_TRY(mdp_panel_stream_next(engine->stream, n, panels));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread) collapse(2)
+        for (int p = 0; p < n; p++) {
+            for (int64_t t = 0; t < n_tile; t++) {
+                const mdp_rows *tile = &tiles[t];
+                mdp_gemm_nt(tile->n_row, (int)panels[p].n_row, k, tile->x, (int)tile->ldx, panels[p].data, k,
+                            tile->y + panels[p].row0, (int)tile->ldy);
+            }
+        }
+        first += n;
+    }
+    return mdp_ok();
+}
+
+/* One item of the gated product: columns of one panel pair for one tile. */
+static void gated_item(mdp_activation activation, const mdp_rows *tile, const mdp_panel *gate, const mdp_panel *up,
+                       float *scratch) {
+    int k = (int)gate->matrix->n_col, m = (int)gate->n_row;
+    float *h = tile->y + gate->row0;
+    mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, gate->data, k, h, (int)tile->ldy);
+    mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, up->data, k, scratch, MDP_PANEL_ROWS);
+    for (int32_t i = 0; i < tile->n_row; i++) {
+        mdp_gate(activation, scratch + (size_t)i * MDP_PANEL_ROWS, m, h + (size_t)i * (size_t)tile->ldy);
+    }
+}
+
+mdp_status mdp_gated_take(mdp_engine *engine, mdp_activation activation, const mdp_matrix *gate, const mdp_rows *tiles,
+                          int64_t n_tile, float *scratch) {
+    int64_t n_pair = (gate->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
+    mdp_panel panels[64];
+    for (int64_t first = 0; first < n_pair;) {
+        int n = panels_at_once(engine, n_tile, n_pair - first, 2);
+        if (n > 32) n = 32;
+        MDP_TRY(mdp_panel_stream_next(engine->stream, 2 * n, panels));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread) collapse(2)
+        for (int p = 0; p < n; p++) {
+            for (int64_t t = 0; t < n_tile; t++) {
+                float *own = scratch + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
+                gated_item(activation, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
+            }
+        }
+        first += n;
+    }
+    return mdp_ok();
+}

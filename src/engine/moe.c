@@ -1,0 +1,511 @@
+/* moe.c - the MoE block over all ranks: tokens travel to the experts' owners and the outputs travel back.
+ *
+ * In: residual streams and routes of all states. Out: x += sum over slots of weight * y, added in top-k slot order at
+ * the token's owner; returned rows are never added up on the way. The batch's blocks go through in waves, so that the
+ * outputs kept until the combine are bounded; a wave in rounds, so that the rows a rank takes in are. In a round a
+ * token's row goes once to each rank, however many of its experts are there. */
+#include "engine/engine.h"
+
+#include <omp.h>
+#include <string.h>
+
+/* One (state, token, slot) of this rank, with where its tile is computed. */
+typedef struct route_entry {
+    int64_t local;
+    int32_t state, slot;
+    int32_t position; /* in the owner's round */
+} route_entry;
+
+/* Everything of one wave on this rank. */
+typedef struct wave {
+    int64_t first_block, n_block;
+    int64_t first_local, n_local; /* rows of this rank in these blocks */
+    mdp_placement *placement;
+    route_entry *entries; /* [n_entry] by (round, owner), then state, token, slot */
+    int64_t *bucket;      /* [n_round * size + 1] first entry of each (round, owner) */
+    int64_t *state_first; /* [n_state] first row of y of each state */
+    float *y;             /* [sum over states of n_local * top_k, d_model] returned rows */
+} wave;
+
+/* Buffers of the block, kept over waves and rounds. */
+typedef struct moe_buffers {
+    int64_t capacity; /* rows of a round */
+    mdp_round round;
+    mdp_expert_scratch scratch;
+    mdp_row_note *notes; /* [capacity] of the round, by source rank */
+    int64_t *counts;     /* [6 * size]: to send and to receive, see run_round */
+} moe_buffers;
+
+static mdp_expert_t model_expert(const mdp_state *state, mdp_expert_t index) {
+    return state->source ? state->source[index] : index;
+}
+
+/* Add the rows of tokens [first, end) of every state to rows [n_state, n_block, n_expert]. */
+static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_block, int32_t n_expert,
+                       int64_t *rows) {
+    for (int s = 0; s < engine->n_state; s++) {
+        const mdp_state *state = &engine->states[s];
+        for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+            const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+            int64_t first = pack->first_token - engine->batch.first_token;
+            int64_t *row = rows + (s * n_block + pack->block - first_block) * n_expert;
+            for (int64_t i = first * state->top_k; i < (first + pack->n_token) * state->top_k; i++) {
+                row[model_expert(state, state->index[i])]++;
+            }
+        }
+    }
+}
+
+/* Blocks of the wave that begins at `first`: as many as keep every rank's tokens within MDP_WAVE_TOKENS, at least one.
+ */
+static int64_t wave_blocks(const mdp_engine *engine, int64_t first, int64_t end) {
+    const mdp_partition *partition = engine->partition;
+    int64_t n_block = 0;
+    for (int64_t b = first; b < end; b++) {
+        int64_t worst = 0;
+        for (int rank = 0; rank < engine->comm->size; rank++) {
+            int64_t low, high;
+            mdp_partition_share(partition, engine->batch_number, rank, engine->comm->size, &low, &high);
+            if (low < partition->block_pack[first]) low = partition->block_pack[first];
+            if (high > partition->block_pack[b + 1]) high = partition->block_pack[b + 1];
+            if (low >= high) continue;
+            const mdp_pack *last = &partition->packs[high - 1];
+            int64_t n = last->first_token + last->n_token - partition->packs[low].first_token;
+            if (n > worst) worst = n;
+        }
+        if (n_block > 0 && worst > MDP_WAVE_TOKENS) break;
+        n_block++;
+    }
+    return n_block;
+}
+
+/* Rows of this rank in the wave's blocks. */
+static void wave_locals(const mdp_engine *engine, wave *w) {
+    w->first_local = w->n_local = 0;
+    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+        if (pack->block < w->first_block || pack->block >= w->first_block + w->n_block) continue;
+        if (w->n_local == 0) w->first_local = pack->first_token - engine->batch.first_token;
+        w->n_local += pack->n_token;
+    }
+}
+
+typedef void entry_fn(wave *w, int64_t bucket, const route_entry *entry);
+
+static void count_entry(wave *w, int64_t bucket, const route_entry *entry) {
+    (void)entry;
+    w->bucket[bucket + 1]++;
+}
+
+static void store_entry(wave *w, int64_t bucket, const route_entry *entry) {
+    w->entries[w->bucket[bucket]++] = *entry;
+}
+
+/* Walk this rank's routes of the wave in (state, token, slot) order. next [n_state, n_block, n_expert] numbers the rows
+ * of each (state, block, expert) over all ranks, beginning with this rank's first. */
+static void walk_routes(const mdp_engine *engine, wave *w, int64_t *next, entry_fn *visit) {
+    const mdp_placement *placement = w->placement;
+    for (int32_t s = 0; s < engine->n_state; s++) {
+        const mdp_state *state = &engine->states[s];
+        for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+            const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+            if (pack->block < w->first_block || pack->block >= w->first_block + w->n_block) continue;
+            int64_t at = (s * w->n_block + pack->block - w->first_block) * placement->n_expert;
+            int64_t first = pack->first_token - engine->batch.first_token;
+            for (int64_t local = first; local < first + pack->n_token; local++) {
+                for (int32_t slot = 0; slot < state->top_k; slot++) {
+                    mdp_expert_t e = model_expert(state, state->index[local * state->top_k + slot]);
+                    int64_t row = next[at + e]++;
+                    const mdp_tile_place *tile = &placement->tiles[placement->first_tile[at + e] + row / MDP_TILE_ROWS];
+                    route_entry entry = {.local = local,
+                                         .state = s,
+                                         .slot = slot,
+                                         .position = tile->position + (int32_t)(row % MDP_TILE_ROWS)};
+                    visit(w, (int64_t)tile->round * engine->comm->size + tile->owner, &entry);
+                }
+            }
+        }
+    }
+}
+
+/* Sort this rank's routes into buckets of (round, owner): count, prefix, store. */
+static mdp_status list_entries(const mdp_engine *engine, wave *w, const int64_t *start) {
+    int64_t n_bucket = (int64_t)w->placement->n_round * engine->comm->size;
+    int64_t n_cell = (int64_t)engine->n_state * w->n_block * w->placement->n_expert, n_entry = 0;
+    int64_t *next = NULL;
+    for (int s = 0; s < engine->n_state; s++) n_entry += w->n_local * engine->states[s].top_k;
+    MDP_TRY(MDP_ALLOC(&w->entries, n_entry, "the list of routes"));
+    MDP_TRY(MDP_ALLOC(&w->bucket, n_bucket + 2, "the list of routes"));
+    MDP_TRY(MDP_ALLOC(&next, n_cell, "row numbers"));
+    memcpy(next, start, (size_t)n_cell * sizeof *next);
+    w->bucket++; /* shifted by one while counting, so that storing leaves the prefix in place */
+    walk_routes(engine, w, next, count_entry);
+    for (int64_t i = 0; i < n_bucket; i++) w->bucket[i + 1] += w->bucket[i];
+    memcpy(next, start, (size_t)n_cell * sizeof *next);
+    walk_routes(engine, w, next, store_entry);
+    w->bucket--;
+    mdp_free(next);
+    return mdp_ok();
+}
+
+/* ---- one round ---- */
+
+typedef struct round_context {
+    mdp_engine *engine;
+    const wave *w;
+    const moe_buffers *buffers;
+    const float *norm;
+    int32_t number;
+    const int64_t *note_first;   /* [size] first note of each source in buffers->notes */
+    const int64_t *unique_first; /* [size] first row of each source in round.x */
+    /* where packing of unique rows stands for the peer being served */
+    int packing_peer;
+    int64_t packing_entry, packing_unique;
+} round_context;
+
+static const route_entry *entries_for(const round_context *context, int peer, int64_t *n) {
+    int64_t bucket = (int64_t)context->number * context->engine->comm->size + peer;
+    int64_t first = context->w->bucket[bucket];
+    *n = context->w->bucket[bucket + 1] - first;
+    return context->w->entries + first;
+}
+
+static bool same_token(const route_entry *a, const route_entry *b) {
+    return a->local == b->local && a->state == b->state;
+}
+
+static int64_t count_unique(const route_entry *entries, int64_t n) {
+    int64_t n_unique = 0;
+    for (int64_t i = 0; i < n; i++) n_unique += i == 0 || !same_token(&entries[i], &entries[i - 1]);
+    return n_unique;
+}
+
+/* Begin or continue the walk over a peer's entries; pieces of one peer come in order. */
+static void walk_to(round_context *context, int peer, int64_t first) {
+    if (context->packing_peer == peer && first > 0) return;
+    context->packing_peer = peer;
+    context->packing_entry = 0;
+    context->packing_unique = -1;
+}
+
+static void pack_notes(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
+    round_context *context = opaque;
+    const mdp_engine *engine = context->engine;
+    mdp_row_note *notes = buffer;
+    int64_t n_entry;
+    const route_entry *entries = entries_for(context, peer, &n_entry);
+    walk_to(context, peer, first);
+    for (int64_t i = first; i < first + n; i++) {
+        const route_entry *entry = &entries[i];
+        const mdp_state *state = &engine->states[entry->state];
+        if (i == 0 || !same_token(entry, entry - 1)) context->packing_unique++;
+        notes[i - first] = (mdp_row_note){.position = entry->position,
+                                          .unique = (int32_t)context->packing_unique,
+                                          .gate = state->weight[entry->local * state->top_k + entry->slot],
+                                          .category = engine->category[entry->local],
+                                          .token = engine->batch.first_token + entry->local};
+    }
+}
+
+static void unpack_notes(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
+    round_context *context = opaque;
+    memcpy(context->buffers->notes + context->note_first[peer] + first, buffer, (size_t)n * sizeof(mdp_row_note));
+}
+
+static void pack_tokens(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
+    round_context *context = opaque;
+    const mdp_engine *engine = context->engine;
+    int64_t n_entry, d = engine->model->d_model;
+    const route_entry *entries = entries_for(context, peer, &n_entry);
+    walk_to(context, peer, first);
+    for (int64_t done = 0; done < n; context->packing_entry++) {
+        const route_entry *entry = &entries[context->packing_entry];
+        if (context->packing_entry > 0 && same_token(entry, entry - 1)) continue;
+        mdp_rms_norm(engine->states[entry->state].x + entry->local * d, context->norm, engine->model->norm_eps, d,
+                     (float *)buffer + done * d);
+        done++;
+    }
+}
+
+static void unpack_tokens(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
+    round_context *context = opaque;
+    int64_t d = context->engine->model->d_model;
+    memcpy(context->buffers->round.x + (context->unique_first[peer] + first) * d, buffer,
+           (size_t)(n * d) * sizeof(float));
+}
+
+static void pack_outputs(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
+    round_context *context = opaque;
+    int64_t d = context->engine->model->d_model;
+    const mdp_row_note *notes = context->buffers->notes + context->note_first[peer] + first;
+    for (int64_t i = 0; i < n; i++) {
+        memcpy((float *)buffer + i * d, context->buffers->round.y + notes[i].position * d, (size_t)d * sizeof(float));
+    }
+}
+
+static void unpack_outputs(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
+    round_context *context = opaque;
+    const mdp_engine *engine = context->engine;
+    const wave *w = context->w;
+    int64_t n_entry, d = engine->model->d_model;
+    const route_entry *entries = entries_for(context, peer, &n_entry) + first;
+    for (int64_t i = 0; i < n; i++) {
+        const mdp_state *state = &engine->states[entries[i].state];
+        int64_t row =
+            w->state_first[entries[i].state] + (entries[i].local - w->first_local) * state->top_k + entries[i].slot;
+        memcpy(w->y + row * d, (const float *)buffer + i * d, (size_t)d * sizeof(float));
+    }
+}
+
+/* Spread the notes of all sources over the round's arrays by position. */
+static void spread_notes(const mdp_engine *engine, const moe_buffers *buffers, const int64_t *n_note,
+                         const int64_t *note_first, const int64_t *unique_first) {
+    const mdp_round *round = &buffers->round;
+    for (int peer = 0; peer < engine->comm->size; peer++) {
+        for (int64_t i = 0; i < n_note[peer]; i++) {
+            const mdp_row_note *note = &buffers->notes[note_first[peer] + i];
+            round->source[note->position] = (int32_t)(unique_first[peer] + note->unique);
+            round->gate[note->position] = note->gate;
+            round->category[note->position] = note->category;
+            round->token[note->position] = note->token;
+        }
+    }
+}
+
+static mdp_status run_round(mdp_engine *engine, const wave *w, const mdp_layer *layer, int64_t layer_number,
+                            const float *norm, int32_t number, moe_buffers *buffers) {
+    const mdp_comm *comm = engine->comm;
+    int64_t size = comm->size, row_byte = engine->model->d_model * (int64_t)sizeof(float);
+    int64_t *both_send = buffers->counts, *both_recv = both_send + 2 * size; /* [size, 2]: notes, unique rows */
+    int64_t *first = both_recv + 2 * size, *n = first + 2 * size;            /* [2, size] and [4, size] */
+    int64_t *note_first = first, *unique_first = first + size;
+    int64_t *notes_out = n, *notes_in = n + size, *unique_out = n + 2 * size, *unique_in = n + 3 * size;
+    round_context context = {.engine = engine,
+                             .w = w,
+                             .buffers = buffers,
+                             .norm = norm,
+                             .number = number,
+                             .note_first = note_first,
+                             .unique_first = unique_first,
+                             .packing_peer = -1};
+    for (int peer = 0; peer < size; peer++) {
+        const route_entry *entries = entries_for(&context, peer, &notes_out[peer]);
+        unique_out[peer] = count_unique(entries, notes_out[peer]);
+        both_send[2 * peer] = notes_out[peer];
+        both_send[2 * peer + 1] = unique_out[peer];
+    }
+    MDP_TRY(mdp_alltoall_i64_all(comm, both_send, both_recv, 2));
+    buffers->round.n_row = buffers->round.n_unique = 0;
+    for (int peer = 0; peer < size; peer++) {
+        notes_in[peer] = both_recv[2 * peer];
+        unique_in[peer] = both_recv[2 * peer + 1];
+        note_first[peer] = buffers->round.n_row;
+        unique_first[peer] = buffers->round.n_unique;
+        buffers->round.n_row += notes_in[peer];
+        buffers->round.n_unique += unique_in[peer];
+    }
+    mdp_exchange exchange = {.row_byte = sizeof(mdp_row_note),
+                             .buffer_byte = MDP_MESSAGE_BYTES / 8,
+                             .n_send = notes_out,
+                             .n_recv = notes_in,
+                             .pack = pack_notes,
+                             .unpack = unpack_notes,
+                             .context = &context};
+    MDP_TRY(mdp_exchange_all(comm, &exchange));
+    context.packing_peer = -1;
+    exchange = (mdp_exchange){.row_byte = row_byte,
+                              .buffer_byte = MDP_MESSAGE_BYTES,
+                              .n_send = unique_out,
+                              .n_recv = unique_in,
+                              .pack = pack_tokens,
+                              .unpack = unpack_tokens,
+                              .context = &context};
+    MDP_TRY(mdp_exchange_all(comm, &exchange));
+    spread_notes(engine, buffers, notes_in, note_first, unique_first);
+    mdp_status status =
+        mdp_experts_compute(engine, layer, layer_number, w->placement, number, &buffers->round, &buffers->scratch);
+    MDP_AGREE(comm, status);
+    exchange.n_send = notes_in;
+    exchange.n_recv = notes_out;
+    exchange.pack = pack_outputs;
+    exchange.unpack = unpack_outputs;
+    return mdp_exchange_all(comm, &exchange);
+}
+
+/* ---- combine ---- */
+
+/* x += sum over slots of weight * y, for the wave's rows of one state. */
+static void combine(mdp_engine *engine, const wave *w, int64_t layer_number, int state_number, float *scratch) {
+    mdp_state *state = &engine->states[state_number];
+    int64_t d = engine->model->d_model, k = state->top_k;
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < w->n_local; i++) {
+        int64_t local = w->first_local + i;
+        const float *weight = state->weight + local * k, *y = w->y + (w->state_first[state_number] + i * k) * d;
+        float *routed = scratch + (size_t)omp_get_thread_num() * (size_t)d, *x = state->x + local * d;
+        memset(routed, 0, (size_t)d * sizeof *routed);
+        for (int64_t slot = 0; slot < k; slot++) mdp_axpy(weight[slot], y + slot * d, d, routed);
+        if (engine->observers.combined) {
+            mdp_combined_token token = {.layer = layer_number,
+                                        .state = state_number,
+                                        .local = local,
+                                        .top_k = state->top_k,
+                                        .index = state->index + local * k,
+                                        .weight = weight,
+                                        .y = y,
+                                        .residual = x,
+                                        .routed = routed};
+            engine->observers.combined(engine->observers.context, &token);
+        }
+        mdp_axpy(1.0F, routed, d, x);
+    }
+}
+
+/* ---- waves ---- */
+
+static void destroy_wave(wave *w) {
+    mdp_placement_destroy(w->placement);
+    mdp_free(w->entries);
+    mdp_free(w->bucket);
+    mdp_free(w->state_first);
+    mdp_free(w->y);
+}
+
+/* Local preparation of a wave: placement, entries, room for the outputs. rows and start [n_state, n_block, n_expert].
+ */
+static mdp_status prepare_wave(const mdp_engine *engine, wave *w, const int64_t *rows, const int64_t *start,
+                               int32_t n_expert) {
+    int64_t n_output = 0;
+    wave_locals(engine, w);
+    MDP_TRY(mdp_placement_new(engine->comm, rows, engine->n_state, w->first_block, w->n_block, n_expert,
+                              mdp_round_rows(engine->n_thread), &w->placement));
+    MDP_TRY(list_entries(engine, w, start));
+    MDP_TRY(MDP_ALLOC(&w->state_first, engine->n_state, "expert outputs"));
+    for (int s = 0; s < engine->n_state; s++) {
+        w->state_first[s] = n_output;
+        n_output += w->n_local * engine->states[s].top_k;
+    }
+    return MDP_ALLOC(&w->y, n_output * engine->model->d_model, "expert outputs");
+}
+
+/* Rows of every (state, block of the wave, expert): over all ranks, and on lower ranks. Collective. */
+static mdp_status number_rows_all(const mdp_engine *engine, const int64_t *local, int64_t n_cell, int64_t *rows,
+                                  int64_t *start) {
+    memcpy(rows, local, (size_t)n_cell * sizeof *rows);
+    memcpy(start, local, (size_t)n_cell * sizeof *start);
+    MDP_TRY(mdp_sum_i64_all(engine->comm, rows, n_cell));
+    return mdp_exscan_i64_all(engine->comm, start, n_cell);
+}
+
+/* Cells of one wave out of the batch's [n_state, n_block, n_expert] into [n_state, w->n_block, n_expert]. */
+static void wave_cells(const mdp_engine *engine, const wave *w, const int64_t *all, int64_t batch_first,
+                       int64_t batch_blocks, int64_t n_expert, int64_t *out) {
+    for (int64_t s = 0; s < engine->n_state; s++) {
+        memcpy(out + s * w->n_block * n_expert, all + (s * batch_blocks + w->first_block - batch_first) * n_expert,
+               (size_t)(w->n_block * n_expert) * sizeof *out);
+    }
+}
+
+static mdp_status run_wave(mdp_engine *engine, wave *w, const int64_t *rows, const int64_t *start, int64_t layer_number,
+                           const float *norm, moe_buffers *buffers) {
+    const mdp_layer *layer = &engine->model->layers[layer_number];
+    MDP_AGREE(engine->comm, prepare_wave(engine, w, rows, start, layer->moe.n_expert));
+    for (int32_t round = 0; round < w->placement->n_round; round++) {
+        MDP_TRY(run_round(engine, w, layer, layer_number, norm, round, buffers));
+    }
+    for (int s = 0; s < engine->n_state; s++) combine(engine, w, layer_number, s, buffers->scratch.up);
+    return mdp_ok();
+}
+
+/* ---- the block ---- */
+
+static void destroy_buffers(moe_buffers *buffers) {
+    mdp_free(buffers->round.x);
+    mdp_free(buffers->round.y);
+    mdp_free(buffers->round.source);
+    mdp_free(buffers->round.gate);
+    mdp_free(buffers->round.category);
+    mdp_free(buffers->round.token);
+    mdp_free(buffers->scratch.x);
+    mdp_free(buffers->scratch.h);
+    mdp_free(buffers->scratch.up);
+    mdp_free(buffers->scratch.panels.items);
+    mdp_free(buffers->notes);
+    mdp_free(buffers->counts);
+}
+
+/* Values of scratch.up for one thread: a panel of products, or a row of the combine. */
+static int64_t thread_scratch(int64_t d_model) {
+    int64_t panel = (int64_t)MDP_TILE_ROWS * MDP_PANEL_ROWS;
+    return panel > d_model ? panel : d_model;
+}
+
+static mdp_status new_buffers(const mdp_engine *engine, int64_t d_ff, moe_buffers *buffers) {
+    int64_t d = engine->model->d_model, n = mdp_round_rows(engine->n_thread);
+    mdp_round *round = &buffers->round;
+    mdp_expert_scratch *scratch = &buffers->scratch;
+    buffers->capacity = n;
+    scratch->n_tile = mdp_group_tiles(engine->n_thread);
+    MDP_TRY(MDP_ALLOC(&round->x, n * d, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&round->y, n * d, "outputs of a round"));
+    MDP_TRY(MDP_ALLOC(&round->source, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&round->gate, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&round->category, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&round->token, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&scratch->x, scratch->n_tile * MDP_TILE_ROWS * d, "tiles of expert inputs"));
+    MDP_TRY(MDP_ALLOC(&scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
+    MDP_TRY(MDP_ALLOC(&scratch->up, engine->n_thread * thread_scratch(d), "expert scratch"));
+    MDP_TRY(MDP_ALLOC(&buffers->notes, n, "notes of a round"));
+    return MDP_ALLOC(&buffers->counts, 10 * (int64_t)engine->comm->size, "row counts");
+}
+
+int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
+                       int n_stream) {
+    int64_t d = model->d_model, f = 0, k = 0, n = mdp_round_rows(n_thread), worst = 0;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        if (model->layers[l].moe.d_ff > f) f = model->layers[l].moe.d_ff;
+        if (model->layers[l].moe.top_k > k) k = model->layers[l].moe.top_k;
+    }
+    for (int64_t b = 0; b < partition->n_block; b++) {
+        const mdp_pack *low = &partition->packs[partition->block_pack[b]];
+        const mdp_pack *high = &partition->packs[partition->block_pack[b + 1] - 1];
+        int64_t block = high->first_token + high->n_token - low->first_token;
+        if (block > worst) worst = block;
+    }
+    int64_t share = partition->batch_tokens / comm->size + 2 * partition->longest + MDP_PACK_TOKENS;
+    int64_t kept = worst > MDP_WAVE_TOKENS ? worst : MDP_WAVE_TOKENS;
+    if (kept > share) kept = share;
+    int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(route_entry));
+    int64_t round = n * (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note));
+    int64_t tiles = mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
+    return outputs + round + tiles * (int64_t)sizeof(float) + MDP_MESSAGE_BYTES;
+}
+
+mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm) {
+    const mdp_moe *moe = &engine->model->layers[layer_number].moe;
+    const mdp_partition *partition = engine->partition;
+    int64_t first = partition->batch_block[engine->batch_number],
+            end = partition->batch_block[engine->batch_number + 1];
+    int64_t n_block = end - first, n_cell = engine->n_state * n_block * moe->n_expert;
+    int64_t *cells = NULL; /* [5, n_cell]: local rows, rows over all ranks, rows on lower ranks, and two for a wave */
+    moe_buffers buffers = {0};
+    mdp_status status = MDP_ALLOC(&cells, 5 * n_cell, "row counts");
+    if (status.code == MDP_OK) status = new_buffers(engine, moe->d_ff, &buffers);
+    MDP_TRY_GOTO(status, done, mdp_agree_all(engine->comm, status));
+    count_rows(engine, first, n_block, moe->n_expert, cells);
+    MDP_TRY_GOTO(status, done, number_rows_all(engine, cells, n_cell, cells + n_cell, cells + 2 * n_cell));
+    for (int64_t block = first; block < end && status.code == MDP_OK;) {
+        wave w = {.first_block = block, .n_block = wave_blocks(engine, block, end)};
+        int64_t *rows = cells + 3 * n_cell, *start = cells + 4 * n_cell;
+        wave_cells(engine, &w, cells + n_cell, first, n_block, moe->n_expert, rows);
+        wave_cells(engine, &w, cells + 2 * n_cell, first, n_block, moe->n_expert, start);
+        status = run_wave(engine, &w, rows, start, layer_number, norm, &buffers);
+        block += w.n_block;
+        destroy_wave(&w);
+    }
+done:
+    destroy_buffers(&buffers);
+    mdp_free(cells);
+    return status;
+}

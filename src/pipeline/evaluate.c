@@ -1,0 +1,90 @@
+/* evaluate.c - the loss of several streams in one forward pass, and the dump of its arrays. */
+#include "pipeline/forward.h"
+
+typedef struct evaluation_run {
+    const mdp_comm *comm;
+    const mdp_tokens *tokens;
+    mdp_evaluation *evaluation;
+    mdp_dump *dump; /* or NULL */
+} evaluation_run;
+
+static mdp_status begin_batch(void *context, const mdp_engine *engine) {
+    const evaluation_run *run = context;
+    return mdp_dump_begin_batch(run->dump, engine);
+}
+
+static mdp_status layer_done(void *context, int64_t layer) {
+    const evaluation_run *run = context;
+    return mdp_dump_layer(run->dump, layer);
+}
+
+static mdp_status head_all(void *context, mdp_engine *engine) {
+    const evaluation_run *run = context;
+    mdp_loss *loss = NULL;
+    mdp_status status = mdp_agree_all(run->comm, mdp_loss_new(engine, run->tokens, run->dump, &loss));
+    if (status.code == MDP_OK) {
+        mdp_head_consumer consumer = mdp_loss_consumer(loss);
+        status = mdp_engine_head_all(engine, &consumer);
+    }
+    if (status.code == MDP_OK) {
+        status = mdp_loss_add(loss, run->evaluation);
+        if (status.code == MDP_OK && run->dump) status = mdp_dump_head(run->dump);
+        status = mdp_agree_all(run->comm, status);
+    }
+    mdp_loss_destroy(loss);
+    return status;
+}
+
+static mdp_status measure_all(evaluation_run *run, const mdp_forward *base, const mdp_eval_request *requests,
+                              const char *dump_path) {
+    mdp_observers observers;
+    mdp_forward forward = *base;
+    if (dump_path) {
+        MDP_TRY(mdp_dump_new_all(forward.comm, forward.model, forward.tokens, requests, forward.n_stream, dump_path,
+                                 &run->dump));
+        observers = mdp_dump_observers(run->dump);
+        forward.observers = &observers;
+        forward.begin_batch = begin_batch;
+        forward.layer_done = layer_done;
+    }
+    mdp_status status = mdp_forward_all(&forward);
+    return run->dump ? mdp_dump_finish_all(run->dump, status) : status;
+}
+
+mdp_status mdp_evaluate_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
+                            const mdp_eval_request *requests, int n_request, const mdp_forward_options *options,
+                            const char *dump_path, mdp_evaluation **out) {
+    evaluation_run run = {.comm = comm, .tokens = tokens};
+    const mdp_view **views = NULL;
+    double start = mdp_seconds();
+    *out = NULL;
+    mdp_status status = mdp_evaluation_new(tokens, requests, n_request, &run.evaluation);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&views, n_request, "streams");
+    status = mdp_agree_all(comm, status);
+    if (status.code == MDP_OK) {
+        for (int i = 0; i < n_request; i++) views[i] = requests[i].view;
+        mdp_forward forward = {.comm = comm,
+                               .model = model,
+                               .reader = reader,
+                               .tokens = tokens,
+                               .options = options,
+                               .phase = "eval",
+                               .n_stream = n_request,
+                               .views = views,
+                               .with_head = true,
+                               .head_all = head_all,
+                               .context = &run};
+        status = measure_all(&run, &forward, requests, dump_path);
+    }
+    if (status.code == MDP_OK) status = mdp_evaluation_reduce_all(comm, run.evaluation);
+    mdp_free(views);
+    if (status.code != MDP_OK) {
+        mdp_evaluation_destroy(run.evaluation);
+        return status;
+    }
+    run.evaluation->n_rank = comm->size;
+    run.evaluation->seconds = mdp_seconds() - start;
+    run.evaluation->tokens_per_second = (double)tokens->n_token / run.evaluation->seconds;
+    *out = run.evaluation;
+    return mdp_ok();
+}

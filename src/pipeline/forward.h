@@ -1,0 +1,29 @@
+/* forward.h - one forward pass over all batches and layers; what observe and eval share. */
+#ifndef MDP_SRC_PIPELINE_FORWARD_H
+#define MDP_SRC_PIPELINE_FORWARD_H
+
+#include "mdp/pipeline.h"
+
+typedef struct mdp_forward {
+    const mdp_comm *comm;
+    const mdp_model *model;
+    mdp_reader *reader;
+    const mdp_tokens *tokens;
+    const mdp_forward_options *options;
+    const char *phase; /* for the progress line */
+    int n_stream;
+    const mdp_view *const *views; /* [n_stream] or NULL */
+    const mdp_observers *observers;
+    bool with_head;
+    /* Steps of the caller; each may be NULL. Local: errors are agreed on by the caller of them. */
+    mdp_status (*begin_batch)(void *context, const mdp_engine *engine);
+    mdp_status (*layer_done)(void *context, int64_t layer);
+    /* Collective. Runs the head and uses what it gives. */
+    mdp_status (*head_all)(void *context, mdp_engine *engine);
+    void *context;
+} mdp_forward;
+
+/* Collective on forward->comm. */
+mdp_status mdp_forward_all(const mdp_forward *forward);
+
+#endif
