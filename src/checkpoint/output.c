@@ -256,12 +256,12 @@ static mdp_status check_space(const char *folder, int64_t n_byte) {
 /* `folder` is where files will be made: path itself when it is a folder already, else its parent. */
 static mdp_status check_folder(const char *folder, int64_t n_byte) {
     struct stat info;
-    if (stat(folder, &info) != 0)
+    if (stat(folder, &info) != 0 && errno != ENOTDIR)
         return MDP_ERROR(MDP_CANNOT_CREATE,
                          "the folder %s, in which the output is to be written, cannot be used: %s; create it or give "
                          "another --out",
                          folder, strerror(errno));
-    if (!S_ISDIR(info.st_mode))
+    if (!mdp_path_is_folder(folder))
         return MDP_ERROR(MDP_CANNOT_CREATE,
                          "%s, in which the output is to be written, is not a folder; give another --out", folder);
     MDP_TRY(check_writable(folder));

@@ -232,11 +232,14 @@ static mdp_status write_digests(const native_writer *writer, hid_t file, const m
     for (int64_t i = 0; i < set->n_item; i++)
         memcpy(scratch + 32 * i, writer->all_digests[set->first_item + i].hex, 32);
     hid_t type = mdp_h5_text_type(32);
-    hid_t attribute = H5Aopen_by_name(file, set->path, "xxh3_128", H5P_DEFAULT, H5P_DEFAULT);
+    /* By way of the dataset: an attribute opened by H5Aopen_by_name cannot be written in HDF5 1.10.8. */
+    hid_t dataset = H5Dopen2(file, set->path, H5P_DEFAULT), attribute = -1;
+    if (dataset >= 0) attribute = H5Aopen(dataset, "xxh3_128", H5P_DEFAULT);
     mdp_status status = mdp_ok();
     if (type < 0 || attribute < 0 || H5Awrite(attribute, type, scratch) < 0)
         status = mdp_h5_error(MDP_IO, "write the checksums of", set->path, writer->partial);
     if (attribute >= 0) H5Aclose(attribute);
+    if (dataset >= 0) H5Dclose(dataset);
     if (type >= 0) H5Tclose(type);
     return status;
 }
