@@ -1,0 +1,389 @@
+/* bind.c - tensor names to matrices. Every tensor of the model must be there, of a readable type and of the shape that
+ * config.json gives. Tensors that nobody asked for travel along untouched, except what belongs to an expert: that could
+ * not be renumbered, so it is refused.
+ *
+ * In our own files layers may hold different numbers of experts: there the tensors present give the number. */
+#include "model/bind.h"
+
+#include "model/names.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The expert matrices of a layout, in the order of mdp_expert. */
+enum { GATE, UP, DOWN, N_PROJECTION };
+
+typedef struct binder {
+    const mdp_catalogue *catalogue;
+    const mdp_family *family;
+    const mdp_config *config;
+    mdp_model *model;
+    bool *bound; /* [n_tensor] */
+} binder;
+
+/* A tensor to be bound: where it is, what it is called in sentences, and its shape with the keys that give it. */
+typedef struct wanted {
+    const char *pattern;
+    const char *what;
+    int64_t layer, expert; /* -1: none */
+    int n_dim;
+    int64_t shape[3];
+    const char *keys;
+} wanted;
+
+/* "model: layer 3: " or "model: " */
+static void write_place(const binder *b, int64_t layer, char *out, size_t n_byte) {
+    if (layer >= 0) {
+        (void)snprintf(out, n_byte, "%s: layer %lld: ", b->catalogue->path, (long long)layer);
+    } else {
+        (void)snprintf(out, n_byte, "%s: ", b->catalogue->path);
+    }
+}
+
+static void write_shape(int n_dim, const int64_t *shape, char *out, size_t n_byte) {
+    size_t used = 0;
+    out[0] = '\0';
+    for (int i = 0; i < n_dim && used < n_byte; i++) {
+        used += (size_t)snprintf(out + used, n_byte - used, "%s%lld", i == 0 ? "" : ", ", (long long)shape[i]);
+    }
+}
+
+/* "expert 5 has no w2" or "the router is missing" */
+static mdp_status missing(const binder *b, const wanted *w, const char *name) {
+    char place[600], what[64];
+    write_place(b, w->layer, place, sizeof place);
+    if (w->expert >= 0) {
+        (void)snprintf(what, sizeof what, "expert %lld has no %s", (long long)w->expert, w->what);
+    } else {
+        (void)snprintf(what, sizeof what, "the %s is missing", w->what);
+    }
+    return MDP_ERROR(MDP_BAD_INPUT, "%s%s ('%s' is not in the checkpoint)", place, what, name);
+}
+
+static mdp_status wrong_shape(const binder *b, const wanted *w, const mdp_tensor *tensor) {
+    char place[600], found[200], expected[100];
+    write_place(b, w->layer, place, sizeof place);
+    write_shape(tensor->n_dim, tensor->shape, found, sizeof found);
+    write_shape(w->n_dim, w->shape, expected, sizeof expected);
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s%s '%s' has shape [%s], config.json says [%s] (%s); the checkpoint and its config do not belong "
+        "together",
+        place, w->what, tensor->name, found, expected, w->keys);
+}
+
+/* Find a tensor and check it. *out is NULL when it is not there and `may_miss`. */
+static mdp_status bind(binder *b, const wanted *w, bool may_miss, const mdp_tensor **out) {
+    char name[MDP_NAME_BYTES];
+    mdp_name_fill(w->pattern, w->layer, w->expert, name);
+    const mdp_tensor *tensor = mdp_catalogue_find(b->catalogue, name);
+    *out = tensor;
+    if (tensor == NULL) return may_miss ? mdp_ok() : missing(b, w, name);
+    bool same = tensor->n_dim == w->n_dim;
+    for (int i = 0; same && i < w->n_dim; i++) same = tensor->shape[i] == w->shape[i];
+    if (!same) return wrong_shape(b, w, tensor);
+    if (!mdp_dtype_widens(tensor->type)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is stored as %s; supported are F32, F16 and BF16", b->catalogue->path,
+                         name, mdp_dtype_name(tensor->type));
+    }
+    b->bound[tensor - b->catalogue->tensors] = true;
+    return mdp_ok();
+}
+
+/* Bind a tensor that is one matrix (or one row) as a whole. */
+static mdp_status bind_whole(binder *b, const wanted *w, bool may_miss, mdp_matrix *out) {
+    const mdp_tensor *tensor;
+    MDP_TRY(bind(b, w, may_miss, &tensor));
+    if (tensor != NULL) *out = mdp_matrix_whole(tensor);
+    return mdp_ok();
+}
+
+static mdp_status bind_norm(binder *b, const char *pattern, const char *what, int64_t layer, mdp_matrix *out) {
+    wanted w = {.pattern = pattern, .what = what, .layer = layer, .expert = -1, .n_dim = 1};
+    w.shape[0] = b->config->d_model;
+    w.keys = b->family->d_model.name;
+    return bind_whole(b, &w, false, out);
+}
+
+/* Both tables on disk: both are used, as the library does when they differ. One of them and tied: it serves as both. */
+static mdp_status bind_ends(binder *b) {
+    mdp_model *model = b->model;
+    char keys[128];
+    (void)snprintf(keys, sizeof keys, "%s, %s", b->family->vocab_size.name, b->family->d_model.name);
+    wanted embedding = {.pattern = b->family->embedding, .what = "embedding", .layer = -1, .expert = -1, .n_dim = 2};
+    embedding.shape[0] = b->config->vocab_size;
+    embedding.shape[1] = b->config->d_model;
+    embedding.keys = keys;
+    wanted head = embedding;
+    head.pattern = b->family->head;
+    head.what = "output head";
+    bool has_head = mdp_catalogue_find(b->catalogue, b->family->head) != NULL;
+    MDP_TRY(bind_whole(b, &embedding, b->config->tied && has_head, &model->embedding));
+    MDP_TRY(bind_whole(b, &head, b->config->tied, &model->head));
+    if (model->head.tensor == NULL) model->head = model->embedding;
+    if (model->embedding.tensor == NULL) model->embedding = model->head;
+    return bind_norm(b, b->family->final_norm, "final norm", -1, &model->final_norm);
+}
+
+static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
+    const mdp_family *f = b->family;
+    const mdp_config *c = b->config;
+    char q_keys[160], kv_keys[160], o_keys[160];
+    (void)snprintf(q_keys, sizeof q_keys, "%s x head size, %s", f->n_head.name, f->d_model.name);
+    (void)snprintf(kv_keys, sizeof kv_keys, "%s x head size, %s", f->n_kv_head.name, f->d_model.name);
+    (void)snprintf(o_keys, sizeof o_keys, "%s, %s x head size", f->d_model.name, f->n_head.name);
+    int64_t q_width = c->n_head * c->head_dim, kv_width = c->n_kv_head * c->head_dim;
+    const wanted q = {f->q, "query projection", layer, -1, 2, {q_width, c->d_model, 0}, q_keys};
+    const wanted k = {f->k, "key projection", layer, -1, 2, {kv_width, c->d_model, 0}, kv_keys};
+    const wanted v = {f->v, "value projection", layer, -1, 2, {kv_width, c->d_model, 0}, kv_keys};
+    const wanted o = {f->o, "output projection", layer, -1, 2, {c->d_model, q_width, 0}, o_keys};
+    MDP_TRY(bind_whole(b, &q, false, &out->q));
+    MDP_TRY(bind_whole(b, &k, false, &out->k));
+    MDP_TRY(bind_whole(b, &v, false, &out->v));
+    MDP_TRY(bind_whole(b, &o, false, &out->o));
+    out->window = c->window;
+    out->scale = 1.0 / sqrt((double)c->head_dim);
+    return mdp_ok();
+}
+
+/* Does the catalogue hold a tensor called `prefix`<number>...? */
+static bool has_numbered(const mdp_catalogue *catalogue, const char *prefix) {
+    int64_t low = 0, high = catalogue->n_tensor, number;
+    const char *rest;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (strcmp(catalogue->tensors[middle].name, prefix) < 0) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    size_t length = strlen(prefix);
+    return low < catalogue->n_tensor && strncmp(catalogue->tensors[low].name, prefix, length) == 0 &&
+           mdp_name_number(catalogue->tensors[low].name + length, &number, &rest);
+}
+
+/* The layout that a layer is stored in; the family's usual one when there is no trace of any. */
+static const mdp_expert_layout *find_layout(const binder *b, int64_t layer) {
+    char name[MDP_NAME_BYTES];
+    for (int i = 0; i < MDP_MAX_LAYOUT && b->family->layouts[i].router != NULL; i++) {
+        const mdp_expert_layout *layout = &b->family->layouts[i];
+        if (layout->fused_gate_up != NULL) {
+            mdp_name_fill(layout->fused_gate_up, layer, -1, name);
+            if (mdp_catalogue_find(b->catalogue, name) != NULL) return layout;
+        } else {
+            mdp_name_fill(layout->experts, layer, -1, name);
+            if (has_numbered(b->catalogue, name)) return layout;
+        }
+    }
+    return &b->family->layouts[0];
+}
+
+/* Experts that a layer of our own files holds. */
+static int64_t count_stored(const binder *b, const mdp_expert_layout *layout, int64_t layer) {
+    char name[MDP_NAME_BYTES];
+    const char *first = layout->fused_gate_up == NULL ? layout->gate : layout->fused_gate_up;
+    for (int64_t expert = 0;; expert++) {
+        mdp_name_fill(first, layer, expert, name);
+        const mdp_tensor *tensor = mdp_catalogue_find(b->catalogue, name);
+        if (layout->fused_gate_up != NULL) return tensor != NULL && tensor->n_dim > 0 ? tensor->shape[0] : 0;
+        if (tensor == NULL) return expert;
+    }
+}
+
+/* "w1" of "...experts.{expert}.w1.weight" */
+static void write_part(const char *pattern, char out[32]) {
+    const char *part = strstr(pattern, "{expert}.");
+    part = part == NULL ? pattern : part + strlen("{expert}.");
+    (void)snprintf(out, 32, "%.*s", (int)strcspn(part, "."), part);
+}
+
+/* The name pattern of a stack of experts, kept by the model. */
+static mdp_status keep_stack(mdp_model *model, const char *pattern, int64_t layer, const char **out) {
+    char name[MDP_NAME_BYTES];
+    mdp_name_fill(pattern, layer, -1, name);
+    MDP_TRY(mdp_copy_text(&model->names[model->n_name], name));
+    *out = model->names[model->n_name++];
+    return mdp_ok();
+}
+
+static mdp_status bind_separate(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
+    const int64_t d_ff = b->config->d_ff, d_model = b->config->d_model;
+    const char *patterns[N_PROJECTION] = {layout->gate, layout->up, layout->down};
+    const char *stacks[N_PROJECTION];
+    char in_keys[128], out_keys[128], parts[N_PROJECTION][32];
+    (void)snprintf(in_keys, sizeof in_keys, "%s, %s", b->family->d_ff.name, b->family->d_model.name);
+    (void)snprintf(out_keys, sizeof out_keys, "%s, %s", b->family->d_model.name, b->family->d_ff.name);
+    for (int p = 0; p < N_PROJECTION; p++) {
+        write_part(patterns[p], parts[p]);
+        MDP_TRY(keep_stack(b->model, patterns[p], layer, &stacks[p]));
+    }
+    for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
+        mdp_matrix *matrices[N_PROJECTION] = {&moe->experts[e].gate, &moe->experts[e].up, &moe->experts[e].down};
+        for (int p = 0; p < N_PROJECTION; p++) {
+            wanted w = {patterns[p], parts[p], layer, e, 2, {d_ff, d_model, 0}, in_keys};
+            if (p == DOWN) {
+                w.shape[0] = d_model;
+                w.shape[1] = d_ff;
+                w.keys = out_keys;
+            }
+            MDP_TRY(bind_whole(b, &w, false, matrices[p]));
+            mdp_expert_tensor *entry = &moe->expert_tensors[moe->n_expert_tensor++];
+            *entry = (mdp_expert_tensor){.tensor = matrices[p]->tensor, .expert = e, .stack = stacks[p]};
+        }
+    }
+    return mdp_ok();
+}
+
+/* Rows row0 .. row0+n_row-1 of entry `expert` of a fused tensor [n_expert, n, n_col]. */
+static mdp_matrix fused_part(const mdp_tensor *tensor, mdp_expert_t expert, int64_t row0, int64_t n_row) {
+    int64_t n_col = tensor->shape[2];
+    int64_t first = expert * tensor->shape[1] * n_col + row0 * n_col;
+    return (mdp_matrix){
+        .tensor = tensor, .n_row = n_row, .n_col = n_col, .first = first, .row_stride = n_col, .col_stride = 1};
+}
+
+static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
+    const int64_t d_ff = b->config->d_ff, d_model = b->config->d_model;
+    const mdp_tensor *gate_up, *down;
+    char in_keys[160], out_keys[160];
+    const mdp_family *f = b->family;
+    (void)snprintf(in_keys, sizeof in_keys, "%s, 2 x %s, %s", f->n_expert.name, f->d_ff.name, f->d_model.name);
+    (void)snprintf(out_keys, sizeof out_keys, "%s, %s, %s", f->n_expert.name, f->d_model.name, f->d_ff.name);
+    const wanted first = {layout->fused_gate_up,
+                          "experts' gate and up projections",
+                          layer,
+                          -1,
+                          3,
+                          {moe->n_expert, 2 * d_ff, d_model},
+                          in_keys};
+    const wanted second = {
+        layout->fused_down, "experts' down projections", layer, -1, 3, {moe->n_expert, d_model, d_ff}, out_keys};
+    MDP_TRY(bind(b, &first, false, &gate_up));
+    MDP_TRY(bind(b, &second, false, &down));
+    for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
+        moe->experts[e].gate = fused_part(gate_up, e, 0, d_ff);
+        moe->experts[e].up = fused_part(gate_up, e, d_ff, d_ff);
+        moe->experts[e].down = fused_part(down, e, 0, d_model);
+    }
+    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = gate_up, .expert = -1};
+    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = down, .expert = -1};
+    return mdp_ok();
+}
+
+static mdp_status count_experts(const binder *b, const mdp_expert_layout *layout, int64_t layer, int32_t *out) {
+    int64_t n = b->config->n_expert;
+    if (b->catalogue->container == MDP_NATIVE) n = count_stored(b, layout, layer);
+    if (n < b->config->top_k || n > INT32_MAX) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: %lld experts are stored, but each token chooses %lld (%s)",
+                         b->catalogue->path, (long long)layer, (long long)n, (long long)b->config->top_k,
+                         b->family->top_k.name);
+    }
+    *out = (int32_t)n;
+    return mdp_ok();
+}
+
+static mdp_status bind_router(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
+    bool native = b->catalogue->container == MDP_NATIVE;
+    char keys[128];
+    (void)snprintf(keys, sizeof keys, "%s, %s", native ? "experts stored" : b->family->n_expert.name,
+                   b->family->d_model.name);
+    const wanted w = {layout->router, "router", layer, -1, 2, {moe->n_expert, b->config->d_model, 0}, keys};
+    return bind_whole(b, &w, false, &moe->router);
+}
+
+static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
+    const mdp_expert_layout *layout = find_layout(b, layer);
+    MDP_TRY(count_experts(b, layout, layer, &moe->n_expert));
+    moe->top_k = (int32_t)b->config->top_k;
+    moe->d_ff = b->config->d_ff;
+    moe->rule = (mdp_router_rule){.score = b->family->score, .normalise = b->config->normalise};
+    moe->activation = b->config->activation;
+    bool fused = layout->fused_gate_up != NULL;
+    int64_t n_tensor = 1 + (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert);
+    MDP_TRY(bind_router(b, layout, layer, moe)); /* its rows vouch for the number of experts before memory is taken */
+    MDP_TRY(MDP_ALLOC(&moe->experts, moe->n_expert, "the experts of a layer"));
+    MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
+    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = moe->router.tensor, .expert = -1};
+    return fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe);
+}
+
+static mdp_status bind_layer(binder *b, int64_t layer, mdp_layer *out) {
+    MDP_TRY(bind_norm(b, b->family->norm1, "attention norm", layer, &out->norm1));
+    MDP_TRY(bind_norm(b, b->family->norm2, "expert norm", layer, &out->norm2));
+    MDP_TRY(bind_attention(b, layer, &out->attention));
+    out->is_moe = true;
+    return bind_moe(b, layer, &out->moe);
+}
+
+/* A tensor of an expert that was not bound: say which of the possible mistakes it is. */
+static mdp_status stray_expert_tensor(const binder *b, const char *name, int64_t layer, const char *rest) {
+    int64_t expert;
+    if (layer >= b->model->n_layer) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: '%s' belongs to an expert of layer %lld, but config.json says %lld layers (%s); the "
+                         "checkpoint and its config do not belong together",
+                         b->catalogue->path, name, (long long)layer, (long long)b->model->n_layer,
+                         b->family->n_layer.name);
+    }
+    int64_t n_expert = b->model->layers[layer].moe.n_expert;
+    if (mdp_name_number(rest, &expert, &rest) && expert >= n_expert) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layer %lld: '%s' belongs to expert %lld, but the layer has %lld experts (%s); the "
+                         "checkpoint and its config do not belong together",
+                         b->catalogue->path, (long long)layer, name, (long long)expert, (long long)n_expert,
+                         b->family->n_expert.name);
+    }
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: layer %lld: '%s' lies among the experts, but is no tensor that model_type '%s' has; it could "
+                     "not be renumbered when experts are removed",
+                     b->catalogue->path, (long long)layer, name, b->family->model_type);
+}
+
+static mdp_status refuse_stray_expert_tensors(const binder *b) {
+    for (int64_t t = 0; t < b->catalogue->n_tensor; t++) {
+        if (b->bound[t]) continue;
+        const char *name = b->catalogue->tensors[t].name, *rest;
+        for (int i = 0; i < MDP_MAX_LAYOUT && b->family->layouts[i].router != NULL; i++) {
+            int64_t layer;
+            if (mdp_name_begins(name, b->family->layouts[i].experts, &layer, &rest)) {
+                return stray_expert_tensor(b, name, layer, rest);
+            }
+        }
+    }
+    return mdp_ok();
+}
+
+static void count_parameters(const binder *b) {
+    mdp_model *model = b->model;
+    for (int64_t t = 0; t < b->catalogue->n_tensor; t++) {
+        if (!b->bound[t]) continue;
+        int64_t n = 1;
+        for (int i = 0; i < b->catalogue->tensors[t].n_dim; i++) n *= b->catalogue->tensors[t].shape[i];
+        model->n_parameter += n;
+    }
+    model->n_active = model->n_parameter;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        const mdp_moe *moe = &model->layers[l].moe;
+        model->n_active -= (moe->n_expert - moe->top_k) * 3 * moe->d_ff * model->d_model;
+    }
+}
+
+static mdp_status bind_all(binder *b) {
+    mdp_model *model = b->model;
+    MDP_TRY(bind_ends(b));
+    for (int64_t l = 0; l < model->n_layer; l++) MDP_TRY(bind_layer(b, l, &model->layers[l]));
+    MDP_TRY(refuse_stray_expert_tensors(b));
+    count_parameters(b);
+    return mdp_ok();
+}
+
+mdp_status mdp_bind_tensors(const mdp_config *config, mdp_model *model) {
+    binder b = {.catalogue = model->catalogue, .family = model->family, .config = config, .model = model};
+    MDP_TRY(MDP_ALLOC(&model->layers, model->n_layer, "the layers of the model"));
+    MDP_TRY(MDP_ALLOC(&model->names, N_PROJECTION * model->n_layer, "the names of the expert stacks"));
+    MDP_TRY(MDP_ALLOC(&b.bound, b.catalogue->n_tensor, "the marks of bound tensors"));
+    mdp_status status = bind_all(&b);
+    mdp_free(b.bound);
+    return status;
+}

@@ -1,0 +1,189 @@
+/* config.c - config.json to numbers. A key counts under every spelling of the family; an absent one takes the class
+ * default of its model_type. Refuses, naming the key: values of the wrong kind, sizes that are not positive, heads that
+ * do not divide, more experts per token than experts, quantised weights, unknown activations. */
+#include "model/config.h"
+
+#include <math.h>
+#include <string.h>
+
+const char *mdp_config_kind(const json_t *value) {
+    switch (json_typeof(value)) {
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "a list";
+    case JSON_STRING:
+        return "a text";
+    case JSON_INTEGER:
+        return "a whole number";
+    case JSON_REAL:
+        return "a number with a fraction";
+    case JSON_TRUE:
+        return "true";
+    case JSON_FALSE:
+        return "false";
+    case JSON_NULL:
+        return "null";
+    }
+    return "unknown";
+}
+
+/* One spelling of a whole-number key. *found tells whether it is there (null counts as absent where it may be). */
+static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, const char *name, const char *path,
+                                bool *found, int64_t *out) {
+    const json_t *value = json_object_get(json, name);
+    *found = value != NULL && !(json_is_null(value) && key->null_is_absent);
+    if (!*found) return mdp_ok();
+    if (!json_is_integer(value)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number", path, name, mdp_config_kind(value));
+    }
+    *out = json_integer_value(value);
+    if (*out < 1 || *out > INT32_MAX) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld; expected a number from 1 to %d", path, name, (long long)*out,
+                         INT32_MAX);
+    }
+    return mdp_ok();
+}
+
+/* A whole number, positive; the class default when it is absent. */
+static mdp_status read_int(const json_t *json, const mdp_int_key *key, const char *path, int64_t *out) {
+    bool has_first, has_other = false;
+    int64_t first = key->absent, other = 0;
+    MDP_TRY(read_spelling(json, key, key->name, path, &has_first, &first));
+    if (key->other != NULL) MDP_TRY(read_spelling(json, key, key->other, path, &has_other, &other));
+    if (has_first && has_other && first != other) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld and '%s' is %lld; both mean the same, so make them equal",
+                         path, key->name, (long long)first, key->other, (long long)other);
+    }
+    *out = has_other ? other : first;
+    return mdp_ok();
+}
+
+static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const char *path, bool *out) {
+    *out = key->absent;
+    const json_t *value = key->name == NULL ? NULL : json_object_get(json, key->name);
+    if (value == NULL) return mdp_ok();
+    if (!json_is_boolean(value)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false", path, key->name,
+                         mdp_config_kind(value));
+    }
+    *out = json_is_true(value);
+    return mdp_ok();
+}
+
+static mdp_status read_norm_eps(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
+    *out = key->absent;
+    const json_t *value = json_object_get(json, key->name);
+    if (value == NULL) return mdp_ok();
+    if (!json_is_number(value)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a number", path, key->name, mdp_config_kind(value));
+    }
+    *out = json_number_value(value);
+    if (!(*out >= 0.0 && isfinite(*out))) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %g; expected a number that is not negative", path, key->name,
+                         *out);
+    }
+    return mdp_ok();
+}
+
+static mdp_status read_activation(const json_t *json, const mdp_family *family, const char *path, mdp_activation *out) {
+    static const struct {
+        const char *name;
+        mdp_activation activation;
+    } known[] = {
+        {"silu", MDP_SILU},           {"swish", MDP_SILU},         {"gelu", MDP_GELU},
+        {"gelu_python", MDP_GELU},    {"gelu_new", MDP_GELU_TANH}, {"gelu_pytorch_tanh", MDP_GELU_TANH},
+        {"gelu_fast", MDP_GELU_TANH},
+    };
+    const json_t *value = json_object_get(json, family->activation_key);
+    const char *name = value == NULL ? family->activation : json_string_value(value);
+    for (size_t i = 0; name != NULL && i < sizeof known / sizeof known[0]; i++) {
+        if (strcmp(name, known[i].name) == 0) {
+            *out = known[i].activation;
+            return mdp_ok();
+        }
+    }
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s%s%s; supported are silu, gelu and its tanh form gelu_pytorch_tanh",
+                     path, family->activation_key, name == NULL ? mdp_config_kind(value) : "'",
+                     name == NULL ? "" : name, name == NULL ? "" : "'");
+}
+
+static mdp_status refuse_quantised(const json_t *json, const char *path) {
+    const json_t *quantisation = json_object_get(json, "quantization_config");
+    if (quantisation == NULL || json_is_null(quantisation)) return mdp_ok();
+    const char *method = json_string_value(json_object_get(quantisation, "quant_method"));
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: the weights are quantised (quantization_config, quant_method %s); supported are "
+                     "f32, f16 and bf16 weights, so start from the checkpoint before quantisation",
+                     path, method == NULL ? "not named" : method);
+}
+
+static mdp_status check_heads(const mdp_family *family, const char *path, const mdp_config *c) {
+    if (c->n_head % c->n_kv_head != 0) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: '%s' is %lld, which is not a multiple of '%s' %lld, so heads cannot share "
+                         "keys evenly",
+                         path, family->n_head.name, (long long)c->n_head, family->n_kv_head.name,
+                         (long long)c->n_kv_head);
+    }
+    if (c->head_dim % 2 != 0) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: heads have %lld values ('%s'); expected an even number", path,
+                         (long long)c->head_dim, family->head_dim.name);
+    }
+    int64_t width;
+    if (!mdp_multiply(c->n_head, c->head_dim, &width) || width > INT32_MAX) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld times '%s' %lld is beyond %d", path, family->n_head.name,
+                         (long long)c->n_head, family->head_dim.name, (long long)c->head_dim, INT32_MAX);
+    }
+    return mdp_ok();
+}
+
+/* head_dim is its own number where it is given, else the width divided by the heads. */
+static mdp_status read_heads(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    MDP_TRY(read_int(json, &family->n_head, path, &c->n_head));
+    MDP_TRY(read_int(json, &family->n_kv_head, path, &c->n_kv_head));
+    if (json_is_null(json_object_get(json, family->n_kv_head.name))) c->n_kv_head = c->n_head;
+    MDP_TRY(read_int(json, &family->head_dim, path, &c->head_dim));
+    if (c->head_dim == 0) {
+        if (c->d_model % c->n_head != 0) {
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld is not a multiple of '%s' %lld and there is no '%s'", path,
+                             family->d_model.name, (long long)c->d_model, family->n_head.name, (long long)c->n_head,
+                             family->head_dim.name);
+        }
+        c->head_dim = c->d_model / c->n_head;
+    }
+    return check_heads(family, path, c);
+}
+
+static mdp_status read_routing(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    MDP_TRY(read_int(json, &family->n_expert, path, &c->n_expert));
+    MDP_TRY(read_int(json, &family->top_k, path, &c->top_k));
+    if (c->top_k > c->n_expert) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: '%s' is %lld, but there are only %lld experts ('%s'); a token cannot choose "
+                         "more experts than there are",
+                         path, family->top_k.name, (long long)c->top_k, (long long)c->n_expert, family->n_expert.name);
+    }
+    bool flag;
+    MDP_TRY(read_bool(json, &family->normalise_flag, path, &flag));
+    c->normalise = family->normalise == MDP_NORMALISE_ALWAYS || (family->normalise == MDP_NORMALISE_BY_FLAG && flag);
+    return mdp_ok();
+}
+
+mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *out) {
+    mdp_config c = {0};
+    MDP_TRY(refuse_quantised(json, path));
+    MDP_TRY(read_int(json, &family->d_model, path, &c.d_model));
+    MDP_TRY(read_int(json, &family->d_ff, path, &c.d_ff));
+    MDP_TRY(read_int(json, &family->n_layer, path, &c.n_layer));
+    MDP_TRY(read_int(json, &family->vocab_size, path, &c.vocab_size));
+    MDP_TRY(read_int(json, &family->max_position, path, &c.max_position));
+    MDP_TRY(read_int(json, &family->window, path, &c.window));
+    MDP_TRY(read_norm_eps(json, &family->norm_eps, path, &c.norm_eps));
+    MDP_TRY(read_bool(json, &family->tied, path, &c.tied));
+    MDP_TRY(read_activation(json, family, path, &c.activation));
+    MDP_TRY(read_heads(json, family, path, &c));
+    MDP_TRY(read_routing(json, family, path, &c));
+    *out = c;
+    return mdp_ok();
+}

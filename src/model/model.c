@@ -1,0 +1,74 @@
+/* model.c - a catalogue becomes a model: config.json is parsed, its family found, its tensors bound. After this nothing
+ * compares strings. Local: every rank does the same on the broadcast catalogue; only shapes are looked at. */
+#include "model/bind.h"
+
+#include <string.h>
+
+static mdp_status find_family(const json_t *json, const char *where, const mdp_family **out) {
+    if (!json_is_object(json)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a JSON object, found %s", where, mdp_config_kind(json));
+    }
+    const json_t *type = json_object_get(json, "model_type");
+    if (!json_is_string(type)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'model_type' is %s; expected a text such as \"%s\"", where,
+                         type == NULL ? "missing" : mdp_config_kind(type), mdp_family_names()[0]);
+    }
+    return mdp_family_find(json_string_value(type), where, out);
+}
+
+static mdp_status fill(const json_t *json, const char *where, mdp_model *model) {
+    mdp_config config;
+    MDP_TRY(find_family(json, where, &model->family));
+    MDP_TRY(mdp_config_read(json, model->family, where, &config));
+    if (config.n_layer > model->catalogue->n_tensor) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld, but the checkpoint has only %lld tensors", where,
+                         model->family->n_layer.name, (long long)config.n_layer, (long long)model->catalogue->n_tensor);
+    }
+    MDP_TRY(mdp_rope_read(json, model->family, &config, where, &model->rope));
+    (void)snprintf(model->model_type, sizeof model->model_type, "%s", model->family->model_type);
+    model->n_layer = config.n_layer;
+    model->d_model = config.d_model;
+    model->vocab_size = config.vocab_size;
+    model->n_head = config.n_head;
+    model->n_kv_head = config.n_kv_head;
+    model->head_dim = config.head_dim;
+    model->max_position = config.max_position;
+    model->norm_eps = config.norm_eps;
+    return mdp_bind_tensors(&config, model);
+}
+
+mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out) {
+    char *where;
+    json_t *json = NULL;
+    mdp_model *model = NULL;
+    *out = NULL;
+    MDP_TRY(mdp_format(&where, "%s%s", catalogue->path,
+                       catalogue->container == MDP_NATIVE ? ": config.json" : "/config.json"));
+    mdp_status status = mdp_json_parse(catalogue->config_text, catalogue->config_byte, where, &json);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&model, 1, "the model");
+    if (status.code == MDP_OK) {
+        model->catalogue = catalogue;
+        status = fill(json, where, model);
+    }
+    json_decref(json);
+    mdp_free(where);
+    if (status.code == MDP_OK) {
+        *out = model;
+    } else {
+        mdp_model_destroy(model);
+    }
+    return status;
+}
+
+void mdp_model_destroy(mdp_model *model) {
+    if (model == NULL) return;
+    for (int64_t l = 0; model->layers != NULL && l < model->n_layer; l++) {
+        mdp_free(model->layers[l].moe.experts);
+        mdp_free(model->layers[l].moe.expert_tensors);
+    }
+    for (int64_t i = 0; i < model->n_name; i++) mdp_free(model->names[i]);
+    mdp_free(model->names);
+    mdp_free(model->layers);
+    mdp_free(model->rope.frequency);
+    mdp_free(model);
+}

@@ -1,0 +1,141 @@
+/* patch_config.c - other expert counts in config.json, all other bytes kept.
+ *
+ * The text has been parsed before (mdp_model_bind), so this scanner only has to find where the members of the outermost
+ * object lie: it steps over texts and nested values and does not judge them. */
+#include "model/family.h"
+
+#include <string.h>
+
+/* A stretch of the text, [begin, end). */
+typedef struct span {
+    int64_t begin, end;
+} span;
+
+/* One replacement or insertion. */
+typedef struct edit {
+    span old;
+    char *text; /* owned */
+} edit;
+
+enum { MAX_EDIT = 2 };
+
+static int64_t skip_space(const char *text, int64_t at) {
+    while (text[at] == ' ' || text[at] == '\t' || text[at] == '\n' || text[at] == '\r') at++;
+    return at;
+}
+
+/* First byte after the text that opens at `at`. */
+static int64_t skip_text(const char *text, int64_t at) {
+    for (at++; text[at] != '"' && text[at] != '\0'; at++) {
+        if (text[at] == '\\' && text[at + 1] != '\0') at++;
+    }
+    return text[at] == '"' ? at + 1 : at;
+}
+
+/* First byte after the value that begins at `at`. */
+static int64_t skip_value(const char *text, int64_t at) {
+    int64_t depth = 0;
+    while (text[at] != '\0') {
+        char c = text[at];
+        if (c == '"') {
+            at = skip_text(text, at);
+            if (depth == 0) return at;
+            continue;
+        }
+        bool ends = c == ',' || c == '}' || c == ']' || c == ' ' || c == '\t' || c == '\n' || c == '\r';
+        if (depth == 0 && ends) return at;
+        if (c == '{' || c == '[') depth++;
+        if (c == '}' || c == ']') depth--;
+        at++;
+        if (depth == 0 && (c == '}' || c == ']')) return at;
+    }
+    return at;
+}
+
+/* Is the key at `key` (with its quotes) the one called `name`? A key may be spelled with escapes. */
+static bool is_key(const char *text, span key, const char *name) {
+    json_t *value = json_loadb(text + key.begin, (size_t)(key.end - key.begin), JSON_DECODE_ANY, NULL);
+    bool same = value != NULL && json_is_string(value) && strcmp(json_string_value(value), name) == 0;
+    json_decref(value);
+    return same;
+}
+
+/* The value of the outermost object's member `name`; false when there is none. */
+static bool find_member(const char *text, const char *name, span *value) {
+    int64_t at = skip_space(text, 0);
+    if (text[at] != '{') return false;
+    at = skip_space(text, at + 1);
+    while (text[at] == '"') {
+        span key = {.begin = at, .end = skip_text(text, at)};
+        at = skip_space(text, key.end);
+        if (text[at] != ':') return false;
+        value->begin = skip_space(text, at + 1);
+        value->end = skip_value(text, value->begin);
+        if (is_key(text, key, name)) return true;
+        at = skip_space(text, value->end);
+        if (text[at] != ',') return false;
+        at = skip_space(text, at + 1);
+    }
+    return false;
+}
+
+/* A new member right after the first brace, spaced as the first member is. */
+static mdp_status make_insertion(const char *text, const char *name, int64_t value, edit *out) {
+    int64_t brace = skip_space(text, 0);
+    int64_t first = skip_space(text, brace + 1);
+    out->old.begin = out->old.end = brace + 1;
+    return mdp_format(&out->text, "%.*s\"%s\": %lld%s", (int)(first - brace - 1), text + brace + 1, name,
+                      (long long)value, text[first] == '}' ? "" : ",");
+}
+
+static mdp_status make_edits(const mdp_model *model, int64_t n_expert, edit edits[MAX_EDIT], int *n_edit) {
+    const char *text = model->catalogue->config_text;
+    const char *names[MAX_EDIT] = {model->family->n_expert.name, model->family->n_expert.other};
+    span value;
+    for (int i = 0; i < MAX_EDIT; i++) {
+        if (names[i] == NULL || !find_member(text, names[i], &value)) continue;
+        edits[*n_edit].old = value;
+        MDP_TRY(mdp_format(&edits[*n_edit].text, "%lld", (long long)n_expert));
+        (*n_edit)++;
+    }
+    if (*n_edit == MAX_EDIT && edits[0].old.begin > edits[1].old.begin) {
+        edit first = edits[1];
+        edits[1] = edits[0];
+        edits[0] = first;
+    }
+    if (*n_edit > 0) return mdp_ok();
+    MDP_TRY(make_insertion(text, names[0], n_expert, &edits[0]));
+    *n_edit = 1;
+    return mdp_ok();
+}
+
+/* The text with ascending edits carried out. */
+static mdp_status apply_edits(const mdp_catalogue *catalogue, const edit *edits, int n_edit, char **out,
+                              int64_t *n_byte) {
+    int64_t size = catalogue->config_byte;
+    for (int i = 0; i < n_edit; i++) size += (int64_t)strlen(edits[i].text) - (edits[i].old.end - edits[i].old.begin);
+    char *text;
+    MDP_TRY(MDP_ALLOC(&text, size + 1, "the new config.json"));
+    int64_t from = 0, to = 0;
+    for (int i = 0; i < n_edit; i++) {
+        int64_t n_kept = edits[i].old.begin - from, n_new = (int64_t)strlen(edits[i].text);
+        memcpy(text + to, catalogue->config_text + from, (size_t)n_kept);
+        memcpy(text + to + n_kept, edits[i].text, (size_t)n_new);
+        to += n_kept + n_new;
+        from = edits[i].old.end;
+    }
+    memcpy(text + to, catalogue->config_text + from, (size_t)(catalogue->config_byte - from));
+    text[size] = '\0';
+    *out = text;
+    *n_byte = size;
+    return mdp_ok();
+}
+
+mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, char **out, int64_t *n_byte) {
+    edit edits[MAX_EDIT] = {{{0, 0}, NULL}, {{0, 0}, NULL}};
+    int n_edit = 0;
+    mdp_status status = make_edits(model, n_expert, edits, &n_edit);
+    if (status.code == MDP_OK) status = apply_edits(model->catalogue, edits, n_edit, out, n_byte);
+    for (int i = 0; i < MAX_EDIT; i++) mdp_free(edits[i].text);
+    return status;
+}

@@ -1,0 +1,286 @@
+/* rope.c - rotary positions: config.json to angles per position, in the f32 arithmetic of the models' own library, step
+ * by step, because an angle at position 30,000 shows every last bit of its frequency.
+ *
+ * Reads rope_theta with rope_scaling (key type or rope_type; may be null) and rope_parameters. A value inside the dict
+ * goes before one at top level, that before the class default. Types: default, linear, dynamic, yarn, llama3. */
+#include "model/config.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Where rope settings are looked up. */
+typedef struct rope_source {
+    const json_t *json; /* config.json */
+    const json_t *dict; /* rope_scaling or rope_parameters; NULL when there is none */
+    const char *dict_name;
+    const char *path;
+    const mdp_config *config;
+    double theta;
+    int64_t dim; /* rotated values of a head */
+} rope_source;
+
+static mdp_status bad_value(const rope_source *s, const char *key, const json_t *value, const char *expected) {
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' of %s is %s; expected %s", s->path, key, s->dict_name,
+                     value == NULL ? "missing" : mdp_config_kind(value), expected);
+}
+
+/* A number of the dict; absent and null give `absent`. */
+static mdp_status dict_number(const rope_source *s, const char *key, double absent, double *out) {
+    const json_t *value = json_object_get(s->dict, key);
+    *out = absent;
+    if (value == NULL || json_is_null(value)) return mdp_ok();
+    if (!json_is_number(value)) return bad_value(s, key, value, "a number");
+    *out = json_number_value(value);
+    return mdp_ok();
+}
+
+/* A number of the dict that must be there and positive. */
+static mdp_status dict_positive(const rope_source *s, const char *key, double *out) {
+    MDP_TRY(dict_number(s, key, -1.0, out));
+    if (!(*out > 0.0)) return bad_value(s, key, json_object_get(s->dict, key), "a positive number");
+    return mdp_ok();
+}
+
+/* rope_scaling goes before rope_parameters; null and {} count as absent. */
+static mdp_status find_dict(rope_source *s) {
+    static const char *const names[] = {"rope_scaling", "rope_parameters"};
+    for (int i = 0; i < 2; i++) {
+        const json_t *value = json_object_get(s->json, names[i]);
+        if (value == NULL || json_is_null(value)) continue;
+        if (!json_is_object(value)) {
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected an object or null", s->path, names[i],
+                             mdp_config_kind(value));
+        }
+        if (json_object_size(value) == 0) continue;
+        s->dict = value;
+        s->dict_name = names[i];
+        return mdp_ok();
+    }
+    return mdp_ok();
+}
+
+static mdp_status find_theta(rope_source *s, double class_default) {
+    const json_t *value = json_object_get(s->dict, "rope_theta");
+    if (value == NULL || json_is_null(value)) value = json_object_get(s->json, "rope_theta");
+    s->theta = class_default;
+    if (value == NULL || json_is_null(value)) return mdp_ok();
+    s->theta = json_is_number(value) ? json_number_value(value) : 0.0;
+    if (!(s->theta > 1.0 && isfinite(s->theta))) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'rope_theta' is %s (%g); expected a number above 1", s->path,
+                         mdp_config_kind(value), s->theta);
+    }
+    return mdp_ok();
+}
+
+static mdp_status find_type(const rope_source *s, const char **out) {
+    const json_t *value = json_object_get(s->dict, "rope_type");
+    if (value == NULL || json_is_null(value)) value = json_object_get(s->dict, "type");
+    *out = "default";
+    if (value == NULL || json_is_null(value)) return mdp_ok();
+    *out = json_string_value(value);
+    if (*out == NULL) return bad_value(s, "rope_type", value, "a text");
+    return mdp_ok();
+}
+
+/* The length that the model was first trained for: top level, then the dict, then max_position_embeddings. */
+static mdp_status original_length(const rope_source *s, double *out) {
+    const char *key = "original_max_position_embeddings";
+    const json_t *value = json_object_get(s->json, key);
+    if (value == NULL || json_is_null(value)) value = json_object_get(s->dict, key);
+    *out = (double)s->config->max_position;
+    if (value == NULL || json_is_null(value)) return mdp_ok();
+    *out = json_is_number(value) ? json_number_value(value) : 0.0;
+    if (!(*out > 0.0)) return bad_value(s, key, value, "a positive number");
+    return mdp_ok();
+}
+
+/* base ^ (2 i / dim), every step rounded to f32. */
+static float power(float base, int64_t i, int64_t dim) {
+    float exponent = (float)(2 * i) / (float)dim;
+    return (float)pow((double)base, (double)exponent);
+}
+
+static mdp_status set_default(const rope_source *s, mdp_rope *rope) {
+    for (int64_t i = 0; i < rope->n_pair; i++) rope->frequency[i] = (double)(1.0F / power((float)s->theta, i, s->dim));
+    return mdp_ok();
+}
+
+static mdp_status set_linear(const rope_source *s, mdp_rope *rope) {
+    double factor;
+    MDP_TRY(dict_positive(s, "factor", &factor));
+    MDP_TRY(set_default(s, rope));
+    for (int64_t i = 0; i < rope->n_pair; i++) {
+        rope->frequency[i] = (double)((float)rope->frequency[i] / (float)factor);
+    }
+    return mdp_ok();
+}
+
+/* The base grows with the length of the sequence beyond max_position_embeddings; up to there it is theta. */
+static mdp_status set_dynamic(const rope_source *s, mdp_rope *rope) {
+    MDP_TRY(dict_positive(s, "factor", &rope->factor));
+    if (s->dim < 4) return MDP_ERROR(MDP_BAD_INPUT, "%s: dynamic rope needs heads of 4 values", s->path);
+    rope->dynamic = true;
+    return set_default(s, rope);
+}
+
+/* 0.1 mscale ln(factor) + 1 */
+static double yarn_scale(double factor, double mscale) {
+    return factor <= 1.0 ? 1.0 : 0.1 * mscale * log(factor) + 1.0;
+}
+
+static mdp_status yarn_attention_factor(const rope_source *s, double factor, double *out) {
+    double mscale, mscale_all_dim;
+    MDP_TRY(dict_number(s, "attention_factor", NAN, out));
+    MDP_TRY(dict_number(s, "mscale", 0.0, &mscale));
+    MDP_TRY(dict_number(s, "mscale_all_dim", 0.0, &mscale_all_dim));
+    if (!isnan(*out)) return mdp_ok();
+    bool both = mscale != 0.0 && mscale_all_dim != 0.0;
+    *out = both ? yarn_scale(factor, mscale) / yarn_scale(factor, mscale_all_dim) : yarn_scale(factor, 1.0);
+    return mdp_ok();
+}
+
+/* Pairs below `low` keep their frequency, pairs above `high` are slowed by the factor, a ramp in between. */
+static mdp_status yarn_range(const rope_source *s, double original, double *low, double *high) {
+    double beta_fast, beta_slow;
+    MDP_TRY(dict_number(s, "beta_fast", 0.0, &beta_fast));
+    MDP_TRY(dict_number(s, "beta_slow", 0.0, &beta_slow));
+    const json_t *value = json_object_get(s->dict, "truncate");
+    if (value != NULL && !json_is_null(value) && !json_is_boolean(value)) {
+        return bad_value(s, "truncate", value, "true or false");
+    }
+    bool truncate = value == NULL || json_is_true(value); /* null means false in the library */
+    if (beta_fast == 0.0) beta_fast = 32.0;
+    if (beta_slow == 0.0) beta_slow = 1.0;
+    if (beta_fast < 0.0 || beta_slow < 0.0) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'beta_fast' and 'beta_slow' of %s must be positive", s->path,
+                         s->dict_name);
+    }
+    const double two_pi = 2.0 * 3.14159265358979323846;
+    double dim = (double)s->dim;
+    *low = dim * log(original / (beta_fast * two_pi)) / (2.0 * log(s->theta));
+    *high = dim * log(original / (beta_slow * two_pi)) / (2.0 * log(s->theta));
+    if (truncate) {
+        *low = floor(*low);
+        *high = ceil(*high);
+    }
+    *low = fmax(*low, 0.0);
+    *high = fmin(*high, dim - 1.0);
+    if (*low == *high) *high += 0.001;
+    return mdp_ok();
+}
+
+static mdp_status set_yarn(const rope_source *s, mdp_rope *rope) {
+    double original, factor, low = 0.0, high = 0.0;
+    MDP_TRY(original_length(s, &original));
+    MDP_TRY(dict_number(s, "factor", (double)s->config->max_position / original, &factor));
+    if (!(factor > 0.0)) return bad_value(s, "factor", json_object_get(s->dict, "factor"), "a positive number");
+    MDP_TRY(yarn_attention_factor(s, factor, &rope->attention_factor));
+    MDP_TRY(yarn_range(s, original, &low, &high));
+    for (int64_t i = 0; i < rope->n_pair; i++) {
+        float p = power((float)s->theta, i, s->dim);
+        float ramp = ((float)i - (float)low) / (float)(high - low);
+        ramp = ramp < 0.0F ? 0.0F : ramp > 1.0F ? 1.0F : ramp;
+        float keep = 1.0F - ramp;
+        float slowed = 1.0F / ((float)factor * p);
+        rope->frequency[i] = (double)(slowed * (1.0F - keep) + 1.0F / p * keep);
+    }
+    return mdp_ok();
+}
+
+static mdp_status set_llama3(const rope_source *s, mdp_rope *rope) {
+    double original, factor, low, high;
+    MDP_TRY(original_length(s, &original));
+    MDP_TRY(dict_positive(s, "factor", &factor));
+    MDP_TRY(dict_positive(s, "low_freq_factor", &low));
+    MDP_TRY(dict_positive(s, "high_freq_factor", &high));
+    float longest = (float)(original / low), shortest = (float)(original / high);
+    for (int64_t i = 0; i < rope->n_pair; i++) {
+        float inverse = 1.0F / power((float)s->theta, i, s->dim);
+        /* the library multiplies by reciprocals here; the bits follow it */
+        float wave = (1.0F / inverse) * (float)(2.0 * 3.14159265358979323846);
+        if (wave > longest) {
+            inverse = inverse / (float)factor;
+        } else if (!(wave < shortest)) { /* reached with low == high only when neither test holds: wave equals both */
+            float smooth = high == low ? 1.0F : ((1.0F / wave) * (float)original - (float)low) / (float)(high - low);
+            inverse = (1.0F - smooth) * inverse / (float)factor + smooth * inverse;
+        }
+        rope->frequency[i] = (double)inverse;
+    }
+    return mdp_ok();
+}
+
+static const struct {
+    const char *name;
+    mdp_status (*set)(const rope_source *source, mdp_rope *rope);
+} TYPES[] = {
+    {"default", set_default}, {"linear", set_linear}, {"dynamic", set_dynamic},
+    {"yarn", set_yarn},       {"llama3", set_llama3},
+};
+
+static mdp_status set_type(const rope_source *s, const char *type, mdp_rope *rope) {
+    for (size_t i = 0; i < sizeof TYPES / sizeof TYPES[0]; i++) {
+        if (strcmp(type, TYPES[i].name) == 0) return TYPES[i].set(s, rope);
+    }
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: rope type '%s' (%s) is not supported; supported are default, linear, dynamic, "
+                     "yarn and llama3",
+                     s->path, type, s->dict_name);
+}
+
+static mdp_status refuse_partial(const rope_source *s, const char *type) {
+    const json_t *value = json_object_get(s->dict, "partial_rotary_factor");
+    if (value == NULL) value = json_object_get(s->json, "partial_rotary_factor");
+    /* The default rope of these families does not look at the key; their scaled ones do, and then do not fit the head.
+     */
+    if (strcmp(type, "default") == 0 || !json_is_number(value) || json_number_value(value) == 1.0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: 'partial_rotary_factor' is %g, but this model_type rotates whole heads",
+                     s->path, json_number_value(value));
+}
+
+mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,
+                         mdp_rope *out) {
+    rope_source s = {.json = json, .dict_name = "rope_parameters", .path = path, .config = config};
+    const char *type;
+    s.dim = config->head_dim;
+    MDP_TRY(find_dict(&s));
+    MDP_TRY(find_theta(&s, family->rope_theta));
+    MDP_TRY(find_type(&s, &type));
+    MDP_TRY(refuse_partial(&s, type));
+    mdp_rope rope = {
+        .layout = family->rope_layout,
+        .n_pair = s.dim / 2,
+        .attention_factor = 1.0,
+        .theta = s.theta,
+        .factor = 1.0,
+        .max_position = config->max_position,
+        .n_rotated = s.dim,
+    };
+    MDP_TRY(MDP_ALLOC(&rope.frequency, rope.n_pair, "the rope frequencies"));
+    mdp_status status = set_type(&s, type, &rope);
+    if (status.code != MDP_OK) {
+        mdp_free(rope.frequency);
+        return status;
+    }
+    *out = rope;
+    return mdp_ok();
+}
+
+/* Base of dynamic rope for a sequence longer than max_position, in the library's f32 steps. */
+static float dynamic_base(const mdp_rope *rope, int64_t length) {
+    float growth = (float)rope->factor * (float)length / (float)rope->max_position - (float)(rope->factor - 1.0);
+    double dim = (double)rope->n_rotated;
+    return (float)rope->theta * (float)pow((double)growth, (double)(float)(dim / (dim - 2.0)));
+}
+
+void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, float *cosine, float *sine) {
+    bool grows = rope->dynamic && length > rope->max_position;
+    float base = grows ? dynamic_base(rope, length) : 0.0F;
+    float scale = (float)rope->attention_factor;
+    for (int64_t i = 0; i < rope->n_pair; i++) {
+        float frequency = grows ? 1.0F / power(base, i, rope->n_rotated) : (float)rope->frequency[i];
+        /* f64 cosine of the f32 angle, rounded once: what libm kernels differ by does not reach the f32 result */
+        double angle = (double)((float)position * frequency);
+        cosine[i] = (float)cos(angle) * scale;
+        sine[i] = (float)sin(angle) * scale;
+    }
+}
