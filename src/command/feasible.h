@@ -1,0 +1,39 @@
+/* feasible.h - what is checked before anything heavy runs: the budget, the outputs, the shape of the result. */
+#ifndef MDP_FEASIBLE_H
+#define MDP_FEASIBLE_H
+
+#include "command/session.h"
+
+/* Experts of the layers that a budget is about. */
+typedef struct mdp_census {
+    int64_t n_layer;           /* layers with experts */
+    int32_t smallest, largest; /* experts of a layer */
+    int32_t top_k;             /* most that a token uses in a layer */
+} mdp_census;
+
+mdp_census mdp_census_of_model(const mdp_model *model);
+mdp_census mdp_census_of_stats(const mdp_stats *stats);
+
+/* --keep, --keep-ratio or --prune-ratio, --budget, --min-keep and --normalise, checked against the layers. Local.
+ * Errors: MDP_USAGE. */
+mdp_status mdp_session_budget(const mdp_session *session, const mdp_census *census, mdp_budget_options *out);
+/* The first part of it: what the options say without any model (one way to choose a number is given, options of the
+ * global budget only with it). Local. */
+mdp_status mdp_session_check_budget(const mdp_session *session);
+
+/* Does --format ask for this container? */
+bool mdp_session_wants_native(const mdp_session *session);
+bool mdp_session_wants_hf(const mdp_session *session);
+
+/* Refuse a single output file or folder now that would be refused later; n_byte: what will be written. Collective. */
+mdp_status mdp_session_check_output_all(const mdp_session *session, const char *path, int64_t n_byte);
+/* The same for the folder --out with `names` in it (NULL at the end), n_byte in all. The folder need not exist, its
+ * parent must. Collective. */
+mdp_status mdp_session_check_folder_all(const mdp_session *session, const char *const *names, int64_t n_byte);
+/* Make the folder --out, start its run.log, and write effective-config.json. Collective. */
+mdp_status mdp_session_make_folder_all(mdp_session *session);
+
+/* A Hugging Face folder can hold only layers with equal numbers of experts. Local. MDP_USAGE. */
+mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan *plan);
+
+#endif

@@ -1,0 +1,231 @@
+/* opening.c - the opening lines and --dry-run: see opening.h. */
+#include "command/opening.h"
+#include "command/feasible.h"
+#include "command/threads.h"
+#include "mdp/report.h"
+
+#include <string.h>
+#include <sys/statvfs.h>
+
+#define MEASURE_FROM_FLOP 2e13 /* runs above this many are worth a second of measuring */
+#define MAX_LINE 600
+
+/* ---- costs --------------------------------------------------------------------------------------------------- */
+
+/* Bytes of memory that this node can still give; 0 when unknown. */
+static int64_t available_memory(void) {
+    char line[200];
+    long long kib = 0;
+    FILE *file = fopen("/proc/meminfo", "re");
+    if (!file) return 0;
+    while (fgets(line, sizeof line, file) && kib == 0) (void)sscanf(line, "MemAvailable: %lld kB", &kib);
+    fclose(file);
+    return kib * 1024;
+}
+
+static mdp_status check_memory(const mdp_comm *comm, int64_t need) {
+    int64_t available = available_memory();
+    char a[32], b[32], name[MPI_MAX_PROCESSOR_NAME] = "";
+    int n_char = 0;
+    if (available == 0 || need <= available / comm->node_size) return mdp_ok();
+    MPI_Get_processor_name(name, &n_char);
+    return MDP_ERROR(
+        MDP_USAGE,
+        "%d ranks need %s each on node %s, which has %s free. Use at most %lld ranks a node, fewer threads, "
+        "or a smaller --batch-tokens.",
+        comm->node_size, mdp_print_bytes(a, need), name, mdp_print_bytes(b, available), (long long)(available / need));
+}
+
+static mdp_status cost_of(const mdp_session *session, const mdp_tokens *tokens, int n_stream, bool with_head,
+                          mdp_forward_cost *cost) {
+    mdp_forward_options options = mdp_session_forward_options(session);
+    MDP_TRY(mdp_forward_cost_of(session->comm, session->model, tokens, n_stream, with_head, &options, cost));
+    return check_memory(session->comm, cost->memory);
+}
+
+mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, int n_stream, bool with_head,
+                                    mdp_estimate *estimate) {
+    mdp_forward_cost cost = {0};
+    MDP_AGREE(session->comm, cost_of(session, tokens, n_stream, with_head, &cost));
+    estimate->flop += cost.flop;
+    estimate->bytes_read += cost.bytes_read;
+    if (cost.memory > estimate->memory) estimate->memory = cost.memory;
+    if (estimate->n_batch == 0) {
+        estimate->batch_tokens = cost.batch_tokens;
+        estimate->n_batch = cost.n_batch;
+    }
+    return mdp_ok();
+}
+
+void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte) {
+    estimate->bytes_read += n_byte;
+    estimate->bytes_written += n_byte;
+}
+
+static mdp_status find_speed_all(const mdp_session *session, mdp_estimate *estimate) {
+    const mdp_option_value *given = mdp_session_option(session, OPTION_GFLOPS);
+    if (estimate->flop <= 0.0) return mdp_ok();
+    if (given->present) {
+        estimate->flop_per_second = given->real * 1e9 * session->comm->size;
+        return mdp_ok();
+    }
+    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag && estimate->flop < MEASURE_FROM_FLOP) return mdp_ok();
+    return mdp_threads_measure_all(session->comm, session->n_thread, &estimate->flop_per_second);
+}
+
+/* ---- the lines ----------------------------------------------------------------------------------------------- */
+
+/* Text that grows in a buffer; what does not fit is cut. */
+typedef struct line {
+    char text[MAX_LINE];
+    size_t used;
+} line;
+
+static void add(line *to, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void add(line *to, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(to->text + to->used, MAX_LINE - to->used, format, arguments);
+    va_end(arguments);
+    if (n > 0) to->used += (size_t)n < MAX_LINE - to->used ? (size_t)n : MAX_LINE - to->used - 1;
+}
+
+/* 4.16e16 -> "41.6 PFLOP". */
+static void add_flop(line *to, double flop, const char *unit) {
+    static const char *const prefixes[] = {"", "k", "M", "G", "T", "P", "E"};
+    int p = 0;
+    while (p < 6 && flop >= 999.5) {
+        flop /= 1000.0;
+        p++;
+    }
+    add(to, "%.3g %s%s", flop, prefixes[p], unit);
+}
+
+static void machine_line(const mdp_session *session, const mdp_estimate *estimate, line *out) {
+    const mdp_comm *comm = session->comm;
+    add(out, "moe-dist-prune %s   %d rank%s on %d node%s, %d thread%s each, %s f32", MDP_VERSION, comm->size,
+        comm->size == 1 ? "" : "s", comm->n_node, comm->n_node == 1 ? "" : "s", session->n_thread,
+        session->n_thread == 1 ? "" : "s", session->blas);
+    if (estimate->flop_per_second <= 0.0) return;
+    add(out, ", ");
+    add_flop(out, estimate->flop_per_second, "FLOP/s");
+    add(out, mdp_session_option(session, OPTION_GFLOPS)->present ? " assumed" : " measured");
+}
+
+/* The type that most bytes of the model are stored in. */
+static const char *main_type(const mdp_catalogue *catalogue) {
+    int64_t n_byte[MDP_N_DTYPE] = {0};
+    int best = 0;
+    for (int64_t t = 0; t < catalogue->n_tensor; t++)
+        n_byte[catalogue->tensors[t].type] += catalogue->tensors[t].n_byte;
+    for (int i = 1; i < MDP_N_DTYPE; i++) best = n_byte[i] > n_byte[best] ? i : best;
+    return mdp_dtype_name((mdp_dtype)best);
+}
+
+static void model_line(const mdp_session *session, line *out) {
+    const mdp_model *model = session->model;
+    mdp_census census = mdp_census_of_model(model);
+    char a[32], b[32], c[32], range[32];
+    if (census.smallest == census.largest)
+        snprintf(range, sizeof range, "%d", (int)census.largest);
+    else
+        snprintf(range, sizeof range, "%d to %d", (int)census.smallest, (int)census.largest);
+    add(out, "model    %s  %s, %lld layers, %s experts top-%d, %s parameters (%s active), %s %s in %d file%s",
+        model->catalogue->path, model->model_type, (long long)model->n_layer, range, (int)census.top_k,
+        mdp_print_large(a, (double)model->n_parameter), mdp_print_large(b, (double)model->n_active),
+        mdp_print_bytes(c, model->catalogue->tensor_byte), main_type(model->catalogue), (int)model->catalogue->n_file,
+        model->catalogue->n_file == 1 ? "" : "s");
+}
+
+static void add_tokens(line *out, const mdp_tokens *tokens) {
+    char a[32], b[32];
+    add(out, "%s  %s tokens, %s sequences, %d categor%s", tokens->path, mdp_print_count(a, tokens->n_token),
+        mdp_print_count(b, tokens->n_sequence), tokens->n_category, tokens->n_category == 1 ? "y" : "ies");
+}
+
+/* Free bytes where --out is or will be; -1 when unknown. */
+static int64_t free_space(const char *path) {
+    struct statvfs space;
+    char *folder = NULL;
+    if (statvfs(path, &space) == 0) return (int64_t)space.f_bavail * (int64_t)space.f_frsize;
+    mdp_status status = mdp_path_folder(&folder, path);
+    int64_t n_byte = -1;
+    if (status.code == MDP_OK && statvfs(folder, &space) == 0)
+        n_byte = (int64_t)space.f_bavail * (int64_t)space.f_frsize;
+    mdp_free(folder);
+    return n_byte;
+}
+
+static void plan_line(const mdp_session *session, const mdp_estimate *estimate, line *out) {
+    char a[32];
+    add(out, "plan     %s", estimate->phase);
+    if (estimate->flop > 0.0) {
+        add(out, " ");
+        add_flop(out, estimate->flop, "FLOP");
+    }
+    if (estimate->flop_per_second > 0.0)
+        add(out, "  ~%s", mdp_print_seconds(a, estimate->flop / estimate->flop_per_second));
+    add(out, "   read %s", mdp_print_bytes(a, estimate->bytes_read));
+    if (estimate->memory > 0) add(out, "   %s a rank", mdp_print_bytes(a, estimate->memory));
+    if (estimate->n_batch > 1) add(out, "   %s batches", mdp_print_count(a, estimate->n_batch));
+    if (estimate->bytes_written > 0) {
+        int64_t n_free = free_space(mdp_session_option(session, OPTION_OUT)->text);
+        add(out, "   write %s", mdp_print_bytes(a, estimate->bytes_written));
+        if (n_free >= 0) add(out, " (%s free)", mdp_print_bytes(a, n_free));
+    }
+}
+
+static mdp_status print_json(const mdp_session *session, const mdp_estimate *estimate, char **out) {
+    double seconds = estimate->flop_per_second > 0.0 ? estimate->flop / estimate->flop_per_second : 0.0;
+    json_t *root = json_pack(
+        "{s:s, s:s, s:i, s:i, s:i, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "format", "moe-dist-prune estimate",
+        "version", "1.0", "ranks", session->comm->size, "nodes", session->comm->n_node, "threads", session->n_thread,
+        "blas", session->blas, "flop", estimate->flop, "flop_per_second", estimate->flop_per_second, "seconds", seconds,
+        "memory_per_rank", (json_int_t)estimate->memory, "bytes_read", (json_int_t)estimate->bytes_read,
+        "bytes_written", (json_int_t)estimate->bytes_written, "batch_tokens", (json_int_t)estimate->batch_tokens,
+        "n_batches", (json_int_t)estimate->n_batch);
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+    mdp_status status = mdp_json_print(root, out);
+    json_decref(root);
+    return status;
+}
+
+static void say(const mdp_session *session, const line *what) {
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag)
+        printf("%s\n", what->text);
+    else
+        mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", what->text);
+}
+
+/* Rank 0. */
+static mdp_status say_lines(const mdp_session *session, const mdp_estimate *estimate) {
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag && mdp_session_option(session, OPTION_JSON)->flag) {
+        char *text = NULL;
+        MDP_TRY(print_json(session, estimate, &text));
+        fputs(text, stdout);
+        mdp_free(text);
+        return mdp_ok();
+    }
+    line machine = {.used = 0}, model = {.used = 0}, tokens = {.used = 0}, plan = {.used = 0};
+    machine_line(session, estimate, &machine);
+    say(session, &machine);
+    model_line(session, &model);
+    say(session, &model);
+    if (session->tokens) {
+        add(&tokens, "tokens   ");
+        add_tokens(&tokens, session->tokens);
+        if (session->eval_tokens) add(&tokens, "   evaluation ");
+        if (session->eval_tokens) add_tokens(&tokens, session->eval_tokens);
+        say(session, &tokens);
+    }
+    plan_line(session, estimate, &plan);
+    say(session, &plan);
+    return mdp_ok();
+}
+
+mdp_status mdp_session_open_lines_all(const mdp_session *session, mdp_estimate *estimate) {
+    MDP_TRY(find_speed_all(session, estimate));
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = say_lines(session, estimate);
+    return mdp_agree_all(session->comm, status);
+}

@@ -1,0 +1,28 @@
+/* opening.h - what a command will take, known from headers before anything heavy: the opening lines and --dry-run. */
+#ifndef MDP_OPENING_H
+#define MDP_OPENING_H
+
+#include "command/session.h"
+
+/* What all passes of a command take together. */
+typedef struct mdp_estimate {
+    const char *phase;      /* name of the plan line: what will be done */
+    double flop;            /* all ranks; 0: no forward pass */
+    int64_t memory;         /* bytes of the largest rank */
+    int64_t batch_tokens;   /* of the first pass */
+    int64_t n_batch;        /* of the first pass */
+    int64_t bytes_read;     /* all ranks */
+    int64_t bytes_written;  /* all ranks */
+    double flop_per_second; /* all ranks; 0: neither measured nor given */
+} mdp_estimate;
+
+/* Add a forward pass over `tokens`. Refuses what does not fit --memory or this node's free memory. Collective. */
+mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, int n_stream, bool with_head,
+                                    mdp_estimate *estimate);
+/* Add a copy of n_byte bytes from the model to a result. */
+void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte);
+/* Speed by --gflops-per-rank, or measured when it is a dry run or a long one; then the opening lines: on stdout for a
+ * dry run (as JSON with --json), else on stderr. Collective. */
+mdp_status mdp_session_open_lines_all(const mdp_session *session, mdp_estimate *estimate);
+
+#endif

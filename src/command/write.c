@@ -1,0 +1,51 @@
+/* write.c - a described result to files: see write.h. */
+#include "command/write.h"
+#include "command/feasible.h"
+
+#define COPY_BYTE (16ll << 20) /* memory for copying, per rank */
+
+static void show(void *context, int64_t n_byte_done, int64_t n_byte_total) {
+    (void)n_byte_total;
+    mdp_progress_update(context, n_byte_done >> 20, (double)n_byte_done);
+}
+
+typedef mdp_status write_fn(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
+                            const mdp_write_options *options);
+
+static mdp_status write_with_all(write_fn *write, const mdp_session *session, const mdp_output *output,
+                                 const char *path) {
+    mdp_progress *progress = NULL;
+    mdp_status status = mdp_agree_all(
+        session->comm, mdp_progress_new(&progress, session->log, "write", "MiB", output->tensor_byte >> 20, "bytes"));
+    mdp_write_options options = {.overwrite = mdp_session_option(session, OPTION_OVERWRITE)->flag,
+                                 .shard_byte = mdp_session_option(session, OPTION_SHARD_SIZE)->integer,
+                                 .buffer_byte = COPY_BYTE,
+                                 .written = show,
+                                 .context = progress};
+    if (status.code == MDP_OK) status = write(session->comm, session->reader, output, path, &options);
+    mdp_progress_destroy(progress);
+    return status;
+}
+
+mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_output *output, const char *path) {
+    return write_with_all(mdp_write_native_all, session, output, path);
+}
+
+mdp_status mdp_session_write_hf_all(const mdp_session *session, const mdp_output *output, const char *folder) {
+    return write_with_all(mdp_write_hf_all, session, output, folder);
+}
+
+static mdp_status write_below_all(write_fn *write, const mdp_session *session, const mdp_output *output,
+                                  const char *name) {
+    char *path = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, name, &path));
+    if (status.code == MDP_OK) status = write_with_all(write, session, output, path);
+    mdp_free(path);
+    return status;
+}
+
+mdp_status mdp_session_write_all(const mdp_session *session, const mdp_output *output) {
+    if (mdp_session_wants_native(session)) MDP_TRY(write_below_all(mdp_write_native_all, session, output, "model.h5"));
+    if (mdp_session_wants_hf(session)) MDP_TRY(write_below_all(mdp_write_hf_all, session, output, "hf"));
+    return mdp_ok();
+}

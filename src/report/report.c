@@ -1,0 +1,208 @@
+/* report.c - report.json and the closing table of a run: see report.h.
+ *
+ * Both tell the same numbers: experts, parameters, bytes and perplexity before and after, what stayed, where the files
+ * are. Sizes come from the described result, not from files, so that they are the same for every container. */
+#include "mdp/report.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define MAX_LISTED_LAYERS 8   /* the table lists what stayed in models up to this depth */
+#define MAX_LISTED_EXPERTS 16 /* and up to this width; plan.json has all */
+
+char *mdp_print_large(char out[32], double n) {
+    static const char *const units[] = {"", " k", " M", " B", " T"};
+    int unit = 0;
+    while (unit < 4 && n >= 999.95) {
+        n /= 1000.0;
+        unit++;
+    }
+    int digits = unit == 0 ? 0 : n >= 99.995 ? 1 : n >= 9.9995 ? 2 : 3;
+    snprintf(out, 32, "%.*f%s", digits, n, units[unit]);
+    return out;
+}
+
+/* ---- numbers of both ----------------------------------------------------------------------------------------- */
+
+typedef struct summary {
+    int64_t n_layer;           /* layers with experts */
+    int64_t n_before, n_after; /* experts of all layers */
+    int32_t least[2], most[2]; /* experts of a layer; before, after */
+    int64_t byte_before, byte_after;
+    mdp_result_size before, after;
+} summary;
+
+static summary summarise(const mdp_report *report) {
+    const mdp_plan *plan = report->plan;
+    summary sum = {.n_layer = plan->n_layer,
+                   .byte_before = report->model->catalogue->tensor_byte,
+                   .byte_after = report->output->tensor_byte,
+                   .before = {report->model->n_parameter, report->model->n_active},
+                   .after = mdp_transform_size(report->model, plan, report->output),
+                   .least = {INT32_MAX, INT32_MAX}};
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        int32_t count[2] = {plan->layers[i].n_expert, plan->layers[i].n_kept};
+        sum.n_before += count[0];
+        sum.n_after += count[1];
+        for (int side = 0; side < 2; side++) {
+            if (count[side] < sum.least[side]) sum.least[side] = count[side];
+            if (count[side] > sum.most[side]) sum.most[side] = count[side];
+        }
+    }
+    return sum;
+}
+
+/* ---- report.json --------------------------------------------------------------------------------------------- */
+
+static json_t *print_side(int64_t n_expert, mdp_result_size size, int64_t n_byte) {
+    return json_pack("{s:I, s:I, s:I, s:I}", "experts", (json_int_t)n_expert, "parameters",
+                     (json_int_t)size.n_parameter, "active_parameters", (json_int_t)size.n_active, "bytes",
+                     (json_int_t)n_byte);
+}
+
+static json_t *print_layers(const mdp_plan *plan) {
+    json_t *list = json_array();
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        const mdp_plan_layer *layer = &plan->layers[i];
+        json_t *kept = json_array(), *dropped = json_array();
+        for (int32_t j = 0; j < layer->n_kept; j++) json_array_append_new(kept, json_integer(layer->kept[j].from[0]));
+        for (int32_t j = 0; j < layer->n_dropped; j++) json_array_append_new(dropped, json_integer(layer->dropped[j]));
+        json_array_append_new(list, json_pack("{s:I, s:i, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
+                                              (int)layer->n_expert, "kept", kept, "dropped", dropped));
+    }
+    return list;
+}
+
+/* JSON has no NaN: a perplexity that does not exist is null. */
+static json_t *print_real(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *print_perplexity(const mdp_evaluation *evaluation) {
+    if (!evaluation) return json_null();
+    json_t *list = json_object();
+    for (int c = -1; c < evaluation->n_category; c++) {
+        json_t *pair = json_object();
+        for (int s = 0; s < evaluation->n_stream; s++)
+            json_object_set_new(pair, s == 0 ? "before" : "after",
+                                print_real(mdp_evaluation_perplexity(evaluation, s, c)));
+        if (c < 0)
+            list = json_pack("{s:o, s:o}", "total", pair, "categories", list);
+        else
+            json_object_set_new(json_object_get(list, "categories"), evaluation->category[c], pair);
+    }
+    return list;
+}
+
+static json_t *print_words(int n, const char *const *words) {
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++) json_array_append_new(list, json_string(words[i]));
+    return list;
+}
+
+static json_t *print_run(const mdp_report *report) {
+    return json_pack("{s:o, s:i, s:i, s:i, s:s, s:f, s:I, s:I}", "command",
+                     print_words(report->n_word, (const char *const *)report->words), "ranks", report->n_rank, "nodes",
+                     report->n_node, "threads", report->n_thread, "blas", report->blas, "seconds", report->seconds,
+                     "memory_peak_largest", (json_int_t)report->memory_largest, "memory_peak_smallest",
+                     (json_int_t)report->memory_smallest);
+}
+
+static json_t *print_model(const mdp_report *report) {
+    return json_pack("{s:s, s:s, s:s}", "path", report->model->catalogue->path, "model_type", report->model->model_type,
+                     "fingerprint", report->model->catalogue->fingerprint);
+}
+
+static json_t *print_tokens(const mdp_tokens *tokens) {
+    return json_pack("{s:s, s:s, s:I, s:I}", "path", tokens->path, "fingerprint", tokens->fingerprint, "n_tokens",
+                     (json_int_t)tokens->n_token, "n_sequences", (json_int_t)tokens->n_sequence);
+}
+
+mdp_status mdp_report_print(const mdp_report *report, char **out) {
+    summary sum = summarise(report);
+    *out = NULL;
+    json_t *root = json_pack(
+        "{s:s, s:s, s:s, s:o, s:o, s:o, s:O, s:b, s:o, s:o, s:o, s:o, s:o}", "format", "moe-dist-prune report",
+        "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "run", print_run(report), "model",
+        print_model(report), "tokens", print_tokens(report->tokens), "recipe", report->plan->recipe, "uniform",
+        (int)report->plan->uniform, "before", print_side(sum.n_before, sum.before, sum.byte_before), "after",
+        print_side(sum.n_after, sum.after, sum.byte_after), "perplexity", print_perplexity(report->evaluation),
+        "layers", print_layers(report->plan), "written", print_words(report->n_written, report->written));
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report.");
+    mdp_status status = mdp_json_print(root, out);
+    json_decref(root);
+    return status;
+}
+
+/* ---- the closing table --------------------------------------------------------------------------------------- */
+
+/* "8 x 32", or "4-8 x 32" when layers differ. */
+static char *print_experts(char out[32], const summary *sum, int side) {
+    if (sum->least[side] == sum->most[side])
+        snprintf(out, 32, "%d x %lld", (int)sum->most[side], (long long)sum->n_layer);
+    else
+        snprintf(out, 32, "%d-%d x %lld", (int)sum->least[side], (int)sum->most[side], (long long)sum->n_layer);
+    return out;
+}
+
+static void table_sizes(const mdp_report *report, FILE *file) {
+    char a[32], b[32], c[32], d[32];
+    summary sum = summarise(report);
+    fprintf(file, "%-18s %12s %12s\n", "", "before", "after");
+    fprintf(file, "%-18s %12s %12s   (%lld of %lld stay)\n", "experts x layers", print_experts(a, &sum, 0),
+            print_experts(b, &sum, 1), (long long)sum.n_after, (long long)sum.n_before);
+    fprintf(file, "%-18s %12s %12s   (active %s -> %s)\n", "parameters",
+            mdp_print_large(a, (double)sum.before.n_parameter), mdp_print_large(b, (double)sum.after.n_parameter),
+            mdp_print_large(c, (double)sum.before.n_active), mdp_print_large(d, (double)sum.after.n_active));
+    fprintf(file, "%-18s %12s %12s   (%+.1f%%)\n", "size", mdp_print_bytes(a, sum.byte_before),
+            mdp_print_bytes(b, sum.byte_after), 100.0 * ((double)sum.byte_after / (double)sum.byte_before - 1.0));
+}
+
+static void table_perplexity(const mdp_evaluation *evaluation, FILE *file) {
+    for (int c = -1; c < evaluation->n_category; c++) {
+        double before = mdp_evaluation_perplexity(evaluation, 0, c),
+               after = mdp_evaluation_perplexity(evaluation, 1, c);
+        if (!isfinite(before) || !isfinite(after)) continue;
+        char name[32];
+        snprintf(name, sizeof name, c < 0 ? "perplexity" : "  %.24s", c < 0 ? "" : evaluation->category[c]);
+        fprintf(file, "%-18s %12.4g %12.4g   (%+.1f%%)\n", name, before, after, 100.0 * (after / before - 1.0));
+    }
+}
+
+static void table_kept(const mdp_plan *plan, FILE *file) {
+    bool listed = plan->n_layer <= MAX_LISTED_LAYERS;
+    for (int64_t i = 0; i < plan->n_layer; i++) listed = listed && plan->layers[i].n_expert <= MAX_LISTED_EXPERTS;
+    for (int64_t i = 0; i < plan->n_layer && listed; i++) {
+        fprintf(file, "layer %-3lld keeps    ", (long long)plan->layers[i].layer);
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) fprintf(file, " %d", (int)plan->layers[i].kept[j].from[0]);
+        fprintf(file, "\n");
+    }
+}
+
+static void fill_table(const mdp_report *report, FILE *file) {
+    char time[32], most[32];
+    fprintf(file, "done in %s on %d rank%s, peak memory %s a rank\n", mdp_print_seconds(time, report->seconds),
+            report->n_rank, report->n_rank == 1 ? "" : "s", mdp_print_bytes(most, report->memory_largest));
+    table_sizes(report, file);
+    if (report->evaluation && report->evaluation->n_stream == 2) table_perplexity(report->evaluation, file);
+    table_kept(report->plan, file);
+    fprintf(file, "written ");
+    for (int i = 0; i < report->n_written; i++) fprintf(file, " %s", report->written[i]);
+    fprintf(file, "\n");
+    if (report->next) fprintf(file, "next     %s\n", report->next);
+}
+
+mdp_status mdp_report_table(const mdp_report *report, char **out) {
+    char *text = NULL;
+    size_t n_byte = 0;
+    *out = NULL;
+    FILE *file = open_memstream(&text, &n_byte);
+    if (!file) return MDP_ERROR(MDP_INTERNAL, "out of memory for the closing table.");
+    fill_table(report, file);
+    bool failed = ferror(file) != 0;
+    failed = fclose(file) != 0 || failed;
+    mdp_status status =
+        failed ? MDP_ERROR(MDP_INTERNAL, "out of memory for the closing table.") : mdp_copy_text(out, text);
+    free(text);
+    return status;
+}
