@@ -1,0 +1,127 @@
+"""Running moe-dist-prune on some ranks, and reading what it writes with libraries that this project did not write."""
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+
+import h5py
+import numpy as np
+
+TESTS = pathlib.Path(__file__).resolve().parent
+ROOT = TESTS.parent
+TOOLS = ROOT / "tools"
+PROGRAM = pathlib.Path(os.environ.get("MDP_PROGRAM", ROOT / "build" / "ci" / "moe-dist-prune"))
+FIXTURES = TESTS / "fixtures"
+DEMO = FIXTURES / "mixtral-demo"
+GOLDEN = FIXTURES / "golden"
+CALIB = FIXTURES / "text" / "calib.h5"
+EVAL = FIXTURES / "text" / "eval.h5"
+CRITERIA = ["frequency", "soft", "ean", "ean-mean", "weighted-ean", "reap"]
+
+
+@dataclasses.dataclass
+class Result:
+    """One finished run: codes and peak memory in KiB by rank, and what it said."""
+    codes: list
+    peaks: list
+    stdout: str
+    stderr: str
+    command: str
+
+    def errors(self):
+        """The sentences of failure: lines that begin with the program's name and a colon."""
+        return re.findall(r"^moe-dist-prune: (.*)$", self.stderr, re.M)
+
+    def __str__(self):
+        return f"{self.command}\ncodes {self.codes}\n--- stdout\n{self.stdout[-3000:]}\n--- stderr\n{self.stderr[-3000:]}"
+
+
+def run(ranks, *words, env=None, timeout=120, prefix=()):
+    """Run the program; a run that does not end in time is killed and fails the test."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        command = [str(TESTS / "mpiexec"), str(ranks), *map(str, prefix), sys.executable, str(TESTS / "rank.py"), folder,
+                   str(PROGRAM), *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+                                   env={**os.environ, **(env or {})}, start_new_session=True)
+        shown = " ".join([*(f"{k}={v}" for k, v in (env or {}).items()), "mpiexec", str(ranks), "moe-dist-prune", *map(str, words)])
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            stdout, stderr = process.communicate()
+            raise AssertionError(f"hangs: not done after {timeout} s: {shown}\n{stdout[-2000:]}\n{stderr[-2000:]}") from None
+        codes, peaks = [], []
+        for rank in range(ranks):
+            path = pathlib.Path(folder) / str(rank)
+            code, peak = path.read_text().split() if path.exists() else (-1, 0)
+            codes.append(int(code))
+            peaks.append(int(peak))
+        return Result(codes, peaks, stdout, stderr, shown)
+
+
+def succeed(ranks, *words, **how):
+    result = run(ranks, *words, **how)
+    assert result.codes == [0] * ranks, str(result)
+    return result
+
+
+def refuse(ranks, code, sentence, *words, **how):
+    """The run must end with `code` on every rank and say exactly one sentence, which matches the pattern `sentence`."""
+    result = run(ranks, *words, **how)
+    assert result.codes == [code] * ranks, str(result)
+    assert len(result.errors()) == 1, str(result)
+    assert re.search(sentence, result.errors()[0]), f"'{result.errors()[0]}' does not match '{sentence}'\n{result}"
+    for noise in ("HDF5-DIAG", "MPI_Abort", "Segmentation", "AddressSanitizer", "backtrace"):
+        assert noise not in result.stderr + result.stdout, str(result)
+    return result
+
+
+def tool(name, *words, check=True):
+    """Run a Python tool of tools/ with this interpreter."""
+    return subprocess.run([sys.executable, str(TOOLS / name), *map(str, words)], capture_output=True, text=True, check=check, timeout=300)
+
+
+def write_tokens(path, categories):
+    """{category: [ids, ...]} -> tokens.h5."""
+    with h5py.File(path, "w") as out:
+        for name, sequences in categories.items():
+            out[f"{name}/input_ids"] = np.concatenate([*sequences, []]).astype(np.uint32)
+            out[f"{name}/offsets"] = np.cumsum([0, *map(len, sequences)]).astype(np.int64)
+    return path
+
+
+def golden_tokens(name, path):
+    """The sequences of a golden file, in order, as one category `golden`."""
+    with h5py.File(GOLDEN / name / "golden.h5") as golden:
+        return write_tokens(path, {"golden": [golden[f"seq{i}/input_ids"][...] for i in range(int(golden.attrs["num_sequences"]))]})
+
+
+def digests(folder):
+    """{relative path: sha256} of every file below a folder (or of one file)."""
+    folder = pathlib.Path(folder)
+    paths = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def read_json(path):
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def perplexity(path, plan=False):
+    """{category or 'total': perplexity} of the original (or the first planned) stream of an eval.json."""
+    stream = next(s for s in read_json(path)["streams"] if (s["plan"] is not None) == plan)
+    return {**stream["perplexity"]["categories"], "total": stream["perplexity"]["total"]}
+
+
+def assert_close(ours, theirs, relative=1e-4):
+    """Equal keys, and values within a relative tolerance."""
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        assert abs(ours[key] - theirs[key]) <= relative * abs(theirs[key]), (key, ours[key], theirs[key])
