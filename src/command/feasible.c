@@ -148,22 +148,32 @@ mdp_status mdp_session_check_folder_all(const mdp_session *session, const char *
     return mdp_ok();
 }
 
+/* The record of an earlier command stays beside its results, unless it may be replaced. Rank 0. */
+static mdp_status write_record(const mdp_session *session) {
+    char *path = NULL, *text = NULL;
+    MDP_TRY(mdp_session_path(session, "effective-config.json", &path));
+    mdp_status status = mdp_ok();
+    if (mdp_session_option(session, OPTION_OVERWRITE)->flag || !mdp_path_exists(path)) {
+        status = mdp_options_print(session->options, &text);
+        if (status.code == MDP_OK) status = mdp_file_write_all(path, text, (int64_t)strlen(text));
+    }
+    mdp_free(text);
+    mdp_free(path);
+    return status;
+}
+
 /* Rank 0: the folder, its log, and the record of the options. */
 static mdp_status make_folder(mdp_session *session) {
     const char *folder = mdp_session_option(session, OPTION_OUT)->text;
-    char *log_path = NULL, *config_path = NULL, *config = NULL;
+    char *path = NULL;
     bool existed = mdp_path_exists(folder);
     MDP_TRY(mdp_folder_create(folder));
     session->folder_created = !existed;
-    mdp_status status = mdp_session_path(session, "run.log", &log_path);
-    if (status.code == MDP_OK) status = mdp_log_open_file(session->log, log_path);
-    if (status.code == MDP_OK) status = mdp_session_path(session, "effective-config.json", &config_path);
-    if (status.code == MDP_OK) status = mdp_options_print(session->options, &config);
-    if (status.code == MDP_OK) status = mdp_file_write_all(config_path, config, (int64_t)strlen(config));
-    mdp_free(log_path);
-    mdp_free(config_path);
-    mdp_free(config);
-    return status;
+    MDP_TRY(mdp_session_path(session, "run.log", &path));
+    mdp_status status = mdp_log_open_file(session->log, path);
+    mdp_free(path);
+    MDP_TRY(status);
+    return write_record(session);
 }
 
 mdp_status mdp_session_make_folder_all(mdp_session *session) {

@@ -30,7 +30,9 @@ mdp_status mdp_session_check_output_all(const mdp_session *session, const char *
 /* The same for the folder --out with `names` in it (NULL at the end), n_byte in all. The folder need not exist, its
  * parent must. Collective. */
 mdp_status mdp_session_check_folder_all(const mdp_session *session, const char *const *names, int64_t n_byte);
-/* Make the folder --out, start its run.log, and write effective-config.json. Collective. */
+/* Make the folder --out, start its run.log, and write effective-config.json (a record that is there already stays,
+ * unless
+ * --overwrite). Collective. */
 mdp_status mdp_session_make_folder_all(mdp_session *session);
 
 /* A Hugging Face folder can hold only layers with equal numbers of experts. Local. MDP_USAGE. */

@@ -44,8 +44,14 @@ static mdp_status write_below_all(write_fn *write, const mdp_session *session, c
     return status;
 }
 
-mdp_status mdp_session_write_all(const mdp_session *session, const mdp_output *output) {
-    if (mdp_session_wants_native(session)) MDP_TRY(write_below_all(mdp_write_native_all, session, output, "model.h5"));
-    if (mdp_session_wants_hf(session)) MDP_TRY(write_below_all(mdp_write_hf_all, session, output, "hf"));
+mdp_status mdp_session_write_all(mdp_session *session, const mdp_output *output) {
+    if (mdp_session_wants_native(session)) {
+        MDP_TRY(write_below_all(mdp_write_native_all, session, output, "model.h5"));
+        session->result_kept = true;
+    }
+    if (mdp_session_wants_hf(session)) {
+        MDP_TRY(write_below_all(mdp_write_hf_all, session, output, "hf"));
+        session->result_kept = true;
+    }
     return mdp_ok();
 }

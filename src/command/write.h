@@ -9,6 +9,6 @@ mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_ou
 /* Write `output` as a Hugging Face folder. Collective. */
 mdp_status mdp_session_write_hf_all(const mdp_session *session, const mdp_output *output, const char *folder);
 /* Write `output` below --out in the containers that --format asks for: model.h5, hf. Collective. */
-mdp_status mdp_session_write_all(const mdp_session *session, const mdp_output *output);
+mdp_status mdp_session_write_all(mdp_session *session, const mdp_output *output);
 
 #endif

@@ -1,0 +1,56 @@
+/* apply.c - the command `apply`: a model and a plan -> the pruned checkpoint (model.h5, hf). */
+#include "command/decide.h"
+#include "command/feasible.h"
+#include "command/opening.h"
+#include "command/write.h"
+
+static mdp_status check_options(const mdp_session *session) {
+    int n_plan = mdp_session_option(session, OPTION_PLAN)->n_text;
+    if (n_plan == 1) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE, "apply takes one --plan, found %d; eval compares several.", n_plan);
+}
+
+/* Describe the result on every rank. Local. */
+static mdp_status describe(const mdp_session *session, const mdp_plan *plan, const char *text, mdp_output **out) {
+    char *provenance = NULL;
+    MDP_TRY(mdp_session_check_uniform(session, plan));
+    MDP_TRY(mdp_session_provenance(session, plan, &provenance));
+    mdp_status status = mdp_transform_output(session->model, plan, text, provenance, out);
+    mdp_free(provenance);
+    return status;
+}
+
+static mdp_status check_outputs_all(const mdp_session *session, const mdp_output *output) {
+    const char *names[3] = {NULL};
+    int n_container = 0;
+    if (mdp_session_wants_native(session)) names[n_container++] = "model.h5";
+    if (mdp_session_wants_hf(session)) names[n_container++] = "hf";
+    return mdp_session_check_folder_all(session, names, n_container * output->tensor_byte);
+}
+
+static mdp_status write_result_all(mdp_session *session, const mdp_output *output) {
+    int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
+    mdp_estimate estimate = {.phase = "apply"};
+    MDP_TRY(check_outputs_all(session, output));
+    for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, output->tensor_byte);
+    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    MDP_TRY(mdp_session_make_folder_all(session));
+    MDP_TRY(mdp_session_write_all(session, output));
+    return mdp_session_log_memory_all(session);
+}
+
+mdp_status mdp_command_apply_all(mdp_session *session) {
+    mdp_plan *plan = NULL;
+    mdp_output *output = NULL;
+    char *text = NULL;
+    MDP_AGREE(session->comm, check_options(session));
+    MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan, &text));
+    mdp_status status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
+    if (status.code == MDP_OK) status = write_result_all(session, output);
+    mdp_output_destroy(output);
+    mdp_plan_destroy(plan);
+    mdp_free(text);
+    return status;
+}

@@ -1,0 +1,103 @@
+/* eval.c - the command `eval`: perplexity of a model and of any number of plans, applied in memory, in one forward. */
+#include "command/feasible.h"
+#include "command/opening.h"
+
+#include <math.h>
+
+/* The original and one stream for each plan; all [n] with n = 1 + plans. */
+typedef struct streams {
+    int n;
+    mdp_eval_request *requests;
+    mdp_view **views;
+} streams;
+
+static void free_streams(streams *all) {
+    for (int i = 0; i < all->n && all->views; i++) mdp_view_destroy(all->views[i]);
+    mdp_free(all->views);
+    mdp_free(all->requests);
+}
+
+static mdp_status allocate_streams(int n, streams *all) {
+    MDP_TRY(MDP_ALLOC(&all->requests, n, "the streams"));
+    MDP_TRY(MDP_ALLOC(&all->views, n, "the streams"));
+    all->n = n;
+    all->requests[0] = (mdp_eval_request){.name = "original"};
+    return mdp_ok();
+}
+
+static mdp_status add_plan_all(mdp_session *session, const char *path, int stream, streams *all) {
+    mdp_plan *plan = NULL;
+    MDP_TRY(mdp_session_load_plan_all(session, path, &plan, NULL));
+    mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, plan, &all->views[stream]));
+    mdp_plan_destroy(plan);
+    all->requests[stream] = (mdp_eval_request){.name = path, .plan = path, .view = all->views[stream]};
+    return status;
+}
+
+static mdp_status open_all(mdp_session *session, streams *all) {
+    const mdp_option_value *plans = mdp_session_option(session, OPTION_PLAN);
+    const char *dump = mdp_session_option(session, OPTION_DUMP)->text;
+    MDP_AGREE(session->comm, allocate_streams(1 + plans->n_text, all));
+    MDP_TRY(mdp_session_compare_blas_all(session));
+    MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
+                                        mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
+    for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
+    MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, 0));
+    return dump ? mdp_session_check_output_all(session, dump, 0) : mdp_ok();
+}
+
+static void print_table(const mdp_evaluation *evaluation) {
+    printf("%-24s", "perplexity");
+    for (int s = 0; s < evaluation->n_stream; s++) printf(" %12s", s == 0 ? "original" : "plan");
+    if (evaluation->n_stream > 2) printf("   (plans in the order given)");
+    for (int c = -1; c < evaluation->n_category; c++) {
+        printf("\n%-24.24s", c < 0 ? "all" : evaluation->category[c]);
+        for (int s = 0; s < evaluation->n_stream; s++) {
+            double value = mdp_evaluation_perplexity(evaluation, s, c);
+            if (isfinite(value))
+                printf(" %12.4g", value);
+            else
+                printf(" %12s", "-");
+        }
+    }
+    printf("\n");
+}
+
+static mdp_status write_result_all(const mdp_session *session, const mdp_evaluation *evaluation) {
+    char *text = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_evaluation_print(evaluation, &text));
+    if (status.code == MDP_OK)
+        status = mdp_session_write_text_all(session, mdp_session_option(session, OPTION_OUT)->text, text);
+    if (status.code == MDP_OK && session->comm->rank == 0) {
+        if (mdp_session_option(session, OPTION_JSON)->flag)
+            fputs(text, stdout);
+        else
+            print_table(evaluation);
+    }
+    mdp_free(text);
+    return status;
+}
+
+static mdp_status evaluate_all(mdp_session *session, streams *all) {
+    mdp_estimate estimate = {.phase = "eval"};
+    mdp_forward_options options = mdp_session_forward_options(session);
+    mdp_evaluation *evaluation = NULL;
+    MDP_TRY(open_all(session, all));
+    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, all->n, true, &estimate));
+    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    mdp_status status = mdp_evaluate_all(session->comm, session->model, session->reader, session->tokens, all->requests,
+                                         all->n, &options, mdp_session_option(session, OPTION_DUMP)->text, &evaluation);
+    if (status.code == MDP_OK) status = write_result_all(session, evaluation);
+    mdp_evaluation_destroy(evaluation);
+    MDP_TRY(status);
+    return mdp_session_log_memory_all(session);
+}
+
+mdp_status mdp_command_eval_all(mdp_session *session) {
+    streams all = {0};
+    mdp_status status = evaluate_all(session, &all);
+    free_streams(&all);
+    return status;
+}

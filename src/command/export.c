@@ -1,0 +1,46 @@
+/* export.c - the command `export`: a model (usually a model.h5) -> a Hugging Face folder, bit for bit. What determined
+ * the bytes of a model.h5 travels with it, so that the files equal those of the direct route. */
+#include "command/decide.h"
+#include "command/feasible.h"
+#include "command/opening.h"
+#include "command/write.h"
+
+static mdp_status check_uniform(const mdp_session *session) {
+    mdp_census census = mdp_census_of_model(session->model);
+    if (census.smallest == census.largest) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: its layers have %d to %d experts, which no loader of Hugging Face folders accepts; use the "
+                     "model.h5, or prune again with --budget uniform.",
+                     session->catalogue->path, (int)census.smallest, (int)census.largest);
+}
+
+static mdp_status describe(const mdp_session *session, mdp_output **out) {
+    const char *known = session->catalogue->provenance_text;
+    char *provenance = NULL;
+    MDP_TRY(check_uniform(session));
+    if (!known) MDP_TRY(mdp_session_provenance(session, NULL, &provenance));
+    mdp_status status =
+        mdp_transform_output(session->model, NULL, session->catalogue->plan_text, known ? known : provenance, out);
+    mdp_free(provenance);
+    return status;
+}
+
+static mdp_status write_all(mdp_session *session, const mdp_output *output) {
+    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
+    mdp_estimate estimate = {.phase = "export"};
+    MDP_TRY(mdp_session_check_output_all(session, folder, output->tensor_byte));
+    mdp_estimate_add_copy(&estimate, output->tensor_byte);
+    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    MDP_TRY(mdp_session_write_hf_all(session, output, folder));
+    return mdp_session_log_memory_all(session);
+}
+
+mdp_status mdp_command_export_all(mdp_session *session) {
+    mdp_output *output = NULL;
+    MDP_TRY(mdp_session_open_model_all(session));
+    mdp_status status = mdp_agree_all(session->comm, describe(session, &output));
+    if (status.code == MDP_OK) status = write_all(session, output);
+    mdp_output_destroy(output);
+    return status;
+}

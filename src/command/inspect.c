@@ -1,0 +1,266 @@
+/* inspect.c - the command `inspect`: what a file or folder of ours holds, as a table or, with --json, as one document.
+ *
+ * The kind of a file is told from its content: an HDF5 file by its attribute "format" (tokens files have none), a text
+ * file by its JSON. Nothing but headers is read of a checkpoint. */
+#include "command/feasible.h"
+
+#include <hdf5.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum kind { KIND_CHECKPOINT, KIND_STATS, KIND_TOKENS, KIND_JSON, KIND_PLAN } kind;
+
+/* ---- what is it ---------------------------------------------------------------------------------------------- */
+
+/* The text attribute "format" of the root of an open file; empty when there is none. */
+static void read_format(hid_t file, char out[100]) {
+    out[0] = '\0';
+    if (H5Aexists(file, "format") <= 0) return;
+    hid_t attribute = H5Aopen(file, "format", H5P_DEFAULT);
+    hid_t stored = attribute >= 0 ? H5Aget_type(attribute) : -1;
+    hid_t wanted = H5Tcopy(H5T_C_S1);
+    bool fixed = stored >= 0 && H5Tget_class(stored) == H5T_STRING && H5Tis_variable_str(stored) == 0;
+    if (fixed && H5Tset_size(wanted, 100) >= 0 && H5Tset_cset(wanted, H5Tget_cset(stored)) >= 0 &&
+        H5Aread(attribute, wanted, out) < 0)
+        out[0] = '\0';
+    out[99] = '\0';
+    H5Tclose(wanted);
+    if (stored >= 0) H5Tclose(stored);
+    if (attribute >= 0) H5Aclose(attribute);
+}
+
+static mdp_status find_hdf5_kind(const char *path, kind *out) {
+    char format[100];
+    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    if (file < 0)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: looks like an HDF5 file but cannot be opened; it may be incomplete.",
+                         path);
+    read_format(file, format);
+    H5Fclose(file);
+    *out = strstr(format, "checkpoint") ? KIND_CHECKPOINT : format[0] ? KIND_STATS : KIND_TOKENS;
+    return mdp_ok();
+}
+
+/* JSON: a plan, or another document of ours that is shown as it is. */
+static mdp_status find_json_kind(const char *path, kind *out) {
+    char *text = NULL;
+    int64_t n_byte = 0;
+    json_t *root = NULL;
+    MDP_TRY(mdp_file_read_all(path, 1ll << 30, &text, &n_byte));
+    mdp_status status = mdp_json_parse(text, n_byte, path, &root);
+    const char *format = json_string_value(json_object_get(root, "format"));
+    if (status.code == MDP_OK && (!format || strncmp(format, "moe-dist-prune ", 15) != 0))
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: is JSON, but not a file of moe-dist-prune (no such \"format\").", path);
+    if (status.code == MDP_OK) *out = strcmp(format, "moe-dist-prune plan") == 0 ? KIND_PLAN : KIND_JSON;
+    json_decref(root);
+    mdp_free(text);
+    return status;
+}
+
+static mdp_status find_kind(const char *path, kind *out) {
+    static const char signature[8] = {'\x89', 'H', 'D', 'F', '\r', '\n', '\x1a', '\n'};
+    char head[8] = {0};
+    int file = -1;
+    int64_t n_byte = 0;
+    if (mdp_path_is_folder(path)) {
+        *out = KIND_CHECKPOINT;
+        return mdp_ok();
+    }
+    MDP_TRY(mdp_file_open_read(path, &file));
+    mdp_status status = mdp_file_size(path, file, &n_byte);
+    if (status.code == MDP_OK && n_byte >= 8) status = mdp_file_pread(path, file, head, 8, 0);
+    mdp_status closed = mdp_file_close(path, file);
+    MDP_TRY(status);
+    MDP_TRY(closed);
+    return memcmp(head, signature, 8) == 0 ? find_hdf5_kind(path, out) : find_json_kind(path, out);
+}
+
+/* ---- one description of each kind, as JSON ------------------------------------------------------------------- */
+
+static json_t *describe_layers(const mdp_model *model) {
+    json_t *list = json_array();
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        const mdp_layer *layer = &model->layers[l];
+        if (!layer->is_moe) continue;
+        json_array_append_new(list, json_pack("{s:I, s:i, s:i, s:I}", "layer", (json_int_t)l, "experts",
+                                              (int)layer->moe.n_expert, "top_k", (int)layer->moe.top_k, "d_ff",
+                                              (json_int_t)layer->moe.d_ff));
+    }
+    return list;
+}
+
+static json_t *describe_checkpoint(const mdp_model *model) {
+    const mdp_catalogue *catalogue = model->catalogue;
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:b, s:o}", "kind",
+                     "checkpoint", "path", catalogue->path, "container",
+                     catalogue->container == MDP_NATIVE ? "hdf5" : "safetensors", "model_type", model->model_type,
+                     "fingerprint", catalogue->fingerprint, "layers", (json_int_t)model->n_layer, "d_model",
+                     (json_int_t)model->d_model, "vocab_size", (json_int_t)model->vocab_size, "parameters",
+                     (json_int_t)model->n_parameter, "active_parameters", (json_int_t)model->n_active, "tensors",
+                     (json_int_t)catalogue->n_tensor, "bytes", (json_int_t)catalogue->tensor_byte, "files",
+                     (int)catalogue->n_file, "side_files", (json_int_t)catalogue->n_side_file, "pruned",
+                     catalogue->plan_text != NULL, "moe_layers", describe_layers(model));
+}
+
+static json_t *describe_tokens(const mdp_tokens *tokens) {
+    json_t *list = json_array();
+    int64_t sequence = 0;
+    for (int c = 0; c < tokens->n_category; c++) {
+        int64_t n_sequence = 0;
+        while (sequence < tokens->n_sequence && tokens->sequence_category[sequence] == c) {
+            sequence++;
+            n_sequence++;
+        }
+        json_array_append_new(
+            list, json_pack("{s:s, s:I, s:I}", "name", tokens->category[c], "n_sequences", (json_int_t)n_sequence,
+                            "n_tokens", (json_int_t)(tokens->category_offset[c + 1] - tokens->category_offset[c])));
+    }
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o}", "kind", "tokens", "path", tokens->path, "fingerprint",
+                     tokens->fingerprint, "n_tokens", (json_int_t)tokens->n_token, "n_sequences",
+                     (json_int_t)tokens->n_sequence, "categories", list);
+}
+
+static json_t *describe_stats(const mdp_stats *stats, const char *path) {
+    json_t *categories = json_array(), *layers = json_array();
+    for (int c = 0; c < stats->n_category; c++)
+        json_array_append_new(categories, json_pack("{s:s, s:I}", "name", stats->category[c], "n_tokens",
+                                                    (json_int_t)stats->category_token[c]));
+    for (int64_t i = 0; i < stats->n_layer; i++) {
+        json_t *counts = json_array();
+        for (mdp_expert_t e = 0; e < stats->layers[i].n_expert; e++)
+            json_array_append_new(counts, json_integer((json_int_t)mdp_stats_count(stats, i, e, NULL)));
+        json_array_append_new(layers, json_pack("{s:I, s:i, s:i, s:o}", "layer", (json_int_t)stats->layers[i].layer,
+                                                "experts", (int)stats->layers[i].n_expert, "top_k",
+                                                (int)stats->layers[i].top_k, "counts", counts));
+    }
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "kind", "statistics", "path", path, "model_type",
+                     stats->model_type, "model_fingerprint", stats->model_fingerprint, "tokens_fingerprint",
+                     stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token, "categories", categories,
+                     "layers", layers);
+}
+
+static json_t *describe_plan(const mdp_plan *plan, const char *path) {
+    json_t *layers = json_array();
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        json_t *kept = json_array();
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
+            json_array_append_new(kept, json_integer(plan->layers[i].kept[j].from[0]));
+        json_array_append_new(layers, json_pack("{s:I, s:i, s:o}", "layer", (json_int_t)plan->layers[i].layer,
+                                                "experts", (int)plan->layers[i].n_expert, "kept", kept));
+    }
+    return json_pack("{s:s, s:s, s:s, s:s, s:O, s:b, s:o}", "kind", "plan", "path", path, "model_type",
+                     plan->model_type, "fingerprint", plan->fingerprint, "recipe", plan->recipe, "uniform",
+                     (int)plan->uniform, "layers", layers);
+}
+
+/* ---- showing it ---------------------------------------------------------------------------------------------- */
+
+/* A value on one line: texts bare, numbers grouped in thousands, the rest as compact JSON. */
+static void show_value(const json_t *value) {
+    char number[32];
+    if (json_is_string(value)) {
+        printf("%s", json_string_value(value));
+    } else if (json_is_integer(value)) {
+        printf("%s", mdp_print_count(number, json_integer_value(value)));
+    } else {
+        char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+        printf("%s", text ? text : "");
+        free(text);
+    }
+}
+
+/* "layer 3, experts 8, top_k 2": an object of a list on one line. */
+static void show_entry(const json_t *object) {
+    const char *key;
+    json_t *value;
+    bool first = true;
+    json_object_foreach((json_t *)object, key, value) {
+        printf("%s%s ", first ? "  " : ", ", key);
+        show_value(value);
+        first = false;
+    }
+    printf("\n");
+}
+
+static void show_table(const json_t *root) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)root, key, value) {
+        bool entries = json_is_array(value) && json_is_object(json_array_get(value, 0));
+        printf("%-20s", key);
+        if (!entries) show_value(value);
+        printf("\n");
+        for (size_t i = 0; entries && i < json_array_size(value); i++) show_entry(json_array_get(value, i));
+    }
+}
+
+/* Rank 0; takes the description over. */
+static mdp_status show(const mdp_session *session, json_t *description) {
+    if (!description) return MDP_ERROR(MDP_INTERNAL, "out of memory for the description.");
+    mdp_status status = mdp_ok();
+    if (mdp_session_option(session, OPTION_JSON)->flag) {
+        char *text = NULL;
+        status = mdp_json_print(description, &text);
+        if (status.code == MDP_OK) fputs(text, stdout);
+        mdp_free(text);
+    } else {
+        show_table(description);
+    }
+    json_decref(description);
+    return status;
+}
+
+/* ---- the command --------------------------------------------------------------------------------------------- */
+
+static mdp_status inspect_checkpoint_all(mdp_session *session, const char *path) {
+    MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
+    MDP_AGREE(session->comm, mdp_model_bind(session->catalogue, &session->model));
+    MDP_TRY(mdp_catalogue_fingerprint_all(session->comm, session->catalogue));
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = show(session, describe_checkpoint(session->model));
+    return mdp_agree_all(session->comm, status);
+}
+
+static mdp_status inspect_tokens_all(mdp_session *session, const char *path) {
+    MDP_TRY(mdp_tokens_open_all(session->comm, path, NULL, INT64_MAX, &session->tokens));
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = show(session, describe_tokens(session->tokens));
+    return mdp_agree_all(session->comm, status);
+}
+
+/* Rank 0: files that one rank reads. */
+static mdp_status inspect_stats(const mdp_session *session, const char *path) {
+    mdp_stats *stats = NULL;
+    MDP_TRY(mdp_stats_read(path, &stats));
+    mdp_status status = show(session, describe_stats(stats, path));
+    mdp_stats_destroy(stats);
+    return status;
+}
+
+static mdp_status inspect_json(const mdp_session *session, const char *path, kind what) {
+    char *text = NULL;
+    int64_t n_byte = 0;
+    mdp_plan *plan = NULL;
+    json_t *root = NULL;
+    MDP_TRY(mdp_file_read_all(path, 1ll << 30, &text, &n_byte));
+    mdp_status status =
+        what == KIND_PLAN ? mdp_plan_parse(text, n_byte, path, &plan) : mdp_json_parse(text, n_byte, path, &root);
+    if (status.code == MDP_OK) status = show(session, what == KIND_PLAN ? describe_plan(plan, path) : root);
+    mdp_plan_destroy(plan);
+    mdp_free(text);
+    return status;
+}
+
+mdp_status mdp_command_inspect_all(mdp_session *session) {
+    const char *path = session->options->arguments[0];
+    kind what = KIND_CHECKPOINT;
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = find_kind(path, &what);
+    MDP_AGREE(session->comm, status);
+    MDP_TRY(mdp_bcast_all(session->comm, &what, (int64_t)sizeof what, 0));
+    if (what == KIND_CHECKPOINT) return inspect_checkpoint_all(session, path);
+    if (what == KIND_TOKENS) return inspect_tokens_all(session, path);
+    if (session->comm->rank == 0)
+        status = what == KIND_STATS ? inspect_stats(session, path) : inspect_json(session, path, what);
+    return mdp_agree_all(session->comm, status);
+}

@@ -1,0 +1,46 @@
+/* observe.c - the command `observe`: run the model on text, write the statistics of its experts (stats.h5). */
+#include "command/feasible.h"
+#include "command/opening.h"
+
+/* Statistics of a model have a few hundred bytes for each expert and category; what is asked of the disk beforehand. */
+#define BYTES_PER_COUNTER 320
+
+static int64_t estimate_stats(const mdp_session *session) {
+    int64_t n_expert = 0;
+    for (int64_t l = 0; l < session->model->n_layer; l++) {
+        if (session->model->layers[l].is_moe) n_expert += session->model->layers[l].moe.n_expert;
+    }
+    return n_expert * session->tokens->n_category * BYTES_PER_COUNTER;
+}
+
+static mdp_status open_all(mdp_session *session) {
+    MDP_TRY(mdp_session_compare_blas_all(session));
+    MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
+                                        mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
+    return mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text,
+                                        estimate_stats(session));
+}
+
+static mdp_status write_stats_all(const mdp_session *session, const mdp_stats *stats) {
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = mdp_stats_write(stats, mdp_session_option(session, OPTION_OUT)->text);
+    return mdp_agree_all(session->comm, status);
+}
+
+mdp_status mdp_command_observe_all(mdp_session *session) {
+    mdp_estimate estimate = {.phase = "observe"};
+    mdp_forward_options options = mdp_session_forward_options(session);
+    mdp_stats *stats = NULL;
+    MDP_TRY(open_all(session));
+    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
+    estimate.bytes_written = estimate_stats(session);
+    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    mdp_status status =
+        mdp_observe_all(session->comm, session->model, session->reader, session->tokens, &options, &stats);
+    if (status.code == MDP_OK) status = write_stats_all(session, stats);
+    mdp_stats_destroy(stats);
+    MDP_TRY(status);
+    return mdp_session_log_memory_all(session);
+}

@@ -1,0 +1,234 @@
+/* run.c - the command `run`: observe, plan, compare, apply, report, in one go.
+ *
+ * Order: everything that can be refused is refused; then statistics and plan are computed and written (they stay when a
+ * later step fails); the plan is tried in memory on --eval-tokens; then the checkpoint is written; then the report. */
+#include "command/decide.h"
+#include "command/feasible.h"
+#include "command/opening.h"
+#include "command/write.h"
+#include "mdp/report.h"
+
+#include <string.h>
+
+/* What the steps make, one after the other. */
+typedef struct products {
+    mdp_budget_options budget;
+    mdp_stats *stats;
+    mdp_plan *plan;
+    char *plan_text;
+    mdp_output *output;
+    mdp_view *view;
+    mdp_evaluation *evaluation;
+} products;
+
+static void free_products(products *made) {
+    mdp_stats_destroy(made->stats);
+    mdp_plan_destroy(made->plan);
+    mdp_free(made->plan_text);
+    mdp_output_destroy(made->output);
+    mdp_view_destroy(made->view);
+    mdp_evaluation_destroy(made->evaluation);
+}
+
+static bool evaluates(const mdp_session *session) {
+    return mdp_session_option(session, OPTION_EVAL_TOKENS)->present;
+}
+
+/* ---- before anything heavy ----------------------------------------------------------------------------------- */
+
+static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) {
+    const char *names[9] = {"stats.h5", "plan.json", "report.json", "effective-config.json"};
+    int n = 4;
+    if (evaluates(session)) names[n++] = "eval.json";
+    if (mdp_session_wants_native(session)) names[n++] = "model.h5";
+    if (mdp_session_wants_hf(session)) names[n++] = "hf";
+    return mdp_session_check_folder_all(session, names, n_byte);
+}
+
+static mdp_status open_all(mdp_session *session, products *made) {
+    MDP_AGREE(session->comm, mdp_session_check_budget(session));
+    MDP_TRY(mdp_session_compare_blas_all(session));
+    MDP_TRY(mdp_session_open_model_all(session));
+    mdp_census census = mdp_census_of_model(session->model);
+    MDP_AGREE(session->comm, mdp_session_budget(session, &census, &made->budget));
+    MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
+                                        mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
+    if (!evaluates(session)) return mdp_ok();
+    return mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_EVAL_TOKENS)->text, NULL,
+                                       &session->eval_tokens);
+}
+
+static mdp_status prepare_all(mdp_session *session, products *made) {
+    mdp_estimate estimate = {.phase = evaluates(session) ? "observe, eval" : "observe"};
+    MDP_TRY(open_all(session, made));
+    int64_t result_byte = mdp_transform_estimate(session->model, made->budget.keep);
+    int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
+    MDP_TRY(check_outputs_all(session, n_container * result_byte));
+    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
+    if (evaluates(session)) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, 2, true, &estimate));
+    for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
+    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    return mdp_session_make_folder_all(session);
+}
+
+/* ---- the steps ----------------------------------------------------------------------------------------------- */
+
+/* Rank 0. */
+static mdp_status write_stats(const mdp_session *session, const mdp_stats *stats) {
+    char *path = NULL;
+    MDP_TRY(mdp_session_path(session, "stats.h5", &path));
+    mdp_status status = mdp_stats_write(stats, path);
+    mdp_free(path);
+    return status;
+}
+
+static mdp_status observe_all(mdp_session *session, products *made) {
+    mdp_forward_options options = mdp_session_forward_options(session);
+    MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, &options, &made->stats));
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = write_stats(session, made->stats);
+    MDP_AGREE(session->comm, status);
+    session->result_kept = true;
+    return mdp_ok();
+}
+
+static mdp_status write_below_all(const mdp_session *session, const char *name, const char *text) {
+    char *path = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, name, &path));
+    if (status.code == MDP_OK) status = mdp_session_write_text_all(session, path, text);
+    mdp_free(path);
+    return status;
+}
+
+/* The described result and its view. Local. */
+static mdp_status transform(const mdp_session *session, products *made) {
+    char *provenance = NULL;
+    MDP_TRY(mdp_plan_check(made->plan, session->model));
+    MDP_TRY(mdp_session_check_uniform(session, made->plan));
+    MDP_TRY(mdp_transform_view(session->model, made->plan, &made->view));
+    MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
+    mdp_status status = mdp_transform_output(session->model, made->plan, made->plan_text, provenance, &made->output);
+    mdp_free(provenance);
+    return status;
+}
+
+static mdp_status decide_all(mdp_session *session, products *made) {
+    MDP_TRY(mdp_session_decide_all(session, made->stats, &made->budget, &made->plan, &made->plan_text));
+    MDP_TRY(write_below_all(session, "plan.json", made->plan_text));
+    return mdp_agree_all(session->comm, transform(session, made));
+}
+
+/* Original and pruned as two streams of one forward, before anything is written. */
+static mdp_status evaluate_all(mdp_session *session, products *made) {
+    mdp_forward_options options = mdp_session_forward_options(session);
+    char *plan_path = NULL, *text = NULL;
+    if (!evaluates(session)) return mdp_ok();
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "plan.json", &plan_path));
+    mdp_eval_request requests[2] = {{.name = "original"}, {.name = "pruned", .plan = plan_path, .view = made->view}};
+    if (status.code == MDP_OK)
+        status = mdp_evaluate_all(session->comm, session->model, session->reader, session->eval_tokens, requests, 2,
+                                  &options, NULL, &made->evaluation);
+    if (status.code == MDP_OK) status = mdp_agree_all(session->comm, mdp_evaluation_print(made->evaluation, &text));
+    if (status.code == MDP_OK) status = write_below_all(session, "eval.json", text);
+    mdp_free(plan_path);
+    mdp_free(text);
+    return status;
+}
+
+/* ---- the report ---------------------------------------------------------------------------------------------- */
+
+/* Texts that the report borrows. */
+typedef struct paths {
+    int n;
+    char *path[MDP_REPORT_MAX_WRITTEN];
+    char *next;
+} paths;
+
+static mdp_status name_results(const mdp_session *session, paths *out) {
+    const char *names[6];
+    int n = 0;
+    if (mdp_session_wants_native(session)) names[n++] = "model.h5";
+    if (mdp_session_wants_hf(session)) names[n++] = "hf";
+    names[n++] = "plan.json";
+    names[n++] = "stats.h5";
+    if (evaluates(session)) names[n++] = "eval.json";
+    names[n++] = "report.json";
+    for (int i = 0; i < n; i++) {
+        MDP_TRY(mdp_session_path(session, names[i], &out->path[out->n]));
+        out->n++;
+    }
+    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
+    if (mdp_session_wants_hf(session))
+        return mdp_format(&out->next,
+                          "AutoModelForCausalLM.from_pretrained(\"%s/hf\")     (transformers; vLLM and "
+                          "llama.cpp load it too)",
+                          folder);
+    return mdp_format(&out->next,
+                      "moe-dist-prune export --model %s/model.h5 --out %s-hf     (loads in transformers, "
+                      "vLLM, llama.cpp)",
+                      folder, folder);
+}
+
+/* Rank 0: report.json, run.log and stdout. */
+static mdp_status tell(const mdp_session *session, const mdp_report *report) {
+    char *json = NULL, *table = NULL, *path = NULL;
+    mdp_status status = mdp_report_print(report, &json);
+    if (status.code == MDP_OK) status = mdp_report_table(report, &table);
+    if (status.code == MDP_OK) status = mdp_session_path(session, "report.json", &path);
+    if (status.code == MDP_OK) status = mdp_file_write_all(path, json, (int64_t)strlen(json));
+    if (status.code == MDP_OK) fputs(mdp_session_option(session, OPTION_JSON)->flag ? json : table, stdout);
+    mdp_free(json);
+    mdp_free(table);
+    mdp_free(path);
+    return status;
+}
+
+static mdp_status name_and_tell(const mdp_session *session, mdp_report *report) {
+    paths results = {0};
+    mdp_status status = name_results(session, &results);
+    report->n_written = results.n;
+    for (int i = 0; i < results.n; i++) report->written[i] = results.path[i];
+    report->next = report->plan->uniform ? results.next : NULL;
+    if (status.code == MDP_OK) status = tell(session, report);
+    for (int i = 0; i < results.n; i++) mdp_free(results.path[i]);
+    mdp_free(results.next);
+    return status;
+}
+
+static mdp_status report_all(mdp_session *session, const products *made) {
+    mdp_report report = {.model = session->model,
+                         .plan = made->plan,
+                         .output = made->output,
+                         .evaluation = made->evaluation,
+                         .tokens = session->tokens,
+                         .n_rank = session->comm->size,
+                         .n_node = session->comm->n_node,
+                         .n_thread = session->n_thread,
+                         .blas = session->blas,
+                         .n_word = session->n_word,
+                         .words = session->words};
+    MDP_TRY(mdp_session_memory_all(session, &report.memory_largest, &report.memory_smallest));
+    report.seconds = mdp_seconds() - session->start;
+    mdp_status status = mdp_ok();
+    if (session->comm->rank == 0) status = name_and_tell(session, &report);
+    MDP_AGREE(session->comm, status);
+    return mdp_session_log_memory_all(session);
+}
+
+static mdp_status perform_all(mdp_session *session, products *made) {
+    MDP_TRY(prepare_all(session, made));
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    MDP_TRY(observe_all(session, made));
+    MDP_TRY(decide_all(session, made));
+    MDP_TRY(evaluate_all(session, made));
+    MDP_TRY(mdp_session_write_all(session, made->output));
+    return report_all(session, made);
+}
+
+mdp_status mdp_command_run_all(mdp_session *session) {
+    products made = {0};
+    mdp_status status = perform_all(session, &made);
+    free_products(&made);
+    return status;
+}
