@@ -92,7 +92,7 @@ mdp_status mdp_format(char **out, const char *format, ...) {
     va_copy(again, arguments);
     int length = vsnprintf(NULL, 0, format, arguments);
     va_end(arguments);
-    mdp_status status = mdp_ok();
+    mdp_status status;
     if (length < 0)
         status = MDP_ERROR(MDP_INTERNAL, "cannot print a text with the format '%s'.", format);
     else

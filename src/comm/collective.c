@@ -118,10 +118,10 @@ static mdp_status allocate_total(const int64_t *part, int size, char **out, int6
     return MDP_ALLOC(out, with_zero, "bytes gathered from all ranks");
 }
 
-/* Collective on `comm`. `part` [size] and `all` are root's. */
+/* Collective on `comm`. `part` [size] and `all` are root's; NULL elsewhere. */
 static mdp_status move_parts_all(const mdp_comm *comm, const void *data, int64_t n_byte, int root, const int64_t *part,
                                  char *all) {
-    if (comm->rank != root) return send_bytes(comm, data, n_byte, root);
+    if (!all) return send_bytes(comm, data, n_byte, root);
     for (int r = 0; r < comm->size; r++) {
         if (r != root) MDP_TRY(receive_bytes(comm, all, part[r], r));
         if (r == root && n_byte > 0) memcpy(all, data, (size_t)n_byte);
