@@ -35,6 +35,7 @@ bool mdp_hdf5_has(hid_t file, const char *name) {
 /* ---- attributes ---------------------------------------------------------------------------------------------- */
 
 static mdp_status open_attribute(const char *path, const char *place, hid_t object, const char *name, hid_t *out) {
+    *out = H5I_INVALID_HID;
     MDP_TRY(mdp_fault(MDP_IO, "read an attribute"));
     if (!mdp_hdf5_has_attribute(object, name)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: %s has no attribute '%s'.", path, place, name);
