@@ -52,16 +52,12 @@ static inline mdp_status mdp_ok(void) {
 mdp_status mdp_error_at(mdp_code code, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
-#ifdef __clang_analyzer__
-/* The analyzer sees one file at a time: tell it that an error is not MDP_OK. */
+/* Compilers and analyzers see one file at a time: tell them that an error is not MDP_OK. */
 static inline mdp_status mdp_error_known(mdp_code code, mdp_status status) {
     status.code = code;
     return status;
 }
 #define MDP_ERROR(code, ...) mdp_error_known((code), mdp_error_at((code), __FILE__, __LINE__, __VA_ARGS__))
-#else
-#define MDP_ERROR(code, ...) mdp_error_at((code), __FILE__, __LINE__, __VA_ARGS__)
-#endif
 
 /* Evaluate an expression of type mdp_status; return it from the calling function when it is an error. */
 #define MDP_TRY(expression)                                                                                            \
