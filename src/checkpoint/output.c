@@ -242,6 +242,11 @@ static mdp_status check_writable(const char *folder) {
                      status.text);
 }
 
+bool mdp_output_is_full(const char *path, int64_t n_byte) {
+    struct statvfs info;
+    return statvfs(path, &info) == 0 && (double)info.f_bavail * (double)info.f_frsize < (double)n_byte;
+}
+
 static mdp_status check_space(const char *folder, int64_t n_byte) {
     struct statvfs info;
     MDP_TRY(mdp_fault(MDP_IO, "statvfs"));

@@ -15,6 +15,8 @@ mdp_status mdp_output_trim(char **out, const char *path);
 /* The source's side files as tensors and one segment each, so that they are copied like weights. Both arrays are new,
  * [source->n_side_file]. */
 mdp_status mdp_output_side_segments(const mdp_catalogue *source, mdp_tensor **tensors, mdp_segment **segments);
+/* Has the file system of `path` fewer than n_byte bytes free? HDF5 does not say why a write failed. */
+bool mdp_output_is_full(const char *path, int64_t n_byte);
 /* Rename a finished partial output to its name and make that durable. An existing folder is moved aside before and
  * removed after. Rank 0. */
 mdp_status mdp_output_publish(const char *partial, const char *path);

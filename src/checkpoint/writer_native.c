@@ -89,8 +89,7 @@ static mdp_status make_file(native_writer *writer) {
     mdp_status status = make_root(writer, file);
     for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
         status = make_set(writer, file, &writer->layout.sets[i]);
-    mdp_status closed = mdp_h5_close_file(file, writer->partial);
-    return status.code != MDP_OK ? status : closed;
+    return mdp_h5_close_file(file, writer->partial, status);
 }
 
 /* ---- all ranks fill it --------------------------------------------------------------------------------------- */
@@ -164,6 +163,15 @@ static int64_t choose_block(const mdp_native_set *set, int64_t at, int64_t n, hs
     return n_slice * inner;
 }
 
+static mdp_status write_error(const native_writer *writer, const mdp_native_set *set, int64_t n_byte) {
+    if (mdp_output_is_full(writer->partial, n_byte))
+        return MDP_ERROR(MDP_IO,
+                         "%s: cannot write %s: no space left on the file system. Free some space or choose another "
+                         "--out.",
+                         writer->partial, set->path);
+    return mdp_h5_error(MDP_IO, "write", set->path, writer->partial);
+}
+
 /* n elements to the open dataset from element `at` on. */
 static mdp_status write_block(const native_writer *writer, const mdp_native_set *set, int64_t at, int64_t n,
                               const void *data, int64_t *n_written) {
@@ -180,7 +188,7 @@ static mdp_status write_block(const native_writer *writer, const mdp_native_set 
         good = memory >= 0 && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0;
     }
     good = good && H5Dwrite(writer->dataset, writer->type, memory, space, H5P_DEFAULT, data) >= 0;
-    mdp_status status = good ? mdp_ok() : mdp_h5_error(MDP_IO, "write", set->path, writer->partial);
+    mdp_status status = good ? mdp_ok() : write_error(writer, set, *n_written * set->unit);
     if (memory > 0) H5Sclose(memory);
     return status;
 }
@@ -219,10 +227,10 @@ static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
                      .digests = writer->digests};
     mdp_status status = mdp_copy_run(&copy);
     close_set(writer);
-    /* Closing is collective: every rank does it, whatever happened before. */
-    mdp_status closed = mdp_h5_close_file(writer->file, writer->partial);
-    MDP_AGREE(writer->comm, status.code != MDP_OK ? status : closed);
-    return mdp_ok();
+    /* Closing is collective: every rank does it, whatever happened before. No rank has metadata to write. */
+    if (H5Fclose(writer->file) < 0 && status.code == MDP_OK)
+        status = mdp_h5_error(MDP_IO, "close", "the file", writer->partial);
+    return mdp_agree_all(writer->comm, status);
 }
 
 /* ---- rank 0 completes it ------------------------------------------------------------------------------------- */
@@ -265,8 +273,7 @@ static mdp_status complete_file(const native_writer *writer) {
     if (access >= 0) H5Pclose(access);
     MDP_TRY(status);
     status = write_marks(writer, file);
-    mdp_status closed = mdp_h5_close_file(file, writer->partial);
-    return status.code != MDP_OK ? status : closed;
+    return mdp_h5_close_file(file, writer->partial, status);
 }
 
 /* What this node still holds in memory goes to storage: another node's sync does not do that. */

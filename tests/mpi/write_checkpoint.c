@@ -1,4 +1,6 @@
-/* Both checkpoint writers: every rank count gives the bytes that one rank gives; each tensor, checksum and attribute of
+/* write_checkpoint [SOURCE OUT]: with arguments, write the sample to OUT/all.h5 and OUT/all for other tests to look at.
+ *
+ * Both checkpoint writers: every rank count gives the bytes that one rank gives; each tensor, checksum and attribute of
  * model.h5 is what was to be written, read by HDF5 and hashed by xxHash themselves; what must not be replaced is not;
  * an error of one rank is the error of all and leaves nothing behind. */
 #include "sample_output.h"
@@ -278,10 +280,8 @@ static void remove_everything(const char *folder) {
     sample_must(mdp_folder_remove(folder));
 }
 
-int main(int argc, char **argv) {
-    MPI_Init(&argc, &argv);
-    mdp_comm *comm = NULL, *alone = NULL;
-    sample_must(mdp_comm_new_all(MPI_COMM_WORLD, &comm));
+static void run_tests(const mdp_comm *comm) {
+    mdp_comm *alone = NULL;
     sample_must(mdp_comm_new_all(MPI_COMM_SELF, &alone));
     char folder[] = "/tmp/mdp-write-XXXXXX";
     if (comm->rank == 0 && !mkdtemp(folder)) abort();
@@ -302,12 +302,42 @@ int main(int argc, char **argv) {
 
     MPI_Barrier(comm->world);
     if (comm->rank == 0) remove_everything(folder);
-    MPI_Allreduce(MPI_IN_PLACE, &n_wrong, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
-    if (comm->rank == 0) printf("write_checkpoint on %d ranks: %d wrong\n", comm->size, n_wrong);
     sample_end(&s);
     mdp_free(source);
     mdp_comm_destroy_all(alone);
+}
+
+/* Write the sample below `folder` as it stands, one container after the other; the exit code of the first error. */
+static int write_for_others(const mdp_comm *comm, const char *source, const char *folder) {
+    mdp_write_options options = {.shard_byte = 200000, .buffer_byte = 65536};
+    sample s;
+    sample_make(&s, source);
+    if (comm->rank == 0 && !mdp_path_exists(source)) sample_write_source(&s);
+    MPI_Barrier(comm->world);
+    char *native = in_folder(folder, "all.h5"), *hf = in_folder(folder, "all");
+    mdp_status status = mdp_write_native_all(comm, s.reader, &s.output, native, &options);
+    if (status.code == MDP_OK) status = mdp_write_hf_all(comm, s.reader, &s.output, hf, &options);
+    if (status.code != MDP_OK && comm->rank == 0) fprintf(stderr, "write_checkpoint: %s\n", status.text);
+    mdp_free(native);
+    mdp_free(hf);
+    sample_end(&s);
+    return status.code;
+}
+
+int main(int argc, char **argv) {
+    MPI_Init(&argc, &argv);
+    mdp_comm *comm = NULL;
+    int code = 0;
+    sample_must(mdp_comm_new_all(MPI_COMM_WORLD, &comm));
+    if (argc == 3) {
+        code = write_for_others(comm, argv[1], argv[2]);
+    } else {
+        run_tests(comm);
+        MPI_Allreduce(MPI_IN_PLACE, &n_wrong, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+        if (comm->rank == 0) printf("write_checkpoint on %d ranks: %d wrong\n", comm->size, n_wrong);
+        code = n_wrong > 0;
+    }
     mdp_comm_destroy_all(comm);
     MPI_Finalize();
-    return n_wrong > 0;
+    return code;
 }
