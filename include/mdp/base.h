@@ -187,7 +187,7 @@ mdp_status mdp_log_new(mdp_log **out, bool speaks, mdp_level level);
 void mdp_log_destroy(mdp_log *log);
 mdp_status mdp_log_open_file(mdp_log *log, const char *path); /* append; speaks == false: nothing */
 void mdp_log_message(mdp_log *log, mdp_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
-/* One line for a failed command: "moe-dist-prune: <text>". */
+/* One line for a failed command: "moe-dist-prune: <text>". In both, a log of NULL says nothing. */
 void mdp_log_error(mdp_log *log, const mdp_status *status);
 
 /* Progress of a phase of n_step steps (layers). On a terminal one line is redrawn; otherwise one line a step, at most

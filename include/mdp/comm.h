@@ -64,9 +64,10 @@ typedef struct mdp_exchange {
 } mdp_exchange;
 
 /* Collective on `comm`. Pairwise, peer after peer at growing distance (rank itself first, without MPI), each pair in
- * pieces of at most buffer_byte / 4 and comm->count_max elements, two in flight in each direction. Memory does not
- * depend on the number of ranks. Sequence order is kept. A rank that fails to allocate its buffer still takes part in
- * the agreement: all ranks return the same status, before any row moves. */
+ * pieces of at most buffer_byte / 4 and comm->count_max bytes (the smallest of any rank; one row at least), two in
+ * flight in each direction. Memory does not depend on the number of ranks. Sequence order is kept. A rank that fails to
+ * allocate its buffer still takes part in the agreement: all ranks return the same status, before any row moves. So do
+ * rows of different length, and in debug builds counts that do not match. */
 mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange);
 
 #endif
