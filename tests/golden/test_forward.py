@@ -1,0 +1,52 @@
+"""The forward pass equals that of transformers: logits, hidden states and routing of every golden file."""
+import h5py
+import numpy as np
+import pytest
+
+import mdp
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("name", ["mixtral", "mixtral_bf16"])
+def test_dump_equals_transformers(name, ranks, tmp_path):
+    tokens = mdp.golden_tokens(name, tmp_path / "tokens.h5")
+    mdp.succeed(ranks, "eval", "--model", mdp.GOLDEN / name, "--tokens", tokens, "--dump", tmp_path / "dump.h5",
+                "--out", tmp_path / "eval.json")
+    with h5py.File(mdp.GOLDEN / name / "golden.h5") as golden, h5py.File(tmp_path / "dump.h5") as dump:
+        def check(ours, theirs, quantity, where):
+            allowed = float(golden.attrs[f"advice_abs_{quantity}"])
+            assert ours.shape == theirs.shape, where
+            assert np.abs(ours.astype(np.float64) - theirs).max() <= allowed, (where, np.abs(ours - theirs).max(), allowed)
+
+        assert list(dump) == ["original"]
+        for i in range(int(golden.attrs["num_sequences"])):
+            seq, ours = golden[f"seq{i}"], dump[f"original/golden/{i}"]
+            check(ours["logits"][...], seq["logits"][...], "logits", f"seq{i} logits")
+            check(ours["final_hidden"][...], seq["final_hidden"][...], "final_hidden", f"seq{i} final_hidden")
+            layers = sorted(int(key[5:]) for key in seq if key.startswith("layer"))
+            assert sorted(map(int, ours["layers"])) == layers
+            for layer in layers:
+                theirs, mine, where = seq[f"layer{layer}"], ours[f"layers/{layer}"], f"seq{i} layer {layer} "
+                # Same sizes go into the block as come out of it, so moe_input has the allowance of the last norm's output.
+                check(mine["moe_input"][...], theirs["moe_input"][...], "final_hidden", where + "moe_input")
+                check(mine["moe_output"][...], theirs["moe_output"][...], "moe_output", where + "moe_output")
+                check(mine["router_logits"][...], theirs["router_logits"][...], "router_logits", where + "router_logits")
+                index = mine["topk_index"][...]
+                assert index.dtype == np.int32
+                assert np.array_equal(np.sort(index, axis=1), np.sort(theirs["topk_index"][...], axis=1)), where + "chosen experts"
+                dense = np.zeros(theirs["dense_weight"].shape)
+                np.put_along_axis(dense, index.astype(np.int64), mine["topk_weight"][...], axis=1)
+                check(dense, theirs["dense_weight"][...], "router_logits", where + "dense_weight")
+
+
+def test_dump_is_the_same_on_any_number_of_ranks(tmp_path):
+    tokens = mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
+    for ranks in (1, 3):
+        mdp.succeed(ranks, "eval", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--dump", tmp_path / f"{ranks}.h5",
+                    "--out", tmp_path / f"{ranks}.json")
+    found = []
+    with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "3.h5") as three:
+        one.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        assert len(found) == 3 * (2 + 3 * 5)
+        for name in found:
+            assert np.array_equal(one[name][...], three[name][...]), name

@@ -1,0 +1,78 @@
+"""The plan's scores equal those of the reference in float64, for every criterion, from one pass of observation."""
+import h5py
+import numpy as np
+import pytest
+
+import mdp
+
+
+@pytest.fixture(scope="module")
+def stats(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stats")
+    tokens = mdp.golden_tokens("mixtral", folder / "tokens.h5")
+    mdp.succeed(3, "observe", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--out", folder / "stats.h5")
+    return folder / "stats.h5"
+
+
+def expected(layer, method):
+    with h5py.File(mdp.GOLDEN / "mixtral" / "methods.h5") as methods:
+        return methods[f"layer{layer}/saliency/{method}"][...]
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("method", mdp.CRITERIA)
+def test_scores_equal_the_reference(method, ranks, stats, tmp_path):
+    mdp.succeed(ranks, "plan", "--stats", stats, "--method", method, "--keep", 4, "--out", tmp_path / "plan.json")
+    plan = mdp.read_json(tmp_path / "plan.json")
+    assert [layer["layer"] for layer in plan["layers"]] == [0, 1, 2]
+    for layer in plan["layers"]:
+        want, scores = expected(layer["layer"], method), np.array(layer["scores"])
+        if method == "frequency":
+            assert np.array_equal(scores, want)
+        else:
+            assert np.abs(scores - want).max() <= 1e-4 * np.abs(want).max(), (method, layer["layer"])
+        # Numbers of the reference that differ by more than their tolerance leave one possible choice.
+        kept = [expert["from"][0] for expert in layer["experts"]]
+        assert kept == sorted(np.argsort(-want, kind="stable")[:4].tolist())
+        assert sorted(kept + [expert["expert"] for expert in layer["dropped"]]) == list(range(8))
+
+
+def test_counts_are_exact(stats):
+    with h5py.File(stats) as ours:
+        for layer in range(3):
+            assert np.array_equal(ours[f"layers/{layer}/counts"][...].sum(axis=0), expected(layer, "frequency"))
+
+
+def test_random_depends_on_the_seed_alone(stats, tmp_path):
+    scores = []
+    for ranks, seed in ((1, 1), (3, 1), (1, 2)):
+        out = tmp_path / f"{ranks}-{seed}.json"
+        mdp.succeed(ranks, "plan", "--stats", stats, "--method", "random", "--seed", seed, "--keep", 4, "--out", out)
+        scores.append([layer["scores"] for layer in mdp.read_json(out)["layers"]])
+    assert scores[0] == scores[1] and scores[0] != scores[2]
+
+
+def reference_global(method, keep, least, normalise):
+    """Experts kept per layer when all are ranked together: the lowest score goes first, no layer under `least`."""
+    scores = [expected(layer, method) for layer in range(3)]
+    if normalise == "layer-sum":
+        scores = [s / s.sum() for s in scores]
+    elif normalise == "layer-max":
+        scores = [s / s.max() for s in scores]
+    elif normalise == "layer-z":
+        scores = [(s - s.mean()) / s.std() for s in scores]
+    kept = [set(range(8)) for _ in scores]
+    for _, layer, expert in sorted((s, layer, e) for layer, row in enumerate(scores) for e, s in enumerate(row)):
+        if sum(map(len, kept)) > 3 * keep and len(kept[layer]) > least:
+            kept[layer].remove(expert)
+    return [sorted(one) for one in kept]
+
+
+@pytest.mark.parametrize("normalise", ["none", "layer-sum", "layer-max", "layer-z"])
+def test_global_budget_ranks_all_layers_together(normalise, stats, tmp_path):
+    mdp.succeed(2, "plan", "--stats", stats, "--method", "weighted-ean", "--budget", "global", "--min-keep", 3, "--normalise",
+                normalise, "--keep", 4, "--out", tmp_path / "plan.json")
+    plan = mdp.read_json(tmp_path / "plan.json")
+    kept = [[expert["from"][0] for expert in layer["experts"]] for layer in plan["layers"]]
+    assert kept == reference_global("weighted-ean", 4, 3, normalise)
+    assert plan["uniform"] == (len({len(one) for one in kept}) == 1)
