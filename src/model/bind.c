@@ -251,14 +251,14 @@ static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t
     (void)snprintf(in_keys, sizeof in_keys, "%s, 2 x %s, %s", f->n_expert.name, f->d_ff.name, f->d_model.name);
     (void)snprintf(out_keys, sizeof out_keys, "%s, %s, %s", f->n_expert.name, f->d_model.name, f->d_ff.name);
     const wanted first = {layout->fused_gate_up,
-                          "experts' gate and up projections",
+                          "stack of gate and up projections",
                           layer,
                           -1,
                           3,
                           {moe->n_expert, 2 * d_ff, d_model},
                           in_keys};
     const wanted second = {
-        layout->fused_down, "experts' down projections", layer, -1, 3, {moe->n_expert, d_model, d_ff}, out_keys};
+        layout->fused_down, "stack of down projections", layer, -1, 3, {moe->n_expert, d_model, d_ff}, out_keys};
     MDP_TRY(bind(b, &first, false, &gate_up));
     MDP_TRY(bind(b, &second, false, &down));
     for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
