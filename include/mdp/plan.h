@@ -24,6 +24,7 @@ typedef struct mdp_plan_layer {
 } mdp_plan_layer;
 
 typedef struct mdp_plan {
+    char *path;                           /* the file it was parsed from, for errors; NULL: made here; owned */
     char fingerprint[33], model_type[64]; /* of the model it is for */
     json_t *recipe;                       /* {"method", "budget", "keep", "options", ...}; owned */
     bool uniform;
@@ -36,11 +37,11 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
 /* plan.json text, new; equal plans give equal bytes. */
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
-/* Parse and check a plan by itself: every expert named once, kept ones ascending, actions known, "uniform" true to the
- * layers. `path` names it in errors, which are MDP_BAD_INPUT and name the layer and the expert. */
+/* Parse and check a plan by itself: every expert named once, kept ones ascending, actions known. `path` names it in
+ * errors, which are MDP_BAD_INPUT and name the layer and the expert. */
 mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, mdp_plan **out);
 /* Check a plan against a model whose catalogue has its fingerprint: fingerprint, family, layers, expert counts,
- * keep >= k. MDP_BAD_INPUT, naming the layer. */
+ * keep >= k, "uniform" true to the layers. MDP_BAD_INPUT, naming the layer. */
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
 
 typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL } mdp_budget;

@@ -45,10 +45,10 @@ static mdp_status parse_choice(const mdp_options *options, const mdp_option *opt
 
 static mdp_status check_range(const mdp_option *option, const char *text, int64_t value) {
     if (value < option->minimum)
-        return MDP_ERROR(MDP_USAGE, "--%s %s is less than %lld, the least that makes sense", option->name, text,
+        return MDP_ERROR(MDP_USAGE, "--%s %s is less than %lld, the least that makes sense.", option->name, text,
                          (long long)option->minimum);
     if (option->maximum != 0 && value > option->maximum)
-        return MDP_ERROR(MDP_USAGE, "--%s %s is more than %lld, the most that is possible", option->name, text,
+        return MDP_ERROR(MDP_USAGE, "--%s %s is more than %lld, the most that is possible.", option->name, text,
                          (long long)option->maximum);
     return mdp_ok();
 }
@@ -58,7 +58,7 @@ static mdp_status parse_integer(const mdp_option *option, const char *text, int6
     errno = 0;
     long long value = strtoll(text, &end, 10);
     if (end == text || *end != '\0' || errno == ERANGE)
-        return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a whole number", option->name, text);
+        return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a whole number.", option->name, text);
     *out = value;
     return check_range(option, text, value);
 }
@@ -66,7 +66,7 @@ static mdp_status parse_integer(const mdp_option *option, const char *text, int6
 static mdp_status parse_size(const mdp_option *option, const char *text, int64_t *out) {
     if (!mdp_parse_size(text, out))
         return MDP_ERROR(MDP_USAGE,
-                         "--%s '%s' is not a size; write a number with an optional unit such as 512k, 5GB or 8GiB",
+                         "--%s '%s' is not a size; write a number with an optional unit such as 512k, 5GB or 8GiB.",
                          option->name, text);
     return check_range(option, text, *out);
 }
@@ -76,15 +76,15 @@ static mdp_status parse_real(const mdp_option *option, const char *text, double 
     *out = strtod(text, &end);
     bool number = end != text && *end == '\0' && isfinite(*out);
     if (option->type == MDP_OPTION_RATIO && !(number && *out > 0.0 && *out < 1.0))
-        return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a ratio between 0 and 1 (both excluded)", option->name, text);
-    if (!(number && *out > 0.0)) return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a number above 0", option->name, text);
+        return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a ratio between 0 and 1 (both excluded).", option->name, text);
+    if (!(number && *out > 0.0)) return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a number above 0.", option->name, text);
     return mdp_ok();
 }
 
 static mdp_status parse_flag(const mdp_option *option, const char *text, bool *out) {
     *out = strcmp(text, "true") == 0;
     if (!*out && strcmp(text, "false") != 0)
-        return MDP_ERROR(MDP_USAGE, "--%s takes no value, or true or false; found '%s'", option->name, text);
+        return MDP_ERROR(MDP_USAGE, "--%s takes no value, or true or false; found '%s'.", option->name, text);
     return mdp_ok();
 }
 
@@ -119,7 +119,7 @@ static mdp_status set_value(mdp_options *options, int i, const char *text, bool 
         break;
     case MDP_OPTION_TEXT:
     case MDP_OPTION_TEXT_LIST:
-        if (*text == '\0') return MDP_ERROR(MDP_USAGE, "--%s has an empty value", option->name);
+        if (*text == '\0') return MDP_ERROR(MDP_USAGE, "--%s has an empty value.", option->name);
         break;
     }
     value->given = given;
@@ -163,10 +163,10 @@ static int group_rival(const mdp_options *options, int i) {
 static mdp_status check_free(const mdp_options *options, int i) {
     const mdp_option *option = &options->table[i];
     if (options->values[i].given && option->type != MDP_OPTION_TEXT_LIST)
-        return MDP_ERROR(MDP_USAGE, "--%s is given twice", option->name);
+        return MDP_ERROR(MDP_USAGE, "--%s is given twice.", option->name);
     int rival = group_rival(options, i);
     if (rival >= 0)
-        return MDP_ERROR(MDP_USAGE, "--%s and --%s exclude each other; give one of them", options->table[rival].name,
+        return MDP_ERROR(MDP_USAGE, "--%s and --%s exclude each other; give one of them.", options->table[rival].name,
                          option->name);
     return mdp_ok();
 }
@@ -181,7 +181,7 @@ static mdp_status parse_option(mdp_options *options, int n_word, char *const *wo
     if (equal) return set_value(options, i, equal + 1, true);
     if (options->table[i].type == MDP_OPTION_FLAG) return set_value(options, i, "true", true);
     if (n_word < 2 || strncmp(words[1], "--", 2) == 0)
-        return MDP_ERROR(MDP_USAGE, "--%s needs a value (%s)", options->table[i].name,
+        return MDP_ERROR(MDP_USAGE, "--%s needs a value (%s).", options->table[i].name,
                          options->table[i].value ? options->table[i].value : "see --help");
     *n_used = 2;
     return set_value(options, i, words[1], true);
@@ -259,7 +259,7 @@ static mdp_status value_text(const json_t *value, const char *path, const char *
     if (json_is_boolean(value)) return mdp_copy_text(out, json_is_true(value) ? "true" : "false");
     if (json_is_integer(value)) return mdp_format(out, "%lld", (long long)json_integer_value(value));
     if (json_is_real(value)) return mdp_format(out, "%.17g", json_real_value(value));
-    return MDP_ERROR(MDP_USAGE, "%s: option '%s' must be a text, a number, true or false", path, name);
+    return MDP_ERROR(MDP_USAGE, "%s: option '%s' must be a text, a number, true or false.", path, name);
 }
 
 static mdp_status configure_one(mdp_options *options, int i, const json_t *value, const char *path) {
@@ -275,7 +275,7 @@ static mdp_status configure_option(mdp_options *options, int i, const json_t *va
     clear_value(&options->values[i]);
     if (!json_is_array(value)) return configure_one(options, i, value, path);
     if (options->table[i].type != MDP_OPTION_TEXT_LIST)
-        return MDP_ERROR(MDP_USAGE, "%s: option '%s' takes one value, not a list", path, options->table[i].name);
+        return MDP_ERROR(MDP_USAGE, "%s: option '%s' takes one value, not a list.", path, options->table[i].name);
     for (size_t j = 0; j < json_array_size(value); j++)
         MDP_TRY(configure_one(options, i, json_array_get(value, j), path));
     return mdp_ok();
@@ -284,7 +284,7 @@ static mdp_status configure_option(mdp_options *options, int i, const json_t *va
 static mdp_status configure_all(mdp_options *options, const json_t *root, const char *path) {
     const json_t *list = json_object_get(root, "options");
     if (!json_is_object(list))
-        return MDP_ERROR(MDP_USAGE, "%s: not a configuration: it has no object \"options\"", path);
+        return MDP_ERROR(MDP_USAGE, "%s: not a configuration: it has no object \"options\".", path);
     const char *origin = json_string_value(json_object_get(root, "command"));
     bool foreign = origin && strcmp(origin, options->command) != 0;
     const char *name;
@@ -346,7 +346,7 @@ mdp_status mdp_options_print(const mdp_options *options, char **out) {
     }
     json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "format", CONFIG_FORMAT, "version", "1.0", "writer",
                              PROGRAM " " MDP_VERSION, "command", options->command, "options", list);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the record of the options");
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the record of the options.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

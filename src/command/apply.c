@@ -33,9 +33,9 @@ static mdp_status write_result_all(mdp_session *session, const mdp_output *outpu
     mdp_estimate estimate = {.phase = "apply"};
     MDP_TRY(check_outputs_all(session, output));
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, output->tensor_byte);
+    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    MDP_TRY(mdp_session_make_folder_all(session));
     MDP_TRY(mdp_session_write_all(session, output));
     return mdp_session_log_memory_all(session);
 }

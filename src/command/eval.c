@@ -72,7 +72,7 @@ static mdp_status write_result_all(const mdp_session *session, const mdp_evaluat
     if (status.code == MDP_OK && session->comm->rank == 0) {
         if (mdp_session_option(session, OPTION_JSON)->flag)
             fputs(text, stdout);
-        else
+        else if (!mdp_session_option(session, OPTION_QUIET)->flag)
             print_table(evaluation);
     }
     mdp_free(text);

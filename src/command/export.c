@@ -8,10 +8,11 @@
 static mdp_status check_uniform(const mdp_session *session) {
     mdp_census census = mdp_census_of_model(session->model);
     if (census.smallest == census.largest) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT,
-                     "%s: its layers have %d to %d experts, which no loader of Hugging Face folders accepts; use the "
-                     "model.h5, or prune again with --budget uniform.",
-                     session->catalogue->path, (int)census.smallest, (int)census.largest);
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: its layers differ, they have %d to %d experts, which no loader of Hugging Face folders accepts; use the "
+        "model.h5, or prune again with --budget uniform.",
+        session->catalogue->path, (int)census.smallest, (int)census.largest);
 }
 
 static mdp_status describe(const mdp_session *session, mdp_output **out) {

@@ -188,7 +188,7 @@ mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan 
     while (other->n_kept == first->n_kept) other++;
     return MDP_ERROR(
         MDP_USAGE,
-        "the plan keeps %d experts in layer %lld and %d in layer %lld, which no loader of Hugging Face folders "
-        "accepts; use --format hdf5, or --budget uniform for the plan.",
+        "layers differ: the plan keeps %d experts in layer %lld and %d in layer %lld, which no loader of Hugging Face "
+        "folders accepts; use --format hdf5, or --budget uniform for the plan.",
         (int)first->n_kept, (long long)first->layer, (int)other->n_kept, (long long)other->layer);
 }

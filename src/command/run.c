@@ -67,9 +67,8 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
     if (evaluates(session)) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, 2, true, &estimate));
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
-    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
-    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    return mdp_session_make_folder_all(session);
+    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
+    return mdp_session_open_lines_all(session, &estimate);
 }
 
 /* ---- the steps ----------------------------------------------------------------------------------------------- */
@@ -177,7 +176,10 @@ static mdp_status tell(const mdp_session *session, const mdp_report *report) {
     if (status.code == MDP_OK) status = mdp_report_table(report, &table);
     if (status.code == MDP_OK) status = mdp_session_path(session, "report.json", &path);
     if (status.code == MDP_OK) status = mdp_file_write_all(path, json, (int64_t)strlen(json));
-    if (status.code == MDP_OK) fputs(mdp_session_option(session, OPTION_JSON)->flag ? json : table, stdout);
+    if (status.code == MDP_OK && mdp_session_option(session, OPTION_JSON)->flag)
+        fputs(json, stdout);
+    else if (status.code == MDP_OK && !mdp_session_option(session, OPTION_QUIET)->flag)
+        fputs(table, stdout);
     mdp_free(json);
     mdp_free(table);
     mdp_free(path);

@@ -3,10 +3,16 @@
 #include "command/feasible.h"
 
 #define COPY_BYTE (16ll << 20) /* memory for copying, per rank */
+#define STEP_BYTE 1000000ll
+
+/* Steps of the progress line: megabytes begun. */
+static int64_t count_steps(int64_t n_byte) {
+    return (n_byte + STEP_BYTE - 1) / STEP_BYTE;
+}
 
 static void show(void *context, int64_t n_byte_done, int64_t n_byte_total) {
-    (void)n_byte_total;
-    mdp_progress_update(context, n_byte_done >> 20, (double)n_byte_done);
+    int64_t n_step = n_byte_done == n_byte_total ? count_steps(n_byte_total) : n_byte_done / STEP_BYTE;
+    mdp_progress_update(context, n_step, (double)n_byte_done);
 }
 
 typedef mdp_status write_fn(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
@@ -15,8 +21,8 @@ typedef mdp_status write_fn(const mdp_comm *comm, mdp_reader *reader, const mdp_
 static mdp_status write_with_all(write_fn *write, const mdp_session *session, const mdp_output *output,
                                  const char *path) {
     mdp_progress *progress = NULL;
-    mdp_status status = mdp_agree_all(
-        session->comm, mdp_progress_new(&progress, session->log, "write", "MiB", output->tensor_byte >> 20, "bytes"));
+    mdp_status status = mdp_agree_all(session->comm, mdp_progress_new(&progress, session->log, "write", "MB",
+                                                                      count_steps(output->tensor_byte), "bytes"));
     mdp_write_options options = {.overwrite = mdp_session_option(session, OPTION_OVERWRITE)->flag,
                                  .shard_byte = mdp_session_option(session, OPTION_SHARD_SIZE)->integer,
                                  .buffer_byte = COPY_BYTE,

@@ -33,7 +33,7 @@ static mdp_status refuse_negative(const mdp_plan_layer *layer, mdp_score_normali
         if (layer->scores[e] < 0.0)
             return MDP_ERROR(MDP_USAGE,
                              "layer %lld: expert %d has the negative score %.9g, which --normalise %s cannot scale; "
-                             "use layer-z or none",
+                             "use layer-z or none.",
                              (long long)layer->layer, (int)e, layer->scores[e], mdp_score_normalise_names[normalise]);
     }
     return mdp_ok();
@@ -106,17 +106,17 @@ static mdp_status check_options(const mdp_plan *plan, const int32_t *top_k, cons
         const mdp_plan_layer *layer = &plan->layers[i];
         long long l = (long long)layer->layer;
         if (options->keep < top_k[i])
-            return MDP_ERROR(MDP_USAGE,
-                             "layer %lld: keeping %d experts is less than the %d that each token uses; keep %d or more",
-                             l, (int)options->keep, (int)top_k[i], (int)top_k[i]);
+            return MDP_ERROR(
+                MDP_USAGE, "layer %lld: keeping %d experts is less than the %d that each token uses; keep %d or more.",
+                l, (int)options->keep, (int)top_k[i], (int)top_k[i]);
         if (options->keep > layer->n_expert)
-            return MDP_ERROR(MDP_USAGE, "layer %lld: %d experts cannot be kept of %d; keep fewer", l,
+            return MDP_ERROR(MDP_USAGE, "layer %lld: %d experts cannot be kept of %d; keep fewer.", l,
                              (int)options->keep, (int)layer->n_expert);
         if (options->budget == MDP_BUDGET_UNIFORM || options->min_keep == 0) continue;
         if (options->min_keep < top_k[i] || options->min_keep > options->keep)
             return MDP_ERROR(MDP_USAGE,
                              "layer %lld: --min-keep %d is not between the %d experts that each token uses and the "
-                             "%d that are kept on average",
+                             "%d that are kept on average.",
                              l, (int)options->min_keep, (int)top_k[i], (int)options->keep);
     }
     return mdp_ok();

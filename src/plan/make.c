@@ -77,7 +77,7 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     for (int64_t i = 0; i < plan->n_layer && request->budget.min_keep == 0; i++)
         min_keep = top_k[i] > min_keep ? top_k[i] : min_keep;
     json_t *recipe = describe_recipe(request, min_keep);
-    if (!recipe) return MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan");
+    if (!recipe) return MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
     json_decref(plan->recipe);
     plan->recipe = recipe;
     return mdp_ok();
@@ -86,7 +86,7 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
 mdp_status mdp_plan_make(const mdp_plan_request *request, mdp_plan **out) {
     *out = NULL;
     if (request->criterion->needs_stats && !request->stats)
-        return MDP_ERROR(MDP_USAGE, "method '%s' needs statistics; observe the model first and give --stats",
+        return MDP_ERROR(MDP_USAGE, "method '%s' needs statistics; observe the model first and give --stats.",
                          request->criterion->name);
     mdp_plan *plan = NULL;
     int32_t *top_k = NULL;

@@ -21,7 +21,7 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out) {
     if (status.code == MDP_OK) {
         plan->n_layer = n_layer;
         plan->recipe = json_object();
-        if (!plan->recipe) status = MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan");
+        if (!plan->recipe) status = MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
     }
     if (status.code != MDP_OK) {
         mdp_plan_destroy(plan);
@@ -35,28 +35,35 @@ void mdp_plan_destroy(mdp_plan *plan) {
     if (!plan) return;
     for (int64_t i = 0; i < plan->n_layer; i++) destroy_layer(&plan->layers[i]);
     json_decref(plan->recipe);
+    mdp_free(plan->path);
     mdp_free(plan->layers);
     mdp_free(plan);
 }
 
-static mdp_status check_layer(const mdp_plan_layer *planned, const mdp_model *model) {
+static const char *name_of(const mdp_plan *plan) {
+    return plan->path ? plan->path : "the plan";
+}
+
+static mdp_status check_layer(const mdp_plan *plan, const mdp_plan_layer *planned, const mdp_model *model) {
     long long l = (long long)planned->layer;
     if (planned->layer >= model->n_layer || !model->layers[planned->layer].is_moe)
         return MDP_ERROR(
             MDP_BAD_INPUT,
-            "the plan names layer %lld, which is not a layer with experts of %s (%lld layers); the plan and "
-            "the model do not belong together",
-            l, model->catalogue->path, (long long)model->n_layer);
+            "%s: layer %lld is not a layer with experts of %s (%lld layers); the plan and the model do not "
+            "belong together.",
+            name_of(plan), l, model->catalogue->path, (long long)model->n_layer);
     const mdp_moe *moe = &model->layers[planned->layer].moe;
     if (planned->n_expert != moe->n_expert)
         return MDP_ERROR(MDP_BAD_INPUT,
-                         "layer %lld: the plan speaks of %d experts, the model has %d; the plan and the model do not "
-                         "belong together",
-                         l, (int)planned->n_expert, (int)moe->n_expert);
+                         "%s: layer %lld: the plan speaks of %d experts, the model has %d; the plan and the model do "
+                         "not belong together.",
+                         name_of(plan), l, (int)planned->n_expert, (int)moe->n_expert);
     if (planned->n_kept < moe->top_k)
-        return MDP_ERROR(MDP_BAD_INPUT,
-                         "layer %lld: the plan keeps %d experts, fewer than the %d that each token uses; keep more", l,
-                         (int)planned->n_kept, (int)moe->top_k);
+        return MDP_ERROR(
+            MDP_BAD_INPUT,
+            "%s: layer %lld: the plan keeps %d of %d experts, fewer than the %d that each token uses; keep "
+            "more.",
+            name_of(plan), l, (int)planned->n_kept, (int)planned->n_expert, (int)moe->top_k);
     return mdp_ok();
 }
 
@@ -67,21 +74,39 @@ static mdp_status check_all_planned(const mdp_plan *plan, const mdp_model *model
         if (!model->layers[l].is_moe) continue;
         if (i >= plan->n_layer || plan->layers[i].layer != l)
             return MDP_ERROR(MDP_BAD_INPUT,
-                             "layer %lld of the model is not in the plan; a plan lists every layer that has experts",
-                             (long long)l);
+                             "%s: layer %lld of the model is missing; a plan lists every layer that has experts.",
+                             name_of(plan), (long long)l);
         i++;
     }
+    return mdp_ok();
+}
+
+static mdp_status check_uniform(const mdp_plan *plan) {
+    const mdp_plan_layer *first = &plan->layers[0], *odd = NULL;
+    for (int64_t i = 1; i < plan->n_layer && !odd; i++) {
+        if (plan->layers[i].n_kept != first->n_kept) odd = &plan->layers[i];
+    }
+    if (plan->uniform && odd)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: \"uniform\" is true, but layer %lld keeps %d experts and layer %lld keeps %d; set it to "
+                         "false.",
+                         name_of(plan), (long long)first->layer, (int)first->n_kept, (long long)odd->layer,
+                         (int)odd->n_kept);
+    if (!plan->uniform && !odd)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: \"uniform\" is false, but every layer keeps %d experts; set it to true.",
+                         name_of(plan), (int)first->n_kept);
     return mdp_ok();
 }
 
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model) {
     const char *fingerprint = model->catalogue->fingerprint;
     if (strcmp(plan->fingerprint, fingerprint) != 0 || strcmp(plan->model_type, model->model_type) != 0)
-        return MDP_ERROR(
-            MDP_BAD_INPUT,
-            "the plan is for another model: it names a %s with fingerprint %s, %s is a %s with fingerprint "
-            "%s; make a plan from statistics of this model",
-            plan->model_type, plan->fingerprint, model->catalogue->path, model->model_type, fingerprint);
-    for (int64_t i = 0; i < plan->n_layer; i++) MDP_TRY(check_layer(&plan->layers[i], model));
-    return check_all_planned(plan, model);
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: is for another model: it names a %s with fingerprint %s, %s is a %s with fingerprint %s; "
+                         "make a plan from statistics of this model.",
+                         name_of(plan), plan->model_type, plan->fingerprint, model->catalogue->path, model->model_type,
+                         fingerprint);
+    for (int64_t i = 0; i < plan->n_layer; i++) MDP_TRY(check_layer(plan, &plan->layers[i], model));
+    MDP_TRY(check_all_planned(plan, model));
+    return check_uniform(plan);
 }

@@ -1,10 +1,11 @@
 /* plan_json.c - plan.json: printing, and parsing with every check that needs no model.
  *
  * The text may be written by hand, so nothing in it is believed: each layer's experts are named once, kept ones in
- * ascending order, every action is known, counts agree with scores and with "uniform". Errors name the file, the layer
- * and the expert. Equal plans print to equal bytes. */
+ * ascending order, every action is known, counts agree with scores. Errors name the file, the layer and the
+ * expert. Equal plans print to equal bytes. */
 #include "mdp/plan.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define PLAN_FORMAT "moe-dist-prune plan"
@@ -56,7 +57,7 @@ mdp_status mdp_plan_print(const mdp_plan *plan, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:{s:s, s:s}, s:O, s:b, s:o}", "format", PLAN_FORMAT, "version", PLAN_VERSION,
                              "model", "fingerprint", plan->fingerprint, "model_type", plan->model_type, "recipe",
                              plan->recipe, "uniform", (int)plan->uniform, "layers", layers);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the text of a plan");
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the text of a plan.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;
@@ -71,7 +72,7 @@ typedef struct place {
 } place;
 
 #define REFUSE(where, format, ...)                                                                                     \
-    MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: " format, (where)->path, (long long)(where)->layer, __VA_ARGS__)
+    MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: " format ".", (where)->path, (long long)(where)->layer, __VA_ARGS__)
 
 static mdp_status check_keys(const json_t *object, const char *const *known, const place *where) {
     const char *key;
@@ -129,6 +130,12 @@ static mdp_status parse_kept(const json_t *list, const place *where, mdp_plan_la
     return mdp_ok();
 }
 
+static int compare_experts(const void *left, const void *right) {
+    mdp_expert_t a = *(const mdp_expert_t *)left, b = *(const mdp_expert_t *)right;
+    return a < b ? -1 : a > b;
+}
+
+/* The order of dropped experts means nothing, so any is accepted and made ascending. */
 static mdp_status parse_dropped(const json_t *list, const place *where, mdp_plan_layer *layer) {
     static const char *const known[] = {"expert", "score", "action", NULL};
     MDP_TRY(MDP_ALLOC(&layer->dropped, (mdp_count_t)json_array_size(list), "the dropped experts of a plan"));
@@ -139,9 +146,11 @@ static mdp_status parse_dropped(const json_t *list, const place *where, mdp_plan
         MDP_TRY(parse_action(item, MDP_DROP, where));
         MDP_TRY(parse_expert_number(json_object_get(item, "expert"), where, &layer->dropped[i]));
         layer->n_dropped++;
-        if (i > 0 && layer->dropped[i] <= layer->dropped[i - 1])
-            return REFUSE(where, "expert %d is dropped after expert %d; drop each once, in ascending order",
-                          (int)layer->dropped[i], (int)layer->dropped[i - 1]);
+    }
+    qsort(layer->dropped, (size_t)layer->n_dropped, sizeof *layer->dropped, compare_experts);
+    for (int32_t i = 1; i < layer->n_dropped; i++) {
+        if (layer->dropped[i] == layer->dropped[i - 1])
+            return REFUSE(where, "expert %d is dropped twice", (int)layer->dropped[i]);
     }
     return mdp_ok();
 }
@@ -180,7 +189,7 @@ static mdp_status parse_layer(const json_t *object, const char *path, int64_t in
                               mdp_plan_layer *layer) {
     static const char *const known[] = {"layer", "scores", "experts", "dropped", "router", NULL};
     if (!json_is_object(object))
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: entry %lld of 'layers' is not an object", path, (long long)index);
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: entry %lld of 'layers' is not an object.", path, (long long)index);
     MDP_TRY(mdp_json_int(object, "layer", path, &layer->layer));
     place where = {path, layer->layer};
     if (layer->layer <= previous)
@@ -207,7 +216,7 @@ static mdp_status copy_name(const json_t *object, const char *key, const char *p
     const char *text = NULL;
     MDP_TRY(mdp_json_text(object, key, path, &text));
     if (strlen(text) >= n_byte)
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' has %zu characters, at most %zu are possible", path, key,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' has %zu characters, at most %zu are possible.", path, key,
                          strlen(text), n_byte - 1);
     memcpy(out, text, strlen(text) + 1);
     return mdp_ok();
@@ -217,37 +226,26 @@ static mdp_status check_format(const json_t *root, const char *path) {
     const char *format = json_string_value(json_object_get(root, "format"));
     const char *version = json_string_value(json_object_get(root, "version"));
     if (!format || strcmp(format, PLAN_FORMAT) != 0)
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: not a plan: \"format\" is not \"%s\"", path, PLAN_FORMAT);
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: not a plan: \"format\" is not \"%s\".", path, PLAN_FORMAT);
     if (!version || strncmp(version, "1.", 2) != 0)
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: plan of version %s; this program reads version 1, use a newer one", path,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: plan of version %s; this program reads version 1, use a newer one.", path,
                          version ? version : "(none)");
     return mdp_ok();
 }
 
-static mdp_status check_uniform(const json_t *root, const char *path, mdp_plan *plan) {
+/* Whether it is true is checked against the model's layers (mdp_plan_check). */
+static mdp_status parse_uniform(const json_t *root, const char *path, mdp_plan *plan) {
     const json_t *flag = json_object_get(root, "uniform");
-    int64_t odd = -1;
-    for (int64_t i = 1; i < plan->n_layer && odd < 0; i++) {
-        if (plan->layers[i].n_kept != plan->layers[0].n_kept) odd = i;
-    }
-    plan->uniform = odd < 0;
-    if (!json_is_boolean(flag)) return MDP_ERROR(MDP_BAD_INPUT, "%s: \"uniform\" must be true or false", path);
-    if (json_is_true(flag) && odd >= 0)
-        return MDP_ERROR(MDP_BAD_INPUT,
-                         "%s: \"uniform\" is true, but layer %lld keeps %d experts and layer %lld keeps %d", path,
-                         (long long)plan->layers[0].layer, (int)plan->layers[0].n_kept,
-                         (long long)plan->layers[odd].layer, (int)plan->layers[odd].n_kept);
-    if (json_is_false(flag) && odd < 0)
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: \"uniform\" is false, but every layer keeps %d experts", path,
-                         (int)plan->layers[0].n_kept);
-    return mdp_ok();
+    plan->uniform = json_is_true(flag);
+    if (json_is_boolean(flag)) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: \"uniform\" must be true or false.", path);
 }
 
 static mdp_status parse_head(const json_t *root, const char *path, mdp_plan *plan) {
     const json_t *model = json_object_get(root, "model");
     json_t *recipe = json_object_get(root, "recipe");
     if (!json_is_object(model) || !json_is_object(recipe))
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: \"model\" and \"recipe\" must both be objects", path);
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: \"model\" and \"recipe\" must both be objects.", path);
     MDP_TRY(copy_name(model, "fingerprint", path, plan->fingerprint, sizeof plan->fingerprint));
     MDP_TRY(copy_name(model, "model_type", path, plan->model_type, sizeof plan->model_type));
     json_decref(plan->recipe);
@@ -256,11 +254,11 @@ static mdp_status parse_head(const json_t *root, const char *path, mdp_plan *pla
 }
 
 static mdp_status parse_root(const json_t *root, const char *path, mdp_plan **out) {
-    if (!json_is_object(root)) return MDP_ERROR(MDP_BAD_INPUT, "%s: not a plan: not a JSON object", path);
+    if (!json_is_object(root)) return MDP_ERROR(MDP_BAD_INPUT, "%s: not a plan: not a JSON object.", path);
     MDP_TRY(check_format(root, path));
     json_t *layers = NULL;
     MDP_TRY(mdp_json_array(root, "layers", path, &layers));
-    if (json_array_size(layers) == 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: the plan has no layers", path);
+    if (json_array_size(layers) == 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: the plan has no layers.", path);
     MDP_TRY(mdp_plan_new((int64_t)json_array_size(layers), out));
     mdp_plan *plan = *out;
     MDP_TRY(parse_head(root, path, plan));
@@ -269,7 +267,8 @@ static mdp_status parse_root(const json_t *root, const char *path, mdp_plan **ou
         MDP_TRY(parse_layer(json_array_get(layers, (size_t)i), path, i, previous, &plan->layers[i]));
         previous = plan->layers[i].layer;
     }
-    return check_uniform(root, path, plan);
+    MDP_TRY(mdp_copy_text(&plan->path, path));
+    return parse_uniform(root, path, plan);
 }
 
 mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, mdp_plan **out) {

@@ -30,7 +30,7 @@ static mdp_status check_finite(const mdp_score_input *input, const double *score
         if (!isfinite(score[e]))
             return MDP_ERROR(MDP_BAD_INPUT,
                              "layer %lld: the score of expert %d is not a finite number; the statistics "
-                             "are damaged, observe again",
+                             "are damaged, observe again.",
                              (long long)input->layer, (int)e);
     }
     return mdp_ok();

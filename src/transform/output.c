@@ -47,7 +47,7 @@ static mdp_status slice(const mdp_expert_tensor *tensor, const mdp_plan_layer *p
     int64_t n_entry = source->shape[tensor->axis];
     if (n_entry != planned->n_expert || n_outer == 0 || source->n_byte % (n_outer * n_entry) != 0)
         return MDP_ERROR(
-            MDP_BAD_INPUT, "'%s' has %lld entries along axis %d, the plan speaks of %d experts in layer %lld",
+            MDP_BAD_INPUT, "'%s' has %lld entries along axis %d, the plan speaks of %d experts in layer %lld.",
             source->name, (long long)n_entry, tensor->axis, (int)planned->n_expert, (long long)planned->layer);
     int64_t entry_byte = source->n_byte / (n_outer * n_entry);
     MDP_TRY(describe(source, n_outer * planned->n_kept, out));
@@ -65,7 +65,7 @@ static mdp_status slice(const mdp_expert_tensor *tensor, const mdp_plan_layer *p
 /* The pattern with {expert} replaced by a number. */
 static mdp_status expert_name(const char *pattern, mdp_expert_t expert, char **out) {
     const char *mark = strstr(pattern, "{expert}");
-    if (!mark) return MDP_ERROR(MDP_INTERNAL, "the tensor name pattern '%s' lacks {expert}", pattern);
+    if (!mark) return MDP_ERROR(MDP_INTERNAL, "the tensor name pattern '%s' lacks {expert}.", pattern);
     return mdp_format(out, "%.*s%d%s", (int)(mark - pattern), pattern, (int)expert, mark + strlen("{expert}"));
 }
 
