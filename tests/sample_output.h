@@ -139,7 +139,7 @@ static void sample_write_source(const sample *s) {
 }
 
 /* The bytes that a tensor of the result must have. New. */
-static char *sample_expected(const sample *s, const mdp_output_tensor *tensor) {
+static inline char *sample_expected(const sample *s, const mdp_output_tensor *tensor) {
     char *out = NULL, *to;
     sample_must(MDP_ALLOC(&out, tensor->n_byte, "expected bytes"));
     to = out;

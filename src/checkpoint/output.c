@@ -324,13 +324,11 @@ end:
 }
 
 mdp_status mdp_output_publish(const char *partial, const char *path) {
-    if (mdp_path_is_folder(partial) && folder_holds(path, NULL))
-        MDP_TRY(swap_folder(partial, path));
-    else
-        MDP_TRY(mdp_file_rename(partial, path));
     char *folder = NULL;
     MDP_TRY(mdp_path_folder(&folder, path));
-    mdp_status status = mdp_folder_sync(folder);
+    bool swap = mdp_path_is_folder(partial) && folder_holds(path, NULL);
+    mdp_status status = swap ? swap_folder(partial, path) : mdp_file_rename(partial, path);
+    if (status.code == MDP_OK) status = mdp_folder_sync(folder);
     mdp_free(folder);
     return status;
 }

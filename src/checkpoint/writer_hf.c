@@ -198,6 +198,13 @@ static mdp_status describe_files(const hf_writer *writer) {
     return mdp_folder_sync(writer->partial);
 }
 
+/* Twice if need be: on network file systems the first try may only rename what another node has open still. */
+static void remove_partial(const hf_writer *writer) {
+    if (mdp_folder_remove(writer->partial).code == MDP_OK) return;
+    mdp_status ignored = mdp_folder_remove(writer->partial);
+    (void)ignored; /* the error that led here is the one to tell */
+}
+
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
 static mdp_status prepare(hf_writer *writer, const char *folder) {
@@ -228,7 +235,7 @@ mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_
                             const mdp_write_options *options) {
     hf_writer writer = {.comm = comm, .output = output, .options = options, .file = -1, .fd = -1};
     mdp_status status = write_all(&writer, reader, folder);
-    if (status.code != MDP_OK && writer.made) (void)mdp_folder_remove(writer.partial);
+    if (status.code != MDP_OK && writer.made) remove_partial(&writer);
     mdp_hf_layout_destroy(&writer.layout);
     mdp_free(writer.digests);
     mdp_free(writer.all_digests);
