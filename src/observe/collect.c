@@ -96,13 +96,31 @@ mdp_status mdp_stats_observe(void *context, const mdp_tile *tile) {
     return mdp_ok();
 }
 
+/* Bring a layer's complete sums to normal form; a sum beyond the grid is named. */
+static mdp_status normalise_layer(const mdp_stats *stats, mdp_layer_stats *layer) {
+    int64_t n = (int64_t)stats->n_category * layer->n_expert;
+    for (int64_t i = 0; i < n * MDP_N_STATISTIC; i++) {
+        if (!mdp_exact_fits(&layer->sums[i])) {
+            return MDP_ERROR(MDP_BAD_INPUT,
+                             "layer %lld, expert %lld: %s over tokens of '%s' exceeds 2^159; activations are "
+                             "far too large",
+                             (long long)layer->layer, (long long)(i % layer->n_expert), mdp_statistics[i / n].name,
+                             stats->category[i % n / layer->n_expert]);
+        }
+        mdp_exact_normalise(&layer->sums[i]);
+    }
+    return mdp_ok();
+}
+
 mdp_status mdp_stats_reduce_all(const mdp_comm *comm, mdp_stats *stats) {
+    mdp_status status = mdp_ok();
     for (int64_t l = 0; l < stats->n_layer; l++) {
         mdp_layer_stats *layer = &stats->layers[l];
         int64_t n = (int64_t)stats->n_category * layer->n_expert;
+        for (int64_t i = 0; i < n * MDP_N_STATISTIC; i++) mdp_exact_normalise(&layer->sums[i]);
         MDP_TRY(mdp_sum_i64_to_root_all(comm, layer->counts, n, 0));
         MDP_TRY(mdp_sum_i64_to_root_all(comm, &layer->sums[0].limb[0], n * MDP_N_STATISTIC * MDP_LIMBS, 0));
-        for (int64_t i = 0; i < n * MDP_N_STATISTIC; i++) mdp_exact_normalise(&layer->sums[i]);
+        if (comm->rank == 0 && status.code == MDP_OK) status = normalise_layer(stats, layer);
     }
-    return mdp_ok();
+    return mdp_agree_all(comm, status);
 }
