@@ -25,7 +25,7 @@ static json_t *describe_libraries(const mdp_session *session) {
     mpi[strcspn(mpi, "\n,")] = '\0';
     H5get_libversion(&major, &minor, &release);
     snprintf(hdf5, sizeof hdf5, "%u.%u.%u", major, minor, release);
-    return json_pack("{s:s, s:s, s:s, s:s}", "mpi", mpi, "hdf5", hdf5, "blas", session->blas, "jansson",
+    return json_pack("{s:s, s:s, s:s, s:s}", "MPI", mpi, "HDF5", hdf5, "BLAS", session->blas, "jansson",
                      JANSSON_VERSION);
 }
 
