@@ -33,11 +33,17 @@ typedef struct mdp_rope {
     int64_t max_position, n_rotated;
 } mdp_rope;
 
+typedef enum mdp_qk_norm { MDP_QK_NORM_NONE, MDP_QK_NORM_HEAD, MDP_QK_NORM_WHOLE } mdp_qk_norm;
+
 typedef struct mdp_attention {
-    mdp_matrix q, k, v,
-        o; /* [n_head * head_dim, d_model], [n_kv_head * head_dim, d_model], same, [d_model, n_head * head_dim] */
-    int64_t window; /* keys visible to a query, itself included; 0: all before it */
-    double scale;   /* of q . k */
+    mdp_matrix q, o;                           /* [n_head * head_dim, d_model], [d_model, n_head * head_dim] */
+    mdp_matrix k, v;                           /* [n_kv_head * head_dim, d_model] */
+    mdp_matrix q_bias, k_bias, v_bias, o_bias; /* [1, rows of the matrix]; tensor == NULL: none */
+    mdp_qk_norm qk_norm;                       /* of queries and keys before rotation: each head, or the whole vector */
+    mdp_matrix q_norm, k_norm;                 /* [1, head_dim] or [1, whole vector] */
+    double clip;                               /* q, k, v are clamped to +-clip after their norms; 0: not */
+    int64_t window;                            /* keys visible to a query, itself included; 0: all before it */
+    double scale;                              /* of q . k */
 } mdp_attention;
 
 typedef struct mdp_expert {
@@ -60,6 +66,9 @@ typedef struct mdp_moe {
     mdp_matrix router;   /* [n_expert, d_model] */
     mdp_expert *experts; /* [n_expert] */
     mdp_activation activation;
+    mdp_expert shared;      /* sees every token; gate.tensor == NULL: none */
+    int64_t shared_ff;      /* rows of its gate */
+    mdp_matrix shared_gate; /* [1, d_model]: its output is times sigmoid(shared_gate . x); tensor == NULL: times 1 */
     int64_t n_expert_tensor;
     mdp_expert_tensor *expert_tensors; /* every tensor that changes when experts are removed: routers, experts */
 } mdp_moe;
@@ -69,6 +78,9 @@ typedef struct mdp_layer {
     mdp_attention attention;
     bool is_moe;
     mdp_moe moe;
+    mdp_expert dense; /* of a layer without experts */
+    int64_t dense_ff;
+    mdp_activation activation; /* of the dense layer */
 } mdp_layer;
 
 typedef struct mdp_model {
