@@ -20,7 +20,7 @@ mdp_status mdp_blas_start(void) {
     if (n != 1) {
         return MDP_ERROR(MDP_INTERNAL,
                          "the BLAS library was told to use 1 thread and says that it uses %d; start the program with "
-                         "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1, or link another BLAS",
+                         "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1, or link another BLAS.",
                          n);
     }
     return mdp_ok();

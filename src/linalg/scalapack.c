@@ -70,13 +70,13 @@ static mdp_status piece_describe(const grid *g, int64_t m, int64_t n, int64_t ro
     if (!mdp_multiply(leading, local_cols, n_value) || *n_value > INT_MAX) {
         return MDP_ERROR(MDP_INTERNAL,
                          "a matrix of %lld x %lld over %d x %d ranks leaves more than %d values to one rank, which "
-                         "ScaLAPACK cannot index; use more ranks",
+                         "ScaLAPACK cannot index; use more ranks.",
                          (long long)m, (long long)n, g->n_row, g->n_col, INT_MAX);
     }
     descinit_(out->descriptor, &rows, &cols, &row_width, &col_width, &zero, &zero, &g->context, &leading, &info);
     if (info != 0) {
-        return MDP_ERROR(MDP_INTERNAL, "ScaLAPACK refused argument %d of the descriptor of a %lld x %lld matrix", -info,
-                         (long long)m, (long long)n);
+        return MDP_ERROR(MDP_INTERNAL, "ScaLAPACK refused argument %d of the descriptor of a %lld x %lld matrix.",
+                         -info, (long long)m, (long long)n);
     }
     return mdp_ok();
 }
@@ -121,14 +121,14 @@ static mdp_status solve_on_grid_all(solve *s) {
     if (info > 0) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "a matrix of order %d to be solved by Cholesky is not positive definite: its leading minor of "
-                         "order %d is not positive; a larger ridge makes it so",
+                         "order %d is not positive; a larger ridge makes it so.",
                          n, info);
     }
-    if (info < 0) return MDP_ERROR(MDP_INTERNAL, "ScaLAPACK's pdpotrf refused its argument %d", -info);
+    if (info < 0) return MDP_ERROR(MDP_INTERNAL, "ScaLAPACK's pdpotrf refused its argument %d.", -info);
     pdtran_(&n, &n_rhs, &scale, s->b_transposed.data, &one, &one, s->b_transposed.descriptor, &none, s->b.data, &one,
             &one, s->b.descriptor);
     pdpotrs_("L", &n, &n_rhs, s->a.data, &one, &one, s->a.descriptor, s->b.data, &one, &one, s->b.descriptor, &info);
-    if (info != 0) return MDP_ERROR(MDP_INTERNAL, "ScaLAPACK's pdpotrs refused its argument %d", -info);
+    if (info != 0) return MDP_ERROR(MDP_INTERNAL, "ScaLAPACK's pdpotrs refused its argument %d.", -info);
     pdtran_(&n_rhs, &n, &scale, s->b.data, &one, &one, s->b.descriptor, &none, s->b_transposed.data, &one, &one,
             s->b_transposed.descriptor);
     return mdp_ok();

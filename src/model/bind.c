@@ -57,7 +57,7 @@ static mdp_status missing(const binder *b, const wanted *w, const char *name) {
     } else {
         (void)snprintf(what, sizeof what, "the %s is missing", w->what);
     }
-    return MDP_ERROR(MDP_BAD_INPUT, "%s%s ('%s' is not in the checkpoint)", place, what, name);
+    return MDP_ERROR(MDP_BAD_INPUT, "%s%s ('%s' is not in the checkpoint).", place, what, name);
 }
 
 static mdp_status wrong_shape(const binder *b, const wanted *w, const mdp_tensor *tensor) {
@@ -68,7 +68,7 @@ static mdp_status wrong_shape(const binder *b, const wanted *w, const mdp_tensor
     return MDP_ERROR(
         MDP_BAD_INPUT,
         "%s%s '%s' has shape [%s], config.json says [%s] (%s); the checkpoint and its config do not belong "
-        "together",
+        "together.",
         place, w->what, tensor->name, found, expected, w->keys);
 }
 
@@ -83,8 +83,8 @@ static mdp_status bind(binder *b, const wanted *w, bool may_miss, const mdp_tens
     for (int i = 0; same && i < w->n_dim; i++) same = tensor->shape[i] == w->shape[i];
     if (!same) return wrong_shape(b, w, tensor);
     if (!mdp_dtype_widens(tensor->type)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is stored as %s; supported are F32, F16 and BF16", b->catalogue->path,
-                         name, mdp_dtype_name(tensor->type));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is stored as %s; supported are F32, F16 and BF16.",
+                         b->catalogue->path, name, mdp_dtype_name(tensor->type));
     }
     b->bound[tensor - b->catalogue->tensors] = true;
     return mdp_ok();
@@ -275,7 +275,7 @@ static mdp_status count_experts(const binder *b, const mdp_expert_layout *layout
     int64_t n = b->config->n_expert;
     if (b->catalogue->container == MDP_NATIVE) n = count_stored(b, layout, layer);
     if (n < b->config->top_k || n > INT32_MAX) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: %lld experts are stored, but each token chooses %lld (%s)",
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: %lld experts are stored, but each token chooses %lld (%s).",
                          b->catalogue->path, (long long)layer, (long long)n, (long long)b->config->top_k,
                          b->family->top_k.name);
     }
@@ -322,7 +322,7 @@ static mdp_status stray_expert_tensor(const binder *b, const char *name, int64_t
     if (layer >= b->model->n_layer) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: '%s' belongs to an expert of layer %lld, but config.json says %lld layers (%s); the "
-                         "checkpoint and its config do not belong together",
+                         "checkpoint and its config do not belong together.",
                          b->catalogue->path, name, (long long)layer, (long long)b->model->n_layer,
                          b->family->n_layer.name);
     }
@@ -330,13 +330,13 @@ static mdp_status stray_expert_tensor(const binder *b, const char *name, int64_t
     if (mdp_name_number(rest, &expert, &rest) && expert >= n_expert) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: layer %lld: '%s' belongs to expert %lld, but the layer has %lld experts (%s); the "
-                         "checkpoint and its config do not belong together",
+                         "checkpoint and its config do not belong together.",
                          b->catalogue->path, (long long)layer, name, (long long)expert, (long long)n_expert,
                          b->family->n_expert.name);
     }
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: layer %lld: '%s' lies among the experts, but is no tensor that model_type '%s' has; it could "
-                     "not be renumbered when experts are removed",
+                     "not be renumbered when experts are removed.",
                      b->catalogue->path, (long long)layer, name, b->family->model_type);
 }
 

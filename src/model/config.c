@@ -7,6 +7,7 @@
 #include <string.h>
 
 const char *mdp_config_kind(const json_t *value) {
+    if (value == NULL) return "missing";
     switch (json_typeof(value)) {
     case JSON_OBJECT:
         return "an object";
@@ -35,12 +36,12 @@ static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, cons
     *found = value != NULL && !(json_is_null(value) && key->null_is_absent);
     if (!*found) return mdp_ok();
     if (!json_is_integer(value)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number", path, name, mdp_config_kind(value));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number.", path, name, mdp_config_kind(value));
     }
     *out = json_integer_value(value);
     if (*out < 1 || *out > INT32_MAX) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld; expected a number from 1 to %d", path, name, (long long)*out,
-                         INT32_MAX);
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld; expected a number from 1 to %d.", path, name,
+                         (long long)*out, INT32_MAX);
     }
     return mdp_ok();
 }
@@ -52,7 +53,7 @@ static mdp_status read_int(const json_t *json, const mdp_int_key *key, const cha
     MDP_TRY(read_spelling(json, key, key->name, path, &has_first, &first));
     if (key->other != NULL) MDP_TRY(read_spelling(json, key, key->other, path, &has_other, &other));
     if (has_first && has_other && first != other) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld and '%s' is %lld; both mean the same, so make them equal",
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld and '%s' is %lld; both mean the same, so make them equal.",
                          path, key->name, (long long)first, key->other, (long long)other);
     }
     *out = has_other ? other : first;
@@ -64,7 +65,7 @@ static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const c
     const json_t *value = key->name == NULL ? NULL : json_object_get(json, key->name);
     if (value == NULL) return mdp_ok();
     if (!json_is_boolean(value)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false", path, key->name,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", path, key->name,
                          mdp_config_kind(value));
     }
     *out = json_is_true(value);
@@ -76,11 +77,11 @@ static mdp_status read_norm_eps(const json_t *json, const mdp_real_key *key, con
     const json_t *value = json_object_get(json, key->name);
     if (value == NULL) return mdp_ok();
     if (!json_is_number(value)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a number", path, key->name, mdp_config_kind(value));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a number.", path, key->name, mdp_config_kind(value));
     }
     *out = json_number_value(value);
     if (!(*out >= 0.0 && isfinite(*out))) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %g; expected a number that is not negative", path, key->name,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %g; expected a number that is not negative.", path, key->name,
                          *out);
     }
     return mdp_ok();
@@ -103,7 +104,7 @@ static mdp_status read_activation(const json_t *json, const mdp_family *family, 
             return mdp_ok();
         }
     }
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s%s%s; supported are silu, gelu and its tanh form gelu_pytorch_tanh",
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s%s%s; supported are silu, gelu and its tanh form gelu_pytorch_tanh.",
                      path, family->activation_key, name == NULL ? mdp_config_kind(value) : "'",
                      name == NULL ? "" : name, name == NULL ? "" : "'");
 }
@@ -114,7 +115,7 @@ static mdp_status refuse_quantised(const json_t *json, const char *path) {
     const char *method = json_string_value(json_object_get(quantisation, "quant_method"));
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: the weights are quantised (quantization_config, quant_method %s); supported are "
-                     "f32, f16 and bf16 weights, so start from the checkpoint before quantisation",
+                     "f32, f16 and bf16 weights, so start from the checkpoint before quantisation.",
                      path, method == NULL ? "not named" : method);
 }
 
@@ -122,17 +123,17 @@ static mdp_status check_heads(const mdp_family *family, const char *path, const 
     if (c->n_head % c->n_kv_head != 0) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: '%s' is %lld, which is not a multiple of '%s' %lld, so heads cannot share "
-                         "keys evenly",
+                         "keys evenly.",
                          path, family->n_head.name, (long long)c->n_head, family->n_kv_head.name,
                          (long long)c->n_kv_head);
     }
     if (c->head_dim % 2 != 0) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: heads have %lld values ('%s'); expected an even number", path,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: heads have %lld values ('%s'); expected an even number.", path,
                          (long long)c->head_dim, family->head_dim.name);
     }
     int64_t width;
     if (!mdp_multiply(c->n_head, c->head_dim, &width) || width > INT32_MAX) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld times '%s' %lld is beyond %d", path, family->n_head.name,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld times '%s' %lld is beyond %d.", path, family->n_head.name,
                          (long long)c->n_head, family->head_dim.name, (long long)c->head_dim, INT32_MAX);
     }
     return mdp_ok();
@@ -146,7 +147,7 @@ static mdp_status read_heads(const json_t *json, const mdp_family *family, const
     MDP_TRY(read_int(json, &family->head_dim, path, &c->head_dim));
     if (c->head_dim == 0) {
         if (c->d_model % c->n_head != 0) {
-            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld is not a multiple of '%s' %lld and there is no '%s'", path,
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld is not a multiple of '%s' %lld and there is no '%s'.", path,
                              family->d_model.name, (long long)c->d_model, family->n_head.name, (long long)c->n_head,
                              family->head_dim.name);
         }
@@ -161,7 +162,7 @@ static mdp_status read_routing(const json_t *json, const mdp_family *family, con
     if (c->top_k > c->n_expert) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: '%s' is %lld, but there are only %lld experts ('%s'); a token cannot choose "
-                         "more experts than there are",
+                         "more experts than there are.",
                          path, family->top_k.name, (long long)c->top_k, (long long)c->n_expert, family->n_expert.name);
     }
     bool flag;

@@ -21,7 +21,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
 mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,
                          mdp_rope *out);
 
-/* What a JSON value is, for error sentences: "null", "a text", ... */
+/* What a JSON value is, for error sentences: "null", "a text", ...; "missing" for NULL. */
 const char *mdp_config_kind(const json_t *value);
 
 #endif

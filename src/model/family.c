@@ -74,7 +74,7 @@ mdp_status mdp_family_find(const char *model_type, const char *path, const mdp_f
         if (n > 0 && used + (size_t)n < sizeof supported) used += (size_t)n;
     }
     const char *near = mdp_nearest(model_type, NAMES, N_FAMILY);
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: model_type '%s' is not supported%s%s%s; supported: %s", path, model_type,
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: model_type '%s' is not supported%s%s%s; supported: %s.", path, model_type,
                      near == NULL ? "" : " (did you mean '", near == NULL ? "" : near, near == NULL ? "" : "'?)",
                      supported);
 }

@@ -6,12 +6,12 @@
 
 static mdp_status find_family(const json_t *json, const char *where, const mdp_family **out) {
     if (!json_is_object(json)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a JSON object, found %s", where, mdp_config_kind(json));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a JSON object, found %s.", where, mdp_config_kind(json));
     }
     const json_t *type = json_object_get(json, "model_type");
     if (!json_is_string(type)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'model_type' is %s; expected a text such as \"%s\"", where,
-                         type == NULL ? "missing" : mdp_config_kind(type), mdp_family_names()[0]);
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'model_type' is %s; expected a text such as \"%s\".", where,
+                         mdp_config_kind(type), mdp_family_names()[0]);
     }
     return mdp_family_find(json_string_value(type), where, out);
 }
@@ -21,7 +21,7 @@ static mdp_status fill(const json_t *json, const char *where, mdp_model *model) 
     MDP_TRY(find_family(json, where, &model->family));
     MDP_TRY(mdp_config_read(json, model->family, where, &config));
     if (config.n_layer > model->catalogue->n_tensor) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld, but the checkpoint has only %lld tensors", where,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld, but the checkpoint has only %lld tensors.", where,
                          model->family->n_layer.name, (long long)config.n_layer, (long long)model->catalogue->n_tensor);
     }
     MDP_TRY(mdp_rope_read(json, model->family, &config, where, &model->rope));

@@ -20,8 +20,8 @@ typedef struct rope_source {
 } rope_source;
 
 static mdp_status bad_value(const rope_source *s, const char *key, const json_t *value, const char *expected) {
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' of %s is %s; expected %s", s->path, key, s->dict_name,
-                     value == NULL ? "missing" : mdp_config_kind(value), expected);
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' of %s is %s; expected %s.", s->path, key, s->dict_name,
+                     mdp_config_kind(value), expected);
 }
 
 /* A number of the dict; absent and null give `absent`. */
@@ -48,7 +48,7 @@ static mdp_status find_dict(rope_source *s) {
         const json_t *value = json_object_get(s->json, names[i]);
         if (value == NULL || json_is_null(value)) continue;
         if (!json_is_object(value)) {
-            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected an object or null", s->path, names[i],
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected an object or null.", s->path, names[i],
                              mdp_config_kind(value));
         }
         if (json_object_size(value) == 0) continue;
@@ -66,7 +66,7 @@ static mdp_status find_theta(rope_source *s, double class_default) {
     if (value == NULL || json_is_null(value)) return mdp_ok();
     s->theta = json_is_number(value) ? json_number_value(value) : 0.0;
     if (!(s->theta > 1.0 && isfinite(s->theta))) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'rope_theta' is %s (%g); expected a number above 1", s->path,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'rope_theta' is %s (%g); expected a number above 1.", s->path,
                          mdp_config_kind(value), s->theta);
     }
     return mdp_ok();
@@ -118,7 +118,7 @@ static mdp_status set_linear(const rope_source *s, mdp_rope *rope) {
 /* The base grows with the length of the sequence beyond max_position_embeddings; up to there it is theta. */
 static mdp_status set_dynamic(const rope_source *s, mdp_rope *rope) {
     MDP_TRY(dict_positive(s, "factor", &rope->factor));
-    if (s->dim < 4) return MDP_ERROR(MDP_BAD_INPUT, "%s: dynamic rope needs heads of 4 values", s->path);
+    if (s->dim < 4) return MDP_ERROR(MDP_BAD_INPUT, "%s: dynamic rope needs heads of 4 values.", s->path);
     rope->dynamic = true;
     return set_default(s, rope);
 }
@@ -152,7 +152,7 @@ static mdp_status yarn_range(const rope_source *s, double original, double *low,
     if (beta_fast == 0.0) beta_fast = 32.0;
     if (beta_slow == 0.0) beta_slow = 1.0;
     if (beta_fast < 0.0 || beta_slow < 0.0) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'beta_fast' and 'beta_slow' of %s must be positive", s->path,
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: 'beta_fast' and 'beta_slow' of %s must be positive.", s->path,
                          s->dict_name);
     }
     const double two_pi = 2.0 * 3.14159265358979323846;
@@ -223,7 +223,7 @@ static mdp_status set_type(const rope_source *s, const char *type, mdp_rope *rop
     }
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: rope type '%s' (%s) is not supported; supported are default, linear, dynamic, "
-                     "yarn and llama3",
+                     "yarn and llama3.",
                      s->path, type, s->dict_name);
 }
 
@@ -233,7 +233,7 @@ static mdp_status refuse_partial(const rope_source *s, const char *type) {
     /* The default rope of these families does not look at the key; their scaled ones do, and then do not fit the head.
      */
     if (strcmp(type, "default") == 0 || !json_is_number(value) || json_number_value(value) == 1.0) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: 'partial_rotary_factor' is %g, but this model_type rotates whole heads",
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: 'partial_rotary_factor' is %g, but this model_type rotates whole heads.",
                      s->path, json_number_value(value));
 }
 

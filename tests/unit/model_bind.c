@@ -18,7 +18,7 @@ enum { MAX_TENSOR = 64 };
 typedef struct fixture {
     mdp_catalogue catalogue;
     mdp_tensor tensors[MAX_TENSOR];
-    char names[MAX_TENSOR][100];
+    char names[MAX_TENSOR][200];
     char config[2000];
 } fixture;
 
@@ -30,7 +30,7 @@ static void add(fixture *f, const char *name, int n_dim, int64_t d0, int64_t d1,
 }
 
 static void add_layer(fixture *f, int layer, const char *name, int n_dim, int64_t d0, int64_t d1, int64_t d2) {
-    char full[100];
+    char full[200];
     (void)snprintf(full, sizeof full, "model.layers.%d.%s", layer, name);
     add(f, full, n_dim, d0, d1, d2);
 }
@@ -116,7 +116,7 @@ static void must_refuse(fixture *f, const char *sentence) {
     mdp_status status = mdp_model_bind(&f->catalogue, &model);
     assert_null(model);
     if (status.code != MDP_BAD_INPUT) fail_msg("code %d instead of: %s", status.code, sentence);
-    if (strstr(status.text, sentence) == NULL) fail_msg("'%s'\ndoes not say '%s'", status.text, sentence);
+    if (strstr(status.text, sentence) == NULL) fail_msg("'%s' does not say '%s'", status.text, sentence);
     free(f);
 }
 

@@ -34,7 +34,7 @@ static mdp_status read_rope(const json_t *json, mdp_rope *rope) {
 /* The library's f32 pow is good to 1 unit in the last place, ours is rounded right; almost all values are equal. An
  * angle then differs by position times that, and so do cos and sin. */
 static void check_case(const json_t *test, int64_t *n_value, int64_t *n_other) {
-    mdp_rope rope;
+    mdp_rope rope = {0};
     mdp_status status = read_rope(json_object_get(test, "config"), &rope);
     const char *name = json_string_value(json_object_get(test, "name"));
     if (status.code != MDP_OK) fail_msg("%s: %s", name, status.text);
@@ -119,8 +119,11 @@ static void published_yarn_values(void **state) {
     };
     for (size_t c = 0; c < sizeof all / sizeof all[0]; c++) {
         json_t *json = config_with(all[c].rope);
-        mdp_rope rope;
-        assert_int_equal(read_rope(json, &rope).code, MDP_OK);
+        mdp_rope rope = {0};
+        if (read_rope(json, &rope).code != MDP_OK || rope.frequency == NULL) {
+            fail_msg("case %zu was refused", c);
+            return;
+        }
         assert_true(fabs(rope.attention_factor - all[c].attention_factor) < 1e-12);
         for (int i = 0; i < all[c].n; i++) {
             double expected = all[c].frequency[i];
@@ -152,11 +155,10 @@ static void bad_settings_are_named(void **state) {
     };
     for (size_t c = 0; c < sizeof all / sizeof all[0]; c++) {
         json_t *json = config_with(all[c].rope);
-        mdp_rope rope;
+        mdp_rope rope = {0};
         mdp_status status = read_rope(json, &rope);
         assert_int_equal(status.code, MDP_BAD_INPUT);
-        if (strstr(status.text, all[c].sentence) == NULL)
-            fail_msg("%s\ndoes not name %s", status.text, all[c].sentence);
+        if (strstr(status.text, all[c].sentence) == NULL) fail_msg("%s does not name %s", status.text, all[c].sentence);
         json_decref(json);
     }
 }
