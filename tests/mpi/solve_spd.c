@@ -65,6 +65,13 @@ static void indefinite_matrix_is_refused_on_every_rank(const mdp_comm *comm, int
     mdp_free(b);
 }
 
+/* 200,000 x 200,000 over at most 8 ranks: refused on every rank before anything is touched. */
+static void too_large_a_piece_is_refused_on_every_rank(const mdp_comm *comm) {
+    mdp_status status = mdp_solve_spd_all(comm, 200000, 1, NULL, NULL);
+    expect(status.code == MDP_INTERNAL, "no error for a piece beyond 32-bit indices", 200000, 1, comm->size);
+    expect(strstr(status.text, "use more ranks") != NULL, "the error does not say what to do", 200000, 1, comm->size);
+}
+
 static void check_on(MPI_Comm base) {
     mdp_comm *comm = NULL;
     mdp_status status = mdp_comm_new_all(base, &comm);
@@ -80,6 +87,7 @@ static void check_on(MPI_Comm base) {
     indefinite_matrix_is_refused_on_every_rank(comm, 150, 0);
     indefinite_matrix_is_refused_on_every_rank(comm, 150, 70);
     indefinite_matrix_is_refused_on_every_rank(comm, 150, 149);
+    too_large_a_piece_is_refused_on_every_rank(comm);
     mdp_comm_destroy_all(comm);
 }
 
