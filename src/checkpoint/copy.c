@@ -3,7 +3,7 @@
  * In: items (lists of byte runs inside stored tensors) and a function that puts bytes where they belong. An I/O thread
  * reads pieces ahead into two buffers and computes each item's checksum; the main thread puts them, because only it may
  * call HDF5. Refuses nothing by itself: errors are those of reading and of putting. Memory is the two buffers. */
-#include "copy.h"
+#include "checkpoint/copy.h"
 
 #include <pthread.h>
 #include <string.h>

@@ -3,7 +3,7 @@
  * Objects carry no times, groups no creation order, datasets are contiguous, allocated at creation and never filled.
  * File format bounds are 1.8 to 1.10. bf16 and f16 are 2-byte floats used as memory and file type alike, so that HDF5
  * never converts (its conversion does not round to nearest even). */
-#include "h5_make.h"
+#include "checkpoint/h5_make.h"
 
 #include <string.h>
 #include <sys/mman.h>

@@ -3,9 +3,9 @@
  * Tensors fill shards in order of name, never split, up to a number of bytes; inside a shard they lie as the
  * safetensors library writes them: larger number formats first, then by name, header padded to a multiple of 8. Refuses
  * a header that readers would refuse. */
-#include "hf_layout.h"
+#include "checkpoint/hf_layout.h"
 
-#include "output.h"
+#include "checkpoint/output.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +44,8 @@ static mdp_status allocate(const mdp_output *output, int64_t n_shard, mdp_hf_lay
     MDP_TRY(MDP_ALLOC(&layout->items, layout->n_item, "the list of tensors"));
     MDP_TRY(MDP_ALLOC(&layout->item_file, layout->n_item, "the list of tensors"));
     MDP_TRY(MDP_ALLOC(&layout->item_offset, layout->n_item, "the list of tensors"));
-    MDP_TRY(mdp_alloc((void **)&layout->tensors, layout->n_item, sizeof *layout->tensors, "the list of tensors"));
+    MDP_TRY(
+        mdp_alloc((void **)&layout->tensors, layout->n_item, sizeof(const mdp_output_tensor *), "the list of tensors"));
     return mdp_output_side_segments(output->source, &layout->side_tensors, &layout->side_segments);
 }
 
@@ -60,7 +61,7 @@ static mdp_status add_shard(const mdp_output *output, int64_t shard, int64_t fir
     file->first_item = first;
     file->n_item = end - first;
     for (int64_t i = first; i < end; i++) layout->tensors[i] = &output->tensors[i];
-    qsort(layout->tensors + first, (size_t)(end - first), sizeof *layout->tensors, compare_in_shard);
+    qsort(layout->tensors + first, (size_t)(end - first), sizeof(const mdp_output_tensor *), compare_in_shard);
     int64_t offset = 0;
     for (int64_t i = first; i < end; i++) {
         const mdp_output_tensor *tensor = layout->tensors[i];
@@ -121,7 +122,7 @@ static json_t *describe_tensor(const mdp_output_tensor *tensor, int64_t offset) 
     json_t *shape = json_array();
     for (int d = 0; d < tensor->n_dim; d++) json_array_append_new(shape, json_integer(tensor->shape[d]));
     return json_pack("{s:s, s:o, s:[I, I]}", "dtype", mdp_dtype_name(tensor->type), "shape", shape, "data_offsets",
-                     (json_int_t)offset, (json_int_t)(offset + tensor->n_byte));
+                     (json_int_t)offset, (json_int_t)offset + tensor->n_byte);
 }
 
 static mdp_status describe_shard(const mdp_hf_layout *layout, const mdp_hf_file *file, json_t *root) {

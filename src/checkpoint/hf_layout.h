@@ -2,7 +2,7 @@
 #ifndef MDP_CHECKPOINT_HF_LAYOUT_H
 #define MDP_CHECKPOINT_HF_LAYOUT_H
 
-#include "copy.h"
+#include "checkpoint/copy.h"
 
 /* One file that is copied into: a shard, or a side file. */
 typedef struct mdp_hf_file {

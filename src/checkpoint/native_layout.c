@@ -3,9 +3,9 @@
  * Tensors stand alone or belong to a stack (same HF name pattern); a stack becomes one dataset [n_expert, ...]. Order
  * in the file: by pattern or name, experts by number, then side files. Refuses names that make no HDF5 path and stacks
  * whose members are not alike or not numbered 0 .. n-1. */
-#include "native_layout.h"
+#include "checkpoint/native_layout.h"
 
-#include "output.h"
+#include "checkpoint/output.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -151,10 +151,10 @@ mdp_status mdp_native_layout_make(const mdp_output *output, mdp_native_layout *o
     MDP_TRY(MDP_ALLOC(&out->sets, out->n_item, "the list of datasets"));
     MDP_TRY(MDP_ALLOC(&out->items, out->n_item, "the list of tensors"));
     MDP_TRY(MDP_ALLOC(&out->item_set, out->n_item, "the list of tensors"));
-    MDP_TRY(mdp_alloc((void **)&out->tensors, out->n_item, sizeof *out->tensors, "the list of tensors"));
+    MDP_TRY(mdp_alloc((void **)&out->tensors, out->n_item, sizeof(const mdp_output_tensor *), "the list of tensors"));
     MDP_TRY(mdp_output_side_segments(output->source, &out->side_tensors, &out->side_segments));
     for (int64_t i = 0; i < output->n_tensor; i++) out->tensors[i] = &output->tensors[i];
-    qsort(out->tensors, (size_t)output->n_tensor, sizeof *out->tensors, compare_tensors);
+    qsort(out->tensors, (size_t)output->n_tensor, sizeof(const mdp_output_tensor *), compare_tensors);
     for (int64_t first = 0, n; first < output->n_tensor; first += n) {
         for (n = 1; first + n < output->n_tensor; n++)
             if (strcmp(sort_key(out->tensors[first]), sort_key(out->tensors[first + n])) != 0) break;

@@ -2,7 +2,7 @@
 #ifndef MDP_CHECKPOINT_NATIVE_LAYOUT_H
 #define MDP_CHECKPOINT_NATIVE_LAYOUT_H
 
-#include "copy.h"
+#include "checkpoint/copy.h"
 
 /* One dataset of the file: a tensor, the experts of one layer and projection stacked, or a side file. */
 typedef struct mdp_native_set {

@@ -3,7 +3,7 @@
  * Owns the rules about outputs: what exists is not replaced unless asked, an input never is, a folder is replaced only
  * when it is empty or one that this program wrote, and a finished output appears under its name in one rename. Refuses
  * early (mdp_output_check_all) what a writer would refuse late. Rank 0 touches the disk; all ranks agree. */
-#include "output.h"
+#include "checkpoint/output.h"
 
 #include <dirent.h>
 #include <errno.h>

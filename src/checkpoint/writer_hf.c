@@ -4,8 +4,8 @@
  * makes folder.partial with every file at its full size and the safetensors headers in place; all ranks write the
  * tensors (and side files) that they own where they belong; rank 0 adds config.json, the index and moe-dist-prune.json;
  * every file is synced by who wrote it; rank 0 renames. The bytes depend on the output and the shard size alone. */
-#include "hf_layout.h"
-#include "output.h"
+#include "checkpoint/hf_layout.h"
+#include "checkpoint/output.h"
 
 #include <errno.h>
 #include <string.h>

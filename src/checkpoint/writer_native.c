@@ -4,9 +4,9 @@
  * makes path.partial with every dataset and attribute in it; all ranks open it with the MPI driver and write the
  * tensors they own, each for itself; rank 0 fills in the checksums and adds `complete`; all sync; rank 0 renames. Which
  * rank wrote what leaves no trace: metadata is rank 0's alone and every dataset has its place before ranks start. */
-#include "h5_make.h"
-#include "native_layout.h"
-#include "output.h"
+#include "checkpoint/h5_make.h"
+#include "checkpoint/native_layout.h"
+#include "checkpoint/output.h"
 
 #include <errno.h>
 #include <string.h>
@@ -146,7 +146,7 @@ static mdp_status open_set(native_writer *writer, int64_t index) {
 /* The largest block of the dataset that begins at element `at` and has at most n elements in row-major order: whole
  * slices of one dimension. Returns its number of elements. */
 static int64_t choose_block(const mdp_native_set *set, int64_t at, int64_t n, hsize_t *start, hsize_t *count) {
-    int64_t index[MDP_MAX_DIM + 1], inner = 1;
+    int64_t index[MDP_MAX_DIM + 1] = {0}, inner = 1;
     for (int d = set->n_dim - 1; d >= 0; d--) {
         index[d] = at % set->shape[d];
         at /= set->shape[d];
