@@ -167,6 +167,45 @@ static void model_h5_holds_every_tensor(const mdp_comm *comm, const sample *s, c
     mdp_free(path);
 }
 
+/* ---- both open again ----------------------------------------------------------------------------------------- */
+
+static void check_read_back(const mdp_comm *comm, const sample *s, const mdp_output_tensor *tensor,
+                            const mdp_catalogue *catalogue, mdp_reader *reader) {
+    const mdp_tensor *found = mdp_catalogue_find(catalogue, tensor->name);
+    expect(comm, found != NULL, "not in the catalogue", tensor->name);
+    if (!found) return;
+    bool same = found->type == tensor->type && found->n_dim == tensor->n_dim && found->n_byte == tensor->n_byte;
+    for (int d = 0; same && d < tensor->n_dim; d++) same = found->shape[d] == tensor->shape[d];
+    expect(comm, same, "type or shape is another when read again", tensor->name);
+    if (!same) return;
+    char *expected = sample_expected(s, tensor), *bytes = NULL;
+    sample_must(MDP_ALLOC(&bytes, tensor->n_byte, "bytes"));
+    mdp_status status = mdp_ok();
+    if (tensor->n_byte > 0) status = mdp_reader_read(reader, found->file, found->offset, found->n_byte, bytes);
+    expect(comm, status.code == MDP_OK, "cannot be read again", status.text);
+    expect(comm, memcmp(bytes, expected, (size_t)tensor->n_byte) == 0, "other bytes when read again", tensor->name);
+    mdp_free(expected);
+    mdp_free(bytes);
+}
+
+static void written_checkpoint_opens_again(const mdp_comm *comm, const sample *s, const char *folder,
+                                           const char *name) {
+    char *path = in_folder(folder, name);
+    mdp_catalogue *catalogue = NULL;
+    mdp_reader *reader = NULL;
+    mdp_status status = mdp_catalogue_open_all(comm, path, &catalogue);
+    expect(comm, status.code == MDP_OK, "does not open again", status.text);
+    mdp_free(path);
+    if (status.code != MDP_OK) return;
+    sample_must(mdp_reader_new(catalogue, &reader));
+    expect(comm, catalogue->n_tensor == s->output.n_tensor, "another number of tensors", name);
+    expect(comm, catalogue->n_side_file == SAMPLE_N_SIDE, "another number of side files", name);
+    expect(comm, strcmp(catalogue->config_text, s->output.config_text) == 0, "another config", name);
+    for (int64_t i = 0; i < s->output.n_tensor; i++) check_read_back(comm, s, &s->output.tensors[i], catalogue, reader);
+    mdp_reader_destroy(reader);
+    mdp_catalogue_destroy(catalogue);
+}
+
 /* ---- what is refused ----------------------------------------------------------------------------------------- */
 
 static void expect_refused(const mdp_comm *comm, mdp_status status, int code, const char *part) {
@@ -295,6 +334,8 @@ static void run_tests(const mdp_comm *comm) {
     any_number_of_ranks_gives_the_bytes_of_one(comm, alone, &s, folder);
     MPI_Barrier(comm->world);
     model_h5_holds_every_tensor(comm, &s, folder);
+    written_checkpoint_opens_again(comm, &s, folder, "all.h5");
+    written_checkpoint_opens_again(comm, &s, folder, "all");
     impossible_places_are_refused_before_writing(comm, &s, folder);
     an_output_inside_the_input_is_refused(comm, &s, folder);
     what_exists_is_kept_unless_asked(comm, &s, folder);
