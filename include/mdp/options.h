@@ -33,6 +33,7 @@ typedef struct mdp_option {
 
 typedef struct mdp_option_value {
     bool given;       /* on the command line or by a configuration file */
+    bool configured;  /* by a configuration file */
     bool present;     /* has a value: given or by default */
     bool flag;        /* FLAG */
     int64_t integer;  /* INTEGER, SIZE; CHOICE: its index */

@@ -266,12 +266,18 @@ static mdp_status configure_one(mdp_options *options, int i, const json_t *value
     char *text = NULL;
     MDP_TRY(value_text(value, path, options->table[i].name, &text));
     mdp_status status = set_value(options, i, text, true);
+    options->values[i].configured = true;
     mdp_free(text);
     return status;
 }
 
 static mdp_status configure_option(mdp_options *options, int i, const json_t *value, const char *path) {
-    if (options->values[i].given || group_rival(options, i) >= 0 || json_is_null(value)) return mdp_ok();
+    int rival = group_rival(options, i);
+    if (options->values[i].given || json_is_null(value)) return mdp_ok();
+    if (rival >= 0 && !options->values[rival].configured) return mdp_ok();
+    if (rival >= 0)
+        return MDP_ERROR(MDP_USAGE, "%s: options '%s' and '%s' exclude each other; give one of them.", path,
+                         options->table[rival].name, options->table[i].name);
     clear_value(&options->values[i]);
     if (!json_is_array(value)) return configure_one(options, i, value, path);
     if (options->table[i].type != MDP_OPTION_TEXT_LIST)
