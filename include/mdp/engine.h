@@ -96,6 +96,7 @@ typedef struct mdp_combined_token {
     const float *y;            /* [top_k, d_model] unweighted outputs in slot order */
     const float *residual;     /* [d_model] residual stream entering the block, before the norm */
     const float *routed;       /* [d_model] sum of weight * y */
+    const float *shared;       /* [d_model] output of the shared expert; NULL: none */
 } mdp_combined_token;
 
 /* Any may be NULL. Called from worker threads, several at once; what they add must not depend on the order. */

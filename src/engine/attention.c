@@ -28,14 +28,16 @@ typedef struct query_tile {
 } query_tile;
 
 typedef struct attention_buffers {
-    int64_t n_row;   /* capacity */
-    float *x;        /* [n_row, d_model] normalised input, later the output of o_proj */
-    float *q;        /* [n_row, n_head * head_dim] queries, overwritten by the attention's output */
-    float *k, *v;    /* [n_row, n_kv_head * head_dim] */
-    float *scores;   /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
-    float *sum;      /* [n_thread, MDP_QUERY_ROWS, head_dim] */
-    float *norm;     /* [d_model] */
-    mdp_rows *tiles; /* scratch list */
+    int64_t n_row;     /* capacity */
+    float *x;          /* [n_row, d_model] normalised input, later the output of o_proj */
+    float *q;          /* [n_row, n_head * head_dim] queries, overwritten by the attention's output */
+    float *k, *v;      /* [n_row, n_kv_head * head_dim] */
+    float *scores;     /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
+    float *sum;        /* [n_thread, MDP_QUERY_ROWS, head_dim] */
+    float *norm;       /* [d_model] */
+    float *bias[4];    /* of q, k, v, o; NULL: none */
+    float *qk_norm[2]; /* of queries and keys; NULL: none */
+    mdp_rows *tiles;   /* scratch list */
     query_tile *queries;
     group_pack *packs;
     mdp_panel_list panels;
@@ -81,6 +83,33 @@ static void rotate_row(const mdp_engine *engine, int64_t length, int64_t positio
     }
     for (int64_t h = 0; h < model->n_kv_head; h++) {
         mdp_rope_rotate(rope->layout, cosine, sine, rope->n_pair, k + h * model->head_dim);
+    }
+}
+
+static void normalise_heads(const mdp_engine *engine, mdp_qk_norm kind, const float *weight, int64_t n_head,
+                            float *row) {
+    int64_t n = kind == MDP_QK_NORM_HEAD ? engine->model->head_dim : n_head * engine->model->head_dim;
+    for (int64_t first = 0; first < n_head * engine->model->head_dim; first += n) {
+        mdp_rms_norm(row + first, weight, engine->model->norm_eps, n, row + first);
+    }
+}
+
+static void clamp_row(float bound, int64_t n, float *row) {
+    for (int64_t i = 0; i < n; i++) row[i] = row[i] > bound ? bound : row[i] < -bound ? -bound : row[i];
+}
+
+/* What some families do to queries, keys and values of one row before rotation: norms, then a clamp. */
+static void condition_row(const mdp_engine *engine, const mdp_attention *attention, const attention_buffers *buffers,
+                          float *q, float *k, float *v) {
+    const mdp_model *model = engine->model;
+    if (attention->qk_norm != MDP_QK_NORM_NONE) {
+        normalise_heads(engine, attention->qk_norm, buffers->qk_norm[0], model->n_head, q);
+        normalise_heads(engine, attention->qk_norm, buffers->qk_norm[1], model->n_kv_head, k);
+    }
+    if (attention->clip > 0.0) {
+        clamp_row((float)attention->clip, model->n_head * model->head_dim, q);
+        clamp_row((float)attention->clip, model->n_kv_head * model->head_dim, k);
+        clamp_row((float)attention->clip, model->n_kv_head * model->head_dim, v);
     }
 }
 
@@ -200,7 +229,8 @@ static void normalise_group(const mdp_engine *engine, const attention_buffers *b
     }
 }
 
-static void rotate_group(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack) {
+static void rotate_group(const mdp_engine *engine, const mdp_layer *layer, const attention_buffers *buffers,
+                         int64_t n_pack) {
     const mdp_tokens *tokens = engine->tokens;
     int64_t ldq = engine->model->n_head * engine->model->head_dim;
     int64_t ldk = engine->model->n_kv_head * engine->model->head_dim;
@@ -211,7 +241,9 @@ static void rotate_group(const mdp_engine *engine, const attention_buffers *buff
             int64_t first = buffers->packs[p].first + tokens->offset[s] - pack->first_token;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
             for (int64_t i = 0; i < length; i++) {
-                rotate_row(engine, length, i, buffers->q + (first + i) * ldq, buffers->k + (first + i) * ldk);
+                float *q = buffers->q + (first + i) * ldq, *k = buffers->k + (first + i) * ldk;
+                condition_row(engine, &layer->attention, buffers, q, k, buffers->v + (first + i) * ldk);
+                rotate_row(engine, length, i, q, k);
             }
         }
     }
@@ -236,17 +268,17 @@ static mdp_status attend_group(mdp_engine *engine, const mdp_layer *layer, atten
     MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
     normalise_group(engine, buffers, n_pack);
     int64_t n_tile = list_tiles(buffers, n_pack, buffers->x, d, buffers->q, ldq);
-    MDP_TRY(mdp_linear_take(engine, &attention->q, buffers->tiles, n_tile));
+    MDP_TRY(mdp_linear_take(engine, &attention->q, buffers->bias[0], buffers->tiles, n_tile));
     list_tiles(buffers, n_pack, buffers->x, d, buffers->k, ldk);
-    MDP_TRY(mdp_linear_take(engine, &attention->k, buffers->tiles, n_tile));
+    MDP_TRY(mdp_linear_take(engine, &attention->k, buffers->bias[1], buffers->tiles, n_tile));
     list_tiles(buffers, n_pack, buffers->x, d, buffers->v, ldk);
-    MDP_TRY(mdp_linear_take(engine, &attention->v, buffers->tiles, n_tile));
-    rotate_group(engine, buffers, n_pack);
+    MDP_TRY(mdp_linear_take(engine, &attention->v, buffers->bias[2], buffers->tiles, n_tile));
+    rotate_group(engine, layer, buffers, n_pack);
     int64_t n_query = list_queries(engine, buffers, n_pack);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t i = 0; i < n_query; i++) attend(engine, layer, buffers, &buffers->queries[i]);
     list_tiles(buffers, n_pack, buffers->q, ldq, buffers->x, d);
-    MDP_TRY(mdp_linear_take(engine, &attention->o, buffers->tiles, n_tile));
+    MDP_TRY(mdp_linear_take(engine, &attention->o, buffers->bias[3], buffers->tiles, n_tile));
     add_group(engine, buffers, n_pack);
     return mdp_ok();
 }
@@ -259,10 +291,28 @@ static void destroy_buffers(attention_buffers *buffers) {
     mdp_free(buffers->scores);
     mdp_free(buffers->sum);
     mdp_free(buffers->norm);
+    for (int i = 0; i < 4; i++) mdp_free(buffers->bias[i]);
+    for (int i = 0; i < 2; i++) mdp_free(buffers->qk_norm[i]);
     mdp_free(buffers->tiles);
     mdp_free(buffers->queries);
     mdp_free(buffers->packs);
     mdp_free(buffers->panels.items);
+}
+
+static mdp_status load_optional(mdp_engine *engine, const mdp_matrix *matrix, float **out) {
+    return matrix->tensor ? mdp_matrix_load(engine->reader, matrix, out) : mdp_ok();
+}
+
+/* Norms and biases of the layer's attention. */
+static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
+    const mdp_attention *attention = &layer->attention;
+    MDP_TRY(mdp_matrix_load(engine->reader, &layer->norm1, &buffers->norm));
+    MDP_TRY(load_optional(engine, &attention->q_bias, &buffers->bias[0]));
+    MDP_TRY(load_optional(engine, &attention->k_bias, &buffers->bias[1]));
+    MDP_TRY(load_optional(engine, &attention->v_bias, &buffers->bias[2]));
+    MDP_TRY(load_optional(engine, &attention->o_bias, &buffers->bias[3]));
+    MDP_TRY(load_optional(engine, &attention->q_norm, &buffers->qk_norm[0]));
+    return load_optional(engine, &attention->k_norm, &buffers->qk_norm[1]);
 }
 
 /* Room for a group: n_row rows of at most that many packs. */
@@ -287,7 +337,7 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, attent
     MDP_TRY(MDP_ALLOC(&buffers->tiles, n / MDP_TILE_ROWS + n_pack + 1, "row tiles"));
     MDP_TRY(MDP_ALLOC(&buffers->queries, (n / MDP_QUERY_ROWS + n_sequence) * model->n_head, "query tiles"));
     MDP_TRY(MDP_ALLOC(&buffers->packs, n_pack, "packs of a group"));
-    MDP_TRY(mdp_matrix_load(engine->reader, &layer->norm1, &buffers->norm));
+    MDP_TRY(load_vectors(engine, layer, buffers));
     MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->q));
     MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->k));
     MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->v));

@@ -21,6 +21,8 @@ static int64_t largest_panel(const mdp_model *model) {
         const mdp_layer *layer = &model->layers[l];
         if (layer->attention.o.n_col > widest) widest = layer->attention.o.n_col;
         if (layer->is_moe && layer->moe.d_ff > widest) widest = layer->moe.d_ff;
+        if (layer->is_moe && layer->moe.shared_ff > widest) widest = layer->moe.shared_ff;
+        if (!layer->is_moe && layer->dense_ff > widest) widest = layer->dense_ff;
     }
     return widest * MDP_PANEL_ROWS;
 }
@@ -308,6 +310,8 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
     float *norm = NULL;
     mdp_status status = mdp_attend(engine, layer);
+    if (status.code == MDP_OK && !layer->is_moe) status = mdp_dense(engine, layer);
+    if (!layer->is_moe) return mdp_agree_all(engine->comm, status);
     if (status.code == MDP_OK) status = prepare_moe(engine, layer_number, &norm);
     status = mdp_agree_all(engine->comm, status);
     if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);

@@ -80,6 +80,25 @@ mdp_status mdp_attention_prepare(mdp_engine *engine);
 /* Bytes that mdp_attend holds for packs of at most max_pack tokens. */
 int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread);
 
+/* ---- mlp.c: what every token meets: dense layers and shared experts ------------------------------------------- */
+
+/* A gated MLP over rows of this rank: out = down(act(gate(x)) * up(x)) [* sigmoid(output_gate . x)], x the normalised
+ * rows first_local .. first_local + n_local - 1 of a state (whole packs). */
+typedef struct mdp_mlp {
+    const mdp_expert *expert;
+    int64_t d_ff;
+    mdp_activation activation;
+    const float *output_gate; /* [d_model] or NULL */
+    const float *norm;        /* [d_model] */
+} mdp_mlp;
+/* out [n_local, d_model]. Local. */
+mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, int64_t first_local,
+                           int64_t n_local, float *out);
+/* x += MLP(Norm2(x)) for every state: a layer without experts. Local. */
+mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer);
+/* Bytes that one of the two holds for n_row rows at a time. */
+int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, int n_thread);
+
 /* ---- router.c ------------------------------------------------------------------------------------------------- */
 
 /* Choose experts for every local token of every state: fills index and weight. Local. */

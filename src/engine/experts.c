@@ -78,7 +78,7 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int6
                              .ldy = d,
                              .n_row = tiles[t].n_row};
     }
-    MDP_TRY(mdp_linear_take(engine, &expert->down, rows, n_tile));
+    MDP_TRY(mdp_linear_take(engine, &expert->down, NULL, rows, n_tile));
     return observe_group(engine, layer_number, tiles, n_tile, round, scratch);
 }
 

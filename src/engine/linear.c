@@ -41,9 +41,18 @@ static int panels_at_once(const mdp_engine *engine, int64_t n_tile, int64_t n_le
     return (int)(wanted > 1 ? wanted : 1);
 }
 
-mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const mdp_rows *tiles, int64_t n_tile) {
+/* One item of the product: columns of one panel for one tile. */
+static void linear_item(const mdp_rows *tile, const mdp_panel *panel, const float *bias) {
+    int k = (int)panel->matrix->n_col, m = (int)panel->n_row;
+    float *y = tile->y + panel->row0;
+    mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, panel->data, k, y, (int)tile->ldy);
+    if (!bias) return;
+    for (int32_t i = 0; i < tile->n_row; i++) mdp_axpy(1.0F, bias + panel->row0, m, y + (size_t)i * (size_t)tile->ldy);
+}
+
+mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
+                           int64_t n_tile) {
     int64_t n_panel = (matrix->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
-    int k = (int)matrix->n_col;
     mdp_panel panels[64];
     for (int64_t first = 0; first < n_panel;) {
         int n = panels_at_once(engine, n_tile, n_panel - first, 1);
@@ -51,11 +60,7 @@ mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const m
         MDP_TRY(mdp_panel_stream_next(engine->stream, n, panels));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread) collapse(2)
         for (int p = 0; p < n; p++) {
-            for (int64_t t = 0; t < n_tile; t++) {
-                const mdp_rows *tile = &tiles[t];
-                mdp_gemm_nt(tile->n_row, (int)panels[p].n_row, k, tile->x, (int)tile->ldx, panels[p].data, k,
-                            tile->y + panels[p].row0, (int)tile->ldy);
-            }
+            for (int64_t t = 0; t < n_tile; t++) linear_item(&tiles[t], &panels[p], bias);
         }
         first += n;
     }

@@ -34,6 +34,7 @@ typedef struct moe_buffers {
     mdp_expert_scratch scratch;
     mdp_row_note *notes; /* [capacity] of the round, by source rank */
     int64_t *counts;     /* [6 * size]: to send and to receive, see run_round */
+    float *shared_gate;  /* [d_model]; NULL: none */
 } moe_buffers;
 
 static mdp_expert_t model_expert(const mdp_state *state, mdp_expert_t index) {
@@ -334,8 +335,9 @@ static mdp_status run_round(mdp_engine *engine, const wave *w, const mdp_layer *
 
 /* ---- combine ---- */
 
-/* x += sum over slots of weight * y, for the wave's rows of one state. */
-static void combine(mdp_engine *engine, const wave *w, int64_t layer_number, int state_number, float *scratch) {
+/* x += sum over slots of weight * y, plus the shared expert's row, for the wave's rows of one state. */
+static void combine(mdp_engine *engine, const wave *w, int64_t layer_number, int state_number, const float *shared,
+                    float *scratch) {
     mdp_state *state = &engine->states[state_number];
     int64_t d = engine->model->d_model, k = state->top_k;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
@@ -354,9 +356,11 @@ static void combine(mdp_engine *engine, const wave *w, int64_t layer_number, int
                                         .weight = weight,
                                         .y = y,
                                         .residual = x,
-                                        .routed = routed};
+                                        .routed = routed,
+                                        .shared = shared ? shared + i * d : NULL};
             engine->observers.combined(engine->observers.context, &token);
         }
+        if (shared) mdp_axpy(1.0F, shared + i * d, d, routed);
         mdp_axpy(1.0F, routed, d, x);
     }
 }
@@ -406,6 +410,28 @@ static void wave_cells(const mdp_engine *engine, const wave *w, const int64_t *a
     }
 }
 
+/* The wave's outputs of one state, with the shared expert where there is one. Local. */
+static mdp_status finish_state(mdp_engine *engine, const wave *w, int64_t layer_number, int state, const float *norm,
+                               moe_buffers *buffers) {
+    const mdp_moe *moe = &engine->model->layers[layer_number].moe;
+    float *shared = NULL;
+    mdp_status status = mdp_ok();
+    if (moe->shared.gate.tensor) {
+        mdp_mlp mlp = {.expert = &moe->shared,
+                       .d_ff = moe->shared_ff,
+                       .activation = moe->activation,
+                       .output_gate = buffers->shared_gate,
+                       .norm = norm};
+        status = MDP_ALLOC(&shared, w->n_local * engine->model->d_model, "outputs of the shared expert");
+        if (status.code == MDP_OK) {
+            status = mdp_mlp_compute(engine, &mlp, &engine->states[state], w->first_local, w->n_local, shared);
+        }
+    }
+    if (status.code == MDP_OK) combine(engine, w, layer_number, state, shared, buffers->scratch.up);
+    mdp_free(shared);
+    return status;
+}
+
 static mdp_status run_wave(mdp_engine *engine, wave *w, const int64_t *rows, const int64_t *start, int64_t layer_number,
                            const float *norm, moe_buffers *buffers) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
@@ -413,8 +439,11 @@ static mdp_status run_wave(mdp_engine *engine, wave *w, const int64_t *rows, con
     for (int32_t round = 0; round < w->placement->n_round; round++) {
         MDP_TRY(run_round(engine, w, layer, layer_number, norm, round, buffers));
     }
-    for (int s = 0; s < engine->n_state; s++) combine(engine, w, layer_number, s, buffers->scratch.up);
-    return mdp_ok();
+    mdp_status status = mdp_ok();
+    for (int s = 0; s < engine->n_state && status.code == MDP_OK; s++) {
+        status = finish_state(engine, w, layer_number, s, norm, buffers);
+    }
+    return mdp_agree_all(engine->comm, status);
 }
 
 /* ---- the block ---- */
@@ -432,6 +461,7 @@ static void destroy_buffers(moe_buffers *buffers) {
     mdp_free(buffers->scratch.panels.items);
     mdp_free(buffers->notes);
     mdp_free(buffers->counts);
+    mdp_free(buffers->shared_gate);
 }
 
 /* Values of scratch.up for one thread: a panel of products, or a row of the combine. */
@@ -440,8 +470,8 @@ static int64_t thread_scratch(int64_t d_model) {
     return panel > d_model ? panel : d_model;
 }
 
-static mdp_status new_buffers(const mdp_engine *engine, int64_t d_ff, moe_buffers *buffers) {
-    int64_t d = engine->model->d_model, n = mdp_round_rows(engine->n_thread);
+static mdp_status new_buffers(const mdp_engine *engine, const mdp_moe *moe, moe_buffers *buffers) {
+    int64_t d_ff = moe->d_ff, d = engine->model->d_model, n = mdp_round_rows(engine->n_thread);
     mdp_round *round = &buffers->round;
     mdp_expert_scratch *scratch = &buffers->scratch;
     buffers->capacity = n;
@@ -456,6 +486,7 @@ static mdp_status new_buffers(const mdp_engine *engine, int64_t d_ff, moe_buffer
     MDP_TRY(MDP_ALLOC(&scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
     MDP_TRY(MDP_ALLOC(&scratch->up, engine->n_thread * thread_scratch(d), "expert scratch"));
     MDP_TRY(MDP_ALLOC(&buffers->notes, n, "notes of a round"));
+    if (moe->shared_gate.tensor) MDP_TRY(mdp_matrix_load(engine->reader, &moe->shared_gate, &buffers->shared_gate));
     return MDP_ALLOC(&buffers->counts, 10 * (int64_t)engine->comm->size, "row counts");
 }
 
@@ -479,7 +510,10 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
     int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(route_entry));
     int64_t round = n * (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note));
     int64_t tiles = mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
-    return outputs + round + tiles * (int64_t)sizeof(float) + MDP_MESSAGE_BYTES;
+    /* the shared expert's outputs of a wave, and what computing them takes while the round's buffers stand */
+    int64_t mlp = mdp_mlp_memory(model, partition, n_thread);
+    int64_t shared = mlp > 0 ? kept * d * (int64_t)sizeof(float) + mlp : 0;
+    return outputs + round + tiles * (int64_t)sizeof(float) + shared + MDP_MESSAGE_BYTES;
 }
 
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm) {
@@ -491,7 +525,7 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
     int64_t *cells = NULL; /* [5, n_cell]: local rows, rows over all ranks, rows on lower ranks, and two for a wave */
     moe_buffers buffers = {0};
     mdp_status status = MDP_ALLOC(&cells, 5 * n_cell, "row counts");
-    if (status.code == MDP_OK) status = new_buffers(engine, moe->d_ff, &buffers);
+    if (status.code == MDP_OK) status = new_buffers(engine, moe, &buffers);
     MDP_TRY_GOTO(status, done, mdp_agree_all(engine->comm, status));
     count_rows(engine, first, n_block, moe->n_expert, cells);
     MDP_TRY_GOTO(status, done, number_rows_all(engine, cells, n_cell, cells + n_cell, cells + 2 * n_cell));

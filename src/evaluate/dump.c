@@ -206,8 +206,9 @@ static void take_routed(void *context, const mdp_routed_token *token) {
 
 static void take_combined(void *context, const mdp_combined_token *token) {
     const mdp_dump *dump = context;
-    memcpy(row_of(dump, DUMP_MOE_OUTPUT, token->state, token->local), token->routed,
-           (size_t)dump->model->d_model * sizeof(float));
+    float *output = row_of(dump, DUMP_MOE_OUTPUT, token->state, token->local);
+    memcpy(output, token->routed, (size_t)dump->model->d_model * sizeof(float));
+    if (token->shared) mdp_axpy(1.0F, token->shared, dump->model->d_model, output);
 }
 
 mdp_observers mdp_dump_observers(mdp_dump *dump) {
