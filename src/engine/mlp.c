@@ -1,0 +1,189 @@
+/* mlp.c - what every token meets: the MLP of a dense layer, and the shared expert of a MoE block. Data-parallel: each
+ * rank runs its own tokens, tiled from each pack's first row, in groups of tiles that share widened panels. */
+#include "engine/engine.h"
+
+#include <math.h>
+#include <omp.h>
+
+/* A tile of local rows. */
+typedef struct local_tile {
+    int64_t first; /* row of the state */
+    int32_t n_row;
+} local_tile;
+
+typedef struct mlp_buffers {
+    int64_t n_tile;    /* of a group */
+    local_tile *tiles; /* [n_tile] */
+    mdp_rows *rows;    /* [n_tile] */
+    float *x;          /* [n_tile, MDP_TILE_ROWS, d_model] */
+    float *h;          /* [n_tile, MDP_TILE_ROWS, d_ff] */
+    float *up;         /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    mdp_panel_list panels;
+} mlp_buffers;
+
+static void destroy_buffers(mlp_buffers *buffers) {
+    mdp_free(buffers->tiles);
+    mdp_free(buffers->rows);
+    mdp_free(buffers->x);
+    mdp_free(buffers->h);
+    mdp_free(buffers->up);
+    mdp_free(buffers->panels.items);
+}
+
+static mdp_status new_buffers(const mdp_engine *engine, const mdp_mlp *mlp, mlp_buffers *buffers) {
+    int64_t n = mdp_group_tiles(engine->n_thread);
+    buffers->n_tile = n;
+    MDP_TRY(MDP_ALLOC(&buffers->tiles, n, "tiles of an MLP"));
+    MDP_TRY(MDP_ALLOC(&buffers->rows, n, "tiles of an MLP"));
+    MDP_TRY(MDP_ALLOC(&buffers->x, n * MDP_TILE_ROWS * engine->model->d_model, "inputs of an MLP"));
+    MDP_TRY(MDP_ALLOC(&buffers->h, n * MDP_TILE_ROWS * mlp->d_ff, "activations of an MLP"));
+    MDP_TRY(MDP_ALLOC(&buffers->up, (int64_t)engine->n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS, "MLP scratch"));
+    MDP_TRY(mdp_panel_list_add_pair(&buffers->panels, &mlp->expert->gate, &mlp->expert->up));
+    return mdp_panel_list_add(&buffers->panels, &mlp->expert->down);
+}
+
+/* Normalise the inputs of a group. */
+static void load_group(const mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, const mlp_buffers *buffers,
+                       int64_t n_tile) {
+    int64_t d = engine->model->d_model;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
+    for (int64_t t = 0; t < n_tile; t++) {
+        for (int32_t i = 0; i < buffers->tiles[t].n_row; i++) {
+            mdp_rms_norm(state->x + (buffers->tiles[t].first + i) * d, mlp->norm, engine->model->norm_eps, d,
+                         buffers->x + (t * MDP_TILE_ROWS + i) * d);
+        }
+    }
+}
+
+/* Scale every output row by the sigmoid of its gate. */
+static void gate_group(const mdp_engine *engine, const mdp_mlp *mlp, const mlp_buffers *buffers, int64_t n_tile) {
+    int64_t d = engine->model->d_model;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
+    for (int64_t t = 0; t < n_tile; t++) {
+        for (int32_t i = 0; i < buffers->tiles[t].n_row; i++) {
+            double z = mdp_dot(buffers->x + (t * MDP_TILE_ROWS + i) * d, mlp->output_gate, d);
+            float scale = (float)(1.0 / (1.0 + exp(-z)));
+            float *y = buffers->rows[t].y + i * d;
+            for (int64_t j = 0; j < d; j++) y[j] *= scale;
+        }
+    }
+}
+
+/* out: row of the state's first output row. */
+static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, mlp_buffers *buffers,
+                                int64_t n_tile, int64_t first_local, float *out) {
+    int64_t d = engine->model->d_model, f = mlp->d_ff;
+    MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
+    load_group(engine, mlp, state, buffers, n_tile);
+    for (int64_t t = 0; t < n_tile; t++) {
+        buffers->rows[t] = (mdp_rows){.x = buffers->x + t * MDP_TILE_ROWS * d,
+                                      .ldx = d,
+                                      .y = buffers->h + t * MDP_TILE_ROWS * f,
+                                      .ldy = f,
+                                      .n_row = buffers->tiles[t].n_row};
+    }
+    MDP_TRY(mdp_gated_take(engine, mlp->activation, &mlp->expert->gate, buffers->rows, n_tile, buffers->up));
+    for (int64_t t = 0; t < n_tile; t++) {
+        buffers->rows[t] = (mdp_rows){.x = buffers->h + t * MDP_TILE_ROWS * f,
+                                      .ldx = f,
+                                      .y = out + (buffers->tiles[t].first - first_local) * d,
+                                      .ldy = d,
+                                      .n_row = buffers->tiles[t].n_row};
+    }
+    MDP_TRY(mdp_linear_take(engine, &mlp->expert->down, NULL, buffers->rows, n_tile));
+    if (mlp->output_gate) gate_group(engine, mlp, buffers, n_tile);
+    return mdp_ok();
+}
+
+static mdp_status compute_groups(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, mlp_buffers *buffers,
+                                 int64_t first_local, int64_t n_local, float *out) {
+    int64_t n_tile = 0;
+    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+        int64_t first = pack->first_token - engine->batch.first_token;
+        if (first < first_local || first >= first_local + n_local) continue;
+        for (int64_t row = 0; row < pack->n_token; row += MDP_TILE_ROWS) {
+            int64_t left = pack->n_token - row;
+            buffers->tiles[n_tile++] =
+                (local_tile){.first = first + row, .n_row = (int32_t)(left < MDP_TILE_ROWS ? left : MDP_TILE_ROWS)};
+            if (n_tile < buffers->n_tile) continue;
+            MDP_TRY(compute_group(engine, mlp, state, buffers, n_tile, first_local, out));
+            n_tile = 0;
+        }
+    }
+    return n_tile > 0 ? compute_group(engine, mlp, state, buffers, n_tile, first_local, out) : mdp_ok();
+}
+
+mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, int64_t first_local,
+                           int64_t n_local, float *out) {
+    mlp_buffers buffers = {0};
+    mdp_status status = mdp_ok();
+    if (n_local > 0) {
+        status = new_buffers(engine, mlp, &buffers);
+        if (status.code == MDP_OK) {
+            status = compute_groups(engine, mlp, state, &buffers, first_local, n_local, out);
+        }
+        mdp_panel_stream_stop(engine->stream);
+    }
+    destroy_buffers(&buffers);
+    return status;
+}
+
+/* Rows of whole packs that a dense layer computes before it adds them. */
+static int64_t pack_rows(const mdp_partition *partition) {
+    int64_t most = 0;
+    for (int64_t p = 0; p < partition->n_pack; p++) {
+        if (partition->packs[p].n_token > most) most = partition->packs[p].n_token;
+    }
+    return most > MDP_ATTENTION_ROWS ? most : MDP_ATTENTION_ROWS;
+}
+
+int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, int n_thread) {
+    int64_t d = model->d_model, f = 0, panel = (int64_t)MDP_TILE_ROWS * MDP_PANEL_ROWS;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        const mdp_layer *layer = &model->layers[l];
+        int64_t own = layer->is_moe ? layer->moe.shared_ff : layer->dense_ff;
+        if (own > f) f = own;
+    }
+    if (f == 0) return 0;
+    return (pack_rows(partition) * d + mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (d + f) + n_thread * panel) *
+           (int64_t)sizeof(float);
+}
+
+/* One run of whole packs of a state. */
+static mdp_status dense_rows(mdp_engine *engine, const mdp_mlp *mlp, mdp_state *state, int64_t first, int64_t n,
+                             float *out) {
+    int64_t d = engine->model->d_model;
+    MDP_TRY(mdp_mlp_compute(engine, mlp, state, first, n, out));
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < n; i++) mdp_axpy(1.0F, out + i * d, d, state->x + (first + i) * d);
+    return mdp_ok();
+}
+
+static mdp_status dense_state(mdp_engine *engine, const mdp_mlp *mlp, mdp_state *state, int64_t most, float *out) {
+    int64_t first = 0, n = 0;
+    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+        if (n + pack->n_token > most) {
+            MDP_TRY(dense_rows(engine, mlp, state, first, n, out));
+            first += n;
+            n = 0;
+        }
+        n += pack->n_token;
+    }
+    return n > 0 ? dense_rows(engine, mlp, state, first, n, out) : mdp_ok();
+}
+
+mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer) {
+    int64_t most = pack_rows(engine->partition);
+    float *norm = NULL, *out = NULL;
+    mdp_status status = mdp_matrix_load(engine->reader, &layer->norm2, &norm);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&out, most * engine->model->d_model, "outputs of an MLP");
+    mdp_mlp mlp = {.expert = &layer->dense, .d_ff = layer->dense_ff, .activation = layer->activation, .norm = norm};
+    for (int s = 0; status.code == MDP_OK && s < engine->n_state; s++) {
+        status = dense_state(engine, &mlp, &engine->states[s], most, out);
+    }
+    mdp_free(norm);
+    mdp_free(out);
+    return status;
+}
