@@ -38,7 +38,7 @@ mdp_status mdp_h5_error(mdp_code code, const char *what, const char *name, const
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, reason);
     for (char *c = reason; *c; c++)
         if (*c == '\n') *c = ' ';
-    return MDP_ERROR(code, "cannot %s %s in %s: %s", what, name, path, reason);
+    return MDP_ERROR(code, "cannot %s %s in %s: %s.", what, name, path, reason);
 }
 
 /* ---- types --------------------------------------------------------------------------------------------------- */

@@ -130,7 +130,7 @@ static mdp_status describe_shard(const mdp_hf_layout *layout, const mdp_hf_file 
     for (int64_t i = file->first_item; i < file->first_item + file->n_item; i++) {
         const mdp_output_tensor *tensor = layout->tensors[i];
         if (json_object_set_new(root, tensor->name, describe_tensor(tensor, layout->item_offset[i])) != 0)
-            return MDP_ERROR(MDP_BAD_INPUT, "the tensor name \"%s\" cannot be written as JSON; names are UTF-8",
+            return MDP_ERROR(MDP_BAD_INPUT, "the tensor name \"%s\" cannot be written as JSON; names are UTF-8.",
                              tensor->name);
     }
     return mdp_ok();
@@ -142,7 +142,7 @@ static mdp_status frame_header(const mdp_hf_file *file, const char *text, char *
     if (n > MAX_HEADER)
         return MDP_ERROR(MDP_USAGE,
                          "%s: its header would have %llu bytes, readers accept %d; give a smaller "
-                         "--shard-size",
+                         "--shard-size.",
                          file->name, (unsigned long long)n, MAX_HEADER);
     MDP_TRY(MDP_ALLOC(out, (mdp_count_t)(8 + n), "a safetensors header"));
     for (int i = 0; i < 8; i++) (*out)[i] = (char)(n >> (8 * i) & 0xff);
@@ -160,7 +160,7 @@ mdp_status mdp_hf_layout_header(const mdp_hf_layout *layout, int64_t shard, char
     char *text = status.code == MDP_OK ? json_dumps(root, JSON_COMPACT) : NULL;
     if (status.code == MDP_OK)
         status = text ? frame_header(file, text, out, n_byte)
-                      : MDP_ERROR(MDP_INTERNAL, "no memory for the header of %s", file->name);
+                      : MDP_ERROR(MDP_INTERNAL, "no memory for the header of %s.", file->name);
     free(text);
     json_decref(root);
     return status;

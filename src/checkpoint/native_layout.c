@@ -32,7 +32,7 @@ static mdp_status make_path(char **out, const char *name) {
             return MDP_ERROR(
                 MDP_BAD_INPUT,
                 "the tensor name \"%s\" has an empty part or a \"/\"; it cannot be written to model.h5, use "
-                "--format safetensors",
+                "--format safetensors.",
                 name);
         if (n != strlen("{expert}") || strncmp(from, "{expert}", n) != 0) {
             if (to != *out + 1) *to++ = '/';
@@ -85,7 +85,7 @@ static mdp_status describe_set(mdp_native_set *set, const mdp_output_tensor *ten
     else
         return MDP_ERROR(MDP_BAD_INPUT,
                          "tensor %s: its last dimension of %lld %s values is not a whole number of bytes; it cannot be "
-                         "written to model.h5, use --format safetensors",
+                         "written to model.h5, use --format safetensors.",
                          tensor->name, (long long)last, mdp_dtype_name(tensor->type));
     return mdp_ok();
 }
@@ -101,10 +101,10 @@ static mdp_status check_stack(const mdp_output_tensor *const *members, int64_t n
     for (int64_t i = 0; members[0]->stack && i < n; i++)
         if (members[i]->expert != i || !is_alike(members[0], members[i]))
             return MDP_ERROR(
-                MDP_INTERNAL, "tensor %s of the result does not fit place %lld of the stack %s (expert %d, first %s)",
+                MDP_INTERNAL, "tensor %s of the result does not fit place %lld of the stack %s (expert %d, first %s).",
                 members[i]->name, (long long)i, members[i]->stack, (int)members[i]->expert, members[0]->name);
     if (!members[0]->stack && n != 1)
-        return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result appears twice", members[0]->name);
+        return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result appears twice.", members[0]->name);
     return mdp_ok();
 }
 

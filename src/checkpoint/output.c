@@ -44,19 +44,19 @@ bool mdp_output_tensor_bytes(mdp_dtype type, int n_dim, const int64_t *shape, in
 static mdp_status check_tensor(const mdp_output_tensor *tensor) {
     int64_t n_byte = 0, n_copied = 0;
     if (!mdp_output_tensor_bytes(tensor->type, tensor->n_dim, tensor->shape, &n_byte) || n_byte != tensor->n_byte)
-        return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result has %lld bytes, its shape and type make %lld",
+        return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result has %lld bytes, its shape and type make %lld.",
                          tensor->name, (long long)tensor->n_byte, (long long)n_byte);
     for (int64_t i = 0; i < tensor->n_segment; i++) {
         const mdp_segment *segment = &tensor->segments[i];
         int64_t end;
         if (segment->offset < 0 || !mdp_add(segment->offset, segment->n_byte, &end) || end > segment->source->n_byte)
-            return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result takes %lld bytes at %lld of %s, which has %lld",
+            return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result takes %lld bytes at %lld of %s, which has %lld.",
                              tensor->name, (long long)segment->n_byte, (long long)segment->offset,
                              segment->source->name, (long long)segment->source->n_byte);
         n_copied += segment->n_byte;
     }
     if (n_copied != n_byte)
-        return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result has %lld bytes, its segments have %lld", tensor->name,
+        return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result has %lld bytes, its segments have %lld.", tensor->name,
                          (long long)n_byte, (long long)n_copied);
     return mdp_ok();
 }
@@ -65,7 +65,7 @@ mdp_status mdp_output_check_tensors(const mdp_output *output) {
     for (int64_t i = 0; i < output->n_tensor; i++) {
         const mdp_output_tensor *tensor = &output->tensors[i];
         if (i > 0 && strcmp(output->tensors[i - 1].name, tensor->name) >= 0)
-            return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result follows %s; names must be unique and ascend",
+            return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result follows %s; names must be unique and ascend.",
                              tensor->name, output->tensors[i - 1].name);
         MDP_TRY(check_tensor(tensor));
     }
@@ -95,7 +95,7 @@ mdp_status mdp_output_gather_all(const mdp_comm *comm, const mdp_digest *digests
     *out = NULL;
     mdp_status status = mdp_gather_bytes_all(comm, digests, n * (int64_t)sizeof(mdp_digest), 0, &all, &n_byte);
     if (status.code == MDP_OK && comm->rank == 0 && n_byte != n_item * (int64_t)sizeof(mdp_digest))
-        status = MDP_ERROR(MDP_INTERNAL, "%lld bytes of checksums were gathered for %lld tensors", (long long)n_byte,
+        status = MDP_ERROR(MDP_INTERNAL, "%lld bytes of checksums were gathered for %lld tensors.", (long long)n_byte,
                            (long long)n_item);
     status = mdp_agree_all(comm, status);
     if (status.code != MDP_OK) {
@@ -131,7 +131,7 @@ static bool folder_holds(const char *folder, const char *name) {
 /* Only plain files may lie in a folder that is to be replaced: nothing else is ever removed. */
 static mdp_status check_removable(const char *folder) {
     DIR *stream = opendir(folder);
-    if (!stream) return MDP_ERROR(MDP_CANNOT_CREATE, "cannot list the folder %s: %s", folder, strerror(errno));
+    if (!stream) return MDP_ERROR(MDP_CANNOT_CREATE, "cannot list the folder %s: %s.", folder, strerror(errno));
     mdp_status status = mdp_ok();
     for (struct dirent *entry = readdir(stream); entry && status.code == MDP_OK; entry = readdir(stream)) {
         struct stat info;
@@ -139,7 +139,7 @@ static mdp_status check_removable(const char *folder) {
         if (fstatat(dirfd(stream), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(info.st_mode))
             status = MDP_ERROR(MDP_CANNOT_CREATE,
                                "%s is not replaced although --overwrite is given: it holds the folder %s, which no "
-                               "checkpoint does; remove it or give another --out",
+                               "checkpoint does; remove it or give another --out.",
                                folder, entry->d_name);
     }
     closedir(stream);
@@ -148,7 +148,7 @@ static mdp_status check_removable(const char *folder) {
 
 static mdp_status check_existing(const char *path, bool is_folder, bool overwrite) {
     if (is_folder && !folder_holds(path, NULL)) return mdp_ok();
-    if (!overwrite) return MDP_ERROR(MDP_CANNOT_CREATE, "%s exists already; give another --out or --overwrite", path);
+    if (!overwrite) return MDP_ERROR(MDP_CANNOT_CREATE, "%s exists already; give another --out or --overwrite.", path);
     return mdp_ok();
 }
 
@@ -157,13 +157,13 @@ mdp_status mdp_output_check_target(const char *path, bool is_folder, bool overwr
     if (lstat(path, &info) != 0) return mdp_ok();
     bool found_folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
     if (found_folder != is_folder)
-        return MDP_ERROR(MDP_CANNOT_CREATE, "%s is a %s, the output is to be a %s; give another --out", path,
+        return MDP_ERROR(MDP_CANNOT_CREATE, "%s is a %s, the output is to be a %s; give another --out.", path,
                          found_folder ? "folder" : "file", is_folder ? "folder" : "file");
     MDP_TRY(check_existing(path, is_folder, overwrite));
     if (is_folder && folder_holds(path, NULL) && !folder_holds(path, MANIFEST))
         return MDP_ERROR(MDP_CANNOT_CREATE,
                          "%s is not replaced although --overwrite is given: it has no %s, so this program did not "
-                         "write it; remove it or give another --out",
+                         "write it; remove it or give another --out.",
                          path, MANIFEST);
     return is_folder ? check_removable(path) : mdp_ok();
 }
@@ -188,7 +188,7 @@ static mdp_status resolve(char **out, const char *path) {
     const char *slash = strrchr(path, '/');
     mdp_status status =
         real ? mdp_path_join(out, real, slash ? slash + 1 : path)
-             : MDP_ERROR(MDP_CANNOT_CREATE, "the folder %s, in which the output is to be written, cannot be used: %s",
+             : MDP_ERROR(MDP_CANNOT_CREATE, "the folder %s, in which the output is to be written, cannot be used: %s.",
                          folder, strerror(errno));
     free(real);
     mdp_free(folder);
@@ -205,11 +205,11 @@ static bool is_within(const char *inner, const char *outer) {
 /* Compare the resolved output with one resolved input path. */
 static mdp_status check_apart(const char *path, const char *real, const char *input, const char *real_input) {
     if (strcmp(real, real_input) == 0)
-        return MDP_ERROR(MDP_CANNOT_CREATE, "the output %s is the input %s; give another --out", path, input);
+        return MDP_ERROR(MDP_CANNOT_CREATE, "the output %s is the input %s; give another --out.", path, input);
     if (is_within(real, real_input))
-        return MDP_ERROR(MDP_CANNOT_CREATE, "the output %s lies inside the input %s; give another --out", path, input);
+        return MDP_ERROR(MDP_CANNOT_CREATE, "the output %s lies inside the input %s; give another --out.", path, input);
     if (is_within(real_input, real))
-        return MDP_ERROR(MDP_CANNOT_CREATE, "the output %s contains the input %s; give another --out", path, input);
+        return MDP_ERROR(MDP_CANNOT_CREATE, "the output %s contains the input %s; give another --out.", path, input);
     return mdp_ok();
 }
 
@@ -238,7 +238,7 @@ static mdp_status check_writable(const char *folder) {
     if (fd >= 0) unlink(probe);
     mdp_free(probe);
     if (status.code == MDP_OK) return status;
-    return MDP_ERROR(MDP_CANNOT_CREATE, "cannot write in the folder %s: %.600s; give another --out", folder,
+    return MDP_ERROR(MDP_CANNOT_CREATE, "cannot write in the folder %s, give another --out: %.600s", folder,
                      status.text);
 }
 
@@ -254,7 +254,7 @@ static mdp_status check_space(const char *folder, int64_t n_byte) {
     double n_free = (double)info.f_bavail * (double)info.f_frsize;
     if (n_free >= (double)n_byte) return mdp_ok();
     char need[32], have[32];
-    return MDP_ERROR(MDP_CANNOT_CREATE, "the output needs %s, the file system of %s has %s free; give another --out",
+    return MDP_ERROR(MDP_CANNOT_CREATE, "the output needs %s, the file system of %s has %s free; give another --out.",
                      mdp_print_bytes(need, n_byte), folder, mdp_print_bytes(have, (int64_t)n_free));
 }
 
@@ -264,11 +264,11 @@ static mdp_status check_folder(const char *folder, int64_t n_byte) {
     if (stat(folder, &info) != 0 && errno != ENOTDIR)
         return MDP_ERROR(MDP_CANNOT_CREATE,
                          "the folder %s, in which the output is to be written, cannot be used: %s; create it or give "
-                         "another --out",
+                         "another --out.",
                          folder, strerror(errno));
     if (!mdp_path_is_folder(folder))
         return MDP_ERROR(MDP_CANNOT_CREATE,
-                         "%s, in which the output is to be written, is not a folder; give another --out", folder);
+                         "%s, in which the output is to be written, is not a folder; give another --out.", folder);
     MDP_TRY(check_writable(folder));
     return check_space(folder, n_byte);
 }

@@ -33,7 +33,7 @@ typedef struct hf_writer {
 static mdp_status set_size(const char *path, int fd, int64_t n_byte) {
     MDP_TRY(mdp_fault(MDP_IO, "set a file's size"));
     if (ftruncate(fd, n_byte) != 0)
-        return MDP_ERROR(MDP_IO, "%s: cannot give it its size of %lld bytes: %s", path, (long long)n_byte,
+        return MDP_ERROR(MDP_IO, "%s: cannot give it its size of %lld bytes: %s.", path, (long long)n_byte,
                          strerror(errno));
     return mdp_ok();
 }
@@ -127,7 +127,7 @@ static mdp_status fill_files(hf_writer *writer, mdp_reader *reader) {
 static mdp_status write_json(const hf_writer *writer, const char *name, json_t *value) {
     char *text = NULL, *path = NULL;
     mdp_status status =
-        value ? mdp_json_print(value, &text) : MDP_ERROR(MDP_INTERNAL, "no memory for the content of %s", name);
+        value ? mdp_json_print(value, &text) : MDP_ERROR(MDP_INTERNAL, "no memory for the content of %s.", name);
     json_decref(value);
     if (status.code == MDP_OK) status = mdp_path_join(&path, writer->partial, name);
     if (status.code == MDP_OK) status = mdp_file_write_all(path, text, (int64_t)strlen(text));

@@ -81,7 +81,7 @@ static mdp_status make_root(const native_writer *writer, hid_t file) {
 static mdp_status make_file(native_writer *writer) {
     MDP_TRY(mdp_output_check_target(writer->path, false, writer->options->overwrite));
     if (unlink(writer->partial) != 0 && errno != ENOENT)
-        return MDP_ERROR(MDP_CANNOT_CREATE, "cannot remove %s, left by a run that did not end: %s", writer->partial,
+        return MDP_ERROR(MDP_CANNOT_CREATE, "cannot remove %s, left by a run that did not end: %s.", writer->partial,
                          strerror(errno));
     hid_t file;
     writer->made = true;
