@@ -186,7 +186,7 @@ mdp_status mdp_catalogue_open_all(const mdp_comm *comm, const char *path, mdp_ca
     MDP_TRY_GOTO(status, failed, mdp_agree_all(comm, status));
     MDP_TRY_GOTO(status, failed, mdp_bcast_all(comm, bytes, n_byte, 0));
     catalogue->memory = bytes;
-    point(catalogue, bytes);
+    if (bytes != NULL) point(catalogue, bytes); /* always: the ranks have agreed that each has its copy */
     *out = catalogue;
     return status;
 failed:

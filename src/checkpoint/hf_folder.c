@@ -64,7 +64,7 @@ static mdp_status list_folder(const char *folder, listing *list) {
     if (errno != 0) status = MDP_ERROR(MDP_IO, "%s: the folder cannot be listed (%s).", folder, strerror(errno));
 done:
     closedir(directory);
-    if (status.code == MDP_OK) qsort(list->names, (size_t)list->n, sizeof *list->names, compare_names);
+    if (status.code == MDP_OK && list->n > 0) qsort(list->names, (size_t)list->n, sizeof *list->names, compare_names);
     return status;
 }
 
@@ -138,7 +138,8 @@ static mdp_status list_shards(const char *path, json_t *weight_map, listing *sha
     }
 done:
     json_decref(seen);
-    if (status.code == MDP_OK) qsort(shards->names, (size_t)shards->n, sizeof *shards->names, compare_names);
+    if (status.code == MDP_OK && shards->n > 0)
+        qsort(shards->names, (size_t)shards->n, sizeof *shards->names, compare_names);
     return status;
 }
 
@@ -229,6 +230,7 @@ done:
 /* ---- the folder ---------------------------------------------------------------------------------------------- */
 
 static const char *find_name(const listing *list, const char *name) {
+    if (list->n == 0) return NULL;
     char *const *found = bsearch(&name, list->names, (size_t)list->n, sizeof *list->names, compare_names);
     return found == NULL ? NULL : *found;
 }

@@ -141,7 +141,7 @@ static mdp_status open_row(const char *path, hid_t file, const char *category, c
     char *place = NULL;
     MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
     MDP_TRY(mdp_format(&place, "/%s/%s", category, name));
-    mdp_status status = mdp_ok();
+    mdp_status status;
     int n_dim = 0;
     int64_t shape[MDP_MAX_DIM] = {0};
     *out = mdp_hdf5_has(file, place) ? H5Dopen2(file, place, H5P_DEFAULT) : H5I_INVALID_HID;
@@ -312,8 +312,8 @@ static mdp_status allocate(mdp_tokens *tokens) {
 /* Rank 0: what was found, in the arrays of the result. Offsets hold lengths, category offsets numbers of sequences,
  * until they are summed. */
 static void fill(mdp_tokens *tokens, const found *f) {
-    memcpy(tokens->offset + 1, f->lengths, (size_t)f->n_length * sizeof *f->lengths);
-    memcpy(tokens->category_offset + 1, f->n_sequence, (size_t)f->n * sizeof *f->n_sequence);
+    for (int64_t i = 0; i < f->n_length; i++) tokens->offset[i + 1] = f->lengths[i];
+    for (int c = 0; c < f->n; c++) tokens->category_offset[c + 1] = f->n_sequence[c];
     memcpy(tokens->fingerprint, f->fingerprint.hex, sizeof tokens->fingerprint);
 }
 
@@ -331,30 +331,29 @@ static void sum_lengths(mdp_tokens *tokens) {
     tokens->n_token = tokens->offset[tokens->n_sequence];
 }
 
+/* Collective on `comm`. `f` is rank 0's; NULL elsewhere. */
 static mdp_status share_names_all(const mdp_comm *comm, mdp_tokens *tokens, const found *f) {
     for (int i = 0; i < tokens->n_category; i++) {
-        char *name = NULL;
         int64_t n_byte = 0;
         mdp_status status = mdp_ok();
-        if (comm->rank == 0) {
+        if (f != NULL) {
             n_byte = (int64_t)strlen(f->names[i]);
-            status = mdp_copy_text(&name, f->names[i]);
+            status = mdp_copy_text(&tokens->category[i], f->names[i]);
         }
-        tokens->category[i] = name;
         MDP_AGREE(comm, status);
         MDP_TRY(mdp_bcast_text_all(comm, &tokens->category[i], &n_byte, 0));
     }
     return mdp_ok();
 }
 
-/* Collective: everything but the file handle, from rank 0 to all. */
+/* Collective on `comm`. Everything but the file handle, from rank 0 to all. `f` is rank 0's; NULL elsewhere. */
 static mdp_status share_all(const mdp_comm *comm, mdp_tokens *tokens, const found *f) {
-    int64_t sizes[2] = {f->n, f->n_length};
+    int64_t sizes[2] = {f ? f->n : 0, f ? f->n_length : 0};
     MDP_TRY(mdp_bcast_all(comm, sizes, sizeof sizes, 0));
     tokens->n_category = (int)sizes[0];
     tokens->n_sequence = sizes[1];
     MDP_AGREE(comm, allocate(tokens));
-    if (comm->rank == 0) fill(tokens, f);
+    if (f != NULL) fill(tokens, f);
     MDP_TRY(mdp_bcast_all(comm, tokens->offset, (tokens->n_sequence + 1) * (int64_t)sizeof *tokens->offset, 0));
     MDP_TRY(mdp_bcast_all(comm, tokens->category_offset,
                           (tokens->n_category + 1) * (int64_t)sizeof *tokens->category_offset, 0));
@@ -383,7 +382,7 @@ mdp_status mdp_tokens_open_all(const mdp_comm *comm, const char *path, const cha
     mdp_status status = open_local(path, &tokens);
     if (status.code == MDP_OK && comm->rank == 0) status = scan(path, tokens->file, categories, vocab_size, &f);
     status = mdp_agree_all(comm, status);
-    if (status.code == MDP_OK) status = share_all(comm, tokens, &f);
+    if (status.code == MDP_OK) status = share_all(comm, tokens, comm->rank == 0 ? &f : NULL);
     clear_found(&f);
     if (status.code != MDP_OK) {
         mdp_tokens_destroy(tokens);
