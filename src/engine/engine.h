@@ -63,9 +63,10 @@ typedef struct mdp_panel_list {
 /* Append all panels of a matrix; of two matrices of the same number of rows alternately. */
 mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix);
 mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first, const mdp_matrix *second);
-/* Take the panels of `matrix` from the engine's stream (they must be next in it) and compute y = x W^T for every tile.
- */
-mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const mdp_rows *tiles, int64_t n_tile);
+/* Take the panels of `matrix` from the engine's stream (they must be next in it) and compute y = x W^T + bias for every
+ * tile; bias [n_row of the matrix] or NULL. */
+mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
+                           int64_t n_tile);
 /* Take the panels of a gate and an up matrix (alternating) and compute y = act(x Wg^T) * (x Wu^T). `scratch` holds
  * MDP_TILE_ROWS * MDP_PANEL_ROWS values per thread. */
 mdp_status mdp_gated_take(mdp_engine *engine, mdp_activation activation, const mdp_matrix *gate, const mdp_rows *tiles,
