@@ -240,6 +240,11 @@ mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const 
  * checksums) under folder.partial by all ranks, then rename. Collective on `comm`. */
 mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *folder,
                             const mdp_write_options *options);
+/* Close an HDF5 file (`file` is its hid_t) that this rank alone has written, in any case. `status` is what happened so
+ * far, returned when it is an error; what could not be written out is then dropped, because HDF5 1.10 crashes at the
+ * end of a program that closes such a file by H5Fclose alone. MDP_IO when metadata cannot be written. Local; main
+ * thread. */
+mdp_status mdp_hdf5_close_written(int64_t file, const char *path, mdp_status status);
 /* Refuse now what a writer would refuse later: output exists and overwrite is not set (MDP_CANNOT_CREATE), its folder
  * is missing or not writable, it equals or contains the input, less than n_byte free. Rank 0 looks. Collective. */
 mdp_status mdp_output_check_all(const mdp_comm *comm, const char *path, const mdp_catalogue *input, bool overwrite,

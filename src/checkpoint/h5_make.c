@@ -127,12 +127,14 @@ static void divert(hid_t file) {
     for (int i = 0; i < 3 && !flushed; i++) flushed = H5Fflush(file, H5F_SCOPE_LOCAL) >= 0;
 }
 
-mdp_status mdp_h5_close_file(hid_t file, const char *path, mdp_status status) {
+mdp_status mdp_hdf5_close_written(int64_t file, const char *path, mdp_status status) {
+    mdp_h5_silence silence = mdp_h5_silence_begin();
     if (status.code == MDP_OK) status = mdp_fault(MDP_IO, "close an HDF5 file");
     if (status.code == MDP_OK && H5Fflush(file, H5F_SCOPE_LOCAL) < 0)
         status = mdp_h5_error(MDP_IO, "write out", "the metadata", path);
     if (status.code != MDP_OK) divert(file);
     if (H5Fclose(file) < 0 && status.code == MDP_OK) status = mdp_h5_error(MDP_IO, "close", "the file", path);
+    mdp_h5_silence_end(silence);
     return status;
 }
 

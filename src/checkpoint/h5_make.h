@@ -26,9 +26,6 @@ hid_t mdp_h5_text_type(int64_t n_byte);
 
 /* A new file that HDF5 1.10 reads and whose bytes hold no times. */
 mdp_status mdp_h5_create_file(const char *path, hid_t *file);
-/* Close a file that this rank alone has written. `status` is what happened so far and is returned when it is an error;
- * what was not written then is dropped. The file is closed in any case. */
-mdp_status mdp_h5_close_file(hid_t file, const char *path, mdp_status status);
 /* All groups on the way to `name` ("/a/b/c": /a and /a/b), without times. */
 mdp_status mdp_h5_make_groups(hid_t file, const char *name, const char *path);
 /* A contiguous dataset, allocated now and not filled. *out is to be closed. n_dim = 0: scalar. */

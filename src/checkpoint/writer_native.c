@@ -89,7 +89,7 @@ static mdp_status make_file(native_writer *writer) {
     mdp_status status = make_root(writer, file);
     for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
         status = make_set(writer, file, &writer->layout.sets[i]);
-    return mdp_h5_close_file(file, writer->partial, status);
+    return mdp_hdf5_close_written(file, writer->partial, status);
 }
 
 /* ---- all ranks fill it --------------------------------------------------------------------------------------- */
@@ -273,7 +273,7 @@ static mdp_status complete_file(const native_writer *writer) {
     if (access >= 0) H5Pclose(access);
     MDP_TRY(status);
     status = write_marks(writer, file);
-    return mdp_h5_close_file(file, writer->partial, status);
+    return mdp_hdf5_close_written(file, writer->partial, status);
 }
 
 /* What this node still holds in memory goes to storage: another node's sync does not do that. */
