@@ -3,6 +3,7 @@
  * The kind of a file is told from its content: an HDF5 file by its attribute "format" (tokens files have none), a text
  * file by its JSON. Nothing but headers is read of a checkpoint. */
 #include "command/feasible.h"
+#include "command/opening.h"
 
 #include <hdf5.h>
 #include <stdlib.h>
@@ -97,9 +98,9 @@ static json_t *describe_checkpoint(const mdp_model *model) {
                      "fingerprint", catalogue->fingerprint, "layers", (json_int_t)model->n_layer, "d_model",
                      (json_int_t)model->d_model, "vocab_size", (json_int_t)model->vocab_size, "parameters",
                      (json_int_t)model->n_parameter, "active_parameters", (json_int_t)model->n_active, "tensors",
-                     (json_int_t)catalogue->n_tensor, "bytes", (json_int_t)catalogue->tensor_byte, "files",
-                     (int)catalogue->n_file, "side_files", (json_int_t)catalogue->n_side_file, "pruned",
-                     catalogue->plan_text != NULL, "moe_layers", describe_layers(model));
+                     (json_int_t)catalogue->n_tensor, "bytes", (json_int_t)catalogue->tensor_byte, "weight_files",
+                     (int)mdp_catalogue_weight_files(catalogue), "side_files", (json_int_t)catalogue->n_side_file,
+                     "pruned", catalogue->plan_text != NULL, "moe_layers", describe_layers(model));
 }
 
 static json_t *describe_tokens(const mdp_tokens *tokens) {

@@ -122,19 +122,23 @@ static const char *main_type(const mdp_catalogue *catalogue) {
     return mdp_dtype_name((mdp_dtype)best);
 }
 
+int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue) {
+    return catalogue->container == MDP_NATIVE ? catalogue->n_file : catalogue->n_file - catalogue->n_side_file;
+}
+
 static void model_line(const mdp_session *session, line *out) {
     const mdp_model *model = session->model;
     mdp_census census = mdp_census_of_model(model);
+    long long n_file = (long long)mdp_catalogue_weight_files(model->catalogue);
     char a[32], b[32], c[32], range[32];
     if (census.smallest == census.largest)
         snprintf(range, sizeof range, "%d", (int)census.largest);
     else
         snprintf(range, sizeof range, "%d to %d", (int)census.smallest, (int)census.largest);
-    add(out, "model    %s  %s, %lld layers, %s experts top-%d, %s parameters (%s active), %s %s in %d file%s",
+    add(out, "model    %s  %s, %lld layers, %s experts top-%d, %s parameters (%s active), %s %s in %lld file%s",
         model->catalogue->path, model->model_type, (long long)model->n_layer, range, (int)census.top_k,
         mdp_print_large(a, (double)model->n_parameter), mdp_print_large(b, (double)model->n_active),
-        mdp_print_bytes(c, model->catalogue->tensor_byte), main_type(model->catalogue), (int)model->catalogue->n_file,
-        model->catalogue->n_file == 1 ? "" : "s");
+        mdp_print_bytes(c, model->catalogue->tensor_byte), main_type(model->catalogue), n_file, n_file == 1 ? "" : "s");
 }
 
 static void add_tokens(line *out, const mdp_tokens *tokens) {

@@ -19,6 +19,9 @@ typedef struct mdp_estimate {
 /* Add a forward pass over `tokens`. Refuses what does not fit --memory or this node's free memory. Collective. */
 mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, int n_stream, bool with_head,
                                     mdp_estimate *estimate);
+/* Files that hold weights: all but the side files of a Hugging Face folder. */
+int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue);
+
 /* Add a copy of n_byte bytes from the model to a result. */
 void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte);
 /* Speed by --gflops-per-rank, or measured when it is a dry run or a long one; then the opening lines: on stdout for a
