@@ -157,7 +157,8 @@ void mdp_panel_stream_stop(mdp_panel_stream *stream);
 
 /* ---- tokens -------------------------------------------------------------------------------------------------- */
 
-/* tokens.h5: categories in byte order of name, sequences in file order. Offsets are held on every rank, ids are not. */
+/* tokens.h5: categories in byte order of name, sequences in file order; sequences without tokens are left out. Offsets
+ * are held on every rank, ids are not. */
 typedef struct mdp_tokens {
     char *path;
     int n_category;
