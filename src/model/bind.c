@@ -98,11 +98,15 @@ static mdp_status bind_whole(binder *b, const wanted *w, bool may_miss, mdp_matr
     return mdp_ok();
 }
 
-static mdp_status bind_norm(binder *b, const char *pattern, const char *what, int64_t layer, mdp_matrix *out) {
-    wanted w = {.pattern = pattern, .what = what, .layer = layer, .expert = -1, .n_dim = 1};
-    w.shape[0] = b->config->d_model;
-    w.keys = b->family->d_model.name;
+/* A vector of n values: a norm or a bias. */
+static mdp_status bind_vector(binder *b, const char *pattern, const char *what, int64_t layer, int64_t n,
+                              const char *keys, mdp_matrix *out) {
+    const wanted w = {pattern, what, layer, -1, 1, {n, 0, 0}, keys};
     return bind_whole(b, &w, false, out);
+}
+
+static mdp_status bind_norm(binder *b, const char *pattern, const char *what, int64_t layer, mdp_matrix *out) {
+    return bind_vector(b, pattern, what, layer, b->config->d_model, b->family->d_model.name, out);
 }
 
 /* Both tables on disk: both are used, as the library does when they differ. One of them and tied: it serves as both. */
@@ -125,6 +129,41 @@ static mdp_status bind_ends(binder *b) {
     return bind_norm(b, b->family->final_norm, "final norm", -1, &model->final_norm);
 }
 
+/* Biases of the projections that the family has names for. */
+static mdp_status bind_biases(binder *b, int64_t layer, mdp_attention *out) {
+    const mdp_family *f = b->family;
+    const struct {
+        const char *pattern, *what;
+        const mdp_matrix *projection;
+        mdp_matrix *bias;
+    } biases[] = {
+        {f->q_bias, "query bias", &out->q, &out->q_bias},
+        {f->k_bias, "key bias", &out->k, &out->k_bias},
+        {f->v_bias, "value bias", &out->v, &out->v_bias},
+        {f->o_bias, "output bias", &out->o, &out->o_bias},
+    };
+    char keys[160];
+    (void)snprintf(keys, sizeof keys, "%s: one for each row of its projection", f->bias.name);
+    for (size_t i = 0; i < sizeof biases / sizeof biases[0]; i++) {
+        if (biases[i].pattern == NULL) continue;
+        MDP_TRY(bind_vector(b, biases[i].pattern, biases[i].what, layer, biases[i].projection->n_row, keys,
+                            biases[i].bias));
+    }
+    return mdp_ok();
+}
+
+/* Norms of queries and keys: of a head, or of all heads together. */
+static mdp_status bind_qk_norms(binder *b, int64_t layer, mdp_attention *out) {
+    const mdp_config *c = b->config;
+    bool whole = b->family->qk_norm == MDP_QK_NORM_WHOLE;
+    int64_t n_q = whole ? c->n_head * c->head_dim : c->head_dim;
+    int64_t n_k = whole ? c->n_kv_head * c->head_dim : c->head_dim;
+    const char *keys = whole ? "all heads" : "head size";
+    out->qk_norm = b->family->qk_norm;
+    MDP_TRY(bind_vector(b, b->family->q_norm, "query norm", layer, n_q, keys, &out->q_norm));
+    return bind_vector(b, b->family->k_norm, "key norm", layer, n_k, keys, &out->k_norm);
+}
+
 static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     const mdp_family *f = b->family;
     const mdp_config *c = b->config;
@@ -141,9 +180,47 @@ static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     MDP_TRY(bind_whole(b, &k, false, &out->k));
     MDP_TRY(bind_whole(b, &v, false, &out->v));
     MDP_TRY(bind_whole(b, &o, false, &out->o));
-    out->window = c->window;
+    if (c->bias) MDP_TRY(bind_biases(b, layer, out));
+    if (f->qk_norm != MDP_QK_NORM_NONE) MDP_TRY(bind_qk_norms(b, layer, out));
+    out->clip = c->clip;
+    out->window = c->layers[layer].window;
     out->scale = 1.0 / sqrt((double)c->head_dim);
     return mdp_ok();
+}
+
+/* A gated MLP that every token meets: dense, or a shared expert. `what` begins the names of its matrices. */
+static mdp_status bind_mlp(binder *b, const mdp_mlp_names *names, const char *what, const mdp_int_key *ff_key,
+                           int64_t ff, int64_t layer, mdp_expert *out) {
+    const int64_t d_model = b->config->d_model;
+    char in_keys[160], out_keys[160], gate_what[64], up_what[64], down_what[64];
+    (void)snprintf(in_keys, sizeof in_keys, "%s, %s", ff_key->name, b->family->d_model.name);
+    (void)snprintf(out_keys, sizeof out_keys, "%s, %s", b->family->d_model.name, ff_key->name);
+    (void)snprintf(gate_what, sizeof gate_what, "%s's gate projection", what);
+    (void)snprintf(up_what, sizeof up_what, "%s's up projection", what);
+    (void)snprintf(down_what, sizeof down_what, "%s's down projection", what);
+    const wanted gate = {names->gate, gate_what, layer, -1, 2, {ff, d_model, 0}, in_keys};
+    const wanted up = {names->up, up_what, layer, -1, 2, {ff, d_model, 0}, in_keys};
+    const wanted down = {names->down, down_what, layer, -1, 2, {d_model, ff, 0}, out_keys};
+    MDP_TRY(bind_whole(b, &gate, false, &out->gate));
+    MDP_TRY(bind_whole(b, &up, false, &out->up));
+    return bind_whole(b, &down, false, &out->down);
+}
+
+static mdp_status bind_dense(binder *b, int64_t layer, mdp_layer *out) {
+    out->dense_ff = b->config->dense_ff;
+    out->activation = b->config->activation;
+    return bind_mlp(b, &b->family->dense, "dense MLP", &b->family->dense_ff, out->dense_ff, layer, &out->dense);
+}
+
+static mdp_status bind_shared(binder *b, int64_t layer, mdp_moe *moe) {
+    const mdp_family *f = b->family;
+    moe->shared_ff = b->config->shared_ff;
+    if (moe->shared_ff == 0) return mdp_ok();
+    MDP_TRY(bind_mlp(b, &f->shared, "shared expert", &f->shared_ff, moe->shared_ff, layer, &moe->shared));
+    if (f->shared_gate == NULL) return mdp_ok();
+    const wanted gate = {f->shared_gate, "gate of the shared expert", layer, -1, 2, {1, b->config->d_model, 0},
+                         f->d_model.name};
+    return bind_whole(b, &gate, false, &moe->shared_gate);
 }
 
 /* Does the catalogue hold a tensor called `prefix`<number>...? */
@@ -301,6 +378,7 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
     moe->activation = b->config->activation;
     bool fused = layout->fused_gate_up != NULL;
     int64_t n_tensor = 1 + (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert);
+    MDP_TRY(bind_shared(b, layer, moe));
     MDP_TRY(bind_router(b, layout, layer, moe)); /* its rows vouch for the number of experts before memory is taken */
     MDP_TRY(MDP_ALLOC(&moe->experts, moe->n_expert, "the experts of a layer"));
     MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
@@ -312,8 +390,8 @@ static mdp_status bind_layer(binder *b, int64_t layer, mdp_layer *out) {
     MDP_TRY(bind_norm(b, b->family->norm1, "attention norm", layer, &out->norm1));
     MDP_TRY(bind_norm(b, b->family->norm2, "expert norm", layer, &out->norm2));
     MDP_TRY(bind_attention(b, layer, &out->attention));
-    out->is_moe = true;
-    return bind_moe(b, layer, &out->moe);
+    out->is_moe = !b->config->layers[layer].dense;
+    return out->is_moe ? bind_moe(b, layer, &out->moe) : bind_dense(b, layer, out);
 }
 
 /* A tensor of an expert that was not bound: say which of the possible mistakes it is. */
@@ -325,6 +403,13 @@ static mdp_status stray_expert_tensor(const binder *b, const char *name, int64_t
                          "checkpoint and its config do not belong together.",
                          b->catalogue->path, name, (long long)layer, (long long)b->model->n_layer,
                          b->family->n_layer.name);
+    }
+    if (!b->model->layers[layer].is_moe) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: '%s' belongs to an expert of layer %lld, which is dense by config.json (%s, %s); the "
+                         "checkpoint and its config do not belong together.",
+                         b->catalogue->path, name, (long long)layer, b->family->sparse_step.name,
+                         b->family->dense_layers);
     }
     int64_t n_expert = b->model->layers[layer].moe.n_expert;
     if (mdp_name_number(rest, &expert, &rest) && expert >= n_expert) {

@@ -1,6 +1,6 @@
 /* config.c - config.json to numbers. A key counts under every spelling of the family; an absent one takes the class
  * default of its model_type. Refuses, naming the key: values of the wrong kind, sizes that are not positive, heads that
- * do not divide, more experts per token than experts, quantised weights, unknown activations. */
+ * do not divide, more experts per token than experts, unknown activations. */
 #include "model/config.h"
 
 #include <math.h>
@@ -39,18 +39,18 @@ static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, cons
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number.", path, name, mdp_config_kind(value));
     }
     *out = json_integer_value(value);
-    if (*out < 1 || *out > INT32_MAX) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld; expected a number from 1 to %d.", path, name,
-                         (long long)*out, INT32_MAX);
+    int least = key->may_be_zero ? 0 : 1;
+    if (*out < least || *out > INT32_MAX) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld; expected a number from %d to %d.", path, name,
+                         (long long)*out, least, INT32_MAX);
     }
     return mdp_ok();
 }
 
-/* A whole number, positive; the class default when it is absent. */
-static mdp_status read_int(const json_t *json, const mdp_int_key *key, const char *path, int64_t *out) {
-    bool has_first, has_other = false;
+mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char *path, int64_t *out) {
+    bool has_first = false, has_other = false;
     int64_t first = key->absent, other = 0;
-    MDP_TRY(read_spelling(json, key, key->name, path, &has_first, &first));
+    if (key->name != NULL) MDP_TRY(read_spelling(json, key, key->name, path, &has_first, &first));
     if (key->other != NULL) MDP_TRY(read_spelling(json, key, key->other, path, &has_other, &other));
     if (has_first && has_other && first != other) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld and '%s' is %lld; both mean the same, so make them equal.",
@@ -72,7 +72,8 @@ static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const c
     return mdp_ok();
 }
 
-static mdp_status read_norm_eps(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
+/* A number that is not negative; the class default when it is absent. */
+static mdp_status read_real(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
     *out = key->absent;
     const json_t *value = json_object_get(json, key->name);
     if (value == NULL) return mdp_ok();
@@ -84,6 +85,27 @@ static mdp_status read_norm_eps(const json_t *json, const mdp_real_key *key, con
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %g; expected a number that is not negative.", path, key->name,
                          *out);
     }
+    return mdp_ok();
+}
+
+/* A bound above 0; absent and null mean that there is none. */
+static mdp_status read_clip(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
+    *out = 0.0;
+    const json_t *value = key->name == NULL ? NULL : json_object_get(json, key->name);
+    if (value == NULL || json_is_null(value)) return mdp_ok();
+    MDP_TRY(read_real(json, key, path, out));
+    if (*out > 0.0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is 0; expected a number above 0, or null for no bound.", path, key->name);
+}
+
+/* The window of those layers that have one. Its number says nothing when the flag is off. */
+static mdp_status read_window(const json_t *json, const mdp_family *family, const char *path, int64_t *out) {
+    bool flag;
+    *out = 0;
+    MDP_TRY(read_bool(json, &family->window_flag, path, &flag));
+    if (!flag) return mdp_ok();
+    MDP_TRY(mdp_config_int(json, &family->window, path, out));
+    if (json_is_null(json_object_get(json, family->window.name))) *out = 0;
     return mdp_ok();
 }
 
@@ -109,16 +131,6 @@ static mdp_status read_activation(const json_t *json, const mdp_family *family, 
                      name == NULL ? "" : name, name == NULL ? "" : "'");
 }
 
-static mdp_status refuse_quantised(const json_t *json, const char *path) {
-    const json_t *quantisation = json_object_get(json, "quantization_config");
-    if (quantisation == NULL || json_is_null(quantisation)) return mdp_ok();
-    const char *method = json_string_value(json_object_get(quantisation, "quant_method"));
-    return MDP_ERROR(MDP_BAD_INPUT,
-                     "%s: the weights are quantised (quantization_config, quant_method %s); supported are "
-                     "f32, f16 and bf16 weights, so start from the checkpoint before quantisation.",
-                     path, method == NULL ? "not named" : method);
-}
-
 static mdp_status check_heads(const mdp_family *family, const char *path, const mdp_config *c) {
     if (c->n_head % c->n_kv_head != 0) {
         return MDP_ERROR(MDP_BAD_INPUT,
@@ -141,10 +153,11 @@ static mdp_status check_heads(const mdp_family *family, const char *path, const 
 
 /* head_dim is its own number where it is given, else the width divided by the heads. */
 static mdp_status read_heads(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
-    MDP_TRY(read_int(json, &family->n_head, path, &c->n_head));
-    MDP_TRY(read_int(json, &family->n_kv_head, path, &c->n_kv_head));
-    if (json_is_null(json_object_get(json, family->n_kv_head.name))) c->n_kv_head = c->n_head;
-    MDP_TRY(read_int(json, &family->head_dim, path, &c->head_dim));
+    MDP_TRY(mdp_config_int(json, &family->n_head, path, &c->n_head));
+    MDP_TRY(mdp_config_int(json, &family->n_kv_head, path, &c->n_kv_head));
+    bool as_many = c->n_kv_head == 0 || json_is_null(json_object_get(json, family->n_kv_head.name));
+    if (as_many) c->n_kv_head = c->n_head;
+    MDP_TRY(mdp_config_int(json, &family->head_dim, path, &c->head_dim));
     if (c->head_dim == 0) {
         if (c->d_model % c->n_head != 0) {
             return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld is not a multiple of '%s' %lld and there is no '%s'.", path,
@@ -157,8 +170,8 @@ static mdp_status read_heads(const json_t *json, const mdp_family *family, const
 }
 
 static mdp_status read_routing(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
-    MDP_TRY(read_int(json, &family->n_expert, path, &c->n_expert));
-    MDP_TRY(read_int(json, &family->top_k, path, &c->top_k));
+    MDP_TRY(mdp_config_int(json, &family->n_expert, path, &c->n_expert));
+    MDP_TRY(mdp_config_int(json, &family->top_k, path, &c->top_k));
     if (c->top_k > c->n_expert) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: '%s' is %lld, but there are only %lld experts ('%s'); a token cannot choose "
@@ -173,14 +186,17 @@ static mdp_status read_routing(const json_t *json, const mdp_family *family, con
 
 mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *out) {
     mdp_config c = {0};
-    MDP_TRY(refuse_quantised(json, path));
-    MDP_TRY(read_int(json, &family->d_model, path, &c.d_model));
-    MDP_TRY(read_int(json, &family->d_ff, path, &c.d_ff));
-    MDP_TRY(read_int(json, &family->n_layer, path, &c.n_layer));
-    MDP_TRY(read_int(json, &family->vocab_size, path, &c.vocab_size));
-    MDP_TRY(read_int(json, &family->max_position, path, &c.max_position));
-    MDP_TRY(read_int(json, &family->window, path, &c.window));
-    MDP_TRY(read_norm_eps(json, &family->norm_eps, path, &c.norm_eps));
+    MDP_TRY(mdp_config_int(json, &family->d_model, path, &c.d_model));
+    MDP_TRY(mdp_config_int(json, &family->d_ff, path, &c.d_ff));
+    MDP_TRY(mdp_config_int(json, &family->n_layer, path, &c.n_layer));
+    MDP_TRY(mdp_config_int(json, &family->vocab_size, path, &c.vocab_size));
+    MDP_TRY(mdp_config_int(json, &family->max_position, path, &c.max_position));
+    MDP_TRY(mdp_config_int(json, &family->dense_ff, path, &c.dense_ff));
+    MDP_TRY(mdp_config_int(json, &family->shared_ff, path, &c.shared_ff));
+    MDP_TRY(read_window(json, family, path, &c.window));
+    MDP_TRY(read_real(json, &family->norm_eps, path, &c.norm_eps));
+    MDP_TRY(read_clip(json, &family->clip, path, &c.clip));
+    MDP_TRY(read_bool(json, &family->bias, path, &c.bias));
     MDP_TRY(read_bool(json, &family->tied, path, &c.tied));
     MDP_TRY(read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));

@@ -4,18 +4,40 @@
 
 #include "model/family.h"
 
+/* What layers differ in. */
+typedef struct mdp_layer_config {
+    bool dense;     /* a gated MLP in the place of experts */
+    int64_t window; /* keys that a query sees, itself included; 0: all before it */
+} mdp_layer_config;
+
 typedef struct mdp_config {
     int64_t d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     int64_t n_expert, top_k;
-    int64_t window; /* keys that a query sees, itself included; 0: all before it */
+    int64_t dense_ff;  /* of dense layers */
+    int64_t shared_ff; /* of the shared expert; 0: none */
+    int64_t window;    /* of the layers that have one; 0: none has */
     double norm_eps;
+    double clip; /* bound of queries, keys and values; 0: none */
+    bool bias;   /* projections have those biases that the family has names for */
     bool tied;
     bool normalise; /* weights of the chosen experts are made to add up to 1 */
     mdp_activation activation;
+    mdp_layer_config *layers; /* [n_layer] */
 } mdp_config;
 
-/* Read everything but the rope from a parsed config.json; `path` names that file in errors. */
+/* Read everything but the layers and the rope from a parsed config.json; `path` names that file in errors. */
 mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *out);
+
+/* Read what layers differ in (layers.c); n_layer and window are set. config->layers is new, freed by the caller with
+ * mdp_free. */
+mdp_status mdp_layers_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *config);
+
+/* A whole number, positive (or 0 where it may be); the class default when it is absent. */
+mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char *path, int64_t *out);
+
+/* Refuse weights packed by GPTQ, AWQ, bitsandbytes and the like (quantised.c): by config.json, or by tensors that only
+ * they have. */
+mdp_status mdp_refuse_quantised(const json_t *json, const mdp_catalogue *catalogue, const char *path);
 
 /* Read the rope (rope.c); config's sizes are set. out->frequency is new, freed by the caller with mdp_free. */
 mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,

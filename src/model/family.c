@@ -1,64 +1,182 @@
-/* family.c - the table of supported families. Adding one is adding a row (and, for a rule that no row has yet, the
- * rule). Class defaults are those of the configuration classes of HF transformers, because config.json may omit any
- * key. */
+/* family.c - the table of supported families. Adding one is adding a row and its name (and, for a rule that no row has
+ * yet, the rule). Class defaults are those of the configuration classes of HF transformers, because config.json may
+ * omit any key. What several rows spell alike has one name below; a row may say otherwise after it. */
 #include "model/family.h"
 
 #include <string.h>
 
+#define LAYER "model.layers.{layer}."
+
+/* Keys that all rows call the same, and the same absent value in each of their classes. */
+#define COMMON_KEYS                                                                                                    \
+    .head_dim = {.name = "head_dim", .null_is_absent = true},                                                          \
+    .tied = {.name = "tie_word_embeddings", .absent = false}, .activation_key = "hidden_act", .activation = "silu",    \
+    .rope_layout = MDP_ROPE_HALF
+
+#define COMMON_TENSORS                                                                                                 \
+    .embedding = "model.embed_tokens.weight", .final_norm = "model.norm.weight", .head = "lm_head.weight",             \
+    .norm1 = LAYER "input_layernorm.weight", .norm2 = LAYER "post_attention_layernorm.weight",                         \
+    .q = LAYER "self_attn.q_proj.weight", .k = LAYER "self_attn.k_proj.weight", .v = LAYER "self_attn.v_proj.weight",  \
+    .o = LAYER "self_attn.o_proj.weight"
+
+#define QKV_BIASES                                                                                                     \
+    .q_bias = LAYER "self_attn.q_proj.bias", .k_bias = LAYER "self_attn.k_proj.bias",                                  \
+    .v_bias = LAYER "self_attn.v_proj.bias"
+#define QKVO_BIASES QKV_BIASES, .o_bias = LAYER "self_attn.o_proj.bias"
+
+#define QK_NORMS .q_norm = LAYER "self_attn.q_norm.weight", .k_norm = LAYER "self_attn.k_norm.weight"
+
+/* LAYER "mlp." with something before the projections ("", "shared_expert."). */
+#define GATED_MLP(part)                                                                                                \
+    {                                                                                                                  \
+        .gate = LAYER "mlp." part "gate_proj.weight", .up = LAYER "mlp." part "up_proj.weight",                        \
+        .down = LAYER "mlp." part "down_proj.weight",                                                                  \
+    }
+
+/* One tensor per matrix of an expert: as the public checkpoints have it. */
+#define SEPARATE_EXPERTS                                                                                               \
+    {                                                                                                                  \
+        .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                            \
+        .gate = LAYER "mlp.experts.{expert}.gate_proj.weight", .up = LAYER "mlp.experts.{expert}.up_proj.weight",      \
+        .down = LAYER "mlp.experts.{expert}.down_proj.weight",                                                         \
+    }
+
+/* As transformers 5 holds the experts in memory and some tools save them. */
+#define FUSED_EXPERTS                                                                                                  \
+    {                                                                                                                  \
+        .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                            \
+        .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
+    }
+
 static const mdp_family FAMILIES[] = {
     {
         .model_type = "mixtral",
+        COMMON_KEYS,
         .d_model = {.name = "hidden_size", .absent = 4096},
         .d_ff = {.name = "intermediate_size", .absent = 14336},
         .n_layer = {.name = "num_hidden_layers", .absent = 32},
         .n_head = {.name = "num_attention_heads", .absent = 32},
         .n_kv_head = {.name = "num_key_value_heads", .absent = 8, .null_is_absent = true},
-        .head_dim = {.name = "head_dim", .null_is_absent = true},
         .vocab_size = {.name = "vocab_size", .absent = 32000},
         .max_position = {.name = "max_position_embeddings", .absent = 131072},
         .n_expert = {.name = "num_local_experts", .other = "num_experts", .absent = 8},
         .top_k = {.name = "num_experts_per_tok", .absent = 2},
+        .sparse_step = {.absent = 1},
         .window = {.name = "sliding_window", .null_is_absent = true},
+        .window_flag = {.absent = true},
         .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
-        .tied = {.name = "tie_word_embeddings", .absent = false},
-        .activation_key = "hidden_act",
-        .activation = "silu",
         .rope_theta = 1e6,
         .score = MDP_SOFTMAX_ALL,
         .normalise = MDP_NORMALISE_ALWAYS,
-        .rope_layout = MDP_ROPE_HALF,
-        .embedding = "model.embed_tokens.weight",
-        .final_norm = "model.norm.weight",
-        .head = "lm_head.weight",
-        .norm1 = "model.layers.{layer}.input_layernorm.weight",
-        .norm2 = "model.layers.{layer}.post_attention_layernorm.weight",
-        .q = "model.layers.{layer}.self_attn.q_proj.weight",
-        .k = "model.layers.{layer}.self_attn.k_proj.weight",
-        .v = "model.layers.{layer}.self_attn.v_proj.weight",
-        .o = "model.layers.{layer}.self_attn.o_proj.weight",
+        COMMON_TENSORS,
         .layouts =
             {
                 {
-                    .router = "model.layers.{layer}.block_sparse_moe.gate.weight",
-                    .experts = "model.layers.{layer}.block_sparse_moe.experts.",
-                    .gate = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
-                    .up = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
-                    .down = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
+                    .router = LAYER "block_sparse_moe.gate.weight",
+                    .experts = LAYER "block_sparse_moe.experts.",
+                    .gate = LAYER "block_sparse_moe.experts.{expert}.w1.weight",
+                    .up = LAYER "block_sparse_moe.experts.{expert}.w3.weight",
+                    .down = LAYER "block_sparse_moe.experts.{expert}.w2.weight",
                 },
-                {
-                    /* as transformers 5 holds it in memory and some tools save it */
-                    .router = "model.layers.{layer}.mlp.gate.weight",
-                    .experts = "model.layers.{layer}.mlp.experts.",
-                    .fused_gate_up = "model.layers.{layer}.mlp.experts.gate_up_proj",
-                    .fused_down = "model.layers.{layer}.mlp.experts.down_proj",
-                },
+                FUSED_EXPERTS,
             },
+    },
+    {
+        .model_type = "qwen2_moe",
+        COMMON_KEYS,
+        .d_model = {.name = "hidden_size", .absent = 2048},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1408},
+        .n_layer = {.name = "num_hidden_layers", .absent = 24},
+        .n_head = {.name = "num_attention_heads", .absent = 16},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 16, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 151936},
+        .max_position = {.name = "max_position_embeddings", .absent = 32768},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 60},
+        .top_k = {.name = "num_experts_per_tok", .absent = 4},
+        .sparse_step = {.name = "decoder_sparse_step", .absent = 1},
+        .dense_ff = {.name = "intermediate_size", .absent = 5632},
+        .dense_layers = "mlp_only_layers",
+        .shared_ff = {.name = "shared_expert_intermediate_size", .absent = 5632},
+        .window = {.name = "sliding_window", .absent = 4096, .null_is_absent = true},
+        .window_end = {.name = "max_window_layers", .absent = 28, .may_be_zero = true},
+        .window_flag = {.name = "use_sliding_window", .absent = false},
+        .window_rule = MDP_WINDOW_EVEN,
+        .layer_types = "layer_types",
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .bias = {.name = "qkv_bias", .absent = true},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = false},
+        .rope_theta = 1e4,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_BY_FLAG,
+        COMMON_TENSORS,
+        QKV_BIASES,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_expert."),
+        .shared_gate = LAYER "mlp.shared_expert_gate.weight",
+        .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
+    },
+    {
+        .model_type = "qwen3_moe",
+        COMMON_KEYS,
+        .d_model = {.name = "hidden_size", .absent = 2048},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 768},
+        .n_layer = {.name = "num_hidden_layers", .absent = 24},
+        .n_head = {.name = "num_attention_heads", .absent = 32},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 4, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 151936},
+        .max_position = {.name = "max_position_embeddings", .absent = 32768},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 128},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .sparse_step = {.name = "decoder_sparse_step", .absent = 1},
+        .dense_ff = {.name = "intermediate_size", .absent = 6144},
+        .dense_layers = "mlp_only_layers",
+        .window = {.name = "sliding_window", .absent = 4096, .null_is_absent = true},
+        .window_flag = {.name = "use_sliding_window", .absent = false},
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .bias = {.name = "attention_bias", .absent = false},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = false},
+        .rope_theta = 1e4,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_BY_FLAG,
+        .qk_norm = MDP_QK_NORM_HEAD,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        QK_NORMS,
+        .dense = GATED_MLP(""),
+        .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
+    },
+    {
+        .model_type = "olmoe",
+        COMMON_KEYS,
+        .d_model = {.name = "hidden_size", .absent = 2048},
+        .d_ff = {.name = "intermediate_size", .absent = 2048},
+        .n_layer = {.name = "num_hidden_layers", .absent = 16},
+        .n_head = {.name = "num_attention_heads", .absent = 16},
+        .n_kv_head = {.name = "num_key_value_heads", .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 50304},
+        .max_position = {.name = "max_position_embeddings", .absent = 4096},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 64},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .sparse_step = {.absent = 1},
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .clip = {.name = "clip_qkv"},
+        .bias = {.name = "attention_bias", .absent = false},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = false},
+        .rope_theta = 1e4,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_BY_FLAG,
+        .qk_norm = MDP_QK_NORM_WHOLE,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        QK_NORMS,
+        .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
     },
 };
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[N_FAMILY + 1] = {"mixtral", NULL};
+static const char *const NAMES[] = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", NULL};
+_Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {
     return NAMES;

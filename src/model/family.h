@@ -8,10 +8,11 @@
 
 /* A whole number of config.json under its spellings (the first is what the class itself calls it). */
 typedef struct mdp_int_key {
-    const char *name;
+    const char *name;    /* NULL: the family has no such key and the default always holds */
     const char *other;   /* second spelling, or NULL */
     int64_t absent;      /* class default */
     bool null_is_absent; /* null is allowed, and the reader of the key says what it then means */
+    bool may_be_zero;
 } mdp_int_key;
 
 typedef struct mdp_real_key {
@@ -23,6 +24,14 @@ typedef struct mdp_bool_key {
     const char *name; /* NULL: the family has no such key and the default always holds */
     bool absent;
 } mdp_bool_key;
+
+/* A gated MLP that is not routed to. {layer} stands for its number. */
+typedef struct mdp_mlp_names {
+    const char *gate, *up, *down; /* [ff, d_model], [ff, d_model], [d_model, ff] */
+} mdp_mlp_names;
+
+/* Which layers the window applies to when config.json has no list of layer types. */
+typedef enum mdp_window_rule { MDP_WINDOW_ALL, MDP_WINDOW_EVEN } mdp_window_rule;
 
 /* One way in which the experts of a layer are stored. {layer} and {expert} stand for their numbers. */
 typedef struct mdp_expert_layout {
@@ -41,8 +50,20 @@ struct mdp_family {
     /* ---- config.json ---- */
     mdp_int_key d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     mdp_int_key n_expert, top_k;
-    mdp_int_key window; /* applies to all layers */
+    /* layer l has experts when l + 1 is a multiple of sparse_step (default 1) and l is not in the list dense_layers
+     * (NULL: no such key); the others have a gated MLP of dense_ff */
+    mdp_int_key sparse_step, dense_ff;
+    const char *dense_layers;
+    mdp_int_key shared_ff; /* of the shared expert; name == NULL: none */
+    /* the window applies when window_flag says so: to the layers that the list layer_types (NULL: no such key) calls
+     * sliding, without a list to those that window_rule gives below layer window_end (0: all layers) */
+    mdp_int_key window, window_end;
+    mdp_bool_key window_flag;
+    mdp_window_rule window_rule;
+    const char *layer_types;
     mdp_real_key norm_eps;
+    mdp_real_key clip; /* of queries, keys and values; name == NULL: none */
+    mdp_bool_key bias; /* of the projections that have a name for it below */
     mdp_bool_key tied;
     mdp_bool_key normalise_flag; /* read when normalise is MDP_NORMALISE_BY_FLAG */
     const char *activation_key, *activation;
@@ -51,9 +72,14 @@ struct mdp_family {
     mdp_router_score score;
     mdp_normalise normalise;
     mdp_rope_layout rope_layout;
+    mdp_qk_norm qk_norm;
     /* ---- tensors ---- */
     const char *embedding, *final_norm, *head;
     const char *norm1, *norm2, *q, *k, *v, *o;
+    const char *q_bias, *k_bias, *v_bias, *o_bias; /* NULL: that projection has none */
+    const char *q_norm, *k_norm;                   /* when there is a qk_norm */
+    mdp_mlp_names dense, shared;
+    const char *shared_gate;                   /* [1, d_model]; NULL: the shared expert counts in full */
     mdp_expert_layout layouts[MDP_MAX_LAYOUT]; /* used ones first; router == NULL ends them */
 };
 

@@ -16,25 +16,40 @@ static mdp_status find_family(const json_t *json, const char *where, const mdp_f
     return mdp_family_find(json_string_value(type), where, out);
 }
 
-static mdp_status fill(const json_t *json, const char *where, mdp_model *model) {
-    mdp_config config;
+static mdp_status read_config(const json_t *json, const char *where, mdp_model *model, mdp_config *config) {
     MDP_TRY(find_family(json, where, &model->family));
-    MDP_TRY(mdp_config_read(json, model->family, where, &config));
-    if (config.n_layer > model->catalogue->n_tensor) {
+    MDP_TRY(mdp_refuse_quantised(json, model->catalogue, where));
+    MDP_TRY(mdp_config_read(json, model->family, where, config));
+    if (config->n_layer > model->catalogue->n_tensor) { /* before memory is taken for every layer */
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld, but the checkpoint has only %lld tensors.", where,
-                         model->family->n_layer.name, (long long)config.n_layer, (long long)model->catalogue->n_tensor);
+                         model->family->n_layer.name, (long long)config->n_layer,
+                         (long long)model->catalogue->n_tensor);
     }
-    MDP_TRY(mdp_rope_read(json, model->family, &config, where, &model->rope));
+    MDP_TRY(mdp_layers_read(json, model->family, where, config));
+    return mdp_rope_read(json, model->family, config, where, &model->rope);
+}
+
+static void copy_sizes(const mdp_config *config, mdp_model *model) {
     (void)snprintf(model->model_type, sizeof model->model_type, "%s", model->family->model_type);
-    model->n_layer = config.n_layer;
-    model->d_model = config.d_model;
-    model->vocab_size = config.vocab_size;
-    model->n_head = config.n_head;
-    model->n_kv_head = config.n_kv_head;
-    model->head_dim = config.head_dim;
-    model->max_position = config.max_position;
-    model->norm_eps = config.norm_eps;
-    return mdp_bind_tensors(&config, model);
+    model->n_layer = config->n_layer;
+    model->d_model = config->d_model;
+    model->vocab_size = config->vocab_size;
+    model->n_head = config->n_head;
+    model->n_kv_head = config->n_kv_head;
+    model->head_dim = config->head_dim;
+    model->max_position = config->max_position;
+    model->norm_eps = config->norm_eps;
+}
+
+static mdp_status fill(const json_t *json, const char *where, mdp_model *model) {
+    mdp_config config = {0};
+    mdp_status status = read_config(json, where, model, &config);
+    if (status.code == MDP_OK) {
+        copy_sizes(&config, model);
+        status = mdp_bind_tensors(&config, model);
+    }
+    mdp_free(config.layers);
+    return status;
 }
 
 mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out) {

@@ -1,0 +1,81 @@
+/* layers.c - what the layers of a model differ in, from config.json: which have experts and which a dense MLP, and over
+ * which of them attention slides in a window. Refuses, naming the key: lists of the wrong kind, types of layers that no
+ * family here has, a model in which no layer has experts. */
+#include "model/config.h"
+
+#include <string.h>
+
+/* Mark the layers of the list `key` as dense. Numbers beyond the last layer mean nothing, as in the library. */
+static mdp_status mark_dense(const json_t *json, const char *key, const char *path, mdp_config *config) {
+    const json_t *list = key == NULL ? NULL : json_object_get(json, key), *value;
+    if (list == NULL || json_is_null(list)) return mdp_ok();
+    if (!json_is_array(list)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a list of layers.", path, key, mdp_config_kind(list));
+    }
+    size_t i;
+    json_array_foreach(list, i, value) {
+        if (!json_is_integer(value)) {
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' holds %s; expected a list of layers.", path, key,
+                             mdp_config_kind(value));
+        }
+        json_int_t layer = json_integer_value(value);
+        if (layer >= 0 && layer < config->n_layer) config->layers[layer].dense = true;
+    }
+    return mdp_ok();
+}
+
+static mdp_status read_dense(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    int64_t step, n_dense = 0;
+    MDP_TRY(mdp_config_int(json, &family->sparse_step, path, &step));
+    for (int64_t l = 0; l < config->n_layer; l++) config->layers[l].dense = (l + 1) % step != 0;
+    MDP_TRY(mark_dense(json, family->dense_layers, path, config));
+    for (int64_t l = 0; l < config->n_layer; l++) n_dense += config->layers[l].dense;
+    if (n_dense < config->n_layer) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: none of the %lld layers has experts ('%s', '%s'); there is nothing to prune.",
+                     path, (long long)config->n_layer, family->sparse_step.name, family->dense_layers);
+}
+
+/* The list layer_types gives every layer its type. */
+static mdp_status read_types(const json_t *list, const mdp_family *family, const char *path, mdp_config *config) {
+    const char *key = family->layer_types;
+    if (!json_is_array(list) || (int64_t)json_array_size(list) != config->n_layer) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s of %lld; expected a list of one type for each of %lld layers.",
+                         path, key, mdp_config_kind(list), (long long)json_array_size(list),
+                         (long long)config->n_layer);
+    }
+    for (int64_t l = 0; l < config->n_layer; l++) {
+        const json_t *value = json_array_get(list, (size_t)l);
+        const char *type = json_is_string(value) ? json_string_value(value) : mdp_config_kind(value);
+        bool slides = strcmp(type, "sliding_attention") == 0;
+        if (!slides && strcmp(type, "full_attention") != 0) {
+            return MDP_ERROR(MDP_BAD_INPUT,
+                             "%s: layer %lld is '%s' ('%s'); supported are full_attention and sliding_attention.", path,
+                             (long long)l, type, key);
+        }
+        if (slides && config->window == 0) {
+            return MDP_ERROR(MDP_BAD_INPUT,
+                             "%s: layer %lld is 'sliding_attention' ('%s'), but there is no window ('%s').", path,
+                             (long long)l, key, family->window.name);
+        }
+        config->layers[l].window = slides ? config->window : 0;
+    }
+    return mdp_ok();
+}
+
+static mdp_status read_windows(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    const json_t *list = family->layer_types == NULL ? NULL : json_object_get(json, family->layer_types);
+    if (list != NULL && !json_is_null(list)) return read_types(list, family, path, config);
+    if (config->window == 0) return mdp_ok();
+    int64_t end = config->n_layer;
+    if (family->window_end.name != NULL) MDP_TRY(mdp_config_int(json, &family->window_end, path, &end));
+    for (int64_t l = 0; l < config->n_layer && l < end; l++) {
+        if (family->window_rule == MDP_WINDOW_ALL || l % 2 == 0) config->layers[l].window = config->window;
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_layers_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    MDP_TRY(MDP_ALLOC(&config->layers, config->n_layer, "what the layers differ in"));
+    MDP_TRY(read_dense(json, family, path, config));
+    return read_windows(json, family, path, config);
+}
