@@ -130,9 +130,11 @@ static mdp_status lay_out(mdp_dump *dump) {
     for (int stream = 0; stream < dump->n_stream; stream++) {
         for (int64_t s = 0; good && s < dump->tokens->n_sequence; s++) good = create_sequence(dump, stream, s);
     }
-    good = H5Fclose(dump->file) >= 0 && good;
+    mdp_status status = mdp_ok();
+    if (!good) status = MDP_ERROR(MDP_IO, "%s: HDF5 cannot lay out the dump; is the disk full?", dump->path);
+    hid_t file = dump->file;
     dump->file = -1;
-    return good ? mdp_ok() : MDP_ERROR(MDP_IO, "%s: HDF5 cannot lay out the dump; is the disk full?", dump->path);
+    return mdp_hdf5_close_written(file, dump->path, status);
 }
 
 static mdp_status open_parallel(mdp_dump *dump) {

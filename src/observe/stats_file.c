@@ -165,9 +165,7 @@ static mdp_status write_partial(const mdp_stats *stats, const char *partial) {
     if (file < 0) {
         return MDP_ERROR(MDP_CANNOT_CREATE, "%s: cannot be created; is its folder there and writable?", partial);
     }
-    mdp_status status = write_content(file, stats, partial);
-    if (H5Fclose(file) < 0 && status.code == MDP_OK) status = broken(partial, "its last part");
-    return status;
+    return mdp_hdf5_close_written(file, partial, write_content(file, stats, partial));
 }
 
 /* fsync and rename of a finished partial file. */
