@@ -88,7 +88,16 @@ static mdp_status parse_flag(const mdp_option *option, const char *text, bool *o
     return mdp_ok();
 }
 
+/* Values end up in JSON records (configuration, reports), which are UTF-8; better refused now than after hours. */
+static mdp_status check_utf8(const char *text) {
+    json_t *probe = json_string(text);
+    if (!probe) return MDP_ERROR(MDP_USAGE, "'%s' on the command line is not valid UTF-8; use another name.", text);
+    json_decref(probe);
+    return mdp_ok();
+}
+
 static mdp_status append_text(mdp_option_value *value, const char *text) {
+    MDP_TRY(check_utf8(text));
     MDP_TRY(MDP_GROW(&value->texts, value->n_text, value->n_text + 1, "the value of an option"));
     MDP_TRY(mdp_copy_text(&value->texts[value->n_text], text));
     value->n_text++;
@@ -188,6 +197,7 @@ static mdp_status parse_option(mdp_options *options, int n_word, char *const *wo
 }
 
 static mdp_status append_argument(mdp_options *options, const char *word) {
+    MDP_TRY(check_utf8(word));
     MDP_TRY(MDP_GROW(&options->arguments, options->n_argument, options->n_argument + 1, "the command line"));
     MDP_TRY(mdp_copy_text(&options->arguments[options->n_argument], word));
     options->n_argument++;

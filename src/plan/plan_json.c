@@ -175,7 +175,8 @@ static mdp_status check_every_expert(const place *where, const mdp_plan_layer *l
 static mdp_status parse_scores(const json_t *list, const place *where, mdp_plan_layer *layer) {
     if (!list) return mdp_ok();
     if (!json_is_array(list) || json_array_size(list) != (size_t)layer->n_expert)
-        return REFUSE(where, "'scores' must be an array of %d numbers, one for each expert", (int)layer->n_expert);
+        return REFUSE(where, "the plan names %d experts, but 'scores' has numbers for %zu", (int)layer->n_expert,
+                      json_array_size(list));
     MDP_TRY(MDP_ALLOC(&layer->scores, layer->n_expert, "the scores of a layer"));
     for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
         const json_t *value = json_array_get(list, (size_t)e);

@@ -122,6 +122,8 @@ static void wrong_words_are_refused_with_the_remedy(void **state) {
     REFUSE("--keep", "--keep-ratio", "--keep", "3", "--keep-ratio", "0.5");
     REFUSE("--model", "empty", "--model=");
     REFUSE("--quiet", "'yes'", "--quiet=yes");
+    REFUSE("UTF-8", "", "--model", "caf\xe9");
+    REFUSE("UTF-8", "", "caf\xe9");
 }
 
 static void numbers_are_whole_and_in_range(void **state) {
