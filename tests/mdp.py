@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ DEMO = FIXTURES / "mixtral-demo"
 GOLDEN = FIXTURES / "golden"
 CALIB = FIXTURES / "text" / "calib.h5"
 EVAL = FIXTURES / "text" / "eval.h5"
+PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # for rank.py, as any user
 CRITERIA = ["frequency", "soft", "ean", "ean-mean", "weighted-ean", "reap"]
 
 
@@ -42,12 +44,15 @@ class Result:
         return f"{self.command}\ncodes {self.codes}\n--- stdout\n{self.stdout[-3000:]}\n--- stderr\n{self.stderr[-3000:]}"
 
 
-def run(ranks, *words, env=None, timeout=120, prefix=()):
-    """Run the program; a run that does not end in time is killed and fails the test."""
+def run(ranks, *words, env=None, timeout=120, prefix=(), within=()):
+    """Run the program; a run that does not end in time is killed and fails the test.
+
+    `prefix` starts the launcher, `within` each rank's program.
+    """
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
-        command = [str(TESTS / "mpiexec"), str(ranks), *map(str, prefix), sys.executable, str(TESTS / "rank.py"), folder,
-                   str(PROGRAM), *map(str, words)]
+        command = [*map(str, prefix), str(TESTS / "mpiexec"), str(ranks), PYTHON, str(TESTS / "rank.py"), folder,
+                   *map(str, within), str(PROGRAM), *map(str, words)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
                                    env={**os.environ, **(env or {})}, start_new_session=True)
         shown = " ".join([*(f"{k}={v}" for k, v in (env or {}).items()), "mpiexec", str(ranks), "moe-dist-prune", *map(str, words)])

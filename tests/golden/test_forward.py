@@ -6,8 +6,11 @@ import pytest
 import mdp
 
 
+NAMES = ["mixtral", "mixtral_bf16", "qwen2_moe", "qwen3_moe", "qwen3_moe_bf16", "olmoe"]
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
-@pytest.mark.parametrize("name", ["mixtral", "mixtral_bf16"])
+@pytest.mark.parametrize("name", NAMES)
 def test_dump_equals_transformers(name, ranks, tmp_path):
     tokens = mdp.golden_tokens(name, tmp_path / "tokens.h5")
     mdp.succeed(ranks, "eval", "--model", mdp.GOLDEN / name, "--tokens", tokens, "--dump", tmp_path / "dump.h5",
