@@ -1,11 +1,12 @@
-/* report.c - report.json and the closing table of a run: see report.h.
+/* report.c - report.json and the closing table of a run: see mdp/report.h.
  *
  * Both tell the same numbers: experts, parameters, bytes and perplexity before and after, what stayed, where the files
  * are. Sizes come from the described result, not from files, so that they are the same for every container. */
-#include "mdp/report.h"
+#include "report/layers.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define MAX_LISTED_LAYERS 8   /* the table lists what stayed in models up to this depth */
 #define MAX_LISTED_EXPERTS 16 /* and up to this width; plan.json has all */
@@ -52,25 +53,58 @@ static summary summarise(const mdp_report *report) {
     return sum;
 }
 
+/* ---- the sentence -------------------------------------------------------------------------------------------- */
+
+/* "A quarter", "Half", "37.5%" of the experts. */
+static void print_share(char *out, size_t n_char, int64_t part, int64_t whole) {
+    static const struct {
+        int quarters;
+        const char *word;
+    } words[] = {{1, "A quarter"}, {2, "Half"}, {3, "Three quarters"}};
+    snprintf(out, n_char, "%.3g%%", whole > 0 ? 100.0 * (double)part / (double)whole : 0.0);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        if (part > 0 && 4 * part == words[i].quarters * whole) snprintf(out, n_char, "%s", words[i].word);
+    }
+}
+
+/* The category whose perplexity grew by the largest factor; -1: none was measured. */
+static int worst_category(const mdp_evaluation *evaluation) {
+    int worst = -1;
+    double most = -INFINITY;
+    for (int c = 0; c < evaluation->n_category; c++) {
+        double growth = mdp_evaluation_loss(evaluation, 1, c) - mdp_evaluation_loss(evaluation, 0, c);
+        if (!(growth > most)) continue;
+        most = growth;
+        worst = c;
+    }
+    return worst;
+}
+
+/* "Half of the experts removed; perplexity 4.310 -> 5.020 (+16.5%); the worst category is chat." Returns out. */
+static const char *print_sentence(const mdp_report *report, const summary *sum, char *out, size_t n_char) {
+    const mdp_evaluation *evaluation = report->evaluation;
+    char share[32], change[80] = "", worst[100] = "";
+    print_share(share, sizeof share, sum->n_before - sum->n_after, sum->n_before);
+    if (evaluation && evaluation->n_stream == 2) {
+        double before = mdp_evaluation_perplexity(evaluation, 0, -1),
+               after = mdp_evaluation_perplexity(evaluation, 1, -1);
+        int c = worst_category(evaluation);
+        if (isfinite(before) && isfinite(after))
+            snprintf(change, sizeof change, "; perplexity %.4g -> %.4g (%+.1f%%)", before, after,
+                     100.0 * (after / before - 1.0));
+        if (c >= 0 && evaluation->n_category > 1)
+            snprintf(worst, sizeof worst, "; the worst category is %.60s", evaluation->category[c]);
+    }
+    snprintf(out, n_char, "%s of the experts removed%s%s.", share, change, worst);
+    return out;
+}
+
 /* ---- report.json --------------------------------------------------------------------------------------------- */
 
 static json_t *print_side(int64_t n_expert, mdp_result_size size, int64_t n_byte) {
     return json_pack("{s:I, s:I, s:I, s:I}", "experts", (json_int_t)n_expert, "parameters",
                      (json_int_t)size.n_parameter, "active_parameters", (json_int_t)size.n_active, "bytes",
                      (json_int_t)n_byte);
-}
-
-static json_t *print_layers(const mdp_plan *plan) {
-    json_t *list = json_array();
-    for (int64_t i = 0; i < plan->n_layer; i++) {
-        const mdp_plan_layer *layer = &plan->layers[i];
-        json_t *kept = json_array(), *dropped = json_array();
-        for (int32_t j = 0; j < layer->n_kept; j++) json_array_append_new(kept, json_integer(layer->kept[j].from[0]));
-        for (int32_t j = 0; j < layer->n_dropped; j++) json_array_append_new(dropped, json_integer(layer->dropped[j]));
-        json_array_append_new(list, json_pack("{s:I, s:i, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
-                                              (int)layer->n_expert, "kept", kept, "dropped", dropped));
-    }
-    return list;
 }
 
 /* JSON has no NaN: a perplexity that does not exist is null. */
@@ -100,12 +134,20 @@ static json_t *print_words(int n, const char *const *words) {
     return list;
 }
 
+static json_t *print_phases(const mdp_report *report) {
+    json_t *list = json_array();
+    for (int i = 0; i < report->n_phase; i++)
+        json_array_append_new(
+            list, json_pack("{s:s, s:f}", "name", report->phases[i].name, "seconds", report->phases[i].seconds));
+    return list;
+}
+
 static json_t *print_run(const mdp_report *report) {
-    return json_pack("{s:o, s:i, s:i, s:i, s:s, s:f, s:I, s:I}", "command",
+    return json_pack("{s:o, s:i, s:i, s:i, s:s, s:f, s:o, s:I, s:I}", "command",
                      print_words(report->n_word, (const char *const *)report->words), "ranks", report->n_rank, "nodes",
                      report->n_node, "threads", report->n_thread, "blas", report->blas, "seconds", report->seconds,
-                     "memory_peak_largest", (json_int_t)report->memory_largest, "memory_peak_smallest",
-                     (json_int_t)report->memory_smallest);
+                     "phases", print_phases(report), "memory_peak_largest", (json_int_t)report->memory_largest,
+                     "memory_peak_smallest", (json_int_t)report->memory_smallest);
 }
 
 static json_t *print_model(const mdp_report *report) {
@@ -118,18 +160,42 @@ static json_t *print_tokens(const mdp_tokens *tokens) {
                      (json_int_t)tokens->n_token, "n_sequences", (json_int_t)tokens->n_sequence);
 }
 
+/* Every measure of every stream, as eval.json has them; null when nothing was evaluated. */
+static mdp_status print_streams(const mdp_evaluation *evaluation, json_t **out) {
+    char *text = NULL;
+    json_t *root = NULL;
+    *out = json_null();
+    if (!evaluation) return mdp_ok();
+    MDP_TRY(mdp_evaluation_print(evaluation, &text));
+    mdp_status status = mdp_json_parse(text, (int64_t)strlen(text), "eval.json", &root);
+    if (status.code == MDP_OK) *out = json_incref(json_object_get(root, "streams"));
+    json_decref(root);
+    mdp_free(text);
+    return status;
+}
+
 mdp_status mdp_report_print(const mdp_report *report, char **out) {
     summary sum = summarise(report);
+    char sentence[256];
+    json_t *layers = NULL, *streams = NULL;
     *out = NULL;
+    MDP_TRY(print_streams(report->evaluation, &streams));
+    mdp_status status = mdp_report_layers(report, &layers);
+    if (status.code != MDP_OK) {
+        json_decref(streams);
+        return status;
+    }
     json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:o, s:o, s:o, s:O, s:b, s:o, s:o, s:o, s:o, s:o}", "format", "moe-dist-prune report",
-        "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "run", print_run(report), "model",
-        print_model(report), "tokens", print_tokens(report->tokens), "recipe", report->plan->recipe, "uniform",
-        (int)report->plan->uniform, "before", print_side(sum.n_before, sum.before, sum.byte_before), "after",
+        "{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:O, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "format",
+        "moe-dist-prune report", "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "sentence",
+        print_sentence(report, &sum, sentence, sizeof sentence), "run", print_run(report), "model", print_model(report),
+        "tokens", print_tokens(report->tokens), "recipe", report->plan->recipe, "uniform", (int)report->plan->uniform,
+        "before", print_side(sum.n_before, sum.before, sum.byte_before), "after",
         print_side(sum.n_after, sum.after, sum.byte_after), "perplexity", print_perplexity(report->evaluation),
-        "layers", print_layers(report->plan), "written", print_words(report->n_written, report->written));
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report.");
-    mdp_status status = mdp_json_print(root, out);
+        "streams", streams, "observed", mdp_report_observed(report), "layers", layers, "written",
+        print_words(report->n_written, report->written));
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report, or a path in it is not valid UTF-8.");
+    status = mdp_json_print(root, out);
     json_decref(root);
     return status;
 }

@@ -1,0 +1,89 @@
+/* layers.c - the layers of report.json: see layers.h.
+ *
+ * Kept, dropped and the deciding scores come from the plan; the rows routed and all other scores from the statistics.
+ * Both list the model's layers with experts in ascending order. */
+#include "report/layers.h"
+
+/* Can this criterion be computed from the statistics at hand? */
+static bool has_scores(const mdp_report *report, const mdp_criterion *criterion) {
+    return report->stats && criterion->needs_stats;
+}
+
+static json_t *print_reals(int32_t n, const double *values) {
+    json_t *list = json_array();
+    for (int32_t i = 0; i < n; i++) json_array_append_new(list, json_real(values[i]));
+    return list;
+}
+
+/* {"category": [rows routed to each expert], ...} */
+static json_t *print_counts(const mdp_stats *stats, const mdp_layer_stats *layer) {
+    json_t *counts = json_object();
+    for (int c = 0; c < stats->n_category; c++) {
+        json_t *list = json_array();
+        for (int32_t e = 0; e < layer->n_expert; e++)
+            json_array_append_new(list, json_integer((json_int_t)layer->counts[(int64_t)c * layer->n_expert + e]));
+        json_object_set_new(counts, stats->category[c], list);
+    }
+    return counts;
+}
+
+/* {"criterion": [score of each expert], ...} into *out, which the caller releases also after an error. */
+static mdp_status print_criteria(const mdp_report *report, int64_t i, json_t *out) {
+    const mdp_layer_stats *layer = &report->stats->layers[i];
+    mdp_score_input input = {
+        .stats = report->stats, .layer_index = i, .layer = layer->layer, .n_expert = layer->n_expert};
+    double *score = NULL;
+    MDP_TRY(MDP_ALLOC(&score, layer->n_expert, "the scores of a layer in the report"));
+    mdp_status status = mdp_ok();
+    for (int c = 0; c < mdp_n_criterion && status.code == MDP_OK; c++) {
+        if (!has_scores(report, &mdp_criteria[c])) continue;
+        status = mdp_criteria[c].score(&input, score);
+        json_object_set_new(out, mdp_criteria[c].name, print_reals(layer->n_expert, score));
+    }
+    mdp_free(score);
+    return status;
+}
+
+static json_t *print_choice(const mdp_plan_layer *layer) {
+    json_t *kept = json_array(), *dropped = json_array();
+    for (int32_t j = 0; j < layer->n_kept; j++) json_array_append_new(kept, json_integer(layer->kept[j].from[0]));
+    for (int32_t j = 0; j < layer->n_dropped; j++) json_array_append_new(dropped, json_integer(layer->dropped[j]));
+    json_t *scores = layer->scores ? print_reals(layer->n_expert, layer->scores) : json_null();
+    return json_pack("{s:I, s:i, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts", (int)layer->n_expert,
+                     "kept", kept, "dropped", dropped, "scores", scores);
+}
+
+static mdp_status add_layer(const mdp_report *report, int64_t i, json_t *list) {
+    json_t *layer = print_choice(&report->plan->layers[i]);
+    json_array_append_new(list, layer);
+    if (!report->stats) return mdp_ok();
+    json_t *criteria = json_object();
+    json_object_set_new(layer, "top_k", json_integer(report->stats->layers[i].top_k));
+    json_object_set_new(layer, "counts", print_counts(report->stats, &report->stats->layers[i]));
+    json_object_set_new(layer, "criteria", criteria);
+    return print_criteria(report, i, criteria);
+}
+
+mdp_status mdp_report_layers(const mdp_report *report, json_t **out) {
+    mdp_status status = mdp_ok();
+    *out = json_array();
+    for (int64_t i = 0; i < report->plan->n_layer && status.code == MDP_OK; i++) status = add_layer(report, i, *out);
+    if (status.code == MDP_OK) return status;
+    json_decref(*out);
+    *out = NULL;
+    return status;
+}
+
+json_t *mdp_report_observed(const mdp_report *report) {
+    if (!report->stats) return json_null();
+    json_t *categories = json_array(), *criteria = json_array();
+    for (int c = 0; c < report->stats->n_category; c++)
+        json_array_append_new(categories, json_pack("{s:s, s:I}", "name", report->stats->category[c], "tokens",
+                                                    (json_int_t)report->stats->category_token[c]));
+    for (int c = 0; c < mdp_n_criterion; c++) {
+        if (has_scores(report, &mdp_criteria[c]))
+            json_array_append_new(criteria,
+                                  json_pack("{s:s, s:s}", "name", mdp_criteria[c].name, "help", mdp_criteria[c].help));
+    }
+    return json_pack("{s:o, s:o}", "categories", categories, "criteria", criteria);
+}

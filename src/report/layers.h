@@ -1,0 +1,14 @@
+/* layers.h - what report.json says of every layer. Private to src/report. */
+#ifndef MDP_REPORT_LAYERS_H
+#define MDP_REPORT_LAYERS_H
+
+#include "mdp/report.h"
+
+/* [{"layer", "experts", "top_k", "kept", "dropped", "scores", "counts", "criteria"}, ...]; new. With statistics also
+ * the rows routed per category and the scores by every criterion that they allow. Local. */
+mdp_status mdp_report_layers(const mdp_report *report, json_t **out);
+/* {"categories": [{"name", "tokens"}, ...], "criteria": [{"name", "help"}, ...]} of the statistics; new, JSON null
+ * without. Local. */
+json_t *mdp_report_observed(const mdp_report *report);
+
+#endif

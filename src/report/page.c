@@ -1,0 +1,46 @@
+/* page.c - report.html: the template page.html, which the build turns into an array, with report.json inside it.
+ *
+ * The page draws itself from that text; nothing in it comes from anywhere else, so its figures are report.json's. */
+#include "mdp/report.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The bytes of page.html and a 0; made by cmake/embed.cmake. */
+extern const char mdp_report_template[];
+
+#define PLACE "@REPORT@" /* where report.json goes; once in the template */
+
+/* JSON in which no character can end the HTML element that holds it. New text. */
+static mdp_status print_inside_html(const char *json, char **out) {
+    size_t n = strlen(json), at = 0;
+    char *text = NULL;
+    MDP_TRY(MDP_ALLOC(&text, (mdp_count_t)(6 * n + 1), "the report page"));
+    for (size_t i = 0; i < n; i++) {
+        if (json[i] == '<')
+            at += (size_t)snprintf(text + at, 7, "\\u003c");
+        else
+            text[at++] = json[i];
+    }
+    *out = text;
+    return mdp_ok();
+}
+
+mdp_status mdp_report_page(const char *json, char **out) {
+    const char *place = strstr(mdp_report_template, PLACE);
+    json_t *root = NULL;
+    char *inside = NULL;
+    *out = NULL;
+    if (!place) return MDP_ERROR(MDP_INTERNAL, "the template of the report page has no %s.", PLACE);
+    MDP_TRY(mdp_json_parse(json, (int64_t)strlen(json), "report.json", &root));
+    char *compact = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_decref(root);
+    mdp_status status =
+        compact ? print_inside_html(compact, &inside) : MDP_ERROR(MDP_INTERNAL, "out of memory for the report page.");
+    free(compact);
+    if (status.code == MDP_OK)
+        status = mdp_format(out, "%.*s%s%s", (int)(place - mdp_report_template), mdp_report_template, inside,
+                            place + strlen(PLACE));
+    mdp_free(inside);
+    return status;
+}
