@@ -18,14 +18,14 @@ typedef enum mdp_option_type {
 
 /* One row of the table of options; rows are found by their index, which the caller names in an enum. */
 typedef struct mdp_option {
-    const char *name; /* without the dashes */
-    mdp_option_type type;
+    const char *name;             /* without the dashes */
     const char *value;            /* how help names the value: "FILE"; NULL for flags and choices */
     const char *fallback;         /* default as on the command line; NULL: none */
     const char *help;             /* one line */
     int64_t minimum, maximum;     /* of integers and sizes; maximum 0: no bound */
     const char *(*choice)(int i); /* NULL past the end; static texts */
     const char *(*choice_help)(int i);
+    mdp_option_type type;
     unsigned commands; /* bit per command that takes it */
     unsigned required; /* bit per command that cannot do without */
     int group;         /* nonzero: at most one option of the group may be given */

@@ -48,7 +48,7 @@ mdp_status mdp_command_apply_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan, &text));
     mdp_status status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
-    if (status.code == MDP_OK) status = write_result_all(session, output);
+    if (status.code == MDP_OK && output) status = write_result_all(session, output);
     mdp_output_destroy(output);
     mdp_plan_destroy(plan);
     mdp_free(text);

@@ -6,13 +6,19 @@
 #include "command/write.h"
 
 static mdp_status check_uniform(const mdp_session *session) {
-    mdp_census census = mdp_census_of_model(session->model);
-    if (census.smallest == census.largest) return mdp_ok();
-    return MDP_ERROR(
-        MDP_BAD_INPUT,
-        "%s: its layers differ, they have %d to %d experts, which no loader of Hugging Face folders accepts; use the "
-        "model.h5, or prune again with --budget uniform.",
-        session->catalogue->path, (int)census.smallest, (int)census.largest);
+    const mdp_model *model = session->model;
+    int64_t first = -1;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        if (first < 0) first = l;
+        if (model->layers[l].moe.n_expert == model->layers[first].moe.n_expert) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layers differ: it has %d experts in layer %lld and %d in layer %lld, which no loader of "
+                         "Hugging Face folders accepts; use the model.h5, or prune again with --budget uniform.",
+                         session->catalogue->path, (int)model->layers[first].moe.n_expert, (long long)first,
+                         (int)model->layers[l].moe.n_expert, (long long)l);
+    }
+    return mdp_ok();
 }
 
 static mdp_status describe(const mdp_session *session, mdp_output **out) {
@@ -41,7 +47,7 @@ mdp_status mdp_command_export_all(mdp_session *session) {
     mdp_output *output = NULL;
     MDP_TRY(mdp_session_open_model_all(session));
     mdp_status status = mdp_agree_all(session->comm, describe(session, &output));
-    if (status.code == MDP_OK) status = write_all(session, output);
+    if (status.code == MDP_OK && output) status = write_all(session, output);
     mdp_output_destroy(output);
     return status;
 }

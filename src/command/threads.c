@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
+#define MAX_THREAD 1024
 #define MEASURE_SECONDS 1.0
 #define MEASURE_WIDTH 1024 /* inner dimension of the measured product */
 
@@ -31,11 +32,18 @@ static int64_t mask_identity(void) {
 
 /* Bound ranks have their own cores; unbound ranks of a node see the same ones and must share them. */
 static int share_of_cores(const mdp_comm *comm, const int64_t *identity) {
-    int n_sharing = 0;
+    int n_sharing = 1;
     for (int r = 0; r < comm->size; r++)
-        n_sharing += comm->rank_node[r] == comm->node && identity[r] == identity[comm->rank];
+        n_sharing += r != comm->rank && comm->rank_node[r] == comm->node && identity[r] == identity[comm->rank];
     int share = mdp_threads_cores() / n_sharing;
     return share > 0 ? share : 1;
+}
+
+/* OMP_NUM_THREADS (the first of a list of levels), or 0 when it says nothing. */
+static int wished_threads(void) {
+    const char *text = getenv("OMP_NUM_THREADS");
+    long n = text ? strtol(text, NULL, 10) : 0;
+    return n > 0 && n <= MAX_THREAD ? (int)n : 0;
 }
 
 mdp_status mdp_threads_default_all(const mdp_comm *comm, int *n_thread) {
@@ -45,9 +53,8 @@ mdp_status mdp_threads_default_all(const mdp_comm *comm, int *n_thread) {
     identity[comm->rank] = mask_identity();
     status = mdp_sum_i64_all(comm, identity, comm->size);
     if (status.code == MDP_OK) {
-        const char *wish = getenv("OMP_NUM_THREADS");
-        int n = wish ? atoi(wish) : 0;
-        *n_thread = n > 0 ? n : share_of_cores(comm, identity);
+        int wish = wished_threads();
+        *n_thread = wish > 0 ? wish : share_of_cores(comm, identity);
     }
     mdp_free(identity);
     return status;

@@ -15,10 +15,7 @@ static void show(void *context, int64_t n_byte_done, int64_t n_byte_total) {
     mdp_progress_update(context, n_step, (double)n_byte_done);
 }
 
-typedef mdp_status write_fn(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
-                            const mdp_write_options *options);
-
-static mdp_status write_with_all(write_fn *write, const mdp_session *session, const mdp_output *output,
+static mdp_status write_with_all(mdp_container container, const mdp_session *session, const mdp_output *output,
                                  const char *path) {
     mdp_progress *progress = NULL;
     mdp_status status = mdp_agree_all(session->comm, mdp_progress_new(&progress, session->log, "write", "MB",
@@ -28,35 +25,38 @@ static mdp_status write_with_all(write_fn *write, const mdp_session *session, co
                                  .buffer_byte = COPY_BYTE,
                                  .written = show,
                                  .context = progress};
-    if (status.code == MDP_OK) status = write(session->comm, session->reader, output, path, &options);
+    if (status.code == MDP_OK && container == MDP_NATIVE)
+        status = mdp_write_native_all(session->comm, session->reader, output, path, &options);
+    else if (status.code == MDP_OK)
+        status = mdp_write_hf_all(session->comm, session->reader, output, path, &options);
     mdp_progress_destroy(progress);
     return status;
 }
 
 mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_output *output, const char *path) {
-    return write_with_all(mdp_write_native_all, session, output, path);
+    return write_with_all(MDP_NATIVE, session, output, path);
 }
 
 mdp_status mdp_session_write_hf_all(const mdp_session *session, const mdp_output *output, const char *folder) {
-    return write_with_all(mdp_write_hf_all, session, output, folder);
+    return write_with_all(MDP_HF_FOLDER, session, output, folder);
 }
 
-static mdp_status write_below_all(write_fn *write, const mdp_session *session, const mdp_output *output,
+static mdp_status write_below_all(mdp_container container, const mdp_session *session, const mdp_output *output,
                                   const char *name) {
     char *path = NULL;
     mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, name, &path));
-    if (status.code == MDP_OK) status = write_with_all(write, session, output, path);
+    if (status.code == MDP_OK) status = write_with_all(container, session, output, path);
     mdp_free(path);
     return status;
 }
 
 mdp_status mdp_session_write_all(mdp_session *session, const mdp_output *output) {
     if (mdp_session_wants_native(session)) {
-        MDP_TRY(write_below_all(mdp_write_native_all, session, output, "model.h5"));
+        MDP_TRY(write_below_all(MDP_NATIVE, session, output, "model.h5"));
         session->result_kept = true;
     }
     if (mdp_session_wants_hf(session)) {
-        MDP_TRY(write_below_all(mdp_write_hf_all, session, output, "hf"));
+        MDP_TRY(write_below_all(MDP_HF_FOLDER, session, output, "hf"));
         session->result_kept = true;
     }
     return mdp_ok();

@@ -21,9 +21,9 @@ static void whole_segment(const mdp_tensor *tensor, mdp_output_tensor *out) {
 }
 
 static void append_segment(const mdp_tensor *tensor, int64_t offset, int64_t n_byte, mdp_output_tensor *out) {
-    mdp_segment *last = out->n_segment > 0 ? &out->segments[out->n_segment - 1] : NULL;
-    if (last && last->offset + last->n_byte == offset)
-        last->n_byte += n_byte;
+    int64_t n = out->n_segment;
+    if (n > 0 && out->segments[n - 1].offset + out->segments[n - 1].n_byte == offset)
+        out->segments[n - 1].n_byte += n_byte;
     else
         out->segments[out->n_segment++] = (mdp_segment){.source = tensor, .offset = offset, .n_byte = n_byte};
 }
