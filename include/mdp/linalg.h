@@ -28,6 +28,8 @@ void mdp_rms_norm(const float *x, const float *weight, double eps, int64_t n, fl
 double mdp_dot(const float *a, const float *b, int64_t n);
 /* Sum of x[i]^2 in f64, fixed lane order. */
 double mdp_sum_squares(const float *x, int64_t n);
+/* Sum of |x[i]| in f64, fixed lane order. */
+double mdp_sum_abs(const float *x, int64_t n);
 /* y[i] += a * x[i], f32. */
 void mdp_axpy(float a, const float *x, int64_t n, float *y);
 
@@ -40,6 +42,8 @@ float mdp_exp(float x);
 double mdp_exp_shift(float *x, float shift, int64_t n);
 /* Largest of x [n], n >= 1. */
 float mdp_max(const float *x, int64_t n);
+/* Largest |x[i]|; 0 for n = 0. NaN is passed over. */
+float mdp_max_abs(const float *x, int64_t n);
 
 /* Rotate the first 2 * n_pair values of a head in place; cosine, sine [n_pair]. */
 typedef enum mdp_rope_layout { MDP_ROPE_HALF, MDP_ROPE_PAIR } mdp_rope_layout;

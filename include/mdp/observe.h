@@ -1,4 +1,4 @@
-/* observe.h - statistics: what is summed over rows while the forward pass runs, and stats.h5.
+/* observe.h - statistics: what is summed over rows and tokens while the forward pass runs, and stats.h5.
  * A statistic is a row of the table in src/observe/statistics.c; scores (score.h) are formulas of the sums. */
 #ifndef MDP_OBSERVE_H
 #define MDP_OBSERVE_H
@@ -6,56 +6,130 @@
 #include "mdp/engine.h"
 
 typedef enum mdp_statistic_id {
-    MDP_GATE_SUM,      /* sum over T_e of g_te */
-    MDP_NORM_SUM,      /* sum over T_e of norm2(y_te) */
-    MDP_GATE_NORM_SUM, /* sum over T_e of g_te norm2(y_te) */
+    MDP_GATE_SUM,            /* sum over T_e of g_te */
+    MDP_NORM_SUM,            /* sum over T_e of norm2(y_te) */
+    MDP_GATE_NORM_SUM,       /* sum over T_e of g_te norm2(y_te) */
+    MDP_NORM2_SUM,           /* sum over T_e of norm2(y_te)^2 */
+    MDP_TURN_SUM,            /* sum over T_e of g_te norm2(y_te) (1 - cos(x_t, y_te)) */
+    MDP_SHIFT_SUM,           /* sum over T_e of g_te norm2(y_te) max(1 - cos(u_t, u_t + r_t), 0) */
+    MDP_ROUTED_P_SUM,        /* sum over T_e of p_te */
+    MDP_ALL_P_SUM,           /* sum over all t of p_te */
+    MDP_N_SUM,               /* those above are sums, those below maxima */
+    MDP_MAX_ABS = MDP_N_SUM, /* max over T_e and channels of abs(y_te) */
     MDP_N_STATISTIC
 } mdp_statistic_id;
+#define MDP_N_MAX (MDP_N_STATISTIC - MDP_N_SUM)
+
+typedef enum mdp_merge { MDP_MERGE_SUM, MDP_MERGE_MAX } mdp_merge;
 
 typedef struct mdp_statistic {
     const char *name;    /* dataset name in stats.h5 */
     const char *meaning; /* one sentence */
     const char *unit;
     const char *source; /* paper */
+    mdp_merge merge;    /* over tiles, ranks and files */
+    bool all_tokens;    /* samples are all tokens, else the routed rows */
 } mdp_statistic;
 extern const mdp_statistic mdp_statistics[MDP_N_STATISTIC];
+
+/* An element of a vector sum: like mdp_exact with fewer limbs, limb i of weight 2^(32 i - 64). Vectors have too many
+ * elements for ten limbs each, and their elements are f32 outputs, for which this grid is fine enough. */
+#define MDP_SHORT_LIMBS 3
+typedef struct mdp_short_sum {
+    int64_t limb[MDP_SHORT_LIMBS];
+} mdp_short_sum;
+/* Add value, rounded once to a multiple of 2^-64. Several threads may add at once. false (and no change) when it is
+ * not finite or |value| >= 2^60. */
+bool mdp_short_add(mdp_short_sum *sum, double value);
+void mdp_short_normalise(mdp_short_sum *sum); /* carry: one form for one value */
+double mdp_short_value(const mdp_short_sum *sum);
 
 /* Statistics of one MoE layer; experts numbered as in the model. */
 typedef struct mdp_layer_stats {
     int64_t layer; /* index of the layer in the model */
     int32_t n_expert, top_k;
-    int64_t *counts; /* [n_category, n_expert] rows routed */
-    mdp_exact *sums; /* [MDP_N_STATISTIC, n_category, n_expert], normalised */
+    int64_t *counts;           /* [n_category, n_expert] rows routed */
+    mdp_exact *sums;           /* [MDP_N_SUM, n_category, n_expert], normalised */
+    double *maxima;            /* [MDP_N_MAX, n_category, n_expert], >= 0 */
+    mdp_short_sum *output_sum; /* [n_expert, d_model] sum over T_e of y, all categories; NULL where it is not held */
 } mdp_layer_stats;
 
-/* What stats.h5 holds. The sums are complete on rank 0 after mdp_stats_reduce_all. */
+/* One of the files that statistics were joined from. */
+typedef struct mdp_stats_part {
+    char tokens_fingerprint[33];
+    int64_t n_token;
+    double weight;
+} mdp_stats_part;
+
+/* What stats.h5 holds. The sums are complete on rank 0 after mdp_collector_finish_all. */
 typedef struct mdp_stats {
     char model_fingerprint[33], tokens_fingerprint[33];
     char model_type[64];
+    int64_t d_model;
     int64_t n_token;
     int n_category;
-    char **category;         /* [n_category] ascending by byte order */
+    char **category;         /* [n_category] ascending by byte order; equal names only after a weighted join */
     int64_t *category_token; /* [n_category] tokens of each */
+    double *category_weight; /* [n_category] how much each counts; NULL: all 1 */
     int64_t n_layer;         /* MoE layers */
     mdp_layer_stats *layers; /* ascending by layer */
+    int n_part;              /* 0: not joined */
+    mdp_stats_part *parts;   /* [n_part] */
 } mdp_stats;
 
 /* An empty one for a model and tokens: names, fingerprints, and zeroed arrays for every MoE layer. Local. */
 mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, mdp_stats **out);
+/* Arrays of one layer, zeroed, without vectors. Local. */
+mdp_status mdp_layer_stats_allocate(mdp_layer_stats *layer, int n_category);
 void mdp_stats_destroy(mdp_stats *stats); /* NULL is allowed */
-/* The tile observer: adds a tile's rows to the statistics of its layer. context is a mdp_stats; may run in several
- * threads at once, since all additions are of integers. MDP_BAD_INPUT: a sum is not finite or out of range. */
-mdp_status mdp_stats_observe(void *context, const mdp_tile *tile);
-/* Add all ranks' sums of every layer at rank 0 and bring them to normal form. Collective on `comm`. */
-mdp_status mdp_stats_reduce_all(const mdp_comm *comm, mdp_stats *stats);
-/* Write to path.partial, then rename; byte-identical for equal content. Local: rank 0 calls it. */
-mdp_status mdp_stats_write(const mdp_stats *stats, const char *path);
-/* Read and check a stats.h5. Local: rank 0 calls it. MDP_BAD_INPUT: not such a file, newer version, incomplete. */
+/* Bytes that statistics of a model take: in memory of the largest rank while they are collected, and in stats.h5. */
+int64_t mdp_stats_memory(const mdp_model *model, int n_category, int n_rank);
+int64_t mdp_stats_file_bytes(const mdp_model *model, int n_category);
+
+/* ---- collecting ------------------------------------------------------------------------------------------------ */
+
+/* The observers of one forward pass of the model as it is. Everything they add is integers or maxima, so neither the
+ * order of tiles and tokens nor the thread or rank that had them can show in the result. */
+typedef struct mdp_collector mdp_collector;
+/* Adds to `stats`, which stays the caller's. Local. */
+mdp_status mdp_collector_new(const mdp_model *model, mdp_stats *stats, mdp_collector **out);
+void mdp_collector_destroy(mdp_collector *collector); /* NULL is allowed */
+mdp_observers mdp_collector_observers(mdp_collector *collector);
+/* Tell whose tokens the next layers see. */
+void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine);
+/* After each layer of each batch: bring the layer's vector sums to the rank that keeps them. Collective on `comm`.
+ * MDP_BAD_INPUT: a sum is not finite or out of range (names layer, expert and statistic). */
+mdp_status mdp_collector_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer);
+/* Merge all ranks' statistics of every layer at rank 0, in normal form; vectors stay where they are. Collective on
+ * `comm`. */
+mdp_status mdp_collector_finish_all(const mdp_comm *comm, mdp_collector *collector);
+
+/* ---- stats.h5 -------------------------------------------------------------------------------------------------- */
+
+/* Write to path.partial, then rename; byte-identical for equal content. Rank 0 writes; vectors come from the ranks that
+ * hold them, layer by layer. Collective on `comm`. */
+mdp_status mdp_stats_write_all(const mdp_comm *comm, const mdp_stats *stats, const char *path);
+/* Read and check a stats.h5, without its vectors. Local: rank 0 calls it. MDP_BAD_INPUT: not such a file, newer
+ * version, incomplete. */
 mdp_status mdp_stats_read(const char *path, mdp_stats **out);
-/* Sum over categories, each times weight[c] (NULL: 1), of a statistic or of the counts. Unweighted sums are exact
- * before the one rounding to double. */
+/* Add the vectors of the same file. Local. */
+mdp_status mdp_stats_read_vectors(const char *path, mdp_stats *stats);
+
+/* ---- using ----------------------------------------------------------------------------------------------------- */
+
+/* Statistics of the same model over several texts, as if observed in one pass: sums and maxima by category name. With
+ * weights [n] that are not all 1 (each > 0) the categories of every file stay apart, and category_weight says how much
+ * they count. `paths` name the files in errors. Vectors are joined when all have them. Local. MDP_BAD_INPUT: of another
+ * model. */
+mdp_status mdp_stats_join(mdp_stats *const *all, const double *weight, const char *const *paths, int n,
+                          mdp_stats **out);
+/* Sum over categories, each times weight[c] (NULL: category_weight, or 1), of a statistic or of the counts. Unweighted
+ * sums are exact before the one rounding to double. */
 double mdp_stats_sum(const mdp_stats *stats, int64_t layer_index, mdp_statistic_id id, mdp_expert_t expert,
                      const double *weight);
 double mdp_stats_count(const mdp_stats *stats, int64_t layer_index, mdp_expert_t expert, const double *weight);
+/* Largest over categories with weight[c] > 0 (NULL: all) of a maximum. */
+double mdp_stats_max(const mdp_stats *stats, int64_t layer_index, mdp_statistic_id id, mdp_expert_t expert,
+                     const double *weight);
 
 #endif

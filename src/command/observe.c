@@ -2,15 +2,8 @@
 #include "command/feasible.h"
 #include "command/opening.h"
 
-/* Statistics of a model have a few hundred bytes for each expert and category; what is asked of the disk beforehand. */
-#define BYTES_PER_COUNTER 320
-
 static int64_t estimate_stats(const mdp_session *session) {
-    int64_t n_expert = 0;
-    for (int64_t l = 0; l < session->model->n_layer; l++) {
-        if (session->model->layers[l].is_moe) n_expert += session->model->layers[l].moe.n_expert;
-    }
-    return n_expert * session->tokens->n_category * BYTES_PER_COUNTER;
+    return mdp_stats_file_bytes(session->model, session->tokens->n_category);
 }
 
 static mdp_status open_all(mdp_session *session) {
@@ -20,12 +13,6 @@ static mdp_status open_all(mdp_session *session) {
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     return mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text,
                                         estimate_stats(session));
-}
-
-static mdp_status write_stats_all(const mdp_session *session, const mdp_stats *stats) {
-    mdp_status status = mdp_ok();
-    if (session->comm->rank == 0) status = mdp_stats_write(stats, mdp_session_option(session, OPTION_OUT)->text);
-    return mdp_agree_all(session->comm, status);
 }
 
 mdp_status mdp_command_observe_all(mdp_session *session) {
@@ -39,7 +26,8 @@ mdp_status mdp_command_observe_all(mdp_session *session) {
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     mdp_status status =
         mdp_observe_all(session->comm, session->model, session->reader, session->tokens, &options, &stats);
-    if (status.code == MDP_OK) status = write_stats_all(session, stats);
+    if (status.code == MDP_OK)
+        status = mdp_stats_write_all(session->comm, stats, mdp_session_option(session, OPTION_OUT)->text);
     mdp_stats_destroy(stats);
     MDP_TRY(status);
     return mdp_session_log_memory_all(session);

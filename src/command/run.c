@@ -73,11 +73,10 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
 
 /* ---- the steps ----------------------------------------------------------------------------------------------- */
 
-/* Rank 0. */
-static mdp_status write_stats(const mdp_session *session, const mdp_stats *stats) {
+static mdp_status write_stats_all(const mdp_session *session, const mdp_stats *stats) {
     char *path = NULL;
-    MDP_TRY(mdp_session_path(session, "stats.h5", &path));
-    mdp_status status = mdp_stats_write(stats, path);
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "stats.h5", &path));
+    if (status.code == MDP_OK) status = mdp_stats_write_all(session->comm, stats, path);
     mdp_free(path);
     return status;
 }
@@ -85,9 +84,7 @@ static mdp_status write_stats(const mdp_session *session, const mdp_stats *stats
 static mdp_status observe_all(mdp_session *session, products *made) {
     mdp_forward_options options = mdp_session_forward_options(session);
     MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, &options, &made->stats));
-    mdp_status status = mdp_ok();
-    if (session->comm->rank == 0) status = write_stats(session, made->stats);
-    MDP_AGREE(session->comm, status);
+    MDP_TRY(write_stats_all(session, made->stats));
     session->result_kept = true;
     return mdp_ok();
 }

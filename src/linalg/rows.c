@@ -1,4 +1,4 @@
-/* rows.c - kernels over one row: sums, norm, maximum, rotation. One defined order each (lanes.h): the same bits on
+/* rows.c - kernels over one row: sums, norm, maxima, rotation. One defined order each (lanes.h): the same bits on
  * every machine, at every alignment, from every thread.
  *
  * Sums of products of f32 values are taken in f64, where each product is exact. */
@@ -45,6 +45,28 @@ MDP_CLONES float mdp_max(const float *x, int64_t n) {
     float largest = lane[0];
     for (int j = 1; j < MDP_LANES; j++) largest = lane[j] > largest ? lane[j] : largest;
     return largest;
+}
+
+MDP_CLONES float mdp_max_abs(const float *x, int64_t n) {
+    float lane[MDP_LANES] = {0.0F};
+    int64_t whole = n - n % MDP_LANES;
+    for (int64_t i = 0; i < whole; i += MDP_LANES) {
+        for (int j = 0; j < MDP_LANES; j++) lane[j] = fabsf(x[i + j]) > lane[j] ? fabsf(x[i + j]) : lane[j];
+    }
+    for (int64_t i = whole; i < n; i++) lane[i - whole] = fabsf(x[i]) > lane[i - whole] ? fabsf(x[i]) : lane[i - whole];
+    float largest = 0.0F;
+    for (int j = 0; j < MDP_LANES; j++) largest = lane[j] > largest ? lane[j] : largest;
+    return largest;
+}
+
+MDP_CLONES double mdp_sum_abs(const float *x, int64_t n) {
+    double lane[MDP_LANES] = {0.0};
+    int64_t whole = n - n % MDP_LANES;
+    for (int64_t i = 0; i < whole; i += MDP_LANES) {
+        for (int j = 0; j < MDP_LANES; j++) lane[j] += (double)fabsf(x[i + j]);
+    }
+    for (int64_t i = whole; i < n; i++) lane[i - whole] += (double)fabsf(x[i]);
+    return lanes_sum(lane);
 }
 
 MDP_INLINE void rotate_halves(const float *restrict cosine, const float *restrict sine, int64_t n_pair,

@@ -1,53 +1,79 @@
-/* collect.c - from tiles to sums.
+/* collect.c - from tiles and tokens to sums.
  *
- * In: tiles, while they are in cache. A tile's contribution to a (statistic, category, expert) is one f64 partial,
- * added over its rows in row order, then rounded once to the grid of the exact sums; limbs are integers, so neither the
- * order of tiles nor the thread or rank that had them can show in the result. */
+ * In: tiles, while they are in cache, and tokens, after their router and after the combine. A tile's contribution to a
+ * (statistic, category, expert) is one f64 partial, added over its rows in row order, then rounded once to the grid of
+ * the exact sums; a token's contribution is a partial of its own. Limbs are integers and maxima have no order, so
+ * neither the order of tiles nor the thread or rank that had them can show in the result.
+ *
+ * A vector sum has d_model elements for each expert: a rank collects those of one layer and hands them to the layer's
+ * keeper, rank (index of the layer) modulo (number of ranks), so that no rank holds them all. */
 #include "mdp/observe.h"
 
 #include <math.h>
 #include <string.h>
 
-mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, mdp_stats **out) {
-    mdp_stats *stats = NULL;
-    mdp_status status;
-    *out = NULL;
-    MDP_TRY(MDP_ALLOC(&stats, 1, "statistics"));
-    memcpy(stats->model_fingerprint, model->catalogue->fingerprint, sizeof stats->model_fingerprint);
-    memcpy(stats->tokens_fingerprint, tokens->fingerprint, sizeof stats->tokens_fingerprint);
-    memcpy(stats->model_type, model->model_type, sizeof stats->model_type);
-    stats->n_token = tokens->n_token;
-    stats->n_category = tokens->n_category;
-    MDP_TRY_GOTO(status, fail, MDP_ALLOC(&stats->category, tokens->n_category, "categories"));
-    MDP_TRY_GOTO(status, fail, MDP_ALLOC(&stats->category_token, tokens->n_category, "categories"));
-    for (int c = 0; c < tokens->n_category; c++) {
-        MDP_TRY_GOTO(status, fail, mdp_copy_text(&stats->category[c], tokens->category[c]));
-        stats->category_token[c] = tokens->category_offset[c + 1] - tokens->category_offset[c];
-    }
-    MDP_TRY_GOTO(status, fail, MDP_ALLOC(&stats->layers, model->n_layer, "statistics"));
+#define COLUMNS 256 /* of a tile's column sums at a time */
+
+/* How a family turns logits into p, without knowing the family. */
+typedef struct layer_rule {
+    mdp_layer_stats *stats; /* NULL: a layer without experts */
+    int64_t index;          /* in stats->layers */
+    bool sigmoid;
+} layer_rule;
+
+struct mdp_collector {
+    mdp_stats *stats;
+    int64_t n_layer;         /* of the model */
+    layer_rule *layers;      /* [n_layer] */
+    mdp_short_sum *vectors;  /* [most experts of a layer, d_model] of the layer in the making */
+    const int32_t *category; /* of this rank's tokens; borrowed from the engine */
+    mdp_status failed;       /* first failure of an observer that cannot return one */
+};
+
+/* ---- life ---------------------------------------------------------------------------------------------------- */
+
+static mdp_status fill_new(const mdp_model *model, mdp_stats *stats, mdp_collector *collector) {
+    int64_t largest = 0, n = 0;
+    collector->stats = stats;
+    collector->n_layer = model->n_layer;
+    collector->failed = mdp_ok();
+    MDP_TRY(MDP_ALLOC(&collector->layers, model->n_layer, "statistics"));
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
-        mdp_layer_stats *layer = &stats->layers[stats->n_layer++];
-        layer->layer = l;
-        layer->n_expert = model->layers[l].moe.n_expert;
-        layer->top_k = model->layers[l].moe.top_k;
-        int64_t n = (int64_t)stats->n_category * layer->n_expert;
-        MDP_TRY_GOTO(status, fail, MDP_ALLOC(&layer->counts, n, "statistics"));
-        MDP_TRY_GOTO(status, fail, MDP_ALLOC(&layer->sums, n * MDP_N_STATISTIC, "statistics"));
+        const mdp_moe *moe = &model->layers[l].moe;
+        collector->layers[l] =
+            (layer_rule){.stats = &stats->layers[n], .index = n, .sigmoid = moe->rule.score == MDP_SIGMOID};
+        largest = moe->n_expert > largest ? moe->n_expert : largest;
+        n++;
     }
-    *out = stats;
-    return mdp_ok();
-fail:
-    mdp_stats_destroy(stats);
+    return MDP_ALLOC(&collector->vectors, largest * model->d_model, "sums of expert outputs");
+}
+
+mdp_status mdp_collector_new(const mdp_model *model, mdp_stats *stats, mdp_collector **out) {
+    mdp_collector *collector = NULL;
+    *out = NULL;
+    MDP_TRY(MDP_ALLOC(&collector, 1, "the collector of statistics"));
+    mdp_status status = fill_new(model, stats, collector);
+    if (status.code != MDP_OK) {
+        mdp_collector_destroy(collector);
+        return status;
+    }
+    *out = collector;
     return status;
 }
 
-static mdp_layer_stats *layer_of(const mdp_stats *stats, int64_t layer) {
-    for (int64_t l = 0; l < stats->n_layer; l++) {
-        if (stats->layers[l].layer == layer) return &stats->layers[l];
-    }
-    return NULL;
+void mdp_collector_destroy(mdp_collector *collector) {
+    if (!collector) return;
+    mdp_free(collector->layers);
+    mdp_free(collector->vectors);
+    mdp_free(collector);
 }
+
+void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine) {
+    collector->category = mdp_engine_batch(engine)->category;
+}
+
+/* ---- adding -------------------------------------------------------------------------------------------------- */
 
 /* Add one partial to a shared sum, limb by limb. */
 static bool add_shared(mdp_exact *shared, double partial) {
@@ -59,51 +85,195 @@ static bool add_shared(mdp_exact *shared, double partial) {
     return true;
 }
 
+static void raise_shared(double *shared, double value) {
+    double seen;
+    __atomic_load(shared, &seen, __ATOMIC_RELAXED);
+    while (value > seen &&
+           !__atomic_compare_exchange(shared, &seen, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+}
+
+static mdp_status not_finite(const mdp_stats *stats, int64_t layer, mdp_expert_t expert, const char *what, int category,
+                             double value) {
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "layer %lld, expert %d: %s over tokens of '%s' is %g; weights or activations are not finite, or "
+                     "far too large.",
+                     (long long)layer, (int)expert, what, stats->category[category], value);
+}
+
+static mdp_status add_sum(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_statistic_id id, int32_t category,
+                          mdp_expert_t expert, double partial) {
+    int64_t at = ((int64_t)id * stats->n_category + category) * layer->n_expert + expert;
+    if (add_shared(&layer->sums[at], partial)) return mdp_ok();
+    return not_finite(stats, layer->layer, expert, mdp_statistics[id].name, category, partial);
+}
+
+/* ---- tiles --------------------------------------------------------------------------------------------------- */
+
+/* cos(a, b) from the sums of squares and products; 0 when one of the two is 0. */
+static double cosine(double product, double square_a, double square_b) {
+    double length = sqrt(square_a) * sqrt(square_b);
+    return length > 0.0 ? product / length : 0.0;
+}
+
+/* Sums of a tile that are taken over its rows. */
+static const mdp_statistic_id tile_sums[] = {MDP_GATE_SUM, MDP_NORM_SUM, MDP_GATE_NORM_SUM, MDP_NORM2_SUM,
+                                             MDP_TURN_SUM};
+
+static void add_row(const mdp_tile *tile, int32_t row, double partial[MDP_N_STATISTIC]) {
+    const float *x = tile->x + row * tile->d_model, *y = tile->y + row * tile->d_model;
+    double gate = (double)tile->gate[row];
+    double square = mdp_sum_squares(y, tile->d_model), norm = sqrt(square);
+    double turn = 1.0 - cosine(mdp_dot(x, y, tile->d_model), mdp_sum_squares(x, tile->d_model), square);
+    partial[MDP_GATE_SUM] += gate;
+    partial[MDP_NORM_SUM] += norm;
+    partial[MDP_GATE_NORM_SUM] += gate * norm;
+    partial[MDP_NORM2_SUM] += square;
+    partial[MDP_TURN_SUM] += gate * norm * turn;
+    double largest = (double)mdp_max_abs(y, tile->d_model);
+    if (largest > partial[MDP_MAX_ABS]) partial[MDP_MAX_ABS] = largest;
+}
+
 /* Add the partials of one category of the tile. */
-static mdp_status add_category(const mdp_stats *stats, mdp_layer_stats *layer, const mdp_tile *tile, int32_t category,
-                               int64_t count, const double partial[MDP_N_STATISTIC]) {
+static mdp_status add_category(const mdp_stats *stats, const mdp_layer_stats *layer, const mdp_tile *tile,
+                               int32_t category, int64_t count, const double partial[MDP_N_STATISTIC]) {
     int64_t at = (int64_t)category * layer->n_expert + tile->expert;
-    int64_t step = (int64_t)stats->n_category * layer->n_expert;
     __atomic_fetch_add(&layer->counts[at], count, __ATOMIC_RELAXED);
-    for (int id = 0; id < MDP_N_STATISTIC; id++) {
-        if (add_shared(&layer->sums[id * step + at], partial[id])) continue;
-        return MDP_ERROR(
-            MDP_BAD_INPUT,
-            "layer %lld, expert %d: %s over tokens of '%s' is %g; weights or activations are not finite, or "
-            "far too large",
-            (long long)tile->layer, tile->expert, mdp_statistics[id].name, stats->category[category], partial[id]);
+    raise_shared(&layer->maxima[at], partial[MDP_MAX_ABS]);
+    for (size_t i = 0; i < sizeof tile_sums / sizeof tile_sums[0]; i++)
+        MDP_TRY(add_sum(stats, layer, tile_sums[i], category, tile->expert, partial[tile_sums[i]]));
+    return mdp_ok();
+}
+
+/* Add the sum over the tile's rows of y to the vector of its expert; a partial is one column of the tile. */
+static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *tile) {
+    mdp_short_sum *out = collector->vectors + tile->expert * tile->d_model;
+    for (int64_t first = 0; first < tile->d_model; first += COLUMNS) {
+        int64_t n = tile->d_model - first < COLUMNS ? tile->d_model - first : COLUMNS;
+        double column[COLUMNS] = {0.0};
+        for (int32_t i = 0; i < tile->n_row; i++) {
+            const float *y = tile->y + i * tile->d_model + first;
+            for (int64_t j = 0; j < n; j++) column[j] += (double)y[j];
+        }
+        for (int64_t j = 0; j < n; j++) {
+            if (!mdp_short_add(&out[first + j], column[j]))
+                return not_finite(collector->stats, tile->layer, tile->expert, "a sum of outputs", tile->category[0],
+                                  column[j]);
+        }
     }
     return mdp_ok();
 }
 
-mdp_status mdp_stats_observe(void *context, const mdp_tile *tile) {
-    const mdp_stats *stats = context;
-    mdp_layer_stats *layer = layer_of(stats, tile->layer);
+static mdp_status observe_tile(void *context, const mdp_tile *tile) {
+    const mdp_collector *collector = context;
+    const mdp_layer_stats *layer = collector->layers[tile->layer].stats;
     /* rows of one category are adjacent, because tokens are in category order */
     for (int32_t first = 0; first < tile->n_row;) {
         double partial[MDP_N_STATISTIC] = {0};
         int32_t end = first;
-        for (; end < tile->n_row && tile->category[end] == tile->category[first]; end++) {
-            double gate = (double)tile->gate[end];
-            double norm = sqrt(mdp_sum_squares(tile->y + end * tile->d_model, tile->d_model));
-            partial[MDP_GATE_SUM] += gate;
-            partial[MDP_NORM_SUM] += norm;
-            partial[MDP_GATE_NORM_SUM] += gate * norm;
-        }
-        MDP_TRY(add_category(stats, layer, tile, tile->category[first], end - first, partial));
+        for (; end < tile->n_row && tile->category[end] == tile->category[first]; end++) add_row(tile, end, partial);
+        MDP_TRY(add_category(collector->stats, layer, tile, tile->category[first], end - first, partial));
         first = end;
     }
+    return add_outputs(collector, tile);
+}
+
+/* ---- tokens -------------------------------------------------------------------------------------------------- */
+
+/* Observers of tokens return nothing; what fails is kept until the layer is done. */
+static void note_failure(mdp_collector *collector, const mdp_status *status) {
+#pragma omp critical(mdp_collect)
+    if (collector->failed.code == MDP_OK) collector->failed = *status;
+}
+
+/* p over all experts, without the choice among them; `top` is the largest logit, `all` the sum over the rest from it.
+ */
+static double probability(const layer_rule *rule, double logit, double top, double all) {
+    return rule->sigmoid ? 1.0 / (1.0 + exp(-logit)) : exp(logit - top) / all;
+}
+
+static mdp_status add_probabilities(const mdp_collector *collector, const mdp_routed_token *token) {
+    const layer_rule *rule = &collector->layers[token->layer];
+    const double *logits = token->logits;
+    int32_t category = collector->category[token->local];
+    double top = logits[0], all = 0.0;
+    for (int32_t e = 1; e < token->n_expert; e++) top = logits[e] > top ? logits[e] : top;
+    for (int32_t e = 0; e < token->n_expert; e++) all += exp(logits[e] - top);
+    for (mdp_expert_t e = 0; e < token->n_expert; e++)
+        MDP_TRY(
+            add_sum(collector->stats, rule->stats, MDP_ALL_P_SUM, category, e, probability(rule, logits[e], top, all)));
+    for (int32_t j = 0; j < token->top_k; j++)
+        MDP_TRY(add_sum(collector->stats, rule->stats, MDP_ROUTED_P_SUM, category, token->index[j],
+                        probability(rule, logits[token->index[j]], top, all)));
     return mdp_ok();
+}
+
+static void observe_routed(void *context, const mdp_routed_token *token) {
+    mdp_status status = add_probabilities(context, token);
+    if (status.code != MDP_OK) note_failure(context, &status);
+}
+
+static mdp_status add_shift(const mdp_collector *collector, const mdp_combined_token *token) {
+    const mdp_layer_stats *layer = collector->layers[token->layer].stats;
+    int64_t d = collector->stats->d_model;
+    int32_t category = collector->category[token->local];
+    double before = mdp_sum_squares(token->residual, d), routed = mdp_sum_squares(token->routed, d);
+    double product = mdp_dot(token->residual, token->routed, d);
+    double shift = 1.0 - cosine(before + product, before, fmax(before + 2.0 * product + routed, 0.0));
+    if (shift < 0.0) shift = 0.0;
+    for (int32_t j = 0; j < token->top_k; j++) {
+        double norm = sqrt(mdp_sum_squares(token->y + j * d, d));
+        MDP_TRY(add_sum(collector->stats, layer, MDP_SHIFT_SUM, category, token->index[j],
+                        (double)token->weight[j] * norm * shift));
+    }
+    return mdp_ok();
+}
+
+static void observe_combined(void *context, const mdp_combined_token *token) {
+    mdp_status status = add_shift(context, token);
+    if (status.code != MDP_OK) note_failure(context, &status);
+}
+
+mdp_observers mdp_collector_observers(mdp_collector *collector) {
+    return (mdp_observers){
+        .tile = observe_tile, .routed = observe_routed, .combined = observe_combined, .context = collector};
+}
+
+/* ---- over ranks ---------------------------------------------------------------------------------------------- */
+
+/* The layer's keeper adds what all ranks collected. */
+static mdp_status keep_vectors(const mdp_collector *collector, mdp_layer_stats *layer) {
+    int64_t n = layer->n_expert * collector->stats->d_model;
+    if (!layer->output_sum) MDP_TRY(MDP_ALLOC(&layer->output_sum, n, "sums of expert outputs"));
+    for (int64_t i = 0; i < n; i++) {
+        for (int j = 0; j < MDP_SHORT_LIMBS; j++) layer->output_sum[i].limb[j] += collector->vectors[i].limb[j];
+        mdp_short_normalise(&layer->output_sum[i]);
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_collector_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer) {
+    const layer_rule *rule = &collector->layers[layer];
+    if (!rule->stats) return mdp_ok();
+    MDP_AGREE(comm, collector->failed);
+    int64_t n = rule->stats->n_expert * collector->stats->d_model;
+    int keeper = (int)(rule->index % comm->size);
+    for (int64_t i = 0; i < n; i++) mdp_short_normalise(&collector->vectors[i]);
+    MDP_TRY(mdp_sum_i64_to_root_all(comm, &collector->vectors[0].limb[0], n * MDP_SHORT_LIMBS, keeper));
+    mdp_status status = mdp_ok();
+    if (comm->rank == keeper) status = keep_vectors(collector, rule->stats);
+    memset(collector->vectors, 0, (size_t)n * sizeof *collector->vectors);
+    return mdp_agree_all(comm, status);
 }
 
 /* Bring a layer's complete sums to normal form; a sum beyond the grid is named. */
 static mdp_status normalise_layer(const mdp_stats *stats, mdp_layer_stats *layer) {
     int64_t n = (int64_t)stats->n_category * layer->n_expert;
-    for (int64_t i = 0; i < n * MDP_N_STATISTIC; i++) {
+    for (int64_t i = 0; i < n * MDP_N_SUM; i++) {
         if (!mdp_exact_fits(&layer->sums[i])) {
             return MDP_ERROR(MDP_BAD_INPUT,
                              "layer %lld, expert %lld: %s over tokens of '%s' exceeds 2^159; activations are "
-                             "far too large",
+                             "far too large.",
                              (long long)layer->layer, (long long)(i % layer->n_expert), mdp_statistics[i / n].name,
                              stats->category[i % n / layer->n_expert]);
         }
@@ -112,14 +282,21 @@ static mdp_status normalise_layer(const mdp_stats *stats, mdp_layer_stats *layer
     return mdp_ok();
 }
 
-mdp_status mdp_stats_reduce_all(const mdp_comm *comm, mdp_stats *stats) {
+/* Largest over ranks: doubles that are not negative are ordered like their bits. */
+static mdp_status raise_all(const mdp_comm *comm, double *value, int64_t n) {
+    return mdp_max_i64_all(comm, (int64_t *)(void *)value, n);
+}
+
+mdp_status mdp_collector_finish_all(const mdp_comm *comm, mdp_collector *collector) {
+    mdp_stats *stats = collector->stats;
     mdp_status status = mdp_ok();
     for (int64_t l = 0; l < stats->n_layer; l++) {
         mdp_layer_stats *layer = &stats->layers[l];
         int64_t n = (int64_t)stats->n_category * layer->n_expert;
-        for (int64_t i = 0; i < n * MDP_N_STATISTIC; i++) mdp_exact_normalise(&layer->sums[i]);
+        for (int64_t i = 0; i < n * MDP_N_SUM; i++) mdp_exact_normalise(&layer->sums[i]);
         MDP_TRY(mdp_sum_i64_to_root_all(comm, layer->counts, n, 0));
-        MDP_TRY(mdp_sum_i64_to_root_all(comm, &layer->sums[0].limb[0], n * MDP_N_STATISTIC * MDP_LIMBS, 0));
+        MDP_TRY(mdp_sum_i64_to_root_all(comm, &layer->sums[0].limb[0], n * MDP_N_SUM * MDP_LIMBS, 0));
+        MDP_TRY(raise_all(comm, layer->maxima, n * MDP_N_MAX));
         if (comm->rank == 0 && status.code == MDP_OK) status = normalise_layer(stats, layer);
     }
     return mdp_agree_all(comm, status);

@@ -1,4 +1,5 @@
-/* stats_file.c - stats.h5: written and read by rank 0 alone, byte for byte the same for equal content.
+/* stats_file.c - stats.h5: written and read by rank 0 (vectors come from the ranks that keep them), byte for byte the
+ * same for equal content.
  *
  * Layout in doc/formats.md. A reader takes the limbs; the f64 beside them is for people and h5py. */
 #include "mdp/observe.h"
@@ -68,28 +69,53 @@ static hid_t create_group(hid_t parent, const char *name) {
     return group;
 }
 
-/* The statistic as f64 and its limbs. values is scratch for [n]. */
-static bool write_statistic(hid_t group, const mdp_stats *stats, const mdp_layer_stats *layer, int id, double *values) {
+static bool describe(hid_t dataset, const mdp_statistic *row, int64_t n_sample) {
+    return write_text_attribute(dataset, "meaning", row->meaning) && write_text_attribute(dataset, "unit", row->unit) &&
+           write_text_attribute(dataset, "source", row->source) &&
+           write_text_attribute(dataset, "merges", row->merge == MDP_MERGE_MAX ? "max" : "sum") &&
+           write_number_attribute(dataset, "n_samples", n_sample);
+}
+
+/* A described f64 array; false when it cannot be written. */
+static bool write_described(hid_t group, const mdp_statistic *row, int n_dim, const hsize_t *shape,
+                            const double *values, int64_t n_sample) {
+    hid_t dataset = write_array(group, row->name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, n_dim, shape, values);
+    if (dataset < 0) return false;
+    bool good = describe(dataset, row, n_sample);
+    return H5Dclose(dataset) >= 0 && good;
+}
+
+/* The integers beside a described sum. */
+static bool write_limbs(hid_t group, const char *name, const hsize_t *shape, const void *sums, const char *meaning) {
+    char limbs[64];
+    snprintf(limbs, sizeof limbs, "%s_limbs", name);
+    hid_t dataset = write_array(group, limbs, H5T_STD_I64LE, H5T_NATIVE_INT64, 3, shape, sums);
+    if (dataset < 0) return false;
+    bool good = write_text_attribute(dataset, "meaning", meaning);
+    return H5Dclose(dataset) >= 0 && good;
+}
+
+static int64_t samples_of(const mdp_stats *stats, const mdp_layer_stats *layer, const mdp_statistic *row) {
+    return row->all_tokens ? stats->n_token : stats->n_token * layer->top_k;
+}
+
+/* A sum as f64 and its limbs. values is scratch for [n_category, n_expert]. */
+static bool write_sum(hid_t group, const mdp_stats *stats, const mdp_layer_stats *layer, int id, double *values) {
     const mdp_statistic *row = &mdp_statistics[id];
     hsize_t shape[3] = {(hsize_t)stats->n_category, (hsize_t)layer->n_expert, MDP_LIMBS};
     int64_t n = (int64_t)stats->n_category * layer->n_expert;
     const mdp_exact *sums = layer->sums + id * n;
-    char limbs[64];
-    snprintf(limbs, sizeof limbs, "%s_limbs", row->name);
     for (int64_t i = 0; i < n; i++) values[i] = mdp_exact_value(&sums[i]);
-    hid_t dataset = write_array(group, row->name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, 2, shape, values);
-    if (dataset < 0) return false;
-    bool good =
-        write_text_attribute(dataset, "meaning", row->meaning) && write_text_attribute(dataset, "unit", row->unit) &&
-        write_text_attribute(dataset, "source", row->source) && write_text_attribute(dataset, "merges", "sum") &&
-        write_number_attribute(dataset, "n_samples", stats->n_token * layer->top_k);
-    good = H5Dclose(dataset) >= 0 && good;
-    dataset = write_array(group, limbs, H5T_STD_I64LE, H5T_NATIVE_INT64, 3, shape, sums);
-    if (dataset < 0) return false;
-    good = write_text_attribute(dataset, "meaning",
-                                "the same sums as fixed-point limbs: limb i has weight 2^(32 i - 160)") &&
-           good;
-    return H5Dclose(dataset) >= 0 && good;
+    return write_described(group, row, 2, shape, values, samples_of(stats, layer, row)) &&
+           write_limbs(group, row->name, shape, sums,
+                       "the same sums as fixed-point limbs: limb i has weight 2^(32 i - 160)");
+}
+
+static bool write_max(hid_t group, const mdp_stats *stats, const mdp_layer_stats *layer, int id) {
+    const mdp_statistic *row = &mdp_statistics[id];
+    hsize_t shape[2] = {(hsize_t)stats->n_category, (hsize_t)layer->n_expert};
+    const double *values = layer->maxima + (int64_t)(id - MDP_N_SUM) * stats->n_category * layer->n_expert;
+    return write_described(group, row, 2, shape, values, samples_of(stats, layer, row));
 }
 
 static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_stats *layer, double *values) {
@@ -105,7 +131,8 @@ static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_st
     if (counts >= 0) good = H5Dclose(counts) >= 0 && good;
     good = good && write_number_attribute(group, "n_expert", layer->n_expert) &&
            write_number_attribute(group, "top_k", layer->top_k);
-    for (int id = 0; good && id < MDP_N_STATISTIC; id++) good = write_statistic(group, stats, layer, id, values);
+    for (int id = 0; good && id < MDP_N_SUM; id++) good = write_sum(group, stats, layer, id, values);
+    for (int id = MDP_N_SUM; good && id < MDP_N_STATISTIC; id++) good = write_max(group, stats, layer, id);
     return H5Gclose(group) >= 0 && good;
 }
 
@@ -138,6 +165,7 @@ static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *
         !write_text_attribute(file, "tokens", stats->tokens_fingerprint) ||
         !write_text_attribute(file, "model_type", stats->model_type) ||
         !write_text_attribute(file, "options", "{\"propagate\": \"original\"}") ||
+        !write_number_attribute(file, "d_model", stats->d_model) ||
         !write_number_attribute(file, "n_tokens", stats->n_token) || !write_categories(file, stats)) {
         return broken(path, "the description");
     }
@@ -152,20 +180,73 @@ static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *
     for (int64_t l = 0; good && l < stats->n_layer; l++) good = write_layer(layers, stats, &stats->layers[l], values);
     if (layers >= 0) good = H5Gclose(layers) >= 0 && good;
     mdp_free(values);
-    good = good && write_number_attribute(file, "complete", 1);
     return good ? mdp_ok() : broken(path, "the statistics");
 }
 
-static mdp_status write_partial(const mdp_stats *stats, const char *partial) {
+/* Create the file with all but its vectors. Rank 0. */
+static mdp_status write_scalars(const mdp_stats *stats, const char *partial, hid_t *file) {
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, partial));
     hid_t create = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_obj_track_times(create, false);
-    hid_t file = H5Fcreate(partial, H5F_ACC_TRUNC, create, H5P_DEFAULT);
+    *file = H5Fcreate(partial, H5F_ACC_TRUNC, create, H5P_DEFAULT);
     H5Pclose(create);
-    if (file < 0) {
+    if (*file < 0) {
         return MDP_ERROR(MDP_CANNOT_CREATE, "%s: cannot be created; is its folder there and writable?", partial);
     }
-    return mdp_hdf5_close_written(file, partial, write_content(file, stats, partial));
+    return write_content(*file, stats, partial);
+}
+
+static const mdp_statistic output_sum = {.name = "output_sum",
+                                         .meaning = "sum over the routed tokens of y, all categories",
+                                         .unit = "value of the hidden state",
+                                         .source = "REAP, arXiv 2510.13999"};
+
+/* One layer's vectors; sums [n_expert, d_model], NULL when no rank holds any. Rank 0. */
+static mdp_status write_vectors(hid_t file, const mdp_stats *stats, const mdp_layer_stats *layer,
+                                const mdp_short_sum *sums, const char *partial) {
+    int64_t n = layer->n_expert * stats->d_model;
+    double *values = NULL;
+    char name[64];
+    if (!sums) return mdp_ok();
+    MDP_TRY(MDP_ALLOC(&values, n, "sums of expert outputs"));
+    for (int64_t i = 0; i < n; i++) values[i] = mdp_short_value(&sums[i]);
+    snprintf(name, sizeof name, "layers/%lld", (long long)layer->layer);
+    hsize_t shape[3] = {(hsize_t)layer->n_expert, (hsize_t)stats->d_model, MDP_SHORT_LIMBS};
+    hid_t group = H5Gopen2(file, name, H5P_DEFAULT);
+    bool good = group >= 0 &&
+                write_described(group, &output_sum, 2, shape, values, samples_of(stats, layer, &output_sum)) &&
+                write_limbs(group, output_sum.name, shape, sums,
+                            "the same sums as fixed-point limbs: limb i has weight 2^(32 i - 64)");
+    if (group >= 0) good = H5Gclose(group) >= 0 && good;
+    mdp_free(values);
+    return good ? mdp_ok() : broken(partial, "the vectors of a layer");
+}
+
+/* Vectors of every layer, from the rank that has them through rank 0 to the file. */
+static mdp_status write_vectors_all(const mdp_comm *comm, hid_t file, const mdp_stats *stats, const char *partial) {
+    for (int64_t l = 0; l < stats->n_layer; l++) {
+        const mdp_layer_stats *layer = &stats->layers[l];
+        int64_t n_byte = layer->n_expert * stats->d_model * (int64_t)sizeof(mdp_short_sum), n_got = 0;
+        void *got = NULL;
+        MDP_TRY(mdp_gather_bytes_all(comm, layer->output_sum, layer->output_sum ? n_byte : 0, 0, &got, &n_got));
+        mdp_status status = mdp_ok();
+        if (comm->rank == 0) status = write_vectors(file, stats, layer, n_got == n_byte ? got : NULL, partial);
+        mdp_free(got);
+        MDP_AGREE(comm, status);
+    }
+    return mdp_ok();
+}
+
+static mdp_status write_partial_all(const mdp_comm *comm, const mdp_stats *stats, const char *partial) {
+    hid_t file = -1;
+    mdp_status status = mdp_ok();
+    if (comm->rank == 0) status = write_scalars(stats, partial, &file);
+    status = mdp_agree_all(comm, status);
+    if (status.code == MDP_OK) status = write_vectors_all(comm, file, stats, partial);
+    if (comm->rank == 0 && status.code == MDP_OK && !write_number_attribute(file, "complete", 1))
+        status = broken(partial, "its last part");
+    if (comm->rank == 0 && file >= 0) status = mdp_hdf5_close_written(file, partial, status);
+    return mdp_agree_all(comm, status);
 }
 
 /* fsync and rename of a finished partial file. */
@@ -184,14 +265,16 @@ static mdp_status put_in_place(const char *partial, const char *path) {
     return status;
 }
 
-mdp_status mdp_stats_write(const mdp_stats *stats, const char *path) {
+mdp_status mdp_stats_write_all(const mdp_comm *comm, const mdp_stats *stats, const char *path) {
     char *partial = NULL;
-    MDP_TRY(mdp_format(&partial, "%s.partial", path));
-    mdp_status status = write_partial(stats, partial);
-    if (status.code == MDP_OK) status = put_in_place(partial, path);
-    if (status.code != MDP_OK) unlink(partial);
+    MDP_AGREE(comm, mdp_format(&partial, "%s.partial", path));
+    mdp_status status = write_partial_all(comm, stats, partial);
+    if (comm->rank == 0) {
+        if (status.code == MDP_OK) status = put_in_place(partial, path);
+        if (status.code != MDP_OK) unlink(partial);
+    }
     mdp_free(partial);
-    return status;
+    return mdp_agree_all(comm, status);
 }
 
 /* ---- reading ---- */
@@ -237,12 +320,20 @@ static hid_t open_shaped(hid_t parent, const char *name, int n_dim, const hsize_
     return -1;
 }
 
-static bool read_numbers(hid_t parent, const char *name, int n_dim, const hsize_t *shape, int64_t *out) {
+static bool read_array(hid_t parent, const char *name, hid_t type, int n_dim, const hsize_t *shape, void *out) {
     hid_t dataset = open_shaped(parent, name, n_dim, shape);
     if (dataset < 0) return false;
-    bool good = H5Dread(dataset, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, out) >= 0;
+    bool good = H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, out) >= 0;
     H5Dclose(dataset);
     return good;
+}
+
+static bool read_numbers(hid_t parent, const char *name, int n_dim, const hsize_t *shape, int64_t *out) {
+    return read_array(parent, name, H5T_NATIVE_INT64, n_dim, shape, out);
+}
+
+static bool read_reals(hid_t parent, const char *name, int n_dim, const hsize_t *shape, double *out) {
+    return read_array(parent, name, H5T_NATIVE_DOUBLE, n_dim, shape, out);
 }
 
 static mdp_status read_layer(hid_t group, mdp_stats *stats, mdp_layer_stats *layer, const char *path) {
@@ -255,13 +346,16 @@ static mdp_status read_layer(hid_t group, mdp_stats *stats, mdp_layer_stats *lay
     layer->top_k = (int32_t)top_k;
     int64_t n = stats->n_category * n_expert;
     hsize_t shape[3] = {(hsize_t)stats->n_category, (hsize_t)n_expert, MDP_LIMBS};
-    MDP_TRY(MDP_ALLOC(&layer->counts, n, "statistics"));
-    MDP_TRY(MDP_ALLOC(&layer->sums, n * MDP_N_STATISTIC, "statistics"));
+    MDP_TRY(mdp_layer_stats_allocate(layer, stats->n_category));
     if (!read_numbers(group, "counts", 2, shape, layer->counts)) return unreadable(path, "the counts of a layer");
-    for (int id = 0; id < MDP_N_STATISTIC; id++) {
+    for (int id = 0; id < MDP_N_SUM; id++) {
         char limbs[64];
         snprintf(limbs, sizeof limbs, "%s_limbs", mdp_statistics[id].name);
         if (!read_numbers(group, limbs, 3, shape, &layer->sums[id * n].limb[0])) return unreadable(path, limbs);
+    }
+    for (int id = MDP_N_SUM; id < MDP_N_STATISTIC; id++) {
+        if (!read_reals(group, mdp_statistics[id].name, 2, shape, layer->maxima + (id - MDP_N_SUM) * n))
+            return unreadable(path, mdp_statistics[id].name);
     }
     return mdp_ok();
 }
@@ -350,6 +444,7 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
     if (!read_text_attribute(file, "model", stats->model_fingerprint, sizeof stats->model_fingerprint) ||
         !read_text_attribute(file, "tokens", stats->tokens_fingerprint, sizeof stats->tokens_fingerprint) ||
         !read_text_attribute(file, "model_type", stats->model_type, sizeof stats->model_type) ||
+        !read_number_attribute(file, "d_model", &stats->d_model) || stats->d_model < 1 || stats->d_model > 1 << 24 ||
         !read_number_attribute(file, "n_tokens", &stats->n_token)) {
         return unreadable(path, "its description");
     }
@@ -357,16 +452,23 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
     return read_layers(file, stats, path);
 }
 
-mdp_status mdp_stats_read(const char *path, mdp_stats **out) {
-    mdp_stats *stats = NULL;
-    *out = NULL;
+/* Open a file that HDF5 can read; the caller closes it. */
+static mdp_status open_file(const char *path, hid_t *file) {
     MDP_TRY(mdp_fault(MDP_IO, path));
     int fd;
     MDP_TRY(mdp_file_open_read(path, &fd)); /* for the reason in the sentence; HDF5 only says that it failed */
     MDP_TRY(mdp_file_close(path, fd));
-    if (H5Fis_hdf5(path) <= 0) return MDP_ERROR(MDP_BAD_INPUT, "%s is not an HDF5 file", path);
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    if (file < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: HDF5 cannot open it; the file is damaged", path);
+    if (H5Fis_hdf5(path) <= 0) return MDP_ERROR(MDP_BAD_INPUT, "%s is not an HDF5 file.", path);
+    *file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    if (*file < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: HDF5 cannot open it; the file is damaged.", path);
+    return mdp_ok();
+}
+
+mdp_status mdp_stats_read(const char *path, mdp_stats **out) {
+    mdp_stats *stats = NULL;
+    hid_t file;
+    *out = NULL;
+    MDP_TRY(open_file(path, &file));
     mdp_status status = MDP_ALLOC(&stats, 1, "statistics");
     if (status.code == MDP_OK) status = read_content(file, stats, path);
     H5Fclose(file);
@@ -376,4 +478,24 @@ mdp_status mdp_stats_read(const char *path, mdp_stats **out) {
     }
     *out = stats;
     return mdp_ok();
+}
+
+static mdp_status read_layer_vectors(hid_t file, const mdp_stats *stats, mdp_layer_stats *layer, const char *path) {
+    char name[96];
+    hsize_t shape[3] = {(hsize_t)layer->n_expert, (hsize_t)stats->d_model, MDP_SHORT_LIMBS};
+    MDP_TRY(MDP_ALLOC(&layer->output_sum, layer->n_expert * stats->d_model, "sums of expert outputs"));
+    snprintf(name, sizeof name, "layers/%lld/%s_limbs", (long long)layer->layer, output_sum.name);
+    if (!read_numbers(file, name, 3, shape, &layer->output_sum[0].limb[0])) return unreadable(path, name);
+    return mdp_ok();
+}
+
+mdp_status mdp_stats_read_vectors(const char *path, mdp_stats *stats) {
+    hid_t file;
+    mdp_status status = mdp_ok();
+    MDP_TRY(open_file(path, &file));
+    for (int64_t l = 0; l < stats->n_layer && status.code == MDP_OK; l++) {
+        if (!stats->layers[l].output_sum) status = read_layer_vectors(file, stats, &stats->layers[l], path);
+    }
+    H5Fclose(file);
+    return status;
 }

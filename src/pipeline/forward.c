@@ -13,6 +13,7 @@ static mdp_status run_batch_all(const mdp_forward *forward, mdp_engine *engine, 
     for (int64_t layer = 0; layer < n_layer; layer++) {
         MDP_TRY(mdp_engine_layer_all(engine, layer));
         if (forward->layer_done) MDP_AGREE(comm, forward->layer_done(forward->context, layer));
+        if (forward->layer_all) MDP_TRY(forward->layer_all(forward->context, layer));
         int64_t done = batch * n_layer + layer + 1;
         if (progress) {
             mdp_progress_update(progress, done,
