@@ -49,6 +49,10 @@ def make(variant, folder):
                 values *= parameter.shape[-1] ** -0.5
             parameter.copy_(torch.from_numpy(values))
     model.save_pretrained(folder)
+    # transformers 5 always writes the list that it derived; older files leave that to the reader.
+    config = mdp.read_json(folder / "config.json")
+    kept = {key: value for key, value in config.items() if key != "layer_types" or key in settings}
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
     return folder
 
 
