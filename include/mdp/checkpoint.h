@@ -168,8 +168,9 @@ typedef struct mdp_tokens {
     int32_t *sequence_category; /* [n_sequence] */
     int64_t *category_offset;   /* [n_category + 1] first token of each category in that count */
     int64_t n_token;            /* offset[n_sequence] */
-    char fingerprint[33];       /* xxh3_128 over the categories used: names, ids, offsets */
+    char fingerprint[33];       /* xxh3_128 over the categories used: names, ids, offsets; empty in memory */
     int64_t file;               /* HDF5 file id, open for reading; private */
+    uint32_t *ids;              /* [n_token] owned; NULL: in the file */
 } mdp_tokens;
 
 /* Open and check a tokens file. `categories` (NULL: all) selects by comma-separated names. vocab_size bounds the ids.
@@ -181,12 +182,33 @@ mdp_status mdp_tokens_open_all(const mdp_comm *comm, const char *path, const cha
 void mdp_tokens_destroy(mdp_tokens *tokens); /* NULL is allowed */
 /* ids of tokens first .. first+n-1 (counted over the categories used). Local; main thread (HDF5). */
 mdp_status mdp_tokens_read(const mdp_tokens *tokens, int64_t first, int64_t n, uint32_t *out);
+/* Tokens whose ids are in memory, all 0 until the caller fills them: n_sequence [n_category] sequences of each category,
+ * lengths of all sequences. `path` stands in errors. Local. */
+mdp_status mdp_tokens_new_in_memory(const char *path, int n_category, const char *const *names,
+                                    const int64_t *n_sequence, const int64_t *lengths, mdp_tokens **out);
+
+/* tasks.h5: multiple choice. The same on every rank. */
+typedef struct mdp_tasks {
+    mdp_tokens *tokens;   /* a category for each task, a sequence for each choice: context, then choice; in memory */
+    int64_t *given;       /* [tokens->n_sequence] tokens of the context, >= 1 */
+    int64_t *n_byte;      /* [tokens->n_sequence] UTF-8 bytes of the choice, >= 1 */
+    int64_t n_item;       /* of all tasks */
+    int64_t *item_choice; /* [n_item + 1] first sequence of each item */
+    int64_t *answer;      /* [n_item] the right choice, counted in the item */
+    int64_t *task_item;   /* [tokens->n_category + 1] first item of each task */
+} mdp_tasks;
+
+/* Read and check a tasks file: rank 0 reads, all get it. Collective on `comm`.
+ * Errors: MDP_BAD_INPUT, naming task and item: an id >= vocab_size, no context, an empty choice, fewer than two choices,
+ * an answer that is none of them, offsets that do not fit. */
+mdp_status mdp_tasks_open_all(const mdp_comm *comm, const char *path, int64_t vocab_size, mdp_tasks **out);
+void mdp_tasks_destroy(mdp_tasks *tasks); /* NULL is allowed */
 
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
-/* A run of bytes copied from a stored tensor. */
+/* A run of bytes copied from a stored tensor, or of zeros. */
 typedef struct mdp_segment {
-    const mdp_tensor *source;
+    const mdp_tensor *source; /* NULL: zeros */
     int64_t offset, n_byte; /* inside the source tensor */
 } mdp_segment;
 

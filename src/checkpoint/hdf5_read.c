@@ -5,6 +5,7 @@
 #include "checkpoint/hdf5_read.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 mdp_status mdp_hdf5_open(const char *path, const char *what, hid_t *file) {
@@ -136,5 +137,80 @@ mdp_status mdp_hdf5_shape(const char *path, const char *place, hid_t dataset, in
         }
         shape[i] = (int64_t)dims[i];
     }
+    return mdp_ok();
+}
+
+static mdp_status read_integers(const char *path, const char *place, hid_t dataset, int64_t **out, int64_t *n) {
+    int n_dim = 0;
+    int64_t shape[MDP_MAX_DIM] = {0};
+    MDP_TRY(mdp_hdf5_shape(path, place, dataset, &n_dim, shape));
+    hid_t type = H5Dget_type(dataset);
+    bool integers = H5Tget_class(type) == H5T_INTEGER;
+    H5Tclose(type);
+    if (n_dim != 1 || !integers) return MDP_ERROR(MDP_BAD_INPUT, "%s: %s is not a row of integers.", path, place);
+    *n = shape[0];
+    MDP_TRY(MDP_ALLOC(out, *n, place));
+    if (*n == 0 || H5Dread(dataset, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, *out) >= 0) return mdp_ok();
+    mdp_free(*out);
+    *out = NULL;
+    return MDP_ERROR(MDP_IO, "%s: %s cannot be read; the file is damaged.", path, place);
+}
+
+mdp_status mdp_hdf5_integers(const char *path, hid_t file, const char *place, int64_t **out, int64_t *n) {
+    MDP_TRY(mdp_fault(MDP_IO, "read integers"));
+    hid_t dataset = mdp_hdf5_has(file, place) ? H5Dopen2(file, place, H5P_DEFAULT) : H5I_INVALID_HID;
+    if (dataset < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: there is no dataset %s.", path, place);
+    mdp_status status = read_integers(path, place, dataset, out, n);
+    H5Dclose(dataset);
+    return status;
+}
+
+/* ---- groups -------------------------------------------------------------------------------------------------- */
+
+typedef struct group_list {
+    char **names;
+    int n, capacity;
+    mdp_status status;
+} group_list;
+
+static mdp_status add_group(group_list *list, const char *name) {
+    if (list->n == list->capacity) {
+        int capacity = list->capacity == 0 ? 16 : 2 * list->capacity;
+        MDP_TRY(MDP_GROW(&list->names, list->n, capacity, "groups"));
+        list->capacity = capacity;
+    }
+    MDP_TRY(mdp_copy_text(&list->names[list->n], name));
+    list->n++;
+    return mdp_ok();
+}
+
+static herr_t visit_link(hid_t root, const char *name, const H5L_info_t *info, void *context) {
+    (void)info;
+    group_list *list = context;
+    hid_t object = H5Oopen(root, name, H5P_DEFAULT);
+    bool is_group = object >= 0 && H5Iget_type(object) == H5I_GROUP;
+    if (object >= 0) H5Oclose(object);
+    if (is_group) list->status = add_group(list, name);
+    return list->status.code == MDP_OK ? 0 : 1; /* not 0 stops */
+}
+
+static int compare_names(const void *left, const void *right) {
+    return strcmp(*(char *const *)left, *(char *const *)right);
+}
+
+mdp_status mdp_hdf5_groups(const char *path, hid_t file, char ***names, int *n) {
+    group_list list = {.status = mdp_ok()};
+    MDP_TRY(mdp_fault(MDP_IO, "list a file"));
+    if (H5Literate(file, H5_INDEX_NAME, H5_ITER_INC, NULL, visit_link, &list) < 0) {
+        list.status = MDP_ERROR(MDP_IO, "%s: the file cannot be listed; it is damaged.", path);
+    }
+    if (list.status.code != MDP_OK) {
+        for (int i = 0; i < list.n; i++) mdp_free(list.names[i]);
+        mdp_free(list.names);
+        return list.status;
+    }
+    if (list.n > 1) qsort(list.names, (size_t)list.n, sizeof *list.names, compare_names);
+    *names = list.names;
+    *n = list.n;
     return mdp_ok();
 }

@@ -18,6 +18,10 @@ mdp_status mdp_hdf5_integer_attribute(const char *path, const char *place, hid_t
 mdp_status mdp_hdf5_text_dataset(const char *path, hid_t file, const char *name, char **out, int64_t *n_byte);
 /* Does the link exist? Every group on the way to it must. */
 bool mdp_hdf5_has(hid_t file, const char *name);
+/* Names of the groups in the root, in byte order; names and list are new. */
+mdp_status mdp_hdf5_groups(const char *path, hid_t file, char ***names, int *n);
+/* A whole 1-D dataset of integers, new; *n may be 0. */
+mdp_status mdp_hdf5_integers(const char *path, hid_t file, const char *place, int64_t **out, int64_t *n);
 /* Number of dimensions and sizes of a dataset. */
 mdp_status mdp_hdf5_shape(const char *path, const char *place, hid_t dataset, int *n_dim, int64_t shape[MDP_MAX_DIM]);
 

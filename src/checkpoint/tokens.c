@@ -5,6 +5,8 @@
  * an id outside the vocabulary, offsets that do not rise from 0 to the number of ids, a category or a file without
  * tokens, a category that is asked for and not there.
  *
+ * A second form holds its ids in memory, on every rank; multiple choice is made of such (tasks.c).
+ *
  * Fingerprint: for each category used, in byte order of name: name and a 0 byte, number of offsets and the offsets as
  * stored (int64), the ids (uint32). */
 #include "checkpoint/hdf5_read.h"
@@ -22,7 +24,7 @@
 /* What rank 0 finds out and broadcasts. */
 typedef struct found {
     char **names; /* [n] byte order; owned */
-    int n, capacity;
+    int n;
     int64_t *lengths; /* [n_length] tokens of each sequence with any, over all categories used; owned */
     int64_t n_length, length_capacity;
     int64_t *n_sequence; /* [n] of each category; owned */
@@ -36,53 +38,12 @@ static void clear_found(found *f) {
     mdp_free(f->n_sequence);
 }
 
-static mdp_status add_category(found *f, const char *name) {
-    if (f->n == f->capacity) {
-        int capacity = f->capacity == 0 ? 16 : 2 * f->capacity;
-        MDP_TRY(MDP_GROW(&f->names, f->n, capacity, "categories"));
-        f->capacity = capacity;
-    }
-    MDP_TRY(mdp_copy_text(&f->names[f->n], name));
-    f->n++;
-    return mdp_ok();
-}
-
-static int compare_names(const void *left, const void *right) {
-    return strcmp(*(char *const *)left, *(char *const *)right);
-}
-
-typedef struct group_list {
-    const char *path;
-    found *f;
-    mdp_status status;
-} group_list;
-
-static herr_t visit_link(hid_t root, const char *name, const H5L_info_t *info, void *context) {
-    (void)info;
-    group_list *list = context;
-    hid_t object = H5Oopen(root, name, H5P_DEFAULT);
-    bool is_group = object >= 0 && H5Iget_type(object) == H5I_GROUP;
-    if (object >= 0) H5Oclose(object);
-    if (is_group) list->status = add_category(list->f, name);
-    return list->status.code == MDP_OK ? 0 : 1; /* not 0 stops */
-}
-
 static mdp_status list_categories(const char *path, hid_t file, found *f) {
-    group_list list = {.path = path, .f = f, .status = mdp_ok()};
-    MDP_TRY(mdp_fault(MDP_IO, "list a file"));
-    if (H5Literate(file, H5_INDEX_NAME, H5_ITER_INC, NULL, visit_link, &list) < 0) {
-        return MDP_ERROR(MDP_IO, "%s: the file cannot be listed; it is damaged.", path);
-    }
-    MDP_TRY(list.status);
-    if (f->n == 0) {
-        return MDP_ERROR(
-            MDP_BAD_INPUT,
-            "%s: there is no category: expected groups with input_ids and offsets, as tools/tokenize writes "
-            "them.",
-            path);
-    }
-    qsort(f->names, (size_t)f->n, sizeof *f->names, compare_names);
-    return mdp_ok();
+    MDP_TRY(mdp_hdf5_groups(path, file, &f->names, &f->n));
+    if (f->n > 0) return mdp_ok();
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: there is no category: expected groups with input_ids and offsets, as tools/tokenize writes them.", path);
 }
 
 /* One name of the user's selection: mark the category. */
@@ -392,8 +353,40 @@ mdp_status mdp_tokens_open_all(const mdp_comm *comm, const char *path, const cha
     return status;
 }
 
+/* Names, offsets and ids from the arguments of mdp_tokens_new_in_memory. */
+static mdp_status fill_in_memory(mdp_tokens *tokens, const char *path, const int64_t *n_sequence,
+                                 const int64_t *lengths, const char *const *names) {
+    MDP_TRY(mdp_copy_text(&tokens->path, path));
+    for (int c = 0; c < tokens->n_category; c++) tokens->n_sequence += n_sequence[c];
+    MDP_TRY(allocate(tokens));
+    for (int c = 0; c < tokens->n_category; c++) {
+        MDP_TRY(mdp_copy_text(&tokens->category[c], names[c]));
+        tokens->category_offset[c + 1] = n_sequence[c];
+    }
+    for (int64_t s = 0; s < tokens->n_sequence; s++) tokens->offset[s + 1] = lengths[s];
+    sum_lengths(tokens);
+    return MDP_ALLOC(&tokens->ids, tokens->n_token, "tokens");
+}
+
+mdp_status mdp_tokens_new_in_memory(const char *path, int n_category, const char *const *names,
+                                    const int64_t *n_sequence, const int64_t *lengths, mdp_tokens **out) {
+    mdp_tokens *tokens = NULL;
+    *out = NULL;
+    MDP_TRY(MDP_ALLOC(&tokens, 1, "tokens"));
+    tokens->file = H5I_INVALID_HID;
+    tokens->n_category = n_category;
+    mdp_status status = fill_in_memory(tokens, path, n_sequence, lengths, names);
+    if (status.code != MDP_OK) {
+        mdp_tokens_destroy(tokens);
+        return status;
+    }
+    *out = tokens;
+    return mdp_ok();
+}
+
 void mdp_tokens_destroy(mdp_tokens *tokens) {
     if (tokens == NULL) return;
+    mdp_free(tokens->ids);
     if (tokens->file >= 0) H5Fclose(tokens->file);
     for (int i = 0; tokens->category != NULL && i < tokens->n_category; i++) mdp_free(tokens->category[i]);
     mdp_free(tokens->category);
@@ -418,6 +411,10 @@ mdp_status mdp_tokens_read(const mdp_tokens *tokens, int64_t first, int64_t n, u
     if (first < 0 || n < 0 || first > tokens->n_token - n) {
         return MDP_ERROR(MDP_INTERNAL, "%s: tokens %" PRId64 " to %" PRId64 " were asked for; there are %" PRId64 ".",
                          tokens->path, first, first + n, tokens->n_token);
+    }
+    if (tokens->ids != NULL) {
+        memcpy(out, tokens->ids + first, (size_t)n * sizeof *out);
+        return mdp_ok();
     }
     for (int c = 0; c < tokens->n_category && n > 0; c++) {
         int64_t begin = tokens->category_offset[c], end = tokens->category_offset[c + 1];
