@@ -147,20 +147,22 @@ int mdp_engine_state_of(const mdp_engine *engine, int stream);
 
 /* Final norm and lm_head, tile by tile of each pack: called for every row of every state with its logits. */
 typedef struct mdp_logit_panel {
-    int state;
+    int state;           /* 0: that of stream 0 */
     int64_t first_local; /* first row on this rank */
     int32_t n_row;
     int64_t first_token, n_value; /* columns first_token .. first_token + n_value - 1 of the vocabulary */
     float *logits;                /* [n_row, n_value], leading dimension MDP_PANEL_ROWS; may be overwritten */
+    const float *first;           /* same rows and columns of state 0, as the consumer left them; NULL in state 0 */
 } mdp_logit_panel;
 typedef struct mdp_head_consumer {
-    /* panels of one tile come in ascending order of first_token, from one thread at a time */
+    /* panels of one tile come in ascending order of first_token, state 0 before the others, which may come at once
+     * from several threads */
     void (*panel)(void *context, const mdp_logit_panel *panel);
     /* rows of the final hidden state; may be NULL */
     void (*hidden)(void *context, int state, int64_t first_local, int32_t n_row, const float *hidden);
     void *context;
 } mdp_head_consumer;
-/* Collective (agrees). */
+/* Once for a batch: the residual streams become final hidden states. Collective (agrees). */
 mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer);
 
 #endif

@@ -1,29 +1,59 @@
-/* evaluate.h - measures of a stream: loss per category, perplexity, and eval.json (design: cli.md). */
+/* evaluate.h - measures of a stream per category: loss, perplexity, divergence from the original, agreement with it,
+ * exact match; multiple choice; and eval.json (design: cli.md). */
 #ifndef MDP_EVALUATE_H
 #define MDP_EVALUATE_H
 
 #include "mdp/engine.h"
 
+/* Sums over predicted positions: every token but a sequence's first. */
 typedef struct mdp_eval_stream {
-    char *name;     /* "original", or the plan's path */
-    char *plan;     /* path of the plan; NULL for the original */
-    mdp_exact *nll; /* [n_category] summed natural-log loss */
+    char *name;            /* "original", or the plan's path */
+    char *plan;            /* path of the plan; NULL for the original */
+    mdp_exact *nll;        /* [n_category] natural-log loss */
+    mdp_exact *kl;         /* [n_category] KL(stream 0 || this one) of the next token's distribution */
+    int64_t *n_agree;      /* [n_category] positions whose most likely token is stream 0's */
+    int64_t *n_exact;      /* [n_category] sequences with every token of their last half most likely */
+    double *loglikelihood; /* [choices of tasks] of the choice's tokens; NULL: no tasks */
 } mdp_eval_stream;
 
-/* The same on every rank. */
+/* The same on every rank. Stream 0 is what the others are compared with. */
 typedef struct mdp_evaluation {
-    int n_category;
+    int n_category;       /* 0: no text */
     char **category;      /* [n_category] */
-    int64_t *n_predicted; /* [n_category] */
+    int64_t *n_predicted; /* [n_category] positions */
+    int64_t *n_sequence;  /* [n_category] sequences with predicted positions */
     int n_stream;
     mdp_eval_stream *streams;
+    const mdp_tasks *tasks; /* borrowed; NULL: none */
     int n_rank;
+    int64_t n_token; /* of text and tasks */
     double seconds, tokens_per_second;
 } mdp_evaluation;
 void mdp_evaluation_destroy(mdp_evaluation *evaluation); /* NULL is allowed */
-/* Mean loss and perplexity of a stream; category < 0: over all tokens. NaN when nothing was predicted. */
-double mdp_evaluation_loss(const mdp_evaluation *evaluation, int stream, int category);
-double mdp_evaluation_perplexity(const mdp_evaluation *evaluation, int stream, int category);
+
+/* Means of a stream; category < 0: over all tokens, or all sequences. NaN when there are none. */
+typedef double mdp_measure_fn(const mdp_evaluation *evaluation, int stream, int category);
+mdp_measure_fn mdp_evaluation_loss;
+mdp_measure_fn mdp_evaluation_perplexity;
+mdp_measure_fn mdp_evaluation_kl;
+mdp_measure_fn mdp_evaluation_agreement;
+mdp_measure_fn mdp_evaluation_exact_match; /* share of sequences whose last half greedy decoding would reproduce */
+
+/* How choices of different lengths are compared. */
+typedef enum mdp_choice_by { MDP_BY_SUM, MDP_BY_TOKEN, MDP_BY_BYTE, MDP_N_CHOICE_BY } mdp_choice_by;
+/* Share of items whose right choice has the highest log-likelihood, ties to the lower index; task < 0: of all items.
+ * Needs evaluation->tasks. */
+double mdp_evaluation_accuracy(const mdp_evaluation *evaluation, int stream, int task, mdp_choice_by by);
+
+/* A measure by the name it has in eval.json. */
+typedef struct mdp_measure {
+    const char *name;
+    mdp_measure_fn *of;
+} mdp_measure;
+#define MDP_N_MEASURE 5
+extern const mdp_measure mdp_measures[MDP_N_MEASURE];
+extern const char *const mdp_choice_names[MDP_N_CHOICE_BY]; /* members of a task in eval.json */
+
 /* eval.json, new text. */
 mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, char **out);
 
@@ -36,22 +66,29 @@ typedef struct mdp_eval_request {
     const mdp_view *view; /* NULL: original */
 } mdp_eval_request;
 
-/* An empty evaluation of requests on tokens: names, predicted positions, zero sums. Local. */
+/* An empty evaluation of requests on tokens (NULL: no text): names, predicted positions, zero sums. Local. */
 mdp_status mdp_evaluation_new(const mdp_tokens *tokens, const mdp_eval_request *requests, int n_request,
                               mdp_evaluation **out);
+/* Room for the log-likelihoods of tasks, which are borrowed. Local. */
+mdp_status mdp_evaluation_expect_tasks(mdp_evaluation *evaluation, const mdp_tasks *tasks);
 
 typedef struct mdp_dump mdp_dump;
 
-/* Adds the loss of every predicted position of one batch to an evaluation, from the logits of the head. */
+/* What the logits of one batch say about its predicted positions, while the head runs. */
 typedef struct mdp_loss mdp_loss;
-/* For the engine's current batch. `dump` (NULL: none) sees the logits too. */
-mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, mdp_dump *dump, mdp_loss **out);
+/* For the engine's current batch. given [n_sequence] tokens at the beginning of each sequence that are not predicted
+ * (NULL: 1); `dump` (NULL: none) sees the logits too. */
+mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, const int64_t *given, mdp_dump *dump,
+                        mdp_loss **out);
 void mdp_loss_destroy(mdp_loss *loss); /* NULL is allowed */
 mdp_head_consumer mdp_loss_consumer(mdp_loss *loss);
-/* After the head: this rank's losses into every stream's sums. Local. MDP_BAD_INPUT when one is not finite. */
-mdp_status mdp_loss_add(const mdp_loss *loss, mdp_evaluation *evaluation);
-/* Sum over ranks, the same on every rank afterwards. Collective on `comm`. */
+/* After the head: this rank's sequences into every stream's sums. Local. MDP_BAD_INPUT when a number is not finite. */
+mdp_status mdp_evaluation_add(mdp_evaluation *evaluation, const mdp_loss *loss, const mdp_tokens *tokens);
+/* The same for choices of the tasks. */
+mdp_status mdp_evaluation_add_choices(mdp_evaluation *evaluation, const mdp_loss *loss);
+/* Sum over ranks, the same on every rank afterwards. Once for text, once for tasks. Collective on `comm`. */
 mdp_status mdp_evaluation_reduce_all(const mdp_comm *comm, mdp_evaluation *evaluation);
+mdp_status mdp_evaluation_reduce_choices_all(const mdp_comm *comm, mdp_evaluation *evaluation);
 
 /* --dump: the arrays of a forward pass, sequence by sequence (cli.md), in parallel HDF5. Refused (MDP_USAGE) above
  * 1 GiB. Collective on `comm`. */

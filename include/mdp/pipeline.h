@@ -33,10 +33,24 @@ mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, con
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                            const mdp_forward_options *options, mdp_stats **out);
 
-/* Loss per category of n_request streams in one forward. dump_path (NULL: none): the arrays of cli.md, --dump;
- * MDP_USAGE when they exceed 1 GiB. Collective on `comm`. */
+/* The criterion proficiency: one forward over all tokens of the model as it is, windows of MDP_PROFICIENCY_WINDOW tokens
+ * in order. *out (new) [layers of the model], NULL for layers without experts; the same on every rank. Collective on
+ * `comm`. */
+mdp_status mdp_proficiency_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                               const mdp_tokens *tokens, int32_t keep, const mdp_forward_options *options,
+                               mdp_proficiency ***out);
+void mdp_proficiencies_destroy(mdp_proficiency **layers, int64_t n_layer); /* NULL is allowed */
+
+/* Measures per category of n_request streams in one forward over tokens (NULL: no text, only room for tasks); stream 0
+ * is what the others are compared with. dump_path (NULL: none): the arrays of cli.md, --dump; MDP_USAGE when they
+ * exceed 1 GiB. Collective on `comm`. */
 mdp_status mdp_evaluate_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                             const mdp_eval_request *requests, int n_request, const mdp_forward_options *options,
                             const char *dump_path, mdp_evaluation **out);
+/* Add multiple choice to an evaluation of the same requests, by a forward over the choices. `tasks` stays borrowed by
+ * the evaluation. Collective on `comm`. */
+mdp_status mdp_evaluate_tasks_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                                  const mdp_tasks *tasks, const mdp_eval_request *requests,
+                                  const mdp_forward_options *options, mdp_evaluation *evaluation);
 
 #endif

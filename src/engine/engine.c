@@ -65,7 +65,7 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     int64_t attention = mdp_attention_memory(model, pack, n_thread);
     int64_t moe = mdp_moe_memory(comm, model, partition, n_thread, n_stream) + router;
     int64_t most = attention > moe ? attention : moe;
-    if (with_head && mdp_head_memory(model, n_thread) > most) most = mdp_head_memory(model, n_thread);
+    if (with_head && mdp_head_memory(n_thread) > most) most = mdp_head_memory(n_thread);
     return residual + angles + mdp_panel_stream_memory(stream_depth(n_thread), largest_panel(model)) + most;
 }
 

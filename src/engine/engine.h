@@ -175,7 +175,7 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
                        int n_stream);
 
 /* Bytes that mdp_engine_head_all holds. */
-int64_t mdp_head_memory(const mdp_model *model, int n_thread);
+int64_t mdp_head_memory(int n_thread);
 
 /* Rows of a round and tiles of a group, from the number of threads alone. */
 static inline int64_t mdp_group_tiles(int n_thread) {

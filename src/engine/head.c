@@ -1,104 +1,127 @@
 /* head.c - final norm and lm_head, streamed over panels of the vocabulary.
  *
- * In: residual streams after the last layer. Out: to the consumer, logits of row tiles panel by panel, in ascending
- * order; nobody ever holds a row of the whole vocabulary. Tiles are cut from each pack's first row. */
+ * In: residual streams after the last layer; they become the final hidden states. Out: to the consumer, logits of row
+ * tiles panel by panel, in ascending order, the first state's beside those of every other; nobody ever holds a row of
+ * the whole vocabulary. Tiles are cut from each pack's first row. */
 #include "engine/engine.h"
 
-/* One tile of the head. */
+#include <omp.h>
+
+#define TILES_PER_THREAD 4 /* tiles whose logits of the first state are held together, for each thread */
+#define LOGITS (MDP_TILE_ROWS * MDP_PANEL_ROWS)
+
+/* Rows of one tile, in every state. */
 typedef struct head_tile {
-    int state;
     int64_t first_local;
     int32_t n_row;
 } head_tile;
 
 typedef struct head_buffers {
-    int64_t n_tile;   /* of a group */
+    int64_t n_tile;
     head_tile *tiles; /* [n_tile] */
-    float *hidden;    /* [n_tile, MDP_TILE_ROWS, d_model] */
-    float *logits;    /* [n_tile, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    int64_t n_held;   /* tiles of a group */
+    float *first;     /* [n_held, MDP_TILE_ROWS, MDP_PANEL_ROWS] the first state's logits of a group */
+    float *other;     /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] another state's, while they are taken */
     float *norm;      /* [d_model] */
     mdp_panel_list panels;
 } head_buffers;
 
-static void normalise_tile(const mdp_engine *engine, const head_buffers *buffers, int64_t number) {
-    const head_tile *tile = &buffers->tiles[number];
+static void normalise_tile(const mdp_engine *engine, const head_buffers *buffers, int64_t item,
+                           const mdp_head_consumer *consumer) {
+    const head_tile *tile = &buffers->tiles[item % buffers->n_tile];
+    int state = (int)(item / buffers->n_tile);
     int64_t d = engine->model->d_model;
-    float *hidden = buffers->hidden + number * MDP_TILE_ROWS * d;
+    float *x = engine->states[state].x + tile->first_local * d;
     for (int32_t i = 0; i < tile->n_row; i++) {
-        mdp_rms_norm(engine->states[tile->state].x + (tile->first_local + i) * d, buffers->norm,
-                     engine->model->norm_eps, d, hidden + i * d);
+        mdp_rms_norm(x + i * d, buffers->norm, engine->model->norm_eps, d, x + i * d);
     }
+    if (consumer->hidden) consumer->hidden(consumer->context, state, tile->first_local, tile->n_row, x);
 }
 
-static void take_panel(const mdp_engine *engine, const head_buffers *buffers, int64_t number, const mdp_panel *panel,
-                       const mdp_head_consumer *consumer) {
-    const head_tile *tile = &buffers->tiles[number];
+static void take_panel(const mdp_engine *engine, const head_tile *tile, int state, const mdp_panel *panel,
+                       const float *first, float *logits, const mdp_head_consumer *consumer) {
     int d = (int)engine->model->d_model;
-    float *logits = buffers->logits + number * MDP_TILE_ROWS * MDP_PANEL_ROWS;
-    mdp_gemm_nt(tile->n_row, (int)panel->n_row, d, buffers->hidden + number * MDP_TILE_ROWS * d, d, panel->data, d,
+    mdp_gemm_nt(tile->n_row, (int)panel->n_row, d, engine->states[state].x + tile->first_local * d, d, panel->data, d,
                 logits, MDP_PANEL_ROWS);
-    mdp_logit_panel out = {.state = tile->state,
+    mdp_logit_panel out = {.state = state,
                            .first_local = tile->first_local,
                            .n_row = tile->n_row,
                            .first_token = panel->row0,
                            .n_value = panel->n_row,
-                           .logits = logits};
+                           .logits = logits,
+                           .first = first};
     consumer->panel(consumer->context, &out);
 }
 
-static mdp_status head_group(mdp_engine *engine, head_buffers *buffers, int64_t n_tile,
-                             const mdp_head_consumer *consumer) {
-    int64_t d = engine->model->d_model;
+/* One panel for tiles begin .. begin + n - 1: the first state's, which stay, then every other state's beside them. */
+static void take_group(const mdp_engine *engine, const head_buffers *buffers, int64_t begin, int64_t n,
+                       const mdp_panel *panel, const mdp_head_consumer *consumer) {
+    const head_tile *tiles = buffers->tiles + begin;
+#pragma omp parallel num_threads(engine->n_thread)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t t = 0; t < n; t++) {
+            take_panel(engine, &tiles[t], 0, panel, NULL, buffers->first + t * LOGITS, consumer);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t item = n; item < n * engine->n_state; item++) {
+            int64_t t = item % n;
+            take_panel(engine, &tiles[t], (int)(item / n), panel, buffers->first + t * LOGITS,
+                       buffers->other + (int64_t)omp_get_thread_num() * LOGITS, consumer);
+        }
+    }
+}
+
+static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, const mdp_head_consumer *consumer) {
     MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-    for (int64_t t = 0; t < n_tile; t++) {
-        normalise_tile(engine, buffers, t);
-        if (consumer->hidden) {
-            consumer->hidden(consumer->context, buffers->tiles[t].state, buffers->tiles[t].first_local,
-                             buffers->tiles[t].n_row, buffers->hidden + t * MDP_TILE_ROWS * d);
-        }
+    for (int64_t item = 0; item < buffers->n_tile * engine->n_state; item++) {
+        normalise_tile(engine, buffers, item, consumer);
     }
     for (int64_t p = 0; p < buffers->panels.n; p++) {
         mdp_panel panel;
         MDP_TRY(mdp_panel_stream_next(engine->stream, 1, &panel));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-        for (int64_t t = 0; t < n_tile; t++) take_panel(engine, buffers, t, &panel, consumer);
+        for (int64_t begin = 0; begin < buffers->n_tile; begin += buffers->n_held) {
+            int64_t left = buffers->n_tile - begin;
+            take_group(engine, buffers, begin, left < buffers->n_held ? left : buffers->n_held, &panel, consumer);
+        }
     }
     return mdp_ok();
 }
 
+/* Tiles of this rank's packs; with `tiles` NULL only their number. */
+static int64_t cut_tiles(const mdp_engine *engine, head_tile *tiles) {
+    int64_t n_tile = 0;
+    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+        for (int64_t row = 0; row < pack->n_token; row += MDP_TILE_ROWS, n_tile++) {
+            int64_t left = pack->n_token - row;
+            if (!tiles) continue;
+            tiles[n_tile] = (head_tile){.first_local = pack->first_token - engine->batch.first_token + row,
+                                        .n_row = (int32_t)(left < MDP_TILE_ROWS ? left : MDP_TILE_ROWS)};
+        }
+    }
+    return n_tile;
+}
+
+static int64_t held_tiles(int n_thread) {
+    return (int64_t)TILES_PER_THREAD * n_thread;
+}
+
 static mdp_status new_buffers(mdp_engine *engine, head_buffers *buffers) {
-    int64_t d = engine->model->d_model, n = mdp_group_tiles(engine->n_thread);
-    buffers->n_tile = n;
-    MDP_TRY(MDP_ALLOC(&buffers->tiles, n, "tiles of the head"));
-    MDP_TRY(MDP_ALLOC(&buffers->hidden, n * MDP_TILE_ROWS * d, "final hidden states"));
-    MDP_TRY(MDP_ALLOC(&buffers->logits, n * MDP_TILE_ROWS * MDP_PANEL_ROWS, "logits"));
+    buffers->n_tile = cut_tiles(engine, NULL);
+    buffers->n_held = held_tiles(engine->n_thread);
+    if (buffers->n_held > buffers->n_tile) buffers->n_held = buffers->n_tile;
+    MDP_TRY(MDP_ALLOC(&buffers->tiles, buffers->n_tile, "tiles of the head"));
+    cut_tiles(engine, buffers->tiles);
+    MDP_TRY(MDP_ALLOC(&buffers->first, buffers->n_held * LOGITS, "logits"));
+    if (engine->n_state > 1) MDP_TRY(MDP_ALLOC(&buffers->other, (int64_t)engine->n_thread * LOGITS, "logits"));
     MDP_TRY(mdp_matrix_load(engine->reader, &engine->model->final_norm, &buffers->norm));
     return mdp_panel_list_add(&buffers->panels, &engine->model->head);
 }
 
-int64_t mdp_head_memory(const mdp_model *model, int n_thread) {
-    return mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (model->d_model + MDP_PANEL_ROWS) * (int64_t)sizeof(float);
-}
-
-static mdp_status head_all_groups(mdp_engine *engine, head_buffers *buffers, const mdp_head_consumer *consumer) {
-    int64_t n_tile = 0;
-    for (int s = 0; s < engine->n_state; s++) {
-        for (int64_t p = 0; p < engine->batch.n_pack; p++) {
-            const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
-            for (int64_t row = 0; row < pack->n_token; row += MDP_TILE_ROWS) {
-                int64_t left = pack->n_token - row;
-                buffers->tiles[n_tile++] =
-                    (head_tile){.state = s,
-                                .first_local = pack->first_token - engine->batch.first_token + row,
-                                .n_row = (int32_t)(left < MDP_TILE_ROWS ? left : MDP_TILE_ROWS)};
-                if (n_tile < buffers->n_tile) continue;
-                MDP_TRY(head_group(engine, buffers, n_tile, consumer));
-                n_tile = 0;
-            }
-        }
-    }
-    return n_tile > 0 ? head_group(engine, buffers, n_tile, consumer) : mdp_ok();
+int64_t mdp_head_memory(int n_thread) {
+    return (held_tiles(n_thread) + n_thread) * LOGITS * (int64_t)sizeof(float);
 }
 
 mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer) {
@@ -106,12 +129,12 @@ mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *cons
     mdp_status status = mdp_ok();
     if (engine->batch.n_token > 0) {
         status = new_buffers(engine, &buffers);
-        if (status.code == MDP_OK) status = head_all_groups(engine, &buffers, consumer);
+        if (status.code == MDP_OK) status = take_all_panels(engine, &buffers, consumer);
         mdp_panel_stream_stop(engine->stream);
     }
     mdp_free(buffers.tiles);
-    mdp_free(buffers.hidden);
-    mdp_free(buffers.logits);
+    mdp_free(buffers.first);
+    mdp_free(buffers.other);
     mdp_free(buffers.norm);
     mdp_free(buffers.panels.items);
     return mdp_agree_all(engine->comm, status);

@@ -1,17 +1,24 @@
-/* loss.c - negative log-likelihood of every predicted position, from logits that come in panels of the vocabulary.
+/* loss.c - what the logits of a batch say about every predicted position, from panels of the vocabulary: negative
+ * log-likelihood, most likely token, and divergence from the first stream.
  *
- * Per row it keeps a running maximum, the sum of exponentials below it and the target's logit. A position is predicted
- * when it is not the last of its sequence; its target is the next token. Losses are added exactly, so that ranks,
- * threads and batches cannot show. */
+ * In: panels in ascending order, the first state's before the others. Per row it keeps a running maximum m, the sum of
+ * e = exp(logit - m), the target's logit and where the maximum was. For the divergence of a state from the first one,
+ *     KL = sum p (l - l') - (ln Z - ln Z'),   p = e / sum e, Z = sum exp l,
+ * it keeps the sum of e l' with the first state's e; sums follow when a maximum moves. A position is predicted when its
+ * target, the next token, is not given and not of another sequence. */
 #include "evaluate/evaluate.h"
 
 #include <math.h>
+#include <string.h>
 
 typedef struct row_loss {
-    double sum; /* of exp(logit - maximum) */
-    float maximum;
-    float target;  /* logit of the next token */
-    uint32_t next; /* the next token */
+    double sum;      /* of e */
+    double cross;    /* of e (of the first state) * logit */
+    float maximum;   /* m */
+    float moved;     /* what the last move of the maximum multiplied the sums by */
+    float target;    /* logit of the next token */
+    uint32_t next;   /* the next token */
+    uint32_t likely; /* the token of the maximum; the lowest where several are equal */
     bool predicted;
 } row_loss;
 
@@ -23,22 +30,26 @@ struct mdp_loss {
     row_loss *rows; /* [n_state, batch->n_token] */
 };
 
-/* Mark the last row of every sequence as not predicted; the others know their target. */
-static void set_targets(mdp_loss *loss, const mdp_tokens *tokens) {
+/* ---- rows ---------------------------------------------------------------------------------------------------- */
+
+/* The rows before the first predicted one and the last row of every sequence have no target; the others know it. */
+static void set_targets(mdp_loss *loss, const mdp_tokens *tokens, const int64_t *given) {
     const mdp_local_batch *batch = loss->batch;
     int64_t n = batch->n_token;
-    for (int64_t i = 0; i < n; i++) {
-        loss->rows[i] =
-            (row_loss){.maximum = -INFINITY, .predicted = i + 1 < n, .next = i + 1 < n ? batch->ids[i + 1] : 0};
-    }
+    for (int64_t i = 0; i < n; i++) loss->rows[i].maximum = -INFINITY;
     for (int64_t s = 0; s < tokens->n_sequence; s++) {
-        int64_t last = tokens->offset[s + 1] - 1 - batch->first_token;
-        if (last >= 0 && last < n) loss->rows[last].predicted = false;
+        int64_t begin = tokens->offset[s] - batch->first_token, last = tokens->offset[s + 1] - 1 - batch->first_token;
+        if (begin < 0 || last >= n) continue;
+        for (int64_t i = begin + (given ? given[s] : 1) - 1; i < last; i++) {
+            loss->rows[i].predicted = true;
+            loss->rows[i].next = batch->ids[i + 1];
+        }
     }
     for (int64_t i = n; i < n * loss->n_state; i++) loss->rows[i] = loss->rows[i - n];
 }
 
-mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, mdp_dump *dump, mdp_loss **out) {
+mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, const int64_t *given, mdp_dump *dump,
+                        mdp_loss **out) {
     mdp_loss *loss = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&loss, 1, "losses"));
@@ -51,7 +62,7 @@ mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, mdp_
         mdp_loss_destroy(loss);
         return status;
     }
-    set_targets(loss, tokens);
+    set_targets(loss, tokens, given);
     *out = loss;
     return mdp_ok();
 }
@@ -62,22 +73,56 @@ void mdp_loss_destroy(mdp_loss *loss) {
     mdp_free(loss);
 }
 
+/* ---- panels -------------------------------------------------------------------------------------------------- */
+
+/* The maximum over the panels so far, and what it moved by. */
+static void move_maximum(row_loss *row, const float *logits, const mdp_logit_panel *panel) {
+    float top = mdp_max(logits, panel->n_value);
+    row->moved = 1.0F;
+    if (!(top > row->maximum)) return;
+    row->moved = mdp_exp(row->maximum - top);
+    row->sum *= (double)row->moved;
+    row->maximum = top;
+    int64_t i = 0;
+    while (i < panel->n_value - 1 && logits[i] < top) i++;
+    row->likely = (uint32_t)(panel->first_token + i);
+}
+
+static void take_row(row_loss *row, float *logits, const mdp_logit_panel *panel) {
+    int64_t target = (int64_t)row->next - panel->first_token;
+    if (target >= 0 && target < panel->n_value) row->target = logits[target];
+    move_maximum(row, logits, panel);
+}
+
+/* A row of the first state: leaves e in place of its logits. */
+static void take_first(row_loss *row, float *logits, const mdp_logit_panel *panel, bool compared) {
+    float copy[MDP_PANEL_ROWS];
+    take_row(row, logits, panel);
+    if (compared) memcpy(copy, logits, (size_t)panel->n_value * sizeof(float));
+    row->sum += mdp_exp_shift(logits, row->maximum, panel->n_value);
+    if (compared) row->cross = row->cross * (double)row->moved + mdp_dot(logits, copy, panel->n_value);
+}
+
+/* A row of another state, beside the first state's row and its e. */
+static void take_other(row_loss *row, const row_loss *first, const float *e, float *logits,
+                       const mdp_logit_panel *panel) {
+    take_row(row, logits, panel);
+    row->cross = row->cross * (double)first->moved + mdp_dot(e, logits, panel->n_value);
+    row->sum += mdp_exp_shift(logits, row->maximum, panel->n_value);
+}
+
 static void take_panel(void *context, const mdp_logit_panel *panel) {
     mdp_loss *loss = context;
+    const row_loss *first = loss->rows + panel->first_local;
     row_loss *rows = loss->rows + panel->state * loss->batch->n_token + panel->first_local;
     if (loss->dump) mdp_dump_take_logits(loss->dump, panel);
     for (int32_t i = 0; i < panel->n_row; i++) {
-        row_loss *row = &rows[i];
-        float *logits = panel->logits + (size_t)i * MDP_PANEL_ROWS;
-        if (!row->predicted) continue;
-        int64_t target = (int64_t)row->next - panel->first_token;
-        if (target >= 0 && target < panel->n_value) row->target = logits[target];
-        float top = mdp_max(logits, panel->n_value);
-        if (top > row->maximum) {
-            row->sum *= (double)mdp_exp(row->maximum - top);
-            row->maximum = top;
-        }
-        row->sum += mdp_exp_shift(logits, row->maximum, panel->n_value);
+        size_t at = (size_t)i * MDP_PANEL_ROWS;
+        if (!rows[i].predicted) continue;
+        if (panel->first)
+            take_other(&rows[i], &first[i], panel->first + at, panel->logits + at, panel);
+        else
+            take_first(&rows[i], panel->logits + at, panel, loss->n_state > 1);
     }
 }
 
@@ -90,20 +135,32 @@ mdp_head_consumer mdp_loss_consumer(mdp_loss *loss) {
     return (mdp_head_consumer){.panel = take_panel, .hidden = take_hidden, .context = loss};
 }
 
-mdp_status mdp_loss_add(const mdp_loss *loss, mdp_evaluation *evaluation) {
-    const mdp_local_batch *batch = loss->batch;
-    for (int s = 0; s < evaluation->n_stream; s++) {
-        const row_loss *rows = loss->rows + mdp_engine_state_of(loss->engine, s) * batch->n_token;
-        for (int64_t i = 0; i < batch->n_token; i++) {
-            if (!rows[i].predicted) continue;
-            double nll = log(rows[i].sum) + (double)rows[i].maximum - (double)rows[i].target;
-            if (mdp_exact_add(&evaluation->streams[s].nll[batch->category[i]], nll)) continue;
-            return MDP_ERROR(MDP_BAD_INPUT,
-                             "stream '%s': the loss at token %lld (category '%s') is %g; weights or "
-                             "activations are not finite",
-                             evaluation->streams[s].name, (long long)(batch->first_token + i),
-                             evaluation->category[batch->category[i]], nll);
-        }
+/* ---- results ------------------------------------------------------------------------------------------------- */
+
+const mdp_local_batch *mdp_loss_batch(const mdp_loss *loss) {
+    return loss->batch;
+}
+
+bool mdp_loss_at(const mdp_loss *loss, int stream, int64_t local, mdp_position *out) {
+    int state = mdp_engine_state_of(loss->engine, stream);
+    const row_loss *first = &loss->rows[local], *row = first + state * loss->batch->n_token;
+    if (!row->predicted) return false;
+    double log_z = log(row->sum) + (double)row->maximum;
+    out->nll = log_z - (double)row->target;
+    out->kl = 0.0;
+    if (state > 0) {
+        double first_log_z = log(first->sum) + (double)first->maximum;
+        out->kl = (first->cross - row->cross) / first->sum - (first_log_z - log_z);
     }
-    return mdp_ok();
+    out->right = row->likely == row->next;
+    out->agrees = row->likely == first->likely;
+    return true;
+}
+
+mdp_status mdp_position_check(const mdp_position *position, const char *stream, const char *category, int64_t token) {
+    if (isfinite(position->nll) && isfinite(position->kl)) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "stream '%s': the loss at token %lld (category '%s') is %g; weights or activations are not "
+                     "finite.",
+                     stream, (long long)token, category, position->nll);
 }

@@ -1,9 +1,11 @@
-/* evaluate.c - the loss of several streams in one forward pass, and the dump of its arrays. */
+/* evaluate.c - measures of several streams in one forward pass over text and in one over multiple choice, and the dump
+ * of the first one's arrays. */
 #include "pipeline/forward.h"
 
 typedef struct evaluation_run {
     const mdp_comm *comm;
     const mdp_tokens *tokens;
+    const mdp_tasks *tasks; /* what `tokens` are the choices of; NULL: they are text */
     mdp_evaluation *evaluation;
     mdp_dump *dump; /* or NULL */
 } evaluation_run;
@@ -18,19 +20,22 @@ static mdp_status layer_done(void *context, int64_t layer) {
     return mdp_dump_layer(run->dump, layer);
 }
 
+static mdp_status take_results(const evaluation_run *run, const mdp_loss *loss) {
+    if (run->tasks) return mdp_evaluation_add_choices(run->evaluation, loss);
+    MDP_TRY(mdp_evaluation_add(run->evaluation, loss, run->tokens));
+    return run->dump ? mdp_dump_head(run->dump) : mdp_ok();
+}
+
 static mdp_status head_all(void *context, mdp_engine *engine) {
     const evaluation_run *run = context;
     mdp_loss *loss = NULL;
-    mdp_status status = mdp_agree_all(run->comm, mdp_loss_new(engine, run->tokens, run->dump, &loss));
+    mdp_status status = mdp_agree_all(
+        run->comm, mdp_loss_new(engine, run->tokens, run->tasks ? run->tasks->given : NULL, run->dump, &loss));
     if (status.code == MDP_OK) {
         mdp_head_consumer consumer = mdp_loss_consumer(loss);
         status = mdp_engine_head_all(engine, &consumer);
     }
-    if (status.code == MDP_OK) {
-        status = mdp_loss_add(loss, run->evaluation);
-        if (status.code == MDP_OK && run->dump) status = mdp_dump_head(run->dump);
-        status = mdp_agree_all(run->comm, status);
-    }
+    if (status.code == MDP_OK) status = mdp_agree_all(run->comm, take_results(run, loss));
     mdp_loss_destroy(loss);
     return status;
 }
@@ -51,40 +56,60 @@ static mdp_status measure_all(evaluation_run *run, const mdp_forward *base, cons
     return run->dump ? mdp_dump_finish_all(run->dump, status) : status;
 }
 
+/* One forward over run->tokens. Collective. */
+static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_reader *reader,
+                              const mdp_eval_request *requests, const mdp_forward_options *options,
+                              const char *dump_path) {
+    int n_stream = run->evaluation->n_stream;
+    const mdp_view **views = NULL;
+    double start = mdp_seconds();
+    mdp_status status = mdp_agree_all(run->comm, MDP_ALLOC(&views, n_stream, "streams"));
+    if (status.code != MDP_OK) {
+        mdp_free(views);
+        return status;
+    }
+    for (int i = 0; i < n_stream; i++) views[i] = requests[i].view;
+    mdp_forward forward = {.comm = run->comm,
+                           .model = model,
+                           .reader = reader,
+                           .tokens = run->tokens,
+                           .options = options,
+                           .phase = run->tasks ? "tasks" : "eval",
+                           .n_stream = n_stream,
+                           .views = views,
+                           .with_head = true,
+                           .head_all = head_all,
+                           .context = run};
+    status = measure_all(run, &forward, requests, dump_path);
+    mdp_free(views);
+    run->evaluation->n_token += run->tokens->n_token;
+    run->evaluation->seconds += mdp_seconds() - start;
+    run->evaluation->tokens_per_second = (double)run->evaluation->n_token / run->evaluation->seconds;
+    return status;
+}
+
 mdp_status mdp_evaluate_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                             const mdp_eval_request *requests, int n_request, const mdp_forward_options *options,
                             const char *dump_path, mdp_evaluation **out) {
     evaluation_run run = {.comm = comm, .tokens = tokens};
-    const mdp_view **views = NULL;
-    double start = mdp_seconds();
     *out = NULL;
-    mdp_status status = mdp_evaluation_new(tokens, requests, n_request, &run.evaluation);
-    if (status.code == MDP_OK) status = MDP_ALLOC(&views, n_request, "streams");
-    status = mdp_agree_all(comm, status);
-    if (status.code == MDP_OK) {
-        for (int i = 0; i < n_request; i++) views[i] = requests[i].view;
-        mdp_forward forward = {.comm = comm,
-                               .model = model,
-                               .reader = reader,
-                               .tokens = tokens,
-                               .options = options,
-                               .phase = "eval",
-                               .n_stream = n_request,
-                               .views = views,
-                               .with_head = true,
-                               .head_all = head_all,
-                               .context = &run};
-        status = measure_all(&run, &forward, requests, dump_path);
-    }
-    if (status.code == MDP_OK) status = mdp_evaluation_reduce_all(comm, run.evaluation);
-    mdp_free(views);
+    mdp_status status = mdp_agree_all(comm, mdp_evaluation_new(tokens, requests, n_request, &run.evaluation));
+    if (tokens && status.code == MDP_OK) status = forward_all(&run, model, reader, requests, options, dump_path);
+    if (tokens && status.code == MDP_OK) status = mdp_evaluation_reduce_all(comm, run.evaluation);
     if (status.code != MDP_OK) {
         mdp_evaluation_destroy(run.evaluation);
         return status;
     }
     run.evaluation->n_rank = comm->size;
-    run.evaluation->seconds = mdp_seconds() - start;
-    run.evaluation->tokens_per_second = (double)tokens->n_token / run.evaluation->seconds;
     *out = run.evaluation;
     return mdp_ok();
+}
+
+mdp_status mdp_evaluate_tasks_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                                  const mdp_tasks *tasks, const mdp_eval_request *requests,
+                                  const mdp_forward_options *options, mdp_evaluation *evaluation) {
+    evaluation_run run = {.comm = comm, .tokens = tasks->tokens, .tasks = tasks, .evaluation = evaluation};
+    MDP_AGREE(comm, mdp_evaluation_expect_tasks(evaluation, tasks));
+    MDP_TRY(forward_all(&run, model, reader, requests, options, NULL));
+    return mdp_evaluation_reduce_choices_all(comm, evaluation);
 }

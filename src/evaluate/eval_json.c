@@ -1,0 +1,78 @@
+/* eval_json.c - eval.json: what was measured, for programs. */
+#include "mdp/evaluate.h"
+
+#include <math.h>
+
+/* A number, or null where nothing was predicted or the exponential is infinite. */
+static json_t *number(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+/* {"total": ..., "categories": {...}} of one measure. */
+static json_t *print_measure(const mdp_evaluation *evaluation, int stream, mdp_measure_fn *of) {
+    json_t *categories = json_object();
+    for (int c = 0; c < evaluation->n_category; c++) {
+        json_object_set_new(categories, evaluation->category[c], number(of(evaluation, stream, c)));
+    }
+    return json_pack("{s:o, s:o}", "total", number(of(evaluation, stream, -1)), "categories", categories);
+}
+
+static json_t *print_predicted(const mdp_evaluation *evaluation) {
+    json_t *categories = json_object();
+    int64_t total = 0;
+    for (int c = 0; c < evaluation->n_category; c++) {
+        json_object_set_new(categories, evaluation->category[c], json_integer(evaluation->n_predicted[c]));
+        total += evaluation->n_predicted[c];
+    }
+    return json_pack("{s:I, s:o}", "total", (json_int_t)total, "categories", categories);
+}
+
+static json_t *print_task(const mdp_evaluation *evaluation, int stream, int task) {
+    const mdp_tasks *tasks = evaluation->tasks;
+    json_t *items = json_array(), *object = json_object();
+    for (int64_t i = tasks->task_item[task]; i < tasks->task_item[task + 1]; i++) {
+        json_t *choices = json_array();
+        for (int64_t c = tasks->item_choice[i]; c < tasks->item_choice[i + 1]; c++) {
+            json_array_append_new(choices, number(evaluation->streams[stream].loglikelihood[c]));
+        }
+        json_array_append_new(items, choices);
+    }
+    json_object_set_new(object, "n", json_integer(tasks->task_item[task + 1] - tasks->task_item[task]));
+    for (int by = 0; by < MDP_N_CHOICE_BY; by++) {
+        double accuracy = mdp_evaluation_accuracy(evaluation, stream, task, (mdp_choice_by)by);
+        json_object_set_new(object, mdp_choice_names[by], number(accuracy));
+    }
+    json_object_set_new(object, "loglikelihood", items);
+    return object;
+}
+
+static json_t *print_tasks(const mdp_evaluation *evaluation, int stream) {
+    json_t *tasks = json_object();
+    for (int t = 0; evaluation->tasks && t < evaluation->tasks->tokens->n_category; t++) {
+        json_object_set_new(tasks, evaluation->tasks->tokens->category[t], print_task(evaluation, stream, t));
+    }
+    return tasks;
+}
+
+static json_t *print_stream(const mdp_evaluation *evaluation, int s) {
+    const mdp_eval_stream *stream = &evaluation->streams[s];
+    json_t *object = json_pack("{s:s, s:s?, s:o}", "name", stream->name, "plan", stream->plan, "n_predicted",
+                               print_predicted(evaluation));
+    for (int m = 0; m < MDP_N_MEASURE; m++) {
+        json_object_set_new(object, mdp_measures[m].name, print_measure(evaluation, s, mdp_measures[m].of));
+    }
+    json_object_set_new(object, "tasks", print_tasks(evaluation, s));
+    return object;
+}
+
+mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, char **out) {
+    json_t *streams = json_array();
+    for (int s = 0; s < evaluation->n_stream; s++) json_array_append_new(streams, print_stream(evaluation, s));
+    json_t *root = json_pack("{s:s, s:s, s:i, s:o, s:o, s:o}", "format", "moe-dist-prune eval", "version", "1.0",
+                             "n_ranks", evaluation->n_rank, "seconds", number(evaluation->seconds), "tokens_per_second",
+                             number(evaluation->tokens_per_second), "streams", streams);
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "eval.json: a name is not valid UTF-8, or memory ran out.");
+    mdp_status status = mdp_json_print(root, out);
+    json_decref(root);
+    return status;
+}
