@@ -1,5 +1,5 @@
 /* model.h - a model as structs: config.json and tensor names are bound once, here; nothing later compares strings.
- * A family is a row of the family table (src/model/family_*.c): flags, name patterns, config keys with defaults. */
+ * A family is a row of the family table (src/model/family.c): flags, name patterns, config keys with defaults. */
 #ifndef MDP_MODEL_H
 #define MDP_MODEL_H
 

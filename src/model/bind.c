@@ -378,12 +378,12 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
     moe->activation = b->config->activation;
     bool fused = layout->fused_gate_up != NULL;
     int64_t n_tensor = 1 + (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert);
-    MDP_TRY(bind_shared(b, layer, moe));
     MDP_TRY(bind_router(b, layout, layer, moe)); /* its rows vouch for the number of experts before memory is taken */
     MDP_TRY(MDP_ALLOC(&moe->experts, moe->n_expert, "the experts of a layer"));
     MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
     moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = moe->router.tensor, .expert = -1};
-    return fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe);
+    MDP_TRY(fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe));
+    return bind_shared(b, layer, moe);
 }
 
 static mdp_status bind_layer(binder *b, int64_t layer, mdp_layer *out) {

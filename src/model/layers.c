@@ -38,10 +38,13 @@ static mdp_status read_dense(const json_t *json, const mdp_family *family, const
 /* The list layer_types gives every layer its type. */
 static mdp_status read_types(const json_t *list, const mdp_family *family, const char *path, mdp_config *config) {
     const char *key = family->layer_types;
-    if (!json_is_array(list) || (int64_t)json_array_size(list) != config->n_layer) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s of %lld; expected a list of one type for each of %lld layers.",
-                         path, key, mdp_config_kind(list), (long long)json_array_size(list),
-                         (long long)config->n_layer);
+    if (!json_is_array(list)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a list of types of layers.", path, key,
+                         mdp_config_kind(list));
+    }
+    if ((int64_t)json_array_size(list) != config->n_layer) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' names %lld layers, '%s' is %lld; make them equal.", path, key,
+                         (long long)json_array_size(list), family->n_layer.name, (long long)config->n_layer);
     }
     for (int64_t l = 0; l < config->n_layer; l++) {
         const json_t *value = json_array_get(list, (size_t)l);
