@@ -11,6 +11,7 @@ typedef enum mdp_option_id {
     OPTION_MODEL,
     OPTION_TOKENS,
     OPTION_EVAL_TOKENS,
+    OPTION_TASKS,
     OPTION_CATEGORIES,
     OPTION_STATS,
     OPTION_PLAN,
@@ -78,6 +79,7 @@ typedef struct mdp_session {
     mdp_reader *reader;
     mdp_tokens *tokens;
     mdp_tokens *eval_tokens;
+    mdp_tasks *tasks;
     bool folder_created; /* this run made the folder --out (rank 0) */
     bool result_kept;    /* something in it is worth keeping when the run fails later (rank 0) */
 } mdp_session;

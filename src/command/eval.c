@@ -1,4 +1,5 @@
-/* eval.c - the command `eval`: perplexity of a model and of any number of plans, applied in memory, in one forward. */
+/* eval.c - the command `eval`: measures of a model and of any number of plans, applied in memory, in one forward over
+ * text and one over multiple choice. */
 #include "command/feasible.h"
 #include "command/opening.h"
 
@@ -45,26 +46,59 @@ static mdp_status open_all(mdp_session *session, streams *all) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
+    MDP_TRY(mdp_session_open_tasks_all(session));
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
     MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, 0));
     return dump ? mdp_session_check_output_all(session, dump, 0) : mdp_ok();
 }
 
-static void print_table(const mdp_evaluation *evaluation) {
-    printf("%-24s", "perplexity");
-    for (int s = 0; s < evaluation->n_stream; s++) printf(" %12s", s == 0 ? "original" : "plan");
-    if (evaluation->n_stream > 2) printf("   (plans in the order given)");
-    for (int c = -1; c < evaluation->n_category; c++) {
-        printf("\n%-24.24s", c < 0 ? "all" : evaluation->category[c]);
-        for (int s = 0; s < evaluation->n_stream; s++) {
-            double value = mdp_evaluation_perplexity(evaluation, s, c);
-            if (isfinite(value))
-                printf(" %12.4g", value);
-            else
-                printf(" %12s", "-");
-        }
+static void print_row(const char *name, int n, const double *values) {
+    printf("%-24.24s", name);
+    for (int s = 0; s < n; s++) {
+        if (isfinite(values[s]))
+            printf(" %12.4g", values[s]);
+        else
+            printf(" %12s", "-");
     }
     printf("\n");
+}
+
+/* A measure over all categories, and over each when there are several. */
+static void print_measure(const mdp_evaluation *evaluation, const mdp_measure *measure, double *values) {
+    int end = evaluation->n_category > 1 ? evaluation->n_category : 0;
+    for (int c = -1; c < end; c++) {
+        char name[64];
+        snprintf(name, sizeof name, c < 0 ? "%s" : "  %s", c < 0 ? measure->name : evaluation->category[c]);
+        for (int s = 0; s < evaluation->n_stream; s++) values[s] = measure->of(evaluation, s, c);
+        print_row(name, evaluation->n_stream, values);
+    }
+}
+
+static void print_tasks(const mdp_evaluation *evaluation, double *values) {
+    const mdp_tokens *tasks = evaluation->tasks->tokens;
+    for (int t = tasks->n_category > 1 ? -1 : 0; t < tasks->n_category; t++) {
+        char name[64];
+        snprintf(name, sizeof name, t < 0 ? "%s" : "  %s", t < 0 ? "accuracy_byte" : tasks->category[t]);
+        for (int s = 0; s < evaluation->n_stream; s++) {
+            values[s] = mdp_evaluation_accuracy(evaluation, s, t, MDP_BY_BYTE);
+        }
+        print_row(name, evaluation->n_stream, values);
+    }
+}
+
+/* Every measure of every stream: what people compare. Rank 0. */
+static mdp_status print_table(const mdp_evaluation *evaluation) {
+    double *values = NULL;
+    MDP_TRY(MDP_ALLOC(&values, evaluation->n_stream, "the table"));
+    printf("%-24s", "");
+    for (int s = 0; s < evaluation->n_stream; s++) printf(" %12s", s == 0 ? "original" : "plan");
+    printf(evaluation->n_stream > 2 ? "   (plans in the order given)\n" : "\n");
+    for (int m = 0; m < MDP_N_MEASURE; m++) {
+        if (mdp_measures[m].of != mdp_evaluation_loss) print_measure(evaluation, &mdp_measures[m], values);
+    }
+    if (evaluation->tasks) print_tasks(evaluation, values);
+    mdp_free(values);
+    return mdp_ok();
 }
 
 static mdp_status write_result_all(const mdp_session *session, const mdp_evaluation *evaluation) {
@@ -72,14 +106,15 @@ static mdp_status write_result_all(const mdp_session *session, const mdp_evaluat
     mdp_status status = mdp_agree_all(session->comm, mdp_evaluation_print(evaluation, &text));
     if (status.code == MDP_OK)
         status = mdp_session_write_text_all(session, mdp_session_option(session, OPTION_OUT)->text, text);
+    mdp_status shown = mdp_ok();
     if (status.code == MDP_OK && session->comm->rank == 0) {
         if (mdp_session_option(session, OPTION_JSON)->flag)
             fputs(text, stdout);
         else if (!mdp_session_option(session, OPTION_QUIET)->flag)
-            print_table(evaluation);
+            shown = print_table(evaluation);
     }
     mdp_free(text);
-    return status;
+    return status.code == MDP_OK ? mdp_agree_all(session->comm, shown) : status;
 }
 
 static mdp_status evaluate_all(mdp_session *session, streams *all) {
@@ -88,10 +123,14 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, all->n, true, &estimate));
+    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, all->n, true, &estimate));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     mdp_status status = mdp_evaluate_all(session->comm, session->model, session->reader, session->tokens, all->requests,
                                          all->n, &options, mdp_session_option(session, OPTION_DUMP)->text, &evaluation);
+    if (status.code == MDP_OK && session->tasks)
+        status = mdp_evaluate_tasks_all(session->comm, session->model, session->reader, session->tasks, all->requests,
+                                        &options, evaluation);
     if (status.code == MDP_OK) status = write_result_all(session, evaluation);
     mdp_evaluation_destroy(evaluation);
     MDP_TRY(status);

@@ -147,6 +147,11 @@ static void add_tokens(line *out, const mdp_tokens *tokens) {
         mdp_print_count(b, tokens->n_sequence), tokens->n_category, tokens->n_category == 1 ? "y" : "ies");
 }
 
+static void add_tasks(line *out, const mdp_tasks *tasks) {
+    char a[32];
+    add(out, "   tasks %s  %s items", tasks->tokens->path, mdp_print_count(a, tasks->n_item));
+}
+
 /* Free bytes where --out is or will be; -1 when unknown. */
 static int64_t free_space(const char *path) {
     struct statvfs space;
@@ -220,6 +225,7 @@ static mdp_status say_lines(const mdp_session *session, const mdp_estimate *esti
         add_tokens(&tokens, session->tokens);
         if (session->eval_tokens) add(&tokens, "   evaluation ");
         if (session->eval_tokens) add_tokens(&tokens, session->eval_tokens);
+        if (session->tasks) add_tasks(&tokens, session->tasks);
         say(session, &tokens);
     }
     plan_line(session, estimate, &plan);

@@ -31,7 +31,8 @@ static void free_products(products *made) {
 }
 
 static bool evaluates(const mdp_session *session) {
-    return mdp_session_option(session, OPTION_EVAL_TOKENS)->present;
+    return mdp_session_option(session, OPTION_EVAL_TOKENS)->present ||
+           mdp_session_option(session, OPTION_TASKS)->present;
 }
 
 /* ---- before anything heavy ----------------------------------------------------------------------------------- */
@@ -53,9 +54,10 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_budget(session, &census, &made->budget));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
-    if (!evaluates(session)) return mdp_ok();
-    return mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_EVAL_TOKENS)->text, NULL,
-                                       &session->eval_tokens);
+    if (mdp_session_option(session, OPTION_EVAL_TOKENS)->present)
+        MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_EVAL_TOKENS)->text, NULL,
+                                            &session->eval_tokens));
+    return mdp_session_open_tasks_all(session);
 }
 
 static mdp_status prepare_all(mdp_session *session, products *made) {
@@ -65,7 +67,8 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(check_outputs_all(session, n_container * result_byte));
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
-    if (evaluates(session)) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, 2, true, &estimate));
+    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, 2, true, &estimate));
+    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, 2, true, &estimate));
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
     return mdp_session_open_lines_all(session, &estimate);
@@ -125,6 +128,9 @@ static mdp_status evaluate_all(mdp_session *session, products *made) {
     if (status.code == MDP_OK)
         status = mdp_evaluate_all(session->comm, session->model, session->reader, session->eval_tokens, requests, 2,
                                   &options, NULL, &made->evaluation);
+    if (status.code == MDP_OK && session->tasks)
+        status = mdp_evaluate_tasks_all(session->comm, session->model, session->reader, session->tasks, requests,
+                                        &options, made->evaluation);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, mdp_evaluation_print(made->evaluation, &text));
     if (status.code == MDP_OK) status = write_below_all(session, "eval.json", text);
     mdp_free(plan_path);

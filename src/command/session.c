@@ -51,6 +51,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     if (failed && session->folder_created && !session->result_kept) remove_folder(session);
     mdp_tokens_destroy(session->tokens);
     mdp_tokens_destroy(session->eval_tokens);
+    mdp_tasks_destroy(session->tasks);
     mdp_reader_destroy(session->reader);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
@@ -74,6 +75,12 @@ mdp_status mdp_session_open_model_all(mdp_session *session) {
 mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
                                        mdp_tokens **out) {
     return mdp_tokens_open_all(session->comm, path, categories, session->model->vocab_size, out);
+}
+
+mdp_status mdp_session_open_tasks_all(mdp_session *session) {
+    const mdp_option_value *path = mdp_session_option(session, OPTION_TASKS);
+    if (!path->present) return mdp_ok();
+    return mdp_tasks_open_all(session->comm, path->text, session->model->vocab_size, &session->tasks);
 }
 
 mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, char **text, int64_t *n_byte) {

@@ -16,6 +16,8 @@ mdp_status mdp_session_open_model_all(mdp_session *session);
 /* A tokens file for the open model; `categories` NULL: all. Collective. */
 mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
                                        mdp_tokens **out);
+/* --tasks, when it is given, for the open model. Collective. */
+mdp_status mdp_session_open_tasks_all(mdp_session *session);
 /* A small text file, read by rank 0, new text on every rank. Collective on `comm`. */
 mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, char **text, int64_t *n_byte);
 /* A plan file, parsed and checked against the open model. *text (new) may be NULL: not wanted. Collective. */

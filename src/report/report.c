@@ -235,6 +235,34 @@ static void table_perplexity(const mdp_evaluation *evaluation, FILE *file) {
     }
 }
 
+/* What else tells the pruned model from the original, over all text. */
+static void table_likeness(const mdp_evaluation *evaluation, FILE *file) {
+    if (evaluation->n_category == 0) return;
+    fprintf(file, "%-18s %12s %12.4g\n", "KL to original", "", mdp_evaluation_kl(evaluation, 1, -1));
+    fprintf(file, "%-18s %12s %11.1f%%\n", "top-1 agreement", "", 100.0 * mdp_evaluation_agreement(evaluation, 1, -1));
+    fprintf(file, "%-18s %11.1f%% %11.1f%%\n", "exact match", 100.0 * mdp_evaluation_exact_match(evaluation, 0, -1),
+            100.0 * mdp_evaluation_exact_match(evaluation, 1, -1));
+}
+
+/* Accuracies per byte of the choices, of all tasks and of each. */
+static void table_tasks(const mdp_evaluation *evaluation, FILE *file) {
+    const mdp_tokens *tasks = evaluation->tasks->tokens;
+    for (int t = tasks->n_category > 1 ? -1 : 0; t < tasks->n_category; t++) {
+        char name[32];
+        double before = mdp_evaluation_accuracy(evaluation, 0, t, MDP_BY_BYTE);
+        double after = mdp_evaluation_accuracy(evaluation, 1, t, MDP_BY_BYTE);
+        snprintf(name, sizeof name, t < 0 ? "tasks (acc_norm)" : "  %.24s", t < 0 ? "" : tasks->category[t]);
+        fprintf(file, "%-18.18s %11.1f%% %11.1f%%   (%+.1f points)\n", name, 100.0 * before, 100.0 * after,
+                100.0 * (after - before));
+    }
+}
+
+static void table_evaluation(const mdp_evaluation *evaluation, FILE *file) {
+    table_perplexity(evaluation, file);
+    table_likeness(evaluation, file);
+    if (evaluation->tasks) table_tasks(evaluation, file);
+}
+
 static void table_kept(const mdp_plan *plan, FILE *file) {
     bool listed = plan->n_layer <= MAX_LISTED_LAYERS;
     for (int64_t i = 0; i < plan->n_layer; i++) listed = listed && plan->layers[i].n_expert <= MAX_LISTED_EXPERTS;
@@ -250,7 +278,7 @@ static void fill_table(const mdp_report *report, FILE *file) {
     fprintf(file, "done in %s on %d rank%s, peak memory %s a rank\n", mdp_print_seconds(time, report->seconds),
             report->n_rank, report->n_rank == 1 ? "" : "s", mdp_print_bytes(most, report->memory_largest));
     table_sizes(report, file);
-    if (report->evaluation && report->evaluation->n_stream == 2) table_perplexity(report->evaluation, file);
+    if (report->evaluation && report->evaluation->n_stream == 2) table_evaluation(report->evaluation, file);
     table_kept(report->plan, file);
     fprintf(file, "written ");
     for (int i = 0; i < report->n_written; i++) fprintf(file, " %s", report->written[i]);
