@@ -451,18 +451,31 @@ def test_output_does_not_fit(form, ranks, model, plan, small_disk):
     assert not list(small_disk.iterdir())
 
 
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory):
+    library = tmp_path_factory.mktemp("library") / "full_disk.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, mdp.TESTS / "full_disk.c", "-ldl"], check=True)
+    return library
+
+
 @RANKS
+@pytest.mark.parametrize("limit", [3000, 40000, 600000, 1150000])
 @pytest.mark.parametrize("form", ["hdf5", "safetensors"])
-def test_writing_fails_half_way(form, ranks, model, plan, tmp_path):
-    """No file may grow beyond 600 kB, half of the output: what a disk does that runs full while others write to it."""
+def test_output_runs_full(form, limit, ranks, model, plan, full_disk, tmp_path):
+    """The disk is full after the header, early, half-way, and near the end of 1.17 MB."""
     before = set(tmp_path.rglob("*"))
-    # Without shared memory, whose files would meet the limit first.
-    result = mdp.run(ranks, "apply", "--model", model, "--plan", plan, "--format", form, "--out", tmp_path / "out",
-                     within=["sh", "-c", 'trap "" XFSZ; ulimit -f 1200; exec "$@"', "sh"], env={"OMPI_MCA_btl": "self,tcp"})
-    assert result.codes == [INPUT_OUTPUT] * ranks, str(result)
-    assert len(result.errors()) == 1 and "out" in result.errors()[0], str(result)
+    result = mdp.refuse(ranks, INPUT_OUTPUT, r"/out/.*(No space left|file write failed)", "apply", "--model", model, "--plan", plan, "--format", form,
+                        "--out", tmp_path / "out", within=["env", f"LD_PRELOAD={full_disk}", f"FULL_DISK_BYTES={limit}"])
     left = {path.name for path in set(tmp_path.rglob("*")) - before}
-    assert left <= {"out", "run.log", "effective-config.json"}, left
+    assert left <= {"out", "run.log", "effective-config.json"}, f"{left}\n{result}"
+
+
+@RANKS
+def test_statistics_run_full(ranks, model, tokens, full_disk, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    mdp.refuse(ranks, INPUT_OUTPUT, r"stats\.h5.*disk full", "observe", "--model", model, "--tokens", tokens,
+               "--out", tmp_path / "stats.h5", within=["env", f"LD_PRELOAD={full_disk}", "FULL_DISK_BYTES=3000"])
+    assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("lone", [0, 1, 3])
