@@ -19,6 +19,8 @@ typedef struct products {
     mdp_output *output;
     mdp_view *view;
     mdp_evaluation *evaluation;
+    int n_phase;
+    mdp_report_phase phases[MDP_REPORT_MAX_PHASE];
 } products;
 
 static void free_products(products *made) {
@@ -38,8 +40,8 @@ static bool evaluates(const mdp_session *session) {
 /* ---- before anything heavy ----------------------------------------------------------------------------------- */
 
 static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) {
-    const char *names[9] = {"stats.h5", "plan.json", "report.json", "effective-config.json"};
-    int n = 4;
+    const char *names[9] = {"stats.h5", "plan.json", "report.json", "report.html", "effective-config.json"};
+    int n = 5;
     if (evaluates(session)) names[n++] = "eval.json";
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
@@ -148,7 +150,7 @@ typedef struct paths {
 } paths;
 
 static mdp_status name_results(const mdp_session *session, paths *out) {
-    const char *names[6];
+    const char *names[7];
     int n = 0;
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
@@ -156,6 +158,7 @@ static mdp_status name_results(const mdp_session *session, paths *out) {
     names[n++] = "stats.h5";
     if (evaluates(session)) names[n++] = "eval.json";
     names[n++] = "report.json";
+    names[n++] = "report.html";
     for (int i = 0; i < n; i++) {
         MDP_TRY(mdp_session_path(session, names[i], &out->path[out->n]));
         out->n++;
@@ -172,20 +175,29 @@ static mdp_status name_results(const mdp_session *session, paths *out) {
                       folder, folder);
 }
 
-/* Rank 0: report.json, run.log and stdout. */
+static mdp_status write_text(const mdp_session *session, const char *name, const char *text) {
+    char *path = NULL;
+    MDP_TRY(mdp_session_path(session, name, &path));
+    mdp_status status = mdp_file_write_all(path, text, (int64_t)strlen(text));
+    mdp_free(path);
+    return status;
+}
+
+/* Rank 0: report.json, report.html and stdout. */
 static mdp_status tell(const mdp_session *session, const mdp_report *report) {
-    char *json = NULL, *table = NULL, *path = NULL;
+    char *json = NULL, *page = NULL, *table = NULL;
     mdp_status status = mdp_report_print(report, &json);
+    if (status.code == MDP_OK) status = mdp_report_page(json, &page);
     if (status.code == MDP_OK) status = mdp_report_table(report, &table);
-    if (status.code == MDP_OK) status = mdp_session_path(session, "report.json", &path);
-    if (status.code == MDP_OK) status = mdp_file_write_all(path, json, (int64_t)strlen(json));
+    if (status.code == MDP_OK) status = write_text(session, "report.json", json);
+    if (status.code == MDP_OK) status = write_text(session, "report.html", page);
     if (status.code == MDP_OK && mdp_session_option(session, OPTION_JSON)->flag)
         fputs(json, stdout);
     else if (status.code == MDP_OK && !mdp_session_option(session, OPTION_QUIET)->flag)
         fputs(table, stdout);
     mdp_free(json);
+    mdp_free(page);
     mdp_free(table);
-    mdp_free(path);
     return status;
 }
 
@@ -205,6 +217,7 @@ static mdp_status report_all(mdp_session *session, const products *made) {
     mdp_report report = {.model = session->model,
                          .plan = made->plan,
                          .output = made->output,
+                         .stats = made->stats,
                          .evaluation = made->evaluation,
                          .tokens = session->tokens,
                          .n_rank = session->comm->size,
@@ -215,19 +228,33 @@ static mdp_status report_all(mdp_session *session, const products *made) {
                          .words = session->words};
     MDP_TRY(mdp_session_memory_all(session, &report.memory_largest, &report.memory_smallest));
     report.seconds = mdp_seconds() - session->start;
+    report.n_phase = made->n_phase;
+    memcpy(report.phases, made->phases, sizeof report.phases);
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0) status = name_and_tell(session, &report);
     MDP_AGREE(session->comm, status);
     return mdp_session_log_memory_all(session);
 }
 
+/* The phase that began when the one before it ended is over. */
+static void end_phase(const mdp_session *session, products *made, const char *name) {
+    double begun = session->start;
+    for (int i = 0; i < made->n_phase; i++) begun += made->phases[i].seconds;
+    made->phases[made->n_phase++] = (mdp_report_phase){name, mdp_seconds() - begun};
+}
+
 static mdp_status perform_all(mdp_session *session, products *made) {
     MDP_TRY(prepare_all(session, made));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    end_phase(session, made, "prepare");
     MDP_TRY(observe_all(session, made));
+    end_phase(session, made, "observe");
     MDP_TRY(decide_all(session, made));
+    end_phase(session, made, "plan");
     MDP_TRY(evaluate_all(session, made));
+    if (evaluates(session)) end_phase(session, made, "evaluate");
     MDP_TRY(mdp_session_write_all(session, made->output));
+    end_phase(session, made, "write");
     return report_all(session, made);
 }
 
