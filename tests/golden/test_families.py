@@ -164,3 +164,16 @@ def test_absent_keys_take_the_defaults_of_their_class(tmp_path):
     assert not {"hidden_act", "rms_norm_eps", "qkv_bias", "rope_parameters", "use_sliding_window"} & short.keys()
     (original / "config.json").write_text(json.dumps(short), encoding="utf-8")
     assert_same_logits(original, tokens, tmp_path, 2)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "olmoe"])
+def test_logits_are_the_same_bytes_for_any_ranks_threads_and_batches(name, tmp_path):
+    rng = np.random.default_rng(9)
+    lengths = [1, 700, 33, *[3300] * 5, 900, 2]  # two batches of whole blocks, the second short
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"text": [rng.integers(0, 512, n) for n in lengths]})
+    for ranks, words in ((1, ()), (3, ("--threads", 2, "--batch-tokens", 16384))):
+        mdp.succeed(ranks, "eval", "--model", mdp.GOLDEN / name, "--tokens", tokens, "--dump", tmp_path / f"{ranks}.h5",
+                    "--out", tmp_path / f"{ranks}.json", *words)
+    with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "3.h5") as three:
+        for i in range(len(lengths)):
+            assert np.array_equal(one[f"original/text/{i}/logits"][...], three[f"original/text/{i}/logits"][...]), i
