@@ -23,6 +23,7 @@ DEMO = FIXTURES / "mixtral-demo"
 GOLDEN = FIXTURES / "golden"
 CALIB = FIXTURES / "text" / "calib.h5"
 EVAL = FIXTURES / "text" / "eval.h5"
+TASKS = FIXTURES / "text" / "tasks.h5"
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # for rank.py, as any user
 CRITERIA = ["frequency", "soft", "ean", "ean-mean", "weighted-ean", "reap"]
 
