@@ -18,6 +18,7 @@ typedef struct mdp_layer_view {
     int32_t n_expert; /* experts of this stream's layer; 0: the layer as the model has it */
     int32_t top_k;
     const mdp_expert_t *source; /* [n_expert] their numbers in the model, ascending; router rows follow them */
+    const unsigned char *zero;  /* [n_expert] nonzero: the expert is chosen as ever, but returns 0; NULL: none */
 } mdp_layer_view;
 
 /* A model as a stream sees it: a virtual plan. Made by transform; owns the arrays that layers point to. */
@@ -25,6 +26,7 @@ typedef struct mdp_view {
     int64_t n_layer;
     mdp_layer_view *layers; /* [n_layer] */
     mdp_expert_t *memory;   /* backing store of the sources */
+    unsigned char *zeros;   /* and of the zeros; or NULL */
 } mdp_view;
 void mdp_view_destroy(mdp_view *view); /* NULL is allowed */
 
@@ -144,6 +146,10 @@ typedef struct mdp_local_batch {
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
 int mdp_engine_n_state(const mdp_engine *engine);
 int mdp_engine_state_of(const mdp_engine *engine, int stream);
+
+/* Choose and weigh by a router's rule: the k best of logits [n], best first, and the weights applied to them. Local. */
+void mdp_route_logits(const mdp_router_rule *rule, const double *logits, int32_t n, int32_t k, mdp_expert_t *index,
+                      float *weight);
 
 /* Final norm and lm_head, tile by tile of each pack: called for every row of every state with its logits. */
 typedef struct mdp_logit_panel {

@@ -4,7 +4,9 @@
 
 #include "mdp/score.h"
 
-typedef enum mdp_action { MDP_KEEP, MDP_DROP } mdp_action; /* later: merge, constant, condense, zero, neurons, mask */
+/* zero: the expert keeps its place and its router row, but returns 0. Later: merge, constant, condense, neurons, mask
+ */
+typedef enum mdp_action { MDP_KEEP, MDP_DROP, MDP_ZERO } mdp_action;
 
 /* One expert of the result. */
 typedef struct mdp_plan_expert {
@@ -14,9 +16,10 @@ typedef struct mdp_plan_expert {
 } mdp_plan_expert;
 
 typedef struct mdp_plan_layer {
-    int64_t layer;    /* of the model */
-    int32_t n_expert; /* before */
-    double *scores;   /* [n_expert] original order, or NULL */
+    int64_t layer;            /* of the model */
+    int32_t n_expert;         /* before */
+    double *scores;           /* [n_expert] original order, or NULL */
+    unsigned char *must_keep; /* [n_expert] nonzero: not to be chosen for removal; NULL: none. Not part of plan.json */
     int32_t n_kept;
     mdp_plan_expert *kept; /* [n_kept] in the new numbering */
     int32_t n_dropped;
@@ -62,12 +65,24 @@ typedef struct mdp_budget_options {
  * decides, the text is broadcast. */
 mdp_status mdp_plan_choose(mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options);
 
+/* How a router treats an expert that goes. */
+typedef enum mdp_pruned_route { MDP_ROUTE_SLICE, MDP_ROUTE_ZERO } mdp_pruned_route;
+extern const char *const mdp_pruned_route_names[]; /* indexed by mdp_pruned_route; NULL at the end */
+
 /* What a scored plan is made from. */
 typedef struct mdp_plan_request {
     const mdp_criterion *criterion;
-    const mdp_stats *stats; /* NULL: a criterion that needs none, for `model` */
-    const mdp_model *model; /* used when stats is NULL; its catalogue has the fingerprint */
+    const mdp_stats *stats;                    /* NULL: a criterion that needs none, for `model` */
+    const mdp_model *model;                    /* used when stats is NULL; its catalogue has the fingerprint */
+    const mdp_weights *weights;                /* of `model`; for criteria that look at tensors */
+    const mdp_proficiency *const *proficiency; /* [layers of the model]; for the criterion with its own pass */
+    const mdp_tokens *tokens;                  /* that it ran on */
+    const double *weight;                      /* [n_category of stats] or NULL: every category counts as it is */
+    bool worst_category;                       /* mdp_score_worst_category */
+    bool protect_super_experts;                /* never choose those (needs stats) */
+    mdp_soft_mask soft_mask;
     uint64_t seed;
+    mdp_pruned_route pruned_route;
     mdp_budget_options budget;
 } mdp_plan_request;
 

@@ -64,6 +64,14 @@ static int64_t piece_bytes(const copy_pump *pump, const cursor *at) {
     return left < n_unit * item->unit ? left : n_unit * item->unit;
 }
 
+/* n bytes of a segment from `offset` in it. */
+static mdp_status read_run(mdp_reader *reader, const mdp_segment *segment, int64_t offset, int64_t n, char *out) {
+    const mdp_tensor *source = segment->source;
+    if (source) return mdp_reader_read(reader, source->file, source->offset + segment->offset + offset, n, out);
+    memset(out, 0, (size_t)n);
+    return mdp_ok();
+}
+
 /* Read n_byte bytes at the cursor and move it on. */
 static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_byte) {
     const mdp_copy_item *item = &pump->copy->items[at->item];
@@ -71,8 +79,7 @@ static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_b
         const mdp_segment *segment = &item->segments[at->segment];
         int64_t n = segment->n_byte - at->segment_offset;
         if (n > n_byte - done) n = n_byte - done;
-        int64_t from = segment->source->offset + segment->offset + at->segment_offset;
-        if (n > 0) MDP_TRY(mdp_reader_read(pump->copy->reader, segment->source->file, from, n, out + done));
+        if (n > 0) MDP_TRY(read_run(pump->copy->reader, segment, at->segment_offset, n, out + done));
         done += n;
         at->segment_offset += n;
         if (at->segment_offset == segment->n_byte) {

@@ -49,11 +49,12 @@ static mdp_status check_tensor(const mdp_output_tensor *tensor) {
     for (int64_t i = 0; i < tensor->n_segment; i++) {
         const mdp_segment *segment = &tensor->segments[i];
         int64_t end;
+        n_copied += segment->n_byte;
+        if (!segment->source) continue; /* zeros */
         if (segment->offset < 0 || !mdp_add(segment->offset, segment->n_byte, &end) || end > segment->source->n_byte)
             return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result takes %lld bytes at %lld of %s, which has %lld.",
                              tensor->name, (long long)segment->n_byte, (long long)segment->offset,
                              segment->source->name, (long long)segment->source->n_byte);
-        n_copied += segment->n_byte;
     }
     if (n_copied != n_byte)
         return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result has %lld bytes, its segments have %lld.", tensor->name,

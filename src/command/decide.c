@@ -1,16 +1,144 @@
 /* decide.c - one decision for all ranks: see decide.h. */
 #include "command/decide.h"
+#include "command/categories.h"
 
 #include <string.h>
 
+static const mdp_criterion *criterion_of(const mdp_session *session) {
+    return mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
+}
+
+/* ---- what the options say ------------------------------------------------------------------------------------ */
+
+static mdp_status check_categories(const mdp_session *session, const mdp_criterion *criterion) {
+    const char *categories = mdp_session_option(session, OPTION_CATEGORIES)->text;
+    bool worst = mdp_session_option(session, OPTION_WORST_CATEGORY)->flag;
+    bool weighted = categories && mdp_category_has_weights(categories);
+    bool observed = mdp_session_option(session, OPTION_STATS)->present;
+    if (worst && (!criterion->needs_stats || criterion->needs_vectors))
+        return MDP_ERROR(MDP_USAGE, "--worst-category compares categories, which method '%s' does not tell apart.",
+                         criterion->name);
+    if (worst && weighted)
+        return MDP_ERROR(MDP_USAGE, "--worst-category treats all categories alike; name them without weights.");
+    if (criterion->needs_vectors && (weighted || (categories && observed)))
+        return MDP_ERROR(MDP_USAGE,
+                         "the statistics of method '%s' are kept for all categories together; observe the categories "
+                         "that you want with --categories, then plan without it.",
+                         criterion->name);
+    if (weighted && !criterion->needs_stats)
+        return MDP_ERROR(MDP_USAGE, "method '%s' has no use for weights of categories.", criterion->name);
+    return mdp_ok();
+}
+
+static mdp_status check_own_pass(const mdp_session *session, const mdp_criterion *criterion) {
+    if (!criterion->own_pass) return mdp_ok();
+    if (mdp_session_option(session, OPTION_BUDGET)->integer != MDP_BUDGET_UNIFORM)
+        return MDP_ERROR(MDP_USAGE, "method '%s' must know how many experts each layer keeps; use --budget uniform.",
+                         criterion->name);
+    if (mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
+        return MDP_ERROR(MDP_USAGE, "--protect-super-experts does not go with method '%s', which drops experts itself.",
+                         criterion->name);
+    return mdp_ok();
+}
+
+mdp_status mdp_session_check_method(const mdp_session *session) {
+    const mdp_criterion *criterion = criterion_of(session);
+    bool pretrained = mdp_session_option(session, OPTION_PRETRAINED)->present;
+    if (mdp_session_option(session, OPTION_SOFT_MASK)->integer != MDP_SOFT_CHOSEN && !criterion->has_soft_mask)
+        return MDP_ERROR(MDP_USAGE, "--soft-mask has a meaning only with --method soft; the method is %s.",
+                         criterion->name);
+    if (pretrained && criterion->tensors != MDP_ROUTER_PAIRS)
+        return MDP_ERROR(MDP_USAGE, "--pretrained has no meaning for method '%s'; router-norm-change uses it.",
+                         criterion->name);
+    if (!pretrained && criterion->tensors == MDP_ROUTER_PAIRS)
+        return MDP_ERROR(MDP_USAGE, "method '%s' needs --pretrained PATH, the model before fine-tuning.",
+                         criterion->name);
+    MDP_TRY(check_own_pass(session, criterion));
+    return check_categories(session, criterion);
+}
+
+/* ---- what a method measures itself --------------------------------------------------------------------------- */
+
+/* What a decision rests on, beside statistics. */
+typedef struct evidence {
+    mdp_weights *weights;          /* rank 0 */
+    mdp_proficiency **proficiency; /* [layers of the model] */
+    double *weight;                /* of categories; rank 0 */
+    int64_t n_layer;
+} evidence;
+
+static void free_evidence(evidence *found) {
+    mdp_weights_destroy(found->weights);
+    mdp_proficiencies_destroy(found->proficiency, found->n_layer);
+    mdp_free(found->weight);
+}
+
+/* The model before fine-tuning. */
+typedef struct pretrained {
+    mdp_catalogue *catalogue;
+    mdp_model *model;
+    mdp_reader *reader;
+} pretrained;
+
+static mdp_status bind(pretrained *other) {
+    MDP_TRY(mdp_model_bind(other->catalogue, &other->model));
+    return mdp_reader_new(other->catalogue, &other->reader);
+}
+
+static mdp_status read_routers_all(const mdp_session *session, mdp_weights **out) {
+    const mdp_option_value *path = mdp_session_option(session, OPTION_PRETRAINED);
+    pretrained other = {NULL, NULL, NULL};
+    mdp_status status = mdp_ok();
+    if (path->present) {
+        status = mdp_catalogue_open_all(session->comm, path->text, &other.catalogue);
+        if (status.code == MDP_OK) status = mdp_agree_all(session->comm, bind(&other));
+    }
+    if (status.code == MDP_OK) {
+        if (session->comm->rank == 0)
+            status = mdp_weights_of_routers(session->model, session->reader, other.model, other.reader, out);
+        status = mdp_agree_all(session->comm, status);
+    }
+    mdp_reader_destroy(other.reader);
+    mdp_model_destroy(other.model);
+    mdp_catalogue_destroy(other.catalogue);
+    return status;
+}
+
+static mdp_status measure_all(mdp_session *session, const mdp_criterion *criterion, int32_t keep, evidence *out) {
+    mdp_forward_options options = mdp_session_forward_options(session);
+    if (criterion->own_pass) {
+        out->n_layer = session->model->n_layer;
+        return mdp_proficiency_all(session->comm, session->model, session->reader, session->tokens, keep, &options,
+                                   &out->proficiency);
+    }
+    if (criterion->tensors == MDP_EXPERT_TENSORS)
+        return mdp_weights_of_experts_all(session->comm, session->model, session->reader, session->n_thread,
+                                          &out->weights);
+    if (criterion->tensors != MDP_NO_TENSORS) return read_routers_all(session, &out->weights);
+    return mdp_ok();
+}
+
+/* ---- the decision -------------------------------------------------------------------------------------------- */
+
+/* Rank 0. */
 static mdp_status decide(const mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
-                         char **text, int64_t *n_byte) {
-    const char *method = mdp_session_option(session, OPTION_METHOD)->text;
-    mdp_plan_request request = {.criterion = mdp_criterion_find(method),
-                                .stats = stats,
-                                .model = session->model,
-                                .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
-                                .budget = *budget};
+                         evidence *found, char **text, int64_t *n_byte) {
+    const char *categories = mdp_session_option(session, OPTION_CATEGORIES)->text;
+    if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
+    mdp_plan_request request = {
+        .criterion = criterion_of(session),
+        .stats = stats,
+        .model = session->model,
+        .weights = found->weights,
+        .proficiency = (const mdp_proficiency *const *)found->proficiency,
+        .tokens = session->tokens,
+        .weight = found->weight,
+        .worst_category = mdp_session_option(session, OPTION_WORST_CATEGORY)->flag,
+        .protect_super_experts = mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag,
+        .soft_mask = (mdp_soft_mask)mdp_session_option(session, OPTION_SOFT_MASK)->integer,
+        .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
+        .pruned_route = (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
+        .budget = *budget};
     mdp_plan *plan = NULL;
     MDP_TRY(mdp_plan_make(&request, &plan));
     mdp_status status = mdp_plan_print(plan, text);
@@ -19,15 +147,28 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
     return status;
 }
 
+/* Rank 0 decides and prints; the text goes to all. */
+static mdp_status make_text_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
+                                char **text, int64_t *n_byte) {
+    evidence found = {NULL, NULL, NULL, 0};
+    mdp_status status = measure_all(session, criterion_of(session), budget->keep, &found);
+    if (status.code == MDP_OK) {
+        if (session->comm->rank == 0) status = decide(session, stats, budget, &found, text, n_byte);
+        status = mdp_agree_all(session->comm, status);
+    }
+    free_evidence(&found);
+    MDP_TRY(status);
+    return mdp_bcast_text_all(session->comm, text, n_byte, 0);
+}
+
 mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                                   mdp_plan **plan, char **text) {
-    mdp_status status = mdp_ok();
+    mdp_budget_options common = *budget;
     int64_t n_byte = 0;
     *plan = NULL;
     *text = NULL;
-    if (session->comm->rank == 0) status = decide(session, stats, budget, text, &n_byte);
-    MDP_AGREE(session->comm, status);
-    status = mdp_bcast_text_all(session->comm, text, &n_byte, 0);
+    MDP_TRY(mdp_bcast_all(session->comm, &common, (int64_t)sizeof common, 0)); /* only rank 0 may know it */
+    mdp_status status = make_text_all(session, stats, &common, text, &n_byte);
     if (status.code == MDP_OK)
         status = mdp_agree_all(session->comm, mdp_plan_parse(*text, n_byte, "the plan just made", plan));
     if (status.code == MDP_OK) return status;

@@ -25,6 +25,14 @@ static const char *normalise_name(int i) {
     return mdp_score_normalise_names[i];
 }
 
+static const char *soft_mask_name(int i) {
+    return mdp_soft_mask_names[i];
+}
+
+static const char *pruned_route_name(int i) {
+    return mdp_pruned_route_names[i];
+}
+
 static const char *format_name(int i) {
     static const char *const names[] = {
         [FORMAT_HDF5] = "hdf5", [FORMAT_SAFETENSORS] = "safetensors", [FORMAT_BOTH] = "both", NULL};
@@ -51,7 +59,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .type = MDP_OPTION_TEXT,
                        .value = "FILE",
                        .help = "tokenised text (.h5) that the model is run on",
-                       .commands = FORWARD,
+                       .commands = FORWARD | COMMAND_PLAN,
                        .required = FORWARD},
     [OPTION_EVAL_TOKENS] = {.name = "eval-tokens",
                             .type = MDP_OPTION_TEXT,
@@ -65,13 +73,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                       .commands = COMMAND_RUN | COMMAND_EVAL},
     [OPTION_CATEGORIES] = {.name = "categories",
                            .type = MDP_OPTION_TEXT,
-                           .value = "A,B,...",
-                           .help = "use only these categories of --tokens",
-                           .commands = FORWARD},
+                           .value = "A,B:2,...",
+                           .help = "only these categories of the text; run and plan: with weights in the choice",
+                           .commands = FORWARD | COMMAND_PLAN},
     [OPTION_STATS] = {.name = "stats",
-                      .type = MDP_OPTION_TEXT,
-                      .value = "FILE",
-                      .help = "statistics written by observe",
+                      .type = MDP_OPTION_TEXT_LIST,
+                      .value = "FILE[:WEIGHT]",
+                      .help = "statistics written by observe; those of several files are added",
                       .commands = COMMAND_PLAN},
     [OPTION_PLAN] = {.name = "plan",
                      .type = MDP_OPTION_TEXT_LIST,
@@ -86,6 +94,32 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .choice_help = method_help,
                        .commands = CHOOSES,
                        .required = CHOOSES},
+    [OPTION_SOFT_MASK] = {.name = "soft-mask",
+                          .type = MDP_OPTION_CHOICE,
+                          .fallback = "chosen",
+                          .help = "method soft: applied weights, or probabilities of routed or of all tokens",
+                          .choice = soft_mask_name,
+                          .commands = CHOOSES},
+    [OPTION_PRETRAINED] = {.name = "pretrained",
+                           .type = MDP_OPTION_TEXT,
+                           .value = "PATH",
+                           .help = "router-norm-change: the model before fine-tuning; only its routers are read",
+                           .commands = CHOOSES},
+    [OPTION_WORST_CATEGORY] = {.name = "worst-category",
+                               .type = MDP_OPTION_FLAG,
+                               .help = "score an expert by the category of text that needs it most",
+                               .commands = CHOOSES},
+    [OPTION_PROTECT_SUPER_EXPERTS] = {.name = "protect-super-experts",
+                                      .type = MDP_OPTION_FLAG,
+                                      .help = "keep the few experts with massive activations (arXiv 2507.23279)",
+                                      .commands = CHOOSES},
+    [OPTION_PRUNED_ROUTE] = {.name = "pruned-route",
+                             .type = MDP_OPTION_CHOICE,
+                             .fallback = "slice",
+                             .help = "slice: take pruned experts out; zero: they stay and return 0, the router is "
+                                     "whole (after arXiv 2405.16646; saves nothing by itself)",
+                             .choice = pruned_route_name,
+                             .commands = CHOOSES},
     [OPTION_KEEP] = {.name = "keep",
                      .type = MDP_OPTION_INTEGER,
                      .value = "N",
@@ -181,20 +215,20 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .value = "BYTES",
                        .help = "memory that each rank may use; bounds the batch",
                        .minimum = 1,
-                       .commands = FORWARD},
+                       .commands = FORWARD | COMMAND_PLAN},
     [OPTION_BATCH_TOKENS] = {.name = "batch-tokens",
                              .type = MDP_OPTION_SIZE,
                              .value = "N",
                              .help = "tokens that go through the layers together (default: what memory holds)",
                              .minimum = 1,
-                             .commands = FORWARD},
+                             .commands = FORWARD | COMMAND_PLAN},
     [OPTION_THREADS] = {.name = "threads",
                         .type = MDP_OPTION_INTEGER,
                         .value = "N",
                         .help = "threads of each rank (default: OMP_NUM_THREADS, or its share of the cores)",
                         .minimum = 1,
                         .maximum = 1024,
-                        .commands = FORWARD | COMMAND_INFO},
+                        .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
     [OPTION_CONFIG] = {.name = "config",
                        .type = MDP_OPTION_TEXT,
                        .value = "FILE",

@@ -1,27 +1,106 @@
-/* plan.c - the command `plan`: statistics (or, for a criterion that needs none, a model) -> plan.json. */
+/* plan.c - the command `plan`: statistics (or, for a criterion that needs none, a model; or, for one that runs it, a
+ * model and text) -> plan.json. */
 #include "command/decide.h"
 #include "command/feasible.h"
 
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* What the options say before any file is opened. Local. */
 static mdp_status check_options(const mdp_session *session) {
     const mdp_criterion *criterion = mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
     bool has_stats = mdp_session_option(session, OPTION_STATS)->present;
+    bool has_model = mdp_session_option(session, OPTION_MODEL)->present;
+    bool has_tokens = mdp_session_option(session, OPTION_TOKENS)->present;
     MDP_TRY(mdp_session_check_budget(session));
+    MDP_TRY(mdp_session_check_method(session));
     if (criterion->needs_stats && !has_stats)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --stats FILE, which the command observe writes.",
                          criterion->name);
-    if (!has_stats && !mdp_session_option(session, OPTION_MODEL)->present)
+    if (criterion->tensors != MDP_NO_TENSORS && !has_model)
+        return MDP_ERROR(MDP_USAGE, "method '%s' reads weights: it needs --model PATH.", criterion->name);
+    if (criterion->own_pass && (!has_model || !has_tokens || has_stats))
+        return MDP_ERROR(MDP_USAGE,
+                         "method '%s' runs the model itself: it needs --model PATH and --tokens FILE, and no "
+                         "--stats.",
+                         criterion->name);
+    if (has_tokens && !criterion->own_pass)
+        return MDP_ERROR(MDP_USAGE, "--tokens has no meaning for method '%s', which plans from what observe found.",
+                         criterion->name);
+    if (!has_stats && !has_model)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --stats FILE or --model PATH.", criterion->name);
+    if (!has_stats && mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
+        return MDP_ERROR(MDP_USAGE, "--protect-super-experts finds them in statistics; give --stats FILE too.");
+    if (!has_stats && !has_tokens && mdp_session_option(session, OPTION_CATEGORIES)->present)
+        return MDP_ERROR(MDP_USAGE, "--categories has no meaning without --stats FILE.");
     return mdp_ok();
 }
 
-/* Rank 0: statistics and the census of their layers. */
-static mdp_status read_stats(const mdp_session *session, mdp_stats **stats, mdp_census *census) {
-    MDP_TRY(mdp_stats_read(mdp_session_option(session, OPTION_STATS)->text, stats));
-    *census = mdp_census_of_stats(*stats);
+/* ---- statistics, by rank 0 ----------------------------------------------------------------------------------- */
+
+/* The files of --stats, and what was read of them. */
+typedef struct files {
+    int n;
+    char **paths; /* [n] */
+    double *weight;
+    mdp_stats **all;
+} files;
+
+static void free_files(files *from) {
+    for (int i = 0; i < from->n; i++) {
+        if (from->paths) mdp_free(from->paths[i]);
+        if (from->all) mdp_stats_destroy(from->all[i]);
+    }
+    mdp_free(from->paths);
+    mdp_free(from->weight);
+    mdp_free(from->all);
+}
+
+/* FILE or FILE:WEIGHT; a file whose name looks like the latter is taken as it is. */
+static mdp_status split_weight(const char *text, char **path, double *weight) {
+    const char *colon = strrchr(text, ':');
+    char *end = NULL;
+    *weight = 1.0;
+    if (!colon || mdp_path_exists(text)) return mdp_copy_text(path, text);
+    double value = strtod(colon + 1, &end);
+    if (end == colon + 1 || *end != '\0') return mdp_copy_text(path, text);
+    if (!isfinite(value) || value <= 0.0)
+        return MDP_ERROR(MDP_USAGE, "--stats %s: the weight must be a positive number.", text);
+    *weight = value;
+    return mdp_format(path, "%.*s", (int)(colon - text), text);
+}
+
+static mdp_status read_files(const mdp_option_value *given, bool vectors, files *from) {
+    MDP_TRY(MDP_ALLOC(&from->paths, given->n_text, "the files of statistics"));
+    MDP_TRY(MDP_ALLOC(&from->weight, given->n_text, "the files of statistics"));
+    MDP_TRY(MDP_ALLOC(&from->all, given->n_text, "the files of statistics"));
+    for (; from->n < given->n_text; from->n++) {
+        int i = from->n;
+        MDP_TRY(split_weight(given->texts[i], &from->paths[i], &from->weight[i]));
+        mdp_status status = mdp_stats_read(from->paths[i], &from->all[i]);
+        if (status.code == MDP_OK && vectors) status = mdp_stats_read_vectors(from->paths[i], from->all[i]);
+        if (status.code == MDP_OK) continue;
+        from->n++; /* this one too is to be freed */
+        return status;
+    }
     return mdp_ok();
+}
+
+/* Statistics of all files together and the census of their layers. */
+static mdp_status read_stats(const mdp_session *session, mdp_stats **stats, mdp_census *census) {
+    const mdp_criterion *criterion = mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
+    files from = {0, NULL, NULL, NULL};
+    mdp_status status = read_files(mdp_session_option(session, OPTION_STATS), criterion->needs_vectors, &from);
+    if (status.code == MDP_OK && from.n == 1 && from.weight[0] == 1.0) {
+        *stats = from.all[0];
+        from.all[0] = NULL;
+    } else if (status.code == MDP_OK) {
+        status = mdp_stats_join(from.all, from.weight, (const char *const *)from.paths, from.n, stats);
+    }
+    free_files(&from);
+    if (status.code == MDP_OK) *census = mdp_census_of_stats(*stats);
+    return status;
 }
 
 static mdp_status check_same_model(const mdp_session *session, const mdp_stats *stats) {
@@ -58,6 +137,11 @@ mdp_status mdp_command_plan_all(mdp_session *session) {
     if (mdp_session_option(session, OPTION_MODEL)->present) {
         MDP_TRY(mdp_session_open_model_all(session));
         census = mdp_census_of_model(session->model);
+    }
+    if (mdp_session_option(session, OPTION_TOKENS)->present) {
+        MDP_TRY(mdp_session_compare_blas_all(session));
+        MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
+                                            mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     }
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0 && mdp_session_option(session, OPTION_STATS)->present)

@@ -32,6 +32,10 @@ static void free_products(products *made) {
     mdp_evaluation_destroy(made->evaluation);
 }
 
+static const mdp_criterion *criterion_of(const mdp_session *session) {
+    return mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
+}
+
 static bool evaluates(const mdp_session *session) {
     return mdp_session_option(session, OPTION_EVAL_TOKENS)->present ||
            mdp_session_option(session, OPTION_TASKS)->present;
@@ -50,6 +54,7 @@ static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) 
 
 static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_budget(session));
+    MDP_AGREE(session->comm, mdp_session_check_method(session));
     MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
     mdp_census census = mdp_census_of_model(session->model);
@@ -69,6 +74,8 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(check_outputs_all(session, n_container * result_byte));
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
+    if (criterion_of(session)->own_pass)
+        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
     if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, 2, true, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, 2, true, &estimate));
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
@@ -78,10 +85,15 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
 
 /* ---- the steps ----------------------------------------------------------------------------------------------- */
 
-static mdp_status write_stats_all(const mdp_session *session, const mdp_stats *stats) {
+/* Write the statistics; a criterion that wants vectors reads them again, since no rank has them all. */
+static mdp_status write_stats_all(const mdp_session *session, mdp_stats *stats) {
     char *path = NULL;
     mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "stats.h5", &path));
     if (status.code == MDP_OK) status = mdp_stats_write_all(session->comm, stats, path);
+    if (status.code == MDP_OK && criterion_of(session)->needs_vectors) {
+        if (session->comm->rank == 0) status = mdp_stats_read_vectors(path, stats);
+        status = mdp_agree_all(session->comm, status);
+    }
     mdp_free(path);
     return status;
 }

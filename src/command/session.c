@@ -1,5 +1,6 @@
 /* session.c - opening and closing what a command needs: see session.h. */
 #include "command/session.h"
+#include "command/categories.h"
 #include "command/threads.h"
 
 #include <string.h>
@@ -72,9 +73,22 @@ mdp_status mdp_session_open_model_all(mdp_session *session) {
     return mdp_catalogue_fingerprint_all(session->comm, session->catalogue);
 }
 
+/* Names without weights; only where experts are chosen do weights mean anything. */
+static mdp_status category_names(const mdp_session *session, const char *categories, char **names) {
+    if (!mdp_session_option(session, OPTION_METHOD)->present && mdp_category_has_weights(categories))
+        return MDP_ERROR(MDP_USAGE,
+                         "--categories: weights belong to the choice of experts (run, plan); name the categories "
+                         "alone.");
+    return mdp_category_names(categories, names);
+}
+
 mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
                                        mdp_tokens **out) {
-    return mdp_tokens_open_all(session->comm, path, categories, session->model->vocab_size, out);
+    char *names = NULL;
+    if (categories) MDP_AGREE(session->comm, category_names(session, categories, &names));
+    mdp_status status = mdp_tokens_open_all(session->comm, path, names, session->model->vocab_size, out);
+    mdp_free(names);
+    return status;
 }
 
 mdp_status mdp_session_open_tasks_all(mdp_session *session) {

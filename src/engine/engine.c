@@ -11,6 +11,7 @@ void mdp_view_destroy(mdp_view *view) {
     if (!view) return;
     mdp_free(view->layers);
     mdp_free(view->memory);
+    mdp_free(view->zeros);
     mdp_free(view);
 }
 
@@ -226,6 +227,7 @@ static bool same_view(const mdp_layer_view *a, const mdp_layer_view *b) {
     if (a->n_expert != b->n_expert || a->top_k != b->top_k) return false;
     for (int32_t e = 0; e < a->n_expert; e++) {
         if ((a->source ? a->source[e] : e) != (b->source ? b->source[e] : e)) return false;
+        if ((a->zero && a->zero[e]) != (b->zero && b->zero[e])) return false;
     }
     return true;
 }
@@ -274,6 +276,7 @@ static mdp_status set_views(mdp_engine *engine, int64_t layer) {
         state->n_expert = view.n_expert;
         state->top_k = view.top_k;
         state->source = view.source;
+        state->zero = view.zero;
         MDP_TRY(MDP_ALLOC(&state->index, engine->batch.n_token * view.top_k, "routes"));
         MDP_TRY(MDP_ALLOC(&state->weight, engine->batch.n_token * view.top_k, "routes"));
     }

@@ -19,6 +19,7 @@ typedef struct mdp_state {
     int origin;                 /* the state that it parted from */
     int32_t n_expert, top_k;    /* of the layer at hand */
     const mdp_expert_t *source; /* [n_expert] or NULL: all experts, in order */
+    const unsigned char *zero;  /* [n_expert] or NULL: those that return 0 */
     mdp_expert_t *index;        /* [n_token, top_k] chosen, numbered in the view; best first */
     float *weight;              /* [n_token, top_k] */
 } mdp_state;

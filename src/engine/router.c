@@ -38,6 +38,12 @@ static void weigh(const mdp_router_rule *rule, const double *logits, int32_t n, 
     for (int32_t j = 0; j < k; j++) weight[j] = (float)(exp(logits[index[j]] - top) / total);
 }
 
+void mdp_route_logits(const mdp_router_rule *rule, const double *logits, int32_t n, int32_t k, mdp_expert_t *index,
+                      float *weight) {
+    choose_top(logits, n, k, index);
+    weigh(rule, logits, n, index, k, weight);
+}
+
 static void route_token(mdp_engine *engine, int64_t layer_number, int state_number, int64_t local, const float *norm,
                         const float *router, const router_scratch *scratch) {
     const mdp_model *model = engine->model;
@@ -51,8 +57,7 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
         mdp_expert_t row = state->source ? state->source[e] : e;
         scratch->logits[e] = mdp_dot(scratch->x, router + row * d, d);
     }
-    choose_top(scratch->logits, state->n_expert, state->top_k, index);
-    weigh(&moe->rule, scratch->logits, state->n_expert, index, state->top_k, weight);
+    mdp_route_logits(&moe->rule, scratch->logits, state->n_expert, state->top_k, index, weight);
     if (engine->observers.routed) {
         mdp_routed_token token = {.layer = layer_number,
                                   .state = state_number,
@@ -64,6 +69,9 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
                                   .index = index,
                                   .weight = weight};
         engine->observers.routed(engine->observers.context, &token);
+    }
+    for (int32_t j = 0; state->zero && j < state->top_k; j++) {
+        if (state->zero[index[j]]) weight[j] = 0.0F; /* chosen as before, returns 0 */
     }
 }
 

@@ -101,6 +101,12 @@ static mdp_status fill_layer(mdp_plan_layer *layer, const unsigned char *gone) {
 
 /* ---- checks -------------------------------------------------------------------------------------------------- */
 
+static int32_t count_protected(const mdp_plan_layer *layer) {
+    int32_t n = 0;
+    for (mdp_expert_t e = 0; e < layer->n_expert && layer->must_keep; e++) n += layer->must_keep[e] != 0;
+    return n;
+}
+
 static mdp_status check_options(const mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         const mdp_plan_layer *layer = &plan->layers[i];
@@ -112,6 +118,11 @@ static mdp_status check_options(const mdp_plan *plan, const int32_t *top_k, cons
         if (options->keep > layer->n_expert)
             return MDP_ERROR(MDP_USAGE, "layer %lld: %d experts cannot be kept of %d; keep fewer.", l,
                              (int)options->keep, (int)layer->n_expert);
+        if (options->budget == MDP_BUDGET_UNIFORM && count_protected(layer) > options->keep)
+            return MDP_ERROR(MDP_USAGE,
+                             "layer %lld: %d super experts are protected, so %d cannot be kept; keep more, or leave "
+                             "--protect-super-experts away.",
+                             l, (int)count_protected(layer), (int)options->keep);
         if (options->budget == MDP_BUDGET_UNIFORM || options->min_keep == 0) continue;
         if (options->min_keep < top_k[i] || options->min_keep > options->keep)
             return MDP_ERROR(MDP_USAGE,
@@ -125,9 +136,9 @@ static mdp_status check_options(const mdp_plan *plan, const int32_t *top_k, cons
 /* ---- choice -------------------------------------------------------------------------------------------------- */
 
 /* Walk the queue of n candidates (worst first) and mark what goes: at most n_drop in all, at most may_drop[i] in layer
- * i. gone [n_layer * stride]. */
-static void drop_worst(candidate *queue, int64_t n, int64_t n_drop, int32_t *may_drop, int64_t stride,
-                       unsigned char *gone) {
+ * i. gone [n_layer * stride]. Returns how many of n_drop could not be found. */
+static int64_t drop_worst(candidate *queue, int64_t n, int64_t n_drop, int32_t *may_drop, int64_t stride,
+                          unsigned char *gone) {
     qsort(queue, (size_t)n, sizeof *queue, compare_candidates);
     for (int64_t i = 0; i < n && n_drop > 0; i++) {
         if (may_drop[queue[i].layer_index] == 0) continue;
@@ -135,6 +146,7 @@ static void drop_worst(candidate *queue, int64_t n, int64_t n_drop, int32_t *may
         n_drop--;
         gone[queue[i].layer_index * stride + queue[i].expert] = 1;
     }
+    return n_drop;
 }
 
 /* Buffers of one choice. */
@@ -164,12 +176,14 @@ static mdp_status allocate_workspace(const mdp_plan *plan, workspace *space) {
     return MDP_ALLOC(&space->gone, plan->n_layer * space->stride, "the choices of a plan");
 }
 
-/* Append a layer's experts to the queue; returns its new length through *n. */
+/* Append a layer's experts, but for protected ones, to the queue; returns its new length through *n. */
 static mdp_status enqueue(const mdp_plan *plan, int64_t i, mdp_score_normalise normalise, workspace *space,
                           int64_t *n) {
     MDP_TRY(normalise_layer(&plan->layers[i], normalise, space->value));
-    for (mdp_expert_t e = 0; e < plan->layers[i].n_expert; e++)
+    for (mdp_expert_t e = 0; e < plan->layers[i].n_expert; e++) {
+        if (plan->layers[i].must_keep && plan->layers[i].must_keep[e]) continue;
         space->queue[(*n)++] = (candidate){.score = space->value[e], .layer_index = i, .expert = e};
+    }
     return mdp_ok();
 }
 
@@ -185,13 +199,20 @@ static mdp_status choose_uniform(const mdp_plan *plan, const mdp_budget_options 
 
 static mdp_status choose_global(const mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options,
                                 workspace *space) {
-    int64_t n = 0;
+    int64_t n = 0, n_expert = 0;
     for (int64_t i = 0; i < plan->n_layer; i++) {
+        n_expert += plan->layers[i].n_expert;
         MDP_TRY(enqueue(plan, i, options->normalise, space, &n));
         space->may_drop[i] = plan->layers[i].n_expert - (options->min_keep ? options->min_keep : top_k[i]);
     }
-    drop_worst(space->queue, n, n - plan->n_layer * options->keep, space->may_drop, space->stride, space->gone);
-    return mdp_ok();
+    int64_t n_left = drop_worst(space->queue, n, n_expert - plan->n_layer * options->keep, space->may_drop,
+                                space->stride, space->gone);
+    if (n_left == 0) return mdp_ok();
+    return MDP_ERROR(
+        MDP_USAGE,
+        "%lld more experts would have to go than protected super experts and --min-keep leave; keep more, or "
+        "leave --protect-super-experts away.",
+        (long long)n_left);
 }
 
 static mdp_status choose(mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options, workspace *space) {

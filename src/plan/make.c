@@ -1,10 +1,13 @@
 /* make.c - statistics -> scores -> choice: a plan with the recipe that says how it was made.
  *
- * The layers come from the statistics or, for a criterion that needs none, from the model. The recipe holds what
+ * The layers come from the statistics or, for a criterion that needs none, from the model. Super experts are looked for
+ * whenever there are statistics, and named in the recipe. The recipe holds what
  * determines the plan and nothing else (no ranks, no times), so that equal decisions give equal bytes. */
 #include "mdp/plan.h"
 
 #include <string.h>
+
+const char *const mdp_pruned_route_names[] = {[MDP_ROUTE_SLICE] = "slice", [MDP_ROUTE_ZERO] = "zero", NULL};
 
 static int64_t count_moe_layers(const mdp_model *model) {
     int64_t n = 0;
@@ -32,37 +35,156 @@ static void describe_layers(const mdp_plan_request *request, mdp_plan *plan, int
     }
 }
 
+/* The scores that the model's own pass left, and the experts that it did not drop. */
+static mdp_status take_proficiency(const mdp_proficiency *from, mdp_plan_layer *layer) {
+    MDP_TRY(MDP_ALLOC(&layer->must_keep, layer->n_expert, "the kept experts of a layer"));
+    memcpy(layer->scores, from->score, (size_t)layer->n_expert * sizeof *layer->scores);
+    for (int32_t i = 0; i < from->n_alive; i++) layer->must_keep[from->alive[i]] = 1;
+    return mdp_ok();
+}
+
+static mdp_status score_layer(const mdp_plan_request *request, int64_t index, mdp_plan_layer *layer) {
+    const mdp_criterion *criterion = request->criterion;
+    mdp_score_input input = {.stats = request->stats,
+                             .weights = request->weights,
+                             .weight = request->weight,
+                             .soft_mask = request->soft_mask,
+                             .seed = request->seed,
+                             .layer_index = index,
+                             .layer = layer->layer,
+                             .n_expert = layer->n_expert};
+    if (criterion->own_pass) return take_proficiency(request->proficiency[layer->layer], layer);
+    if (request->worst_category) return mdp_score_worst_category(criterion, &input, layer->scores);
+    return criterion->score(&input, layer->scores);
+}
+
 static mdp_status score_layers(const mdp_plan_request *request, mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         mdp_plan_layer *layer = &plan->layers[i];
         MDP_TRY(MDP_ALLOC(&layer->scores, layer->n_expert, "the scores of a layer"));
-        mdp_score_input input = {.stats = request->stats,
-                                 .seed = request->seed,
-                                 .layer_index = i,
-                                 .layer = layer->layer,
-                                 .n_expert = layer->n_expert};
-        MDP_TRY(request->criterion->score(&input, layer->scores));
+        MDP_TRY(score_layer(request, i, layer));
     }
     return mdp_ok();
 }
 
-/* {"method", "budget", "keep", "options": {...}, "calibration": {...}}; new, or NULL when memory is out. */
-static json_t *describe_recipe(const mdp_plan_request *request, int32_t min_keep) {
+static mdp_status protect(const mdp_super_expert *all, int64_t n, const mdp_plan *plan) {
+    for (int64_t i = 0; i < n; i++) {
+        mdp_plan_layer *layer = &plan->layers[all[i].layer_index];
+        if (!layer->must_keep)
+            MDP_TRY(MDP_ALLOC(&layer->must_keep, layer->n_expert, "the protected experts of a layer"));
+        layer->must_keep[all[i].expert] = 1;
+    }
+    return mdp_ok();
+}
+
+/* What goes stays in its place instead, and returns 0. */
+static mdp_status zero_dropped(mdp_plan *plan) {
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        mdp_plan_layer *layer = &plan->layers[i];
+        mdp_plan_expert *all = NULL;
+        MDP_TRY(MDP_ALLOC(&all, layer->n_expert, "the experts of a plan"));
+        for (int32_t j = 0; j < layer->n_kept; j++) all[layer->kept[j].from[0]] = layer->kept[j];
+        mdp_free(layer->kept);
+        layer->kept = all;
+        layer->n_kept = layer->n_expert;
+        for (int32_t j = 0; j < layer->n_dropped; j++) {
+            mdp_plan_expert *expert = &all[layer->dropped[j]];
+            MDP_TRY(MDP_ALLOC(&expert->from, 1, "an expert of a plan"));
+            *expert = (mdp_plan_expert){.action = MDP_ZERO, .n_from = 1, .from = expert->from};
+            expert->from[0] = layer->dropped[j];
+        }
+        layer->n_dropped = 0;
+    }
+    plan->uniform = true;
+    for (int64_t i = 1; i < plan->n_layer; i++)
+        plan->uniform = plan->uniform && plan->layers[i].n_kept == plan->layers[0].n_kept;
+    return mdp_ok();
+}
+
+/* ---- the recipe ---------------------------------------------------------------------------------------------- */
+
+static json_t *describe_super(const mdp_super_expert *all, int64_t n) {
+    json_t *list = json_array();
+    for (int64_t i = 0; i < n; i++)
+        json_array_append_new(list, json_pack("{s:I, s:i, s:f}", "layer", (json_int_t)all[i].layer, "expert",
+                                              (int)all[i].expert, "max_abs", all[i].max_abs));
+    return list;
+}
+
+/* Categories that count, with their weights. */
+static json_t *describe_weights(const mdp_stats *stats, const double *weight) {
+    json_t *object = json_object();
+    for (int c = 0; c < stats->n_category; c++) {
+        if (weight[c] > 0.0 && !json_object_get(object, stats->category[c]))
+            json_object_set_new(object, stats->category[c],
+                                json_real(weight[c] / (stats->category_weight ? stats->category_weight[c] : 1.0)));
+    }
+    return object;
+}
+
+static json_t *describe_options(const mdp_plan_request *request, int32_t min_keep) {
     const mdp_budget_options *budget = &request->budget;
+    const mdp_criterion *criterion = request->criterion;
     json_t *options = json_object();
     if (!options) return NULL;
     if (budget->budget == MDP_BUDGET_GLOBAL) {
         json_object_set_new(options, "min_keep", json_integer(min_keep));
         json_object_set_new(options, "normalise", json_string(mdp_score_normalise_names[budget->normalise]));
     }
-    if (!request->criterion->needs_stats) json_object_set_new(options, "seed", json_integer((json_int_t)request->seed));
-    json_t *recipe = json_pack("{s:s, s:s, s:i, s:o}", "method", request->criterion->name, "budget",
-                               mdp_budget_names[budget->budget], "keep", (int)budget->keep, "options", options);
-    if (recipe && request->criterion->needs_stats)
-        json_object_set_new(recipe, "calibration",
-                            json_pack("{s:s, s:I}", "tokens", request->stats->tokens_fingerprint, "n_tokens",
-                                      (json_int_t)request->stats->n_token));
+    if (criterion->is_seeded) json_object_set_new(options, "seed", json_integer((json_int_t)request->seed));
+    if (criterion->has_soft_mask)
+        json_object_set_new(options, "soft_mask", json_string(mdp_soft_mask_names[request->soft_mask]));
+    if (request->stats && request->weight)
+        json_object_set_new(options, "categories", describe_weights(request->stats, request->weight));
+    if (request->worst_category) json_object_set_new(options, "worst_category", json_true());
+    if (request->protect_super_experts) json_object_set_new(options, "protect_super_experts", json_true());
+    if (request->pruned_route != MDP_ROUTE_SLICE)
+        json_object_set_new(options, "pruned_route", json_string(mdp_pruned_route_names[request->pruned_route]));
+    if (request->weights && request->weights->pretrained_routers[0])
+        json_object_set_new(options, "pretrained_routers", json_string(request->weights->pretrained_routers));
+    return options;
+}
+
+static json_t *describe_calibration(const mdp_plan_request *request) {
+    const mdp_stats *stats = request->stats;
+    if (request->criterion->own_pass)
+        return json_pack("{s:s, s:I}", "tokens", request->tokens->fingerprint, "n_tokens",
+                         (json_int_t)request->tokens->n_token);
+    json_t *object =
+        json_pack("{s:s, s:I}", "tokens", stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token);
+    json_t *parts = stats->n_part > 0 ? json_array() : NULL;
+    for (int i = 0; i < stats->n_part; i++)
+        json_array_append_new(parts,
+                              json_pack("{s:s, s:I, s:f}", "tokens", stats->parts[i].tokens_fingerprint, "n_tokens",
+                                        (json_int_t)stats->parts[i].n_token, "weight", stats->parts[i].weight));
+    if (parts) json_object_set_new(object, "parts", parts);
+    return object;
+}
+
+/* {"method", "budget", "keep", "options": {...}, "calibration": {...}}; new, or NULL when memory is out. */
+static json_t *describe_recipe(const mdp_plan_request *request, int32_t min_keep) {
+    json_t *options = describe_options(request, min_keep);
+    if (!options) return NULL;
+    json_t *recipe =
+        json_pack("{s:s, s:s, s:i, s:o}", "method", request->criterion->name, "budget",
+                  mdp_budget_names[request->budget.budget], "keep", (int)request->budget.keep, "options", options);
+    if (recipe && (request->criterion->needs_stats || request->criterion->own_pass))
+        json_object_set_new(recipe, "calibration", describe_calibration(request));
     return recipe;
+}
+
+/* Choose, with super experts found and, where that was asked for, protected. */
+static mdp_status choose(const mdp_plan_request *request, const int32_t *top_k, mdp_plan *plan, json_t **super) {
+    mdp_super_expert *all = NULL;
+    int64_t n = 0;
+    if (request->stats) MDP_TRY(mdp_super_experts(request->stats, request->weight, &all, &n));
+    mdp_status status = mdp_ok();
+    if (request->protect_super_experts) status = protect(all, n, plan);
+    if (status.code == MDP_OK) status = mdp_plan_choose(plan, top_k, &request->budget);
+    if (status.code == MDP_OK && request->pruned_route == MDP_ROUTE_ZERO) status = zero_dropped(plan);
+    if (status.code == MDP_OK && request->stats) *super = describe_super(all, n);
+    mdp_free(all);
+    return status;
 }
 
 static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp_plan *plan) {
@@ -72,11 +194,14 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     memcpy(plan->model_type, stats ? stats->model_type : request->model->model_type, sizeof plan->model_type);
     describe_layers(request, plan, top_k);
     MDP_TRY(score_layers(request, plan));
-    MDP_TRY(mdp_plan_choose(plan, top_k, &request->budget));
+    json_t *super = NULL;
+    MDP_TRY(choose(request, top_k, plan, &super));
     int32_t min_keep = request->budget.min_keep;
     for (int64_t i = 0; i < plan->n_layer && request->budget.min_keep == 0; i++)
         min_keep = top_k[i] > min_keep ? top_k[i] : min_keep;
     json_t *recipe = describe_recipe(request, min_keep);
+    if (recipe && super) json_object_set(recipe, "super_experts", super);
+    json_decref(super);
     if (!recipe) return MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
     json_decref(plan->recipe);
     plan->recipe = recipe;

@@ -9,6 +9,7 @@
 static void destroy_layer(mdp_plan_layer *layer) {
     for (int32_t i = 0; i < layer->n_kept && layer->kept; i++) mdp_free(layer->kept[i].from);
     mdp_free(layer->scores);
+    mdp_free(layer->must_keep);
     mdp_free(layer->kept);
     mdp_free(layer->dropped);
 }

@@ -12,7 +12,7 @@
 #define PLAN_VERSION "1.0"
 #define MAX_EXPERT 1000000 /* far beyond any model; bounds what a hand-written number can make us allocate */
 
-static const char *const action_names[] = {[MDP_KEEP] = "keep", [MDP_DROP] = "drop"};
+static const char *const action_names[] = {[MDP_KEEP] = "keep", [MDP_DROP] = "drop", [MDP_ZERO] = "zero"};
 
 /* ---- printing ------------------------------------------------------------------------------------------------ */
 
@@ -92,12 +92,16 @@ static mdp_status parse_expert_number(const json_t *value, const place *where, m
     return mdp_ok();
 }
 
-static mdp_status parse_action(const json_t *item, mdp_action expected, const place *where) {
+/* What becomes of an expert in the list that `kept` names: it is kept or zeroed there, dropped in the other. */
+static mdp_status parse_action(const json_t *item, bool kept, const place *where, mdp_action *out) {
     const char *action = json_string_value(json_object_get(item, "action"));
-    if (!action || strcmp(action, action_names[expected]) != 0)
-        return REFUSE(where, "action '%s' where only '%s' is possible", action ? action : "(none)",
-                      action_names[expected]);
-    return mdp_ok();
+    for (int i = 0; action && i < (int)(sizeof action_names / sizeof action_names[0]); i++) {
+        if ((i == MDP_DROP) == kept || strcmp(action, action_names[i]) != 0) continue;
+        *out = (mdp_action)i;
+        return mdp_ok();
+    }
+    return REFUSE(where, "action '%s' where only %s possible", action ? action : "(none)",
+                  kept ? "'keep' and 'zero' are" : "'drop' is");
 }
 
 static mdp_status parse_kept_expert(const json_t *item, const place *where, mdp_plan_expert *out) {
@@ -106,13 +110,13 @@ static mdp_status parse_kept_expert(const json_t *item, const place *where, mdp_
     if (!json_is_object(item) || !json_is_array(from))
         return REFUSE(where, "each entry of 'experts' must be an object with the array '%s'", "from");
     MDP_TRY(check_keys(item, known, where));
-    MDP_TRY(parse_action(item, MDP_KEEP, where));
+    MDP_TRY(parse_action(item, true, where, &out->action));
     if (json_array_size(from) != 1)
-        return REFUSE(where, "an expert with action 'keep' comes from one expert, not from %zu", json_array_size(from));
+        return REFUSE(where, "an expert with action '%s' comes from one expert, not from %zu",
+                      action_names[out->action], json_array_size(from));
     mdp_expert_t expert = 0;
     MDP_TRY(parse_expert_number(json_array_get(from, 0), where, &expert));
     MDP_TRY(MDP_ALLOC(&out->from, 1, "an expert of a plan"));
-    out->action = MDP_KEEP;
     out->n_from = 1;
     out->from[0] = expert;
     return mdp_ok();
@@ -143,7 +147,8 @@ static mdp_status parse_dropped(const json_t *list, const place *where, mdp_plan
         const json_t *item = json_array_get(list, i);
         if (!json_is_object(item)) return REFUSE(where, "each entry of '%s' must be an object", "dropped");
         MDP_TRY(check_keys(item, known, where));
-        MDP_TRY(parse_action(item, MDP_DROP, where));
+        mdp_action action = MDP_DROP;
+        MDP_TRY(parse_action(item, false, where, &action));
         MDP_TRY(parse_expert_number(json_object_get(item, "expert"), where, &layer->dropped[i]));
         layer->n_dropped++;
     }

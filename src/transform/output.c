@@ -1,7 +1,9 @@
 /* output.c - plan -> the checkpoint that a writer writes: every tensor of the result as segments of stored ones.
  *
  * Tensors of kept experts are renamed by their pattern with the expert's new number; router rows and fused tensors are
- * sliced; everything else is copied. No value changes, so the result is bit for bit what was read. Refuses a plan that
+ * sliced; everything else is copied. No value changes, so the result is bit for bit what was read, but for experts
+ * that the plan zeroes: those keep their place and their router row, and their down projection is all zeros, so that
+ * they return 0 in every loader of plain checkpoints. Refuses a plan that
  * does not fit the model (mdp_plan_check is the caller's gate; here only what would read out of bounds). */
 #include "mdp/transform.h"
 
@@ -12,6 +14,7 @@
 typedef struct role {
     const mdp_expert_tensor *tensor; /* NULL: copied as it is */
     const mdp_plan_layer *planned;   /* NULL: the layer stays as it is */
+    bool is_down;                    /* the down projection of an expert, or of all */
 } role;
 
 /* ---- segments ------------------------------------------------------------------------------------------------ */
@@ -20,9 +23,11 @@ static void whole_segment(const mdp_tensor *tensor, mdp_output_tensor *out) {
     out->segments[out->n_segment++] = (mdp_segment){.source = tensor, .offset = 0, .n_byte = tensor->n_byte};
 }
 
+/* tensor NULL: zeros */
 static void append_segment(const mdp_tensor *tensor, int64_t offset, int64_t n_byte, mdp_output_tensor *out) {
     int64_t n = out->n_segment;
-    if (n > 0 && out->segments[n - 1].offset + out->segments[n - 1].n_byte == offset)
+    if (n > 0 && out->segments[n - 1].source == tensor &&
+        (!tensor || out->segments[n - 1].offset + out->segments[n - 1].n_byte == offset))
         out->segments[n - 1].n_byte += n_byte;
     else
         out->segments[out->n_segment++] = (mdp_segment){.source = tensor, .offset = offset, .n_byte = n_byte};
@@ -40,7 +45,9 @@ static mdp_status describe(const mdp_tensor *tensor, int64_t max_segment, mdp_ou
 }
 
 /* Keep the planned entries of the axis along which a tensor holds its experts. */
-static mdp_status slice(const mdp_expert_tensor *tensor, const mdp_plan_layer *planned, mdp_output_tensor *out) {
+static mdp_status slice(const role *what, mdp_output_tensor *out) {
+    const mdp_expert_tensor *tensor = what->tensor;
+    const mdp_plan_layer *planned = what->planned;
     const mdp_tensor *source = tensor->tensor;
     int64_t n_outer = 1;
     for (int i = 0; i < tensor->axis; i++) n_outer *= source->shape[i];
@@ -52,8 +59,11 @@ static mdp_status slice(const mdp_expert_tensor *tensor, const mdp_plan_layer *p
     int64_t entry_byte = source->n_byte / (n_outer * n_entry);
     MDP_TRY(describe(source, n_outer * planned->n_kept, out));
     for (int64_t o = 0; o < n_outer; o++) {
-        for (int32_t i = 0; i < planned->n_kept; i++)
-            append_segment(source, (o * n_entry + planned->kept[i].from[0]) * entry_byte, entry_byte, out);
+        for (int32_t i = 0; i < planned->n_kept; i++) {
+            bool zero = what->is_down && planned->kept[i].action == MDP_ZERO;
+            int64_t offset = zero ? 0 : (o * n_entry + planned->kept[i].from[0]) * entry_byte;
+            append_segment(zero ? NULL : source, offset, entry_byte, out);
+        }
     }
     out->shape[tensor->axis] = planned->n_kept;
     out->n_byte = n_outer * planned->n_kept * entry_byte;
@@ -82,9 +92,11 @@ static mdp_expert_t new_number(const mdp_plan_layer *planned, mdp_expert_t exper
     return low < planned->n_kept && planned->kept[low].from[0] == expert ? low : -1;
 }
 
-static mdp_status copy_expert(const mdp_expert_tensor *tensor, mdp_expert_t number, mdp_output_tensor *out) {
+static mdp_status copy_expert(const role *what, mdp_expert_t number, mdp_output_tensor *out) {
+    const mdp_expert_tensor *tensor = what->tensor;
+    bool zero = what->is_down && what->planned && what->planned->kept[number].action == MDP_ZERO;
     MDP_TRY(describe(tensor->tensor, 1, out));
-    whole_segment(tensor->tensor, out);
+    append_segment(zero ? NULL : tensor->tensor, 0, tensor->tensor->n_byte, out);
     out->expert = number;
     out->original_expert = tensor->expert;
     MDP_TRY(mdp_copy_text(&out->stack, tensor->stack));
@@ -98,10 +110,10 @@ static mdp_status append_tensor(const mdp_tensor *tensor, const role *what, mdp_
         mdp_expert_t number = what->planned ? new_number(what->planned, what->tensor->expert) : what->tensor->expert;
         if (number < 0) return mdp_ok();
         output->n_tensor++;
-        return copy_expert(what->tensor, number, out);
+        return copy_expert(what, number, out);
     }
     output->n_tensor++;
-    if (what->tensor && what->planned) return slice(what->tensor, what->planned, out);
+    if (what->tensor && what->planned) return slice(what, out);
     MDP_TRY(describe(tensor, 1, out));
     whole_segment(tensor, out);
     return mdp_copy_text(&out->name, tensor->name);
@@ -123,7 +135,9 @@ static void assign_roles(const mdp_model *model, const mdp_plan *plan, role *rol
         if (plan && i < plan->n_layer && plan->layers[i].layer == l) planned = &plan->layers[i++];
         for (int64_t j = 0; j < moe->n_expert_tensor; j++) {
             const mdp_expert_tensor *tensor = &moe->expert_tensors[j];
-            roles[tensor->tensor - model->catalogue->tensors] = (role){.tensor = tensor, .planned = planned};
+            const mdp_expert *expert = &moe->experts[tensor->expert < 0 ? 0 : tensor->expert];
+            roles[tensor->tensor - model->catalogue->tensors] =
+                (role){.tensor = tensor, .planned = planned, .is_down = expert->down.tensor == tensor->tensor};
         }
     }
 }

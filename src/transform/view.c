@@ -2,9 +2,13 @@
  * copied; the engine reads kept experts and their router rows from the original tensors. */
 #include "mdp/transform.h"
 
-static void fill_layer(const mdp_plan_layer *planned, const mdp_moe *moe, mdp_expert_t *source, mdp_layer_view *out) {
-    for (int32_t i = 0; i < planned->n_kept; i++) source[i] = planned->kept[i].from[0];
-    *out = (mdp_layer_view){.n_expert = planned->n_kept, .top_k = moe->top_k, .source = source};
+static void fill_layer(const mdp_plan_layer *planned, const mdp_moe *moe, mdp_expert_t *source, unsigned char *zero,
+                       mdp_layer_view *out) {
+    for (int32_t i = 0; i < planned->n_kept; i++) {
+        source[i] = planned->kept[i].from[0];
+        zero[i] = planned->kept[i].action == MDP_ZERO;
+    }
+    *out = (mdp_layer_view){.n_expert = planned->n_kept, .top_k = moe->top_k, .source = source, .zero = zero};
 }
 
 mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out) {
@@ -16,15 +20,18 @@ mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_
     view->n_layer = model->n_layer;
     mdp_status status = MDP_ALLOC(&view->layers, model->n_layer, "the layers of a view");
     if (status.code == MDP_OK) status = MDP_ALLOC(&view->memory, n_kept, "the experts of a view");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&view->zeros, n_kept, "the experts of a view");
     if (status.code != MDP_OK) {
         mdp_view_destroy(view);
         return status;
     }
     mdp_expert_t *source = view->memory;
+    unsigned char *zero = view->zeros;
     for (int64_t i = 0; i < plan->n_layer; i++) {
         int64_t l = plan->layers[i].layer;
-        fill_layer(&plan->layers[i], &model->layers[l].moe, source, &view->layers[l]);
+        fill_layer(&plan->layers[i], &model->layers[l].moe, source, zero, &view->layers[l]);
         source += plan->layers[i].n_kept;
+        zero += plan->layers[i].n_kept;
     }
     *out = view;
     return mdp_ok();

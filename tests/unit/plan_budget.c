@@ -144,6 +144,7 @@ static mdp_stats *small_stats(void) {
     *layer = (mdp_layer_stats){.layer = 7, .n_expert = N_EXPERT, .top_k = 1};
     assert_int_equal(MDP_ALLOC(&layer->counts, 2 * N_EXPERT, "stats").code, MDP_OK);
     assert_int_equal(MDP_ALLOC(&layer->sums, MDP_N_STATISTIC * 2 * N_EXPERT, "stats").code, MDP_OK);
+    assert_int_equal(MDP_ALLOC(&layer->maxima, MDP_N_MAX * 2 * N_EXPERT, "stats").code, MDP_OK);
     for (int c = 0; c < 2; c++) {
         for (int e = 0; e < N_EXPERT; e++) {
             layer->counts[c * N_EXPERT + e] = e == 2 ? 0 : (c + 1) * (e + 1); /* expert 2 is never routed */

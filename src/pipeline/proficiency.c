@@ -1,0 +1,116 @@
+/* proficiency.c - the forward pass of the criterion proficiency: windows of tokens, layer by layer.
+ *
+ * Inputs of every layer come from the original model, so only its router logits are needed. They are kept for the
+ * tokens of a batch; when a layer is done its windows are walked in token order, each rank with its own tokens of the
+ * window. A window that a batch cuts stays open until the next, so that batches cannot show. */
+#include "pipeline/forward.h"
+
+#include <string.h>
+
+typedef struct window_run {
+    const mdp_comm *comm;
+    const mdp_tokens *tokens;
+    mdp_proficiency **layers; /* [layers of the model] NULL: without experts */
+    int64_t widest;           /* experts of the largest layer */
+    double *logits;           /* [n_token, experts of the layer] of this rank's tokens of the batch */
+    mdp_local_batch batch;
+    bool begun;         /* the batch's first layer is still to come */
+    int64_t first, end; /* tokens of the batch, over all ranks */
+} window_run;
+
+static void take_logits(void *context, const mdp_routed_token *token) {
+    const window_run *run = context;
+    memcpy(run->logits + token->local * token->n_expert, token->logits, (size_t)token->n_expert * sizeof(double));
+}
+
+static mdp_status begin_batch(void *context, const mdp_engine *engine) {
+    window_run *run = context;
+    run->batch = *mdp_engine_batch(engine);
+    run->begun = true;
+    mdp_free(run->logits);
+    run->logits = NULL;
+    return MDP_ALLOC(&run->logits, run->batch.n_token * run->widest, "router logits of a batch");
+}
+
+/* The batch is a range of tokens that begins where the one before it ended. */
+static mdp_status find_range_all(window_run *run) {
+    int64_t end = run->batch.n_token > 0 ? run->batch.first_token + run->batch.n_token : 0;
+    MDP_TRY(mdp_max_i64_all(run->comm, &end, 1));
+    run->first = run->end;
+    run->end = end;
+    run->begun = false;
+    return mdp_ok();
+}
+
+/* This rank's tokens of first .. end-1. */
+static mdp_status add_range(const window_run *run, mdp_proficiency *layer, int64_t first, int64_t end) {
+    int64_t low = run->batch.first_token, high = low + run->batch.n_token;
+    if (low < first) low = first;
+    if (high > end) high = end;
+    if (low >= high) return mdp_ok();
+    return mdp_proficiency_add(layer, run->logits + (low - run->batch.first_token) * layer->n_expert, high - low);
+}
+
+static mdp_status layer_all(void *context, int64_t number) {
+    window_run *run = context;
+    mdp_proficiency *layer = run->layers[number];
+    if (run->begun) MDP_TRY(find_range_all(run));
+    if (!layer) return mdp_ok();
+    for (int64_t first = run->first; first < run->end;) {
+        int64_t end = (first / MDP_PROFICIENCY_WINDOW + 1) * MDP_PROFICIENCY_WINDOW;
+        bool complete = end <= run->end || run->end == run->tokens->n_token;
+        if (end > run->end) end = run->end;
+        MDP_AGREE(run->comm, add_range(run, layer, first, end));
+        if (complete) MDP_TRY(mdp_proficiency_close_window_all(run->comm, layer));
+        first = end;
+    }
+    return mdp_ok();
+}
+
+static mdp_status new_layers(const mdp_model *model, int32_t keep, window_run *run) {
+    MDP_TRY(MDP_ALLOC(&run->layers, model->n_layer, "proficiencies"));
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        MDP_TRY(mdp_proficiency_new(&model->layers[l].moe, keep, &run->layers[l]));
+        if (model->layers[l].moe.n_expert > run->widest) run->widest = model->layers[l].moe.n_expert;
+    }
+    return mdp_ok();
+}
+
+void mdp_proficiencies_destroy(mdp_proficiency **layers, int64_t n_layer) {
+    for (int64_t l = 0; layers && l < n_layer; l++) mdp_proficiency_destroy(layers[l]);
+    mdp_free(layers);
+}
+
+mdp_status mdp_proficiency_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                               const mdp_tokens *tokens, int32_t keep, const mdp_forward_options *options,
+                               mdp_proficiency ***out) {
+    window_run run = {.comm = comm, .tokens = tokens};
+    *out = NULL;
+    mdp_status status = mdp_agree_all(comm, new_layers(model, keep, &run));
+    if (status.code == MDP_OK) {
+        mdp_observers observers = {.routed = take_logits, .context = &run};
+        mdp_forward forward = {.comm = comm,
+                               .model = model,
+                               .reader = reader,
+                               .tokens = tokens,
+                               .options = options,
+                               .phase = "proficiency",
+                               .n_stream = 1,
+                               .observers = &observers,
+                               .begin_batch = begin_batch,
+                               .layer_all = layer_all,
+                               .context = &run};
+        status = mdp_forward_all(&forward);
+    }
+    mdp_free(run.logits);
+    if (status.code != MDP_OK) {
+        mdp_proficiencies_destroy(run.layers, model->n_layer);
+        return status;
+    }
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (run.layers[l]) mdp_proficiency_trim(run.layers[l]);
+    }
+    *out = run.layers;
+    return status;
+}
