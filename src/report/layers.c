@@ -4,9 +4,9 @@
  * Both list the model's layers with experts in ascending order. */
 #include "report/layers.h"
 
-/* Can this criterion be computed from the statistics at hand? */
+/* Can this criterion be computed from the statistics at hand? Vectors lie spread over the ranks that summed them. */
 static bool has_scores(const mdp_report *report, const mdp_criterion *criterion) {
-    return report->stats && criterion->needs_stats;
+    return report->stats && criterion->needs_stats && !criterion->needs_vectors;
 }
 
 static json_t *print_reals(int32_t n, const double *values) {
