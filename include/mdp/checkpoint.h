@@ -155,6 +155,22 @@ mdp_status mdp_panel_stream_next(mdp_panel_stream *stream, int n, mdp_panel *out
 /* Drop what is not taken yet (after an error elsewhere) and make the stream ready for start. */
 void mdp_panel_stream_stop(mdp_panel_stream *stream);
 
+/* ---- verifying ----------------------------------------------------------------------------------------------- */
+
+/* What was read. */
+typedef struct mdp_verified {
+    int64_t n_byte;    /* of tensors and side files */
+    int64_t n_without; /* side files of a folder that have no checksum */
+} mdp_verified;
+
+typedef void mdp_verified_fn(void *context, int64_t n_byte_done, int64_t n_byte_total);
+
+/* Read every byte of the tensors and side files of a model.h5, or of a HF folder with moe-dist-prune.json, and compare
+ * with the checksums beside them. `shown` (may be NULL) tells progress on rank 0. Collective on `comm`.
+ * Errors: MDP_BAD_INPUT naming the first tensor, side file or text that differs or has no checksum. */
+mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, mdp_verified_fn *shown, void *context,
+                          mdp_verified *out);
+
 /* ---- tokens -------------------------------------------------------------------------------------------------- */
 
 /* tokens.h5: categories in byte order of name, sequences in file order; sequences without tokens are left out. Offsets
@@ -182,8 +198,8 @@ mdp_status mdp_tokens_open_all(const mdp_comm *comm, const char *path, const cha
 void mdp_tokens_destroy(mdp_tokens *tokens); /* NULL is allowed */
 /* ids of tokens first .. first+n-1 (counted over the categories used). Local; main thread (HDF5). */
 mdp_status mdp_tokens_read(const mdp_tokens *tokens, int64_t first, int64_t n, uint32_t *out);
-/* Tokens whose ids are in memory, all 0 until the caller fills them: n_sequence [n_category] sequences of each category,
- * lengths of all sequences. `path` stands in errors. Local. */
+/* Tokens whose ids are in memory, all 0 until the caller fills them: n_sequence [n_category] sequences of each
+ * category, lengths of all sequences. `path` stands in errors. Local. */
 mdp_status mdp_tokens_new_in_memory(const char *path, int n_category, const char *const *names,
                                     const int64_t *n_sequence, const int64_t *lengths, mdp_tokens **out);
 
@@ -199,8 +215,8 @@ typedef struct mdp_tasks {
 } mdp_tasks;
 
 /* Read and check a tasks file: rank 0 reads, all get it. Collective on `comm`.
- * Errors: MDP_BAD_INPUT, naming task and item: an id >= vocab_size, no context, an empty choice, fewer than two choices,
- * an answer that is none of them, offsets that do not fit. */
+ * Errors: MDP_BAD_INPUT, naming task and item: an id >= vocab_size, no context, an empty choice, fewer than two
+ * choices, an answer that is none of them, offsets that do not fit. */
 mdp_status mdp_tasks_open_all(const mdp_comm *comm, const char *path, int64_t vocab_size, mdp_tasks **out);
 void mdp_tasks_destroy(mdp_tasks *tasks); /* NULL is allowed */
 
@@ -209,7 +225,7 @@ void mdp_tasks_destroy(mdp_tasks *tasks); /* NULL is allowed */
 /* A run of bytes copied from a stored tensor, or of zeros. */
 typedef struct mdp_segment {
     const mdp_tensor *source; /* NULL: zeros */
-    int64_t offset, n_byte; /* inside the source tensor */
+    int64_t offset, n_byte;   /* inside the source tensor */
 } mdp_segment;
 
 /* One tensor of the result, under its HF name: the concatenation of its segments, bit for bit. */

@@ -61,7 +61,8 @@ enum {
     COMMAND_EXPORT = 1u << 5,
     COMMAND_INSPECT = 1u << 6,
     COMMAND_INFO = 1u << 7,
-    COMMAND_ALL = (1u << 8) - 1
+    COMMAND_VERIFY = 1u << 8,
+    COMMAND_ALL = (1u << 9) - 1
 };
 
 extern const mdp_option mdp_option_table[N_OPTION];
@@ -105,6 +106,7 @@ mdp_status mdp_command_apply_all(mdp_session *session);
 mdp_status mdp_command_eval_all(mdp_session *session);
 mdp_status mdp_command_export_all(mdp_session *session);
 mdp_status mdp_command_inspect_all(mdp_session *session);
+mdp_status mdp_command_verify_all(mdp_session *session);
 mdp_status mdp_command_info_all(mdp_session *session);
 
 /* Find the command that the command line names, run it, and report an error in one sentence on rank 0. The status is

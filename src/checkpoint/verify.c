@@ -1,0 +1,342 @@
+/* verify.c - every byte of a checkpoint of ours against the checksums beside it.
+ *
+ * In: a model.h5, or a HF folder with moe-dist-prune.json. What the file says about itself is read by rank 0; every
+ * tensor and side file is read once, in order, by the rank to which it falls, each rank having one run of them, so that
+ * the first fault is the same for any number of ranks. Refused: checksums of what is not there, tensors without one.
+ * Shares nothing with the writers but the hash. */
+#include "checkpoint/hdf5_read.h"
+#include "checkpoint/native.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK_BYTE ((int64_t)4 << 20)
+#define MANIFEST "moe-dist-prune.json"
+#define MANIFEST_FORMAT "moe-dist-prune manifest"
+#define MAX_MANIFEST_BYTE ((int64_t)1 << 30)
+#define SIDE_FILES "/files/"
+
+/* What the checkpoint says: items are the tensors of the catalogue, then its side files. */
+typedef struct verifier {
+    const mdp_catalogue *catalogue;
+    int64_t n_item;
+    mdp_digest *digests; /* [n_item]; "" where none is known */
+} verifier;
+
+/* ---- items --------------------------------------------------------------------------------------------------- */
+
+typedef struct item {
+    const char *kind, *name;
+    int32_t file;
+    int64_t offset, n_byte;
+} item;
+
+static item item_at(const verifier *v, int64_t i) {
+    const mdp_catalogue *catalogue = v->catalogue;
+    if (i < catalogue->n_tensor) {
+        const mdp_tensor *tensor = &catalogue->tensors[i];
+        return (item){"tensor", tensor->name, tensor->file, tensor->offset, tensor->n_byte};
+    }
+    const mdp_side_file *side = &catalogue->side_files[i - catalogue->n_tensor];
+    return (item){"side file", side->name, side->file, side->offset, side->n_byte};
+}
+
+/* Index of a side file among the items, or -1. */
+static int64_t find_side_file(const verifier *v, const char *name) {
+    for (int64_t i = 0; i < v->catalogue->n_side_file; i++) {
+        if (strcmp(v->catalogue->side_files[i].name, name) == 0) return v->catalogue->n_tensor + i;
+    }
+    return -1;
+}
+
+static int64_t find_tensor(const verifier *v, const char *name) {
+    const mdp_tensor *tensor = mdp_catalogue_find(v->catalogue, name);
+    return tensor ? tensor - v->catalogue->tensors : -1;
+}
+
+static bool is_digest(const char *text, size_t n_char) {
+    return n_char == 32 && strspn(text, "0123456789abcdef") >= 32;
+}
+
+/* Take the checksum of item i (-1: there is none of that name); n_char characters, not ended by a 0. */
+static mdp_status note(verifier *v, const char *path, const char *name, int64_t i, const char *hex, size_t n_char) {
+    if (i < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: there is a checksum of '%s', but no such tensor.", path, name);
+    if (!is_digest(hex, n_char))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: the checksum of '%s' is not 32 hexadecimal digits (XXH3-128).", path,
+                         name);
+    memcpy(v->digests[i].hex, hex, 32);
+    v->digests[i].hex[32] = '\0';
+    return mdp_ok();
+}
+
+/* ---- what a Hugging Face folder says (rank 0) ---------------------------------------------------------------- */
+
+static mdp_status note_manifest(verifier *v, const char *path, const json_t *root) {
+    const char *format = NULL, *name;
+    json_t *value;
+    MDP_TRY(mdp_json_text(root, "format", path, &format));
+    if (strcmp(format, MANIFEST_FORMAT) != 0)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: this file is a \"%s\"; expected a \"" MANIFEST_FORMAT "\".", path, format);
+    json_t *list = json_object_get(root, "checksums");
+    if (!json_is_object(list)) return MDP_ERROR(MDP_BAD_INPUT, "%s: it has no object \"checksums\".", path);
+    json_object_foreach(list, name, value) {
+        const char *hex = json_is_string(value) ? json_string_value(value) : "";
+        MDP_TRY(note(v, path, name, find_tensor(v, name), hex, strlen(hex)));
+    }
+    return mdp_ok();
+}
+
+static mdp_status note_folder(verifier *v) {
+    char *path = NULL, *text = NULL;
+    int64_t n_byte = 0;
+    json_t *root = NULL;
+    MDP_TRY(mdp_path_join(&path, v->catalogue->path, MANIFEST));
+    mdp_status status = mdp_ok();
+    if (!mdp_path_exists(path))
+        status = MDP_ERROR(MDP_BAD_INPUT,
+                           "%s: there is no " MANIFEST " in it, so there are no checksums to verify; moe-dist-prune "
+                           "writes one into every folder that it makes.",
+                           v->catalogue->path);
+    if (status.code == MDP_OK) status = mdp_file_read_all(path, MAX_MANIFEST_BYTE, &text, &n_byte);
+    if (status.code == MDP_OK) status = mdp_json_parse(text, n_byte, path, &root);
+    if (status.code == MDP_OK) status = note_manifest(v, path, root);
+    json_decref(root);
+    mdp_free(text);
+    mdp_free(path);
+    return status;
+}
+
+/* ---- what a model.h5 says (rank 0) --------------------------------------------------------------------------- */
+
+/* The attribute xxh3_128: n texts of 32 characters, new. */
+static mdp_status read_digests(const char *path, const char *place, hid_t dataset, char **out, int64_t *n) {
+    MDP_TRY(mdp_fault(MDP_IO, "read an attribute"));
+    if (!mdp_hdf5_has_attribute(dataset, "xxh3_128"))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: %s has no checksum (attribute 'xxh3_128').", path, place);
+    hid_t attribute = H5Aopen(dataset, "xxh3_128", H5P_DEFAULT);
+    if (attribute < 0) return MDP_ERROR(MDP_IO, "%s: attribute 'xxh3_128' of %s cannot be opened.", path, place);
+    hid_t type = H5Aget_type(attribute), space = H5Aget_space(attribute);
+    mdp_status status = mdp_ok();
+    *n = H5Sget_simple_extent_npoints(space);
+    if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0 || H5Tget_size(type) < 32 || *n < 0)
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: the checksums of %s are not texts of 32 characters.", path, place);
+    int64_t width = status.code == MDP_OK ? (int64_t)H5Tget_size(type) : 0;
+    if (status.code == MDP_OK) status = MDP_ALLOC(out, *n * width + 1, "checksums");
+    if (status.code == MDP_OK && *n > 0 && H5Aread(attribute, type, *out) < 0)
+        status = MDP_ERROR(MDP_IO, "%s: the checksums of %s cannot be read.", path, place);
+    for (int64_t i = 1; status.code == MDP_OK && i < *n; i++) memmove(*out + 32 * i, *out + width * i, 32);
+    H5Sclose(space);
+    H5Tclose(type);
+    H5Aclose(attribute);
+    return status;
+}
+
+static mdp_status note_stack(verifier *v, const char *path, const char *pattern, const char *digests, int64_t n) {
+    const char *mark = strstr(pattern, MDP_EXPERT_MARK);
+    for (int64_t e = 0; e < n; e++) {
+        char *name = NULL;
+        MDP_TRY(
+            mdp_format(&name, "%.*s%" PRId64 "%s", (int)(mark - pattern), pattern, e, mark + strlen(MDP_EXPERT_MARK)));
+        mdp_status status = note(v, path, name, find_tensor(v, name), digests + 32 * e, 32);
+        mdp_free(name);
+        MDP_TRY(status);
+    }
+    return mdp_ok();
+}
+
+static mdp_status note_tensor(verifier *v, const char *path, const char *place, hid_t dataset, const char *digests,
+                              int64_t n) {
+    char *name = NULL;
+    MDP_TRY(mdp_hdf5_text_attribute(path, place, dataset, "hf_name", &name));
+    mdp_status status = mdp_ok();
+    if (strstr(name, MDP_EXPERT_MARK))
+        status = note_stack(v, path, name, digests, n);
+    else if (n != 1)
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s has %" PRId64 " checksums; expected one.", path, place, n);
+    else
+        status = note(v, path, name, find_tensor(v, name), digests, 32);
+    mdp_free(name);
+    return status;
+}
+
+/* The texts are small: they are checked here and now. */
+static mdp_status check_text(const char *path, hid_t file, const char *place, const char *digests, int64_t n) {
+    char *text = NULL;
+    int64_t n_byte = 0;
+    MDP_TRY(mdp_hdf5_text_dataset(path, file, place, &text, &n_byte));
+    mdp_digest found = mdp_hash_bytes(text, n_byte);
+    mdp_free(text);
+    if (n == 1 && memcmp(found.hex, digests, 32) == 0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: the text %s has checksum %s, which is not the one that the file states. The file is damaged; "
+                     "copy or write it again.",
+                     path, place, found.hex);
+}
+
+static mdp_status note_dataset(verifier *v, hid_t file, const char *place, hid_t dataset) {
+    static const char *const texts[] = {"/config", "/plan", "/provenance"};
+    const char *path = v->catalogue->path;
+    char *digests = NULL;
+    int64_t n = 0;
+    mdp_status status = read_digests(path, place, dataset, &digests, &n);
+    bool text = false;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) text = text || strcmp(place, texts[i]) == 0;
+    if (status.code == MDP_OK && text)
+        status = check_text(path, file, place, digests, n);
+    else if (status.code == MDP_OK && strncmp(place, SIDE_FILES, strlen(SIDE_FILES)) == 0)
+        status = note(v, path, place, find_side_file(v, place + strlen(SIDE_FILES)), digests, n == 1 ? 32 : 0);
+    else if (status.code == MDP_OK)
+        status = note_tensor(v, path, place, dataset, digests, n);
+    mdp_free(digests);
+    return status;
+}
+
+/* Context of a walk; the first error is kept and stops it. */
+typedef struct walk {
+    verifier *v;
+    mdp_status status;
+} walk;
+
+static mdp_status visit_dataset(verifier *v, hid_t file, const char *name) {
+    char *place = NULL;
+    MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
+    MDP_TRY(mdp_format(&place, "/%s", name));
+    hid_t dataset = H5Dopen2(file, name, H5P_DEFAULT);
+    mdp_status status = dataset < 0 ? MDP_ERROR(MDP_IO, "%s: %s cannot be opened.", v->catalogue->path, place)
+                                    : note_dataset(v, file, place, dataset);
+    if (dataset >= 0) H5Dclose(dataset);
+    mdp_free(place);
+    return status;
+}
+
+static herr_t visit(hid_t file, const char *name, const H5O_info_t *info, void *context) {
+    walk *w = context;
+    if (info->type != H5O_TYPE_DATASET) return 0;
+    w->status = visit_dataset(w->v, file, name);
+    return w->status.code == MDP_OK ? 0 : 1; /* not 0 stops the walk */
+}
+
+static mdp_status note_native(verifier *v) {
+    hid_t file;
+    walk w = {.v = v, .status = mdp_ok()};
+    MDP_TRY(mdp_hdf5_open(v->catalogue->path, "a model.h5 of moe-dist-prune", &file));
+    herr_t code = H5Ovisit(file, H5_INDEX_NAME, H5_ITER_INC, visit, &w);
+    H5Fclose(file);
+    MDP_TRY(w.status);
+    if (code >= 0) return mdp_ok();
+    return MDP_ERROR(MDP_IO, "%s: the contents cannot be listed; the file is damaged.", v->catalogue->path);
+}
+
+/* ---- all ranks ----------------------------------------------------------------------------------------------- */
+
+/* Every tensor has a checksum; side files of a folder need none, they may be the user's own. */
+static mdp_status check_known(const verifier *v) {
+    for (int64_t i = 0; i < v->catalogue->n_tensor; i++) {
+        if (v->digests[i].hex[0] == '\0')
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: there is no checksum of tensor '%s'.", v->catalogue->path,
+                             v->catalogue->tensors[i].name);
+    }
+    return mdp_ok();
+}
+
+static mdp_status note_checksums(verifier *v) {
+    MDP_TRY(v->catalogue->container == MDP_NATIVE ? note_native(v) : note_folder(v));
+    return check_known(v);
+}
+
+typedef struct share {
+    int64_t first, last; /* items */
+    int64_t n_byte;      /* of them */
+    int64_t n_byte_all;  /* of all items */
+} share;
+
+/* Items of this rank: a run of them, cut where the bytes before it pass this rank's part of all bytes. */
+static share share_of(const verifier *v, const mdp_comm *comm) {
+    share mine = {.first = v->n_item, .last = v->n_item};
+    for (int64_t i = 0; i < v->n_item; i++) mine.n_byte_all += item_at(v, i).n_byte;
+    int64_t before = 0, n_own = 0;
+    for (int64_t i = 0; i < v->n_item; i++) {
+        int64_t n_byte = item_at(v, i).n_byte;
+        int owner = mine.n_byte_all > 0 ? (int)((double)before / (double)mine.n_byte_all * comm->size) : 0;
+        if (owner >= comm->size) owner = comm->size - 1;
+        before += n_byte;
+        if (owner != comm->rank) continue;
+        if (n_own++ == 0) mine.first = i;
+        mine.last = i + 1;
+        mine.n_byte += n_byte;
+    }
+    return mine;
+}
+
+typedef struct reading {
+    mdp_reader *reader;
+    mdp_hash *hash;
+    char *buffer; /* [CHUNK_BYTE] */
+    share mine;
+    int64_t n_byte_done;
+    mdp_verified_fn *shown; /* NULL: nobody looks */
+    void *context;
+} reading;
+
+static mdp_status hash_item(reading *r, const item *it, mdp_digest *out) {
+    mdp_hash_reset(r->hash);
+    for (int64_t at = 0; at < it->n_byte; at += CHUNK_BYTE) {
+        int64_t n = it->n_byte - at < CHUNK_BYTE ? it->n_byte - at : CHUNK_BYTE;
+        MDP_TRY(mdp_reader_read(r->reader, it->file, it->offset + at, n, r->buffer));
+        mdp_hash_update(r->hash, r->buffer, n);
+        r->n_byte_done += n;
+        if (r->shown)
+            r->shown(r->context,
+                     (int64_t)((double)r->n_byte_done / (double)r->mine.n_byte * (double)r->mine.n_byte_all),
+                     r->mine.n_byte_all);
+    }
+    *out = mdp_hash_digest(r->hash);
+    return mdp_ok();
+}
+
+static mdp_status check_item(const verifier *v, reading *r, int64_t i) {
+    item it = item_at(v, i);
+    mdp_digest found;
+    char n_byte[32], offset[32];
+    MDP_TRY(hash_item(r, &it, &found));
+    if (v->digests[i].hex[0] == '\0' || strcmp(found.hex, v->digests[i].hex) == 0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: %s '%s' (%s bytes from byte %s) has checksum %s; expected %s. The file is damaged; copy or "
+                     "write it again.",
+                     v->catalogue->files[it.file], it.kind, it.name, mdp_print_count(n_byte, it.n_byte),
+                     mdp_print_count(offset, it.offset), found.hex, v->digests[i].hex);
+}
+
+static mdp_status check_share(const verifier *v, reading *r) {
+    MDP_TRY(mdp_reader_new(v->catalogue, &r->reader));
+    MDP_TRY(mdp_hash_new(&r->hash));
+    MDP_TRY(MDP_ALLOC(&r->buffer, CHUNK_BYTE, "the bytes to verify"));
+    for (int64_t i = r->mine.first; i < r->mine.last; i++) MDP_TRY(check_item(v, r, i));
+    return mdp_ok();
+}
+
+static mdp_status verify_all(const mdp_comm *comm, verifier *v, mdp_verified_fn *shown, void *context) {
+    MDP_AGREE(comm, MDP_ALLOC(&v->digests, v->n_item, "checksums"));
+    MDP_AGREE(comm, comm->rank == 0 ? note_checksums(v) : mdp_ok());
+    MDP_TRY(mdp_bcast_all(comm, v->digests, v->n_item * (int64_t)sizeof *v->digests, 0));
+    reading r = {.mine = share_of(v, comm), .shown = comm->rank == 0 ? shown : NULL, .context = context};
+    mdp_status status = check_share(v, &r);
+    mdp_free(r.buffer);
+    mdp_hash_destroy(r.hash);
+    mdp_reader_destroy(r.reader);
+    return mdp_agree_all(comm, status);
+}
+
+mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, mdp_verified_fn *shown, void *context,
+                          mdp_verified *out) {
+    verifier v = {.catalogue = catalogue, .n_item = catalogue->n_tensor + catalogue->n_side_file};
+    mdp_status status = verify_all(comm, &v, shown, context);
+    *out = (mdp_verified){0};
+    for (int64_t i = 0; i < v.n_item && status.code == MDP_OK; i++) {
+        out->n_byte += item_at(&v, i).n_byte;
+        out->n_without += v.digests[i].hex[0] == '\0';
+    }
+    mdp_free(v.digests);
+    return status;
+}

@@ -1,0 +1,146 @@
+"""verify reads every byte of model.h5 and of a folder with moe-dist-prune.json: a flipped bit anywhere is named, the first one
+on any number of ranks. Where the bits lie is told by h5py and safetensors."""
+import json
+import re
+import shutil
+
+import h5py
+import pytest
+
+import mdp
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A pruned golden checkpoint in both containers, with a side file."""
+    folder = tmp_path_factory.mktemp("verify")
+    shutil.copytree(mdp.GOLDEN / "mixtral", folder / "model", ignore=shutil.ignore_patterns("*.h5", "*.txt"))
+    (folder / "model" / "tokenizer.json").write_text("{}\n")
+    mdp.succeed(2, "run", "--model", folder / "model", "--tokens", mdp.golden_tokens("mixtral", folder / "tokens.h5"), "--method",
+                "reap", "--keep", 4, "--format", "both", "--out", folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(small, tmp_path):
+    """A copy of the results that may be damaged."""
+    shutil.copytree(small, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x10
+    path.write_bytes(content)
+
+
+def native_places(path):
+    """{tensor or side file: (first byte, number of bytes)} of a model.h5, one for each expert of a stack."""
+    places = {}
+
+    def visit(name, item):
+        if not isinstance(item, h5py.Dataset) or item.id.get_offset() is None or item.dtype.kind in "SO":
+            return
+        begin, size = item.id.get_offset(), item.id.get_storage_size()
+        hf_name = item.attrs.get("hf_name", name.split("/")[-1].encode())
+        hf_name = hf_name.decode() if isinstance(hf_name, bytes) else str(hf_name)
+        n = item.shape[0] if "{expert}" in hf_name else 1
+        for e in range(n):
+            places[hf_name.replace("{expert}", str(e))] = (begin + e * size // n, size // n)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return places
+
+
+def folder_places(path):
+    """The same of a safetensors file, by its header."""
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + n])
+    return {name: (8 + n + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in header.items() if name != "__metadata__"}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("name", ["model.h5", "hf"])
+def test_what_run_wrote_is_whole(small, ranks, name):
+    result = mdp.succeed(ranks, "verify", small / name)
+    n_tensor = len(folder_places(small / "hf" / "model.safetensors"))
+    sides = r"and 1 side files equal their checksums$" if name == "model.h5" else "and 0 side files equal their checksums; 1 side files have none$"
+    assert re.search(rf": [\d,]+ bytes read; {n_tensor} tensors {sides}", result.stdout, re.M), str(result)
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_one_flipped_bit_of_model_h5_is_named(copy, which):
+    places = native_places(copy / "model.h5")
+    assert {"tokenizer.json", "lm_head.weight"} <= places.keys()
+    name = sorted(places)[which]
+    begin, size = places[name]
+    flip(copy / "model.h5", begin + size - 1)
+    mdp.refuse(2, 65, rf"model\.h5: (tensor|side file) '{re.escape(name)}' \({size:,} bytes from byte {begin:,}\) has checksum \w{{32}}; expected",
+               "verify", copy / "model.h5")
+
+
+def test_one_flipped_bit_of_a_folder_is_named(copy):
+    places = folder_places(copy / "hf" / "model.safetensors")
+    name = sorted(places)[len(places) // 2]
+    begin, size = places[name]
+    flip(copy / "hf" / "model.safetensors", begin)
+    mdp.refuse(3, 65, rf"model\.safetensors: tensor '{re.escape(name)}' \({size:,} bytes from byte {begin:,}\)", "verify", copy / "hf")
+
+
+def test_the_first_fault_is_the_same_on_any_number_of_ranks(copy):
+    places = native_places(copy / "model.h5")
+    names = sorted(name for name in places if name.endswith("weight"))
+    for name in (names[3], names[len(names) // 2], names[-1]):
+        flip(copy / "model.h5", places[name][0])
+    sentences = {tuple(mdp.refuse(ranks, 65, re.escape(names[3]), "verify", copy / "model.h5").errors()) for ranks in (1, 2, 4, 8)}
+    assert len(sentences) == 1
+
+
+@pytest.mark.parametrize("text", ["config", "plan", "provenance"])
+def test_a_changed_text_is_named(copy, text):
+    with h5py.File(copy / "model.h5") as file:
+        content = file[text][()]
+    content = content if isinstance(content, bytes) else content.encode()
+    stored = (copy / "model.h5").read_bytes()
+    at = stored.index(content) + content.index(b'"') + 1
+    changed = stored[:at] + bytes([stored[at] ^ 1]) + stored[at + 1:]
+    (copy / "model.h5").write_bytes(changed)
+    mdp.refuse(2, 65, rf"the text /{text} has checksum \w{{32}}, which is not the one that the file states", "verify", copy / "model.h5")
+
+
+def test_a_folder_without_record_or_with_a_wrong_one_is_refused(copy):
+    record = copy / "hf" / "moe-dist-prune.json"
+    whole = mdp.read_json(record)
+    name = sorted(whole["checksums"])[0]
+    for change, sentence in (
+            ({k: v for k, v in whole["checksums"].items() if k != name}, rf"there is no checksum of tensor '{re.escape(name)}'"),
+            ({**whole["checksums"], "extra": "0" * 32}, "there is a checksum of 'extra', but no such tensor"),
+            ({**whole["checksums"], name: "0" * 31}, rf"the checksum of '{re.escape(name)}' is not 32 hexadecimal digits")):
+        record.write_text(json.dumps({**whole, "checksums": change}))
+        mdp.refuse(1, 65, sentence, "verify", copy / "hf")
+    record.unlink()
+    mdp.refuse(2, 65, r"there is no moe-dist-prune\.json in it", "verify", copy / "hf")
+
+
+def test_a_truncated_file_is_refused(copy):
+    content = (copy / "hf" / "model.safetensors").read_bytes()
+    (copy / "hf" / "model.safetensors").write_bytes(content[:-1])
+    mdp.refuse(1, 65, r"model\.safetensors", "verify", copy / "hf")
+
+
+def test_what_is_no_checkpoint_is_refused(small):
+    mdp.refuse(1, 65, "expected a .moe-dist-prune checkpoint", "verify", small / "stats.h5")
+    mdp.refuse(1, 2, "verify needs a PATH", "verify")
+
+
+def test_faults_end_with_one_error_and_no_verdict(small):
+    ended = set()
+    for every in (1, 3, 10, 30, 100, 300):
+        result = mdp.run(2, "verify", small / "model.h5", "--fault-every", every, "--fault-rank", every % 2)
+        assert len(set(result.codes)) == 1 and len(result.errors()) == (result.codes[0] != 0), str(result)
+        assert ("equal their checksums" in result.stdout) == (result.codes[0] == 0), str(result)
+        ended.add(result.codes[0] == 0)
+    assert False in ended
