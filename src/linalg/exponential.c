@@ -55,14 +55,12 @@ float mdp_exp(float x) {
 MDP_CLONES double mdp_exp_shift(float *x, float shift, int64_t n) {
     double lane[MDP_LANES] = {0.0};
     int64_t whole = n - n % MDP_LANES;
+    /* Two loops: with the sum in the first one, each exponential waits for the one before it. */
+    for (int64_t i = 0; i < n; i++) x[i] = exponential(x[i] - shift);
     for (int64_t i = 0; i < whole; i += MDP_LANES) {
-        for (int j = 0; j < MDP_LANES; j++) x[i + j] = exponential(x[i + j] - shift);
         for (int j = 0; j < MDP_LANES; j++) lane[j] += (double)x[i + j];
     }
-    for (int64_t i = whole; i < n; i++) {
-        x[i] = exponential(x[i] - shift);
-        lane[i - whole] += (double)x[i];
-    }
+    for (int64_t i = whole; i < n; i++) lane[i - whole] += (double)x[i];
     return lanes_sum(lane);
 }
 

@@ -15,7 +15,7 @@
  * the sanitizers' start-up does not go together with; elsewhere the one version is as right, only slower. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) &&                           \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define MDP_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#define MDP_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define MDP_CLONES
 #endif
