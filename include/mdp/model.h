@@ -111,8 +111,9 @@ const char *const *mdp_family_names(void);
 /* cos and sin [n_pair] of a position, for a sequence of `length` tokens, in the library's f32 arithmetic. Local. */
 void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, float *cosine, float *sine);
 
-/* config.json with the expert-count keys (as spelled in it; every spelling present) set to n_expert, all other bytes
- * kept; an absent key is inserted after the first brace. New text. */
-mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, char **out, int64_t *n_byte);
+/* config.json with the expert-count keys (as spelled in it; every spelling present) set to n_expert and, unless it is
+ * 0, the experts of a token to top_k; all other bytes kept; an absent key is inserted after the first brace. New text.
+ */
+mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, int64_t top_k, char **out, int64_t *n_byte);
 
 #endif

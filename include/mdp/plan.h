@@ -20,6 +20,8 @@ typedef struct mdp_plan_layer {
     int32_t n_expert;         /* before */
     double *scores;           /* [n_expert] original order, or NULL */
     unsigned char *must_keep; /* [n_expert] nonzero: not to be chosen for removal; NULL: none. Not part of plan.json */
+    unsigned char *gone;      /* [n_expert] nonzero: removed in an earlier round; NULL: none. Not part of plan.json */
+    int32_t top_k;            /* experts that each token uses in the result; 0: as many as in the model */
     int32_t n_kept;
     mdp_plan_expert *kept; /* [n_kept] in the new numbering */
     int32_t n_dropped;
@@ -47,22 +49,54 @@ mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, md
  * keep >= k, "uniform" true to the layers. MDP_BAD_INPUT, naming the layer. */
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
 
-typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL } mdp_budget;
+/* list: as many as mdp_budget_options.list says for each layer. */
+typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL, MDP_BUDGET_TRAPEZOID, MDP_BUDGET_LIST } mdp_budget;
 typedef enum mdp_score_normalise { MDP_RAW, MDP_LAYER_SUM, MDP_LAYER_MAX, MDP_LAYER_Z } mdp_score_normalise;
 
 extern const char *const mdp_budget_names[];          /* indexed by mdp_budget; NULL at the end */
 extern const char *const mdp_score_normalise_names[]; /* indexed by mdp_score_normalise; NULL at the end */
 
+/* What a list budget says about one layer. */
+typedef struct mdp_keep_entry {
+    int64_t layer; /* of the model */
+    int32_t keep;
+} mdp_keep_entry;
+
 typedef struct mdp_budget_options {
     mdp_budget budget;
-    mdp_score_normalise normalise;
-    int32_t keep;     /* experts per layer (uniform), or on average (global) */
-    int32_t min_keep; /* global: never fewer in a layer; 0: the model's top_k */
+    mdp_score_normalise normalise; /* global */
+    int32_t keep;                  /* experts per layer (uniform), or on average (global, trapezoid) */
+    int32_t min_keep;              /* global, trapezoid: never fewer in a layer; 0: as many as a token uses */
+    int32_t multiple_of;           /* every layer keeps a multiple of it; 0: any number */
+    int32_t n_group; /* experts lie in so many blocks of equal size, all of which keep equally many; 0: one */
+    int32_t top_k;   /* experts that each token is to use; 0: as many as before */
+    int64_t n_list;
+    const mdp_keep_entry *list; /* [n_list] ascending by layer: exactly the layers with experts; borrowed */
 } mdp_budget_options;
 
+/* A layer as a budget sees it. */
+typedef struct mdp_budget_layer {
+    int64_t layer;    /* of the model */
+    int32_t n_expert; /* still there */
+    int32_t top_k;    /* of the model */
+} mdp_budget_layer;
+
+/* The file of a list budget: a JSON object of layer numbers and counts, {"0": 6, "1": 4}. New list, ascending.
+ * MDP_BAD_INPUT. Local. */
+mdp_status mdp_keep_list_parse(const char *text, int64_t n_byte, const char *path, mdp_keep_entry **list, int64_t *n);
+/* Everything that can be refused before a score is known. MDP_USAGE, naming the layer. Local. */
+mdp_status mdp_budget_check(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options);
+/* How many experts each layer keeps: count [n_layer]. The global budget cannot say it without scores: there `count`
+ * comes in as the ranking has it, and is only rounded to what multiples and groups allow. Options have passed the
+ * check. Local. */
+mdp_status mdp_budget_counts(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options,
+                             int32_t *count);
+/* Counts of experts that satisfy both multiple_of and n_group are multiples of this. */
+int32_t mdp_budget_unit(const mdp_budget_options *options);
+
 /* Choose from scores (rounded to 30 bits; of equal scores the lower layer, then the lower expert goes first).
- * plan->layers[].scores and n_expert are set; fills kept and dropped and plan->uniform. top_k [n_layer]. Local: rank 0
- * decides, the text is broadcast. */
+ * plan->layers[].scores and n_expert are set; fills kept and dropped, top_k, and plan->uniform. top_k [n_layer] of the
+ * model. Local: rank 0 decides, the text is broadcast. */
 mdp_status mdp_plan_choose(mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options);
 
 /* How a router treats an expert that goes. */

@@ -16,6 +16,9 @@ typedef struct mdp_result_size {
     int64_t n_parameter, n_active;
 } mdp_result_size;
 mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan, const mdp_output *output);
+/* Floating-point operations of one token's matrix products, a multiply-add counted as two; attention over earlier
+ * tokens is not in it, since it grows with the text. plan NULL: the model as it is. Local. */
+double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan);
 /* Bytes of tensors when every layer with experts keeps `keep` of them (on average), before it is known which. Local. */
 int64_t mdp_transform_estimate(const mdp_model *model, int32_t keep);
 /* The same plan as the engine reads it. Local. */

@@ -24,6 +24,9 @@ typedef enum mdp_option_id {
     OPTION_KEEP,
     OPTION_KEEP_RATIO,
     OPTION_PRUNE_RATIO,
+    OPTION_KEEP_FILE,
+    OPTION_KEEP_MULTIPLE_OF,
+    OPTION_TOP_K,
     OPTION_BUDGET,
     OPTION_MIN_KEEP,
     OPTION_NORMALISE,
@@ -86,6 +89,8 @@ typedef struct mdp_session {
     mdp_tokens *tokens;
     mdp_tokens *eval_tokens;
     mdp_tasks *tasks;
+    mdp_keep_entry *keep_list; /* [n_keep] of --keep-file, or made from --top-k alone; owned */
+    int64_t n_keep;
     bool folder_created; /* this run made the folder --out (rank 0) */
     bool result_kept;    /* something in it is worth keeping when the run fails later (rank 0) */
 } mdp_session;

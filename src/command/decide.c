@@ -35,6 +35,11 @@ static mdp_status check_own_pass(const mdp_session *session, const mdp_criterion
     if (mdp_session_option(session, OPTION_BUDGET)->integer != MDP_BUDGET_UNIFORM)
         return MDP_ERROR(MDP_USAGE, "method '%s' must know how many experts each layer keeps; use --budget uniform.",
                          criterion->name);
+    if (mdp_session_option(session, OPTION_KEEP_FILE)->present || mdp_session_option(session, OPTION_TOP_K)->present)
+        return MDP_ERROR(MDP_USAGE,
+                         "method '%s' drops experts itself, by one number for all layers and the experts that each "
+                         "token uses now; --keep-file and --top-k do not go with it.",
+                         criterion->name);
     if (mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
         return MDP_ERROR(MDP_USAGE, "--protect-super-experts does not go with method '%s', which drops experts itself.",
                          criterion->name);

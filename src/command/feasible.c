@@ -32,42 +32,80 @@ mdp_census mdp_census_of_stats(const mdp_stats *stats) {
 
 /* The option that says how many experts stay, or -1. */
 static int keep_option(const mdp_session *session) {
-    static const mdp_option_id ways[] = {OPTION_KEEP, OPTION_KEEP_RATIO, OPTION_PRUNE_RATIO};
-    for (int i = 0; i < 3; i++) {
+    static const mdp_option_id ways[] = {OPTION_KEEP, OPTION_KEEP_RATIO, OPTION_PRUNE_RATIO, OPTION_KEEP_FILE};
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         if (mdp_session_option(session, ways[i])->present) return (int)ways[i];
     }
     return -1;
 }
 
+static mdp_budget budget_of(const mdp_session *session) {
+    if (keep_option(session) == OPTION_KEEP_FILE) return MDP_BUDGET_LIST;
+    return (mdp_budget)mdp_session_option(session, OPTION_BUDGET)->integer;
+}
+
 mdp_status mdp_session_check_budget(const mdp_session *session) {
-    if (keep_option(session) < 0)
+    mdp_budget budget = budget_of(session);
+    if (keep_option(session) < 0 && !mdp_session_option(session, OPTION_TOP_K)->present)
         return MDP_ERROR(MDP_USAGE,
-                         "%s needs --keep N, --keep-ratio R or --prune-ratio R. See moe-dist-prune %s --help.",
+                         "%s needs --keep N, --keep-ratio R, --prune-ratio R or --keep-file FILE, or --top-k K to keep "
+                         "all experts but use fewer. See moe-dist-prune %s --help.",
                          session->options->command, session->options->command);
-    if (mdp_session_option(session, OPTION_BUDGET)->integer == MDP_BUDGET_GLOBAL) return mdp_ok();
+    if (budget == MDP_BUDGET_LIST && mdp_session_option(session, OPTION_BUDGET)->given)
+        return MDP_ERROR(MDP_USAGE, "--budget has no meaning with --keep-file, which gives every layer its number.");
+    if (budget != MDP_BUDGET_GLOBAL && mdp_session_option(session, OPTION_NORMALISE)->integer != MDP_RAW)
+        return MDP_ERROR(MDP_USAGE, "--normalise has a meaning only with --budget global; the budget is %s.",
+                         mdp_budget_names[budget]);
+    if (budget == MDP_BUDGET_GLOBAL || budget == MDP_BUDGET_TRAPEZOID) return mdp_ok();
     if (mdp_session_option(session, OPTION_MIN_KEEP)->present)
-        return MDP_ERROR(MDP_USAGE, "--min-keep has a meaning only with --budget global; the budget is uniform.");
-    if (mdp_session_option(session, OPTION_NORMALISE)->integer != MDP_RAW)
-        return MDP_ERROR(MDP_USAGE, "--normalise has a meaning only with --budget global; the budget is uniform.");
+        return MDP_ERROR(MDP_USAGE,
+                         "--min-keep has a meaning only with --budget global and trapezoid; the budget is %s.",
+                         mdp_budget_names[budget]);
     return mdp_ok();
 }
 
-static mdp_status resolve_keep(const mdp_session *session, const mdp_census *census, int32_t *keep) {
+mdp_status mdp_session_read_keep_file_all(mdp_session *session) {
+    const mdp_option_value *path = mdp_session_option(session, OPTION_KEEP_FILE);
+    char *text = NULL;
+    int64_t n_byte = 0;
+    if (!path->present) return mdp_ok();
+    MDP_TRY(mdp_session_read_text_all(session->comm, path->text, &text, &n_byte));
+    mdp_status status = mdp_keep_list_parse(text, n_byte, path->text, &session->keep_list, &session->n_keep);
+    mdp_free(text);
+    return mdp_agree_all(session->comm, status);
+}
+
+/* The nearest multiple of `unit`, half up, that does not leave [least, most]. */
+static int32_t round_to(int32_t n, int32_t unit, int32_t least, int32_t most) {
+    int32_t low = (least + unit - 1) / unit * unit, high = most / unit * unit;
+    int32_t rounded = (n + unit / 2) / unit * unit;
+    if (rounded < low) rounded = low;
+    return rounded > high ? high : rounded;
+}
+
+static mdp_status resolve_keep(const mdp_session *session, const mdp_census *census, mdp_budget_options *out) {
     int way = keep_option(session);
+    if (way < 0) {
+        out->keep = census->largest;
+        return mdp_ok();
+    }
     const mdp_option_value *value = mdp_session_option(session, (mdp_option_id)way);
-    if (way == OPTION_KEEP) return mdp_int_cast(value->integer, "--keep", keep);
+    if (way == OPTION_KEEP) return mdp_int_cast(value->integer, "--keep", &out->keep);
     const char *name = mdp_option_table[way].name;
     if (census->smallest != census->largest)
         return MDP_ERROR(MDP_USAGE,
                          "--%s has no one meaning for layers with %d to %d experts; give the number with --keep.", name,
                          (int)census->smallest, (int)census->largest);
     int32_t part = (int32_t)floor(value->real * census->largest + 0.5);
-    *keep = way == OPTION_KEEP_RATIO ? part : census->largest - part;
+    out->keep = way == OPTION_KEEP_RATIO ? part : census->largest - part;
+    if (out->keep < census->top_k || out->multiple_of <= 1 || out->budget != MDP_BUDGET_UNIFORM) return mdp_ok();
+    out->keep = round_to(out->keep, out->multiple_of, census->top_k, census->largest);
     return mdp_ok();
 }
 
 static mdp_status check_keep(const mdp_session *session, const mdp_census *census, int32_t keep) {
     int way = keep_option(session);
+    if (way < 0) return mdp_ok();
     const char *name = mdp_option_table[way].name, *text = mdp_session_option(session, (mdp_option_id)way)->text;
     if (keep < census->top_k && way == OPTION_KEEP)
         return MDP_ERROR(MDP_USAGE,
@@ -86,25 +124,79 @@ static mdp_status check_keep(const mdp_session *session, const mdp_census *censu
     return mdp_ok();
 }
 
-mdp_status mdp_session_budget(const mdp_session *session, const mdp_census *census, mdp_budget_options *out) {
-    MDP_TRY(mdp_session_check_budget(session));
-    if (census->n_layer == 0)
-        return MDP_ERROR(MDP_BAD_INPUT, "the model has no layer with experts; nothing can be pruned.");
-    *out =
-        (mdp_budget_options){.budget = (mdp_budget)mdp_session_option(session, OPTION_BUDGET)->integer,
-                             .normalise = (mdp_score_normalise)mdp_session_option(session, OPTION_NORMALISE)->integer,
-                             .min_keep = (int32_t)mdp_session_option(session, OPTION_MIN_KEEP)->integer};
-    MDP_TRY(resolve_keep(session, census, &out->keep));
-    MDP_TRY(check_keep(session, census, out->keep));
-    if (out->min_keep != 0 && out->min_keep < census->top_k)
+static mdp_status check_min_keep(const mdp_census *census, const mdp_budget_options *budget) {
+    if (budget->min_keep != 0 && budget->min_keep < census->top_k)
         return MDP_ERROR(MDP_USAGE,
                          "--min-keep %d is less than the %d experts that each token uses (num_experts_per_tok). Use "
                          "--min-keep %d or more.",
-                         (int)out->min_keep, (int)census->top_k, (int)census->top_k);
-    if (out->min_keep > out->keep)
+                         (int)budget->min_keep, (int)census->top_k, (int)census->top_k);
+    if (budget->min_keep > budget->keep)
         return MDP_ERROR(MDP_USAGE, "--min-keep %d is more than the %d experts that a layer keeps on average.",
-                         (int)out->min_keep, (int)out->keep);
+                         (int)budget->min_keep, (int)budget->keep);
     return mdp_ok();
+}
+
+/* Layers with experts; new. */
+static mdp_status list_layers(const mdp_model *model, const mdp_stats *stats, int64_t n, mdp_budget_layer **out) {
+    MDP_TRY(MDP_ALLOC(out, n, "the layers of a budget"));
+    for (int64_t i = 0; stats && i < n; i++)
+        (*out)[i] = (mdp_budget_layer){stats->layers[i].layer, stats->layers[i].n_expert, stats->layers[i].top_k};
+    int64_t i = 0;
+    for (int64_t l = 0; !stats && l < model->n_layer; l++) {
+        const mdp_moe *moe = &model->layers[l].moe;
+        if (model->layers[l].is_moe) (*out)[i++] = (mdp_budget_layer){l, moe->n_expert, moe->top_k};
+    }
+    return mdp_ok();
+}
+
+/* Where --top-k stands alone every layer keeps what it has, which is one number only when the layers are alike. */
+static mdp_status keep_everything(mdp_session *session, const mdp_budget_layer *layers, int64_t n) {
+    if (session->keep_list) return mdp_ok();
+    MDP_TRY(MDP_ALLOC(&session->keep_list, n, "the list of a budget"));
+    session->n_keep = n;
+    for (int64_t i = 0; i < n; i++) session->keep_list[i] = (mdp_keep_entry){layers[i].layer, layers[i].n_expert};
+    return mdp_ok();
+}
+
+static void use_list(const mdp_session *session, mdp_budget_options *out) {
+    out->budget = MDP_BUDGET_LIST;
+    out->list = session->keep_list;
+    out->n_list = session->n_keep;
+    out->keep = 0;
+    for (int64_t i = 0; i < out->n_list; i++) out->keep = out->list[i].keep > out->keep ? out->list[i].keep : out->keep;
+}
+
+static mdp_status resolve(mdp_session *session, mdp_census census, const mdp_budget_layer *layers,
+                          mdp_budget_options *out) {
+    if (out->top_k > 0 && out->top_k <= census.top_k) census.top_k = out->top_k;
+    if (keep_option(session) < 0 && census.smallest != census.largest)
+        MDP_TRY(keep_everything(session, layers, census.n_layer));
+    if (session->keep_list) {
+        use_list(session, out);
+    } else {
+        MDP_TRY(resolve_keep(session, &census, out));
+        MDP_TRY(check_keep(session, &census, out->keep));
+        MDP_TRY(check_min_keep(&census, out));
+    }
+    return mdp_budget_check(layers, census.n_layer, out);
+}
+
+mdp_status mdp_session_budget(mdp_session *session, const mdp_stats *stats, mdp_budget_options *out) {
+    mdp_census census = stats ? mdp_census_of_stats(stats) : mdp_census_of_model(session->model);
+    mdp_budget_layer *layers = NULL;
+    MDP_TRY(mdp_session_check_budget(session));
+    if (census.n_layer == 0)
+        return MDP_ERROR(MDP_BAD_INPUT, "the model has no layer with experts; nothing can be pruned.");
+    *out =
+        (mdp_budget_options){.budget = budget_of(session),
+                             .normalise = (mdp_score_normalise)mdp_session_option(session, OPTION_NORMALISE)->integer,
+                             .min_keep = (int32_t)mdp_session_option(session, OPTION_MIN_KEEP)->integer,
+                             .multiple_of = (int32_t)mdp_session_option(session, OPTION_KEEP_MULTIPLE_OF)->integer,
+                             .top_k = (int32_t)mdp_session_option(session, OPTION_TOP_K)->integer};
+    mdp_status status = list_layers(session->model, stats, census.n_layer, &layers);
+    if (status.code == MDP_OK) status = resolve(session, census, layers, out);
+    mdp_free(layers);
+    return status;
 }
 
 /* ---- outputs ------------------------------------------------------------------------------------------------- */

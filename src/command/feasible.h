@@ -14,11 +14,13 @@ typedef struct mdp_census {
 mdp_census mdp_census_of_model(const mdp_model *model);
 mdp_census mdp_census_of_stats(const mdp_stats *stats);
 
-/* --keep, --keep-ratio or --prune-ratio, --budget, --min-keep and --normalise, checked against the layers. Local.
- * Errors: MDP_USAGE. */
-mdp_status mdp_session_budget(const mdp_session *session, const mdp_census *census, mdp_budget_options *out);
+/* --keep and its likes, --budget, --min-keep, --normalise, --keep-multiple-of and --top-k, checked against the layers
+ * of the statistics or (NULL) of the open model. The list of out is the session's. Local. Errors: MDP_USAGE. */
+mdp_status mdp_session_budget(mdp_session *session, const mdp_stats *stats, mdp_budget_options *out);
+/* --keep-file, when it is given: into the session. Collective. */
+mdp_status mdp_session_read_keep_file_all(mdp_session *session);
 /* The first part of it: what the options say without any model (one way to choose a number is given, options of the
- * global budget only with it). Local. */
+ * global budget only with it). Local. MDP_USAGE. */
 mdp_status mdp_session_check_budget(const mdp_session *session);
 
 /* Does --format ask for this container? */

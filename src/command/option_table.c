@@ -17,8 +17,9 @@ static const char *method_help(int i) {
     return mdp_criteria[i].help;
 }
 
+/* All but the list, which --keep-file asks for. */
 static const char *budget_name(int i) {
-    return mdp_budget_names[i];
+    return i < MDP_BUDGET_LIST ? mdp_budget_names[i] : NULL;
 }
 
 static const char *normalise_name(int i) {
@@ -140,16 +141,38 @@ const mdp_option mdp_option_table[N_OPTION] = {
                             .help = "remove round(R * experts) from each layer, half up",
                             .commands = CHOOSES,
                             .group = GROUP_KEEP},
+    [OPTION_KEEP_FILE] = {.name = "keep-file",
+                          .type = MDP_OPTION_TEXT,
+                          .value = "FILE",
+                          .help = "how many experts each layer keeps, as JSON: {\"0\": 6, \"1\": 4, ...}",
+                          .commands = CHOOSES,
+                          .group = GROUP_KEEP},
+    [OPTION_KEEP_MULTIPLE_OF] = {.name = "keep-multiple-of",
+                                 .type = MDP_OPTION_INTEGER,
+                                 .value = "N",
+                                 .help = "keep a multiple of N in each layer, for serving on N devices",
+                                 .minimum = 1,
+                                 .maximum = MAX_EXPERT,
+                                 .commands = CHOOSES},
+    [OPTION_TOP_K] = {.name = "top-k",
+                      .type = MDP_OPTION_INTEGER,
+                      .value = "K",
+                      .help = "let each token use only its K best experts; alone, or with a number to keep",
+                      .minimum = 1,
+                      .maximum = MAX_EXPERT,
+                      .commands = CHOOSES},
     [OPTION_BUDGET] = {.name = "budget",
                        .type = MDP_OPTION_CHOICE,
                        .fallback = "uniform",
-                       .help = "the same number in every layer, or the best of all layers together",
+                       .help = "equal numbers, the best of all layers together, or more in deeper layers",
                        .choice = budget_name,
                        .commands = CHOOSES},
     [OPTION_MIN_KEEP] = {.name = "min-keep",
                          .type = MDP_OPTION_INTEGER,
                          .value = "N",
-                         .help = "budget global: never fewer in a layer (default: the experts each token uses)",
+                         .help =
+                             "budgets global and trapezoid: never fewer in a layer (default: the experts each token "
+                             "uses)",
                          .minimum = 1,
                          .maximum = MAX_EXPERT,
                          .commands = CHOOSES},

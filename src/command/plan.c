@@ -87,8 +87,8 @@ static mdp_status read_files(const mdp_option_value *given, bool vectors, files 
     return mdp_ok();
 }
 
-/* Statistics of all files together and the census of their layers. */
-static mdp_status read_stats(const mdp_session *session, mdp_stats **stats, mdp_census *census) {
+/* Statistics of all files together. */
+static mdp_status read_stats(const mdp_session *session, mdp_stats **stats) {
     const mdp_criterion *criterion = mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
     files from = {0, NULL, NULL, NULL};
     mdp_status status = read_files(mdp_session_option(session, OPTION_STATS), criterion->needs_vectors, &from);
@@ -99,7 +99,6 @@ static mdp_status read_stats(const mdp_session *session, mdp_stats **stats, mdp_
         status = mdp_stats_join(from.all, from.weight, (const char *const *)from.paths, from.n, stats);
     }
     free_files(&from);
-    if (status.code == MDP_OK) *census = mdp_census_of_stats(*stats);
     return status;
 }
 
@@ -131,13 +130,10 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
 
 mdp_status mdp_command_plan_all(mdp_session *session) {
     mdp_stats *stats = NULL;
-    mdp_census census = {0};
     mdp_budget_options budget = {0};
     MDP_AGREE(session->comm, check_options(session));
-    if (mdp_session_option(session, OPTION_MODEL)->present) {
-        MDP_TRY(mdp_session_open_model_all(session));
-        census = mdp_census_of_model(session->model);
-    }
+    MDP_TRY(mdp_session_read_keep_file_all(session));
+    if (mdp_session_option(session, OPTION_MODEL)->present) MDP_TRY(mdp_session_open_model_all(session));
     if (mdp_session_option(session, OPTION_TOKENS)->present) {
         MDP_TRY(mdp_session_compare_blas_all(session));
         MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
@@ -145,9 +141,9 @@ mdp_status mdp_command_plan_all(mdp_session *session) {
     }
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0 && mdp_session_option(session, OPTION_STATS)->present)
-        status = read_stats(session, &stats, &census);
+        status = read_stats(session, &stats);
     if (status.code == MDP_OK) status = check_same_model(session, stats);
-    if (status.code == MDP_OK && session->comm->rank == 0) status = mdp_session_budget(session, &census, &budget);
+    if (status.code == MDP_OK && session->comm->rank == 0) status = mdp_session_budget(session, stats, &budget);
     status = mdp_agree_all(session->comm, status);
     if (status.code == MDP_OK) status = decide_and_write_all(session, stats, &budget);
     mdp_stats_destroy(stats);

@@ -54,11 +54,11 @@ static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) 
 
 static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_budget(session));
+    MDP_TRY(mdp_session_read_keep_file_all(session));
     MDP_AGREE(session->comm, mdp_session_check_method(session));
     MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
-    mdp_census census = mdp_census_of_model(session->model);
-    MDP_AGREE(session->comm, mdp_session_budget(session, &census, &made->budget));
+    MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     if (mdp_session_option(session, OPTION_EVAL_TOKENS)->present)

@@ -56,6 +56,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_reader_destroy(session->reader);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
+    mdp_free(session->keep_list);
     mdp_options_destroy(session->options);
 }
 

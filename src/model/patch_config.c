@@ -1,4 +1,4 @@
-/* patch_config.c - other expert counts in config.json, all other bytes kept.
+/* patch_config.c - other numbers of experts in config.json, all other bytes kept.
  *
  * The text has been parsed before (mdp_model_bind), so this scanner only has to find where the members of the outermost
  * object lie: it steps over texts and nested values and does not judge them. */
@@ -17,7 +17,7 @@ typedef struct edit {
     char *text; /* owned */
 } edit;
 
-enum { MAX_EDIT = 2 };
+enum { MAX_SPELLING = 2, MAX_EDIT = 2 * MAX_SPELLING };
 
 static int64_t skip_space(const char *text, int64_t at) {
     while (text[at] == ' ' || text[at] == '\t' || text[at] == '\n' || text[at] == '\r') at++;
@@ -88,24 +88,39 @@ static mdp_status make_insertion(const char *text, const char *name, int64_t val
                       (long long)value, text[first] == '}' ? "" : ",");
 }
 
-static mdp_status make_edits(const mdp_model *model, int64_t n_expert, edit edits[MAX_EDIT], int *n_edit) {
-    const char *text = model->catalogue->config_text;
-    const char *names[MAX_EDIT] = {model->family->n_expert.name, model->family->n_expert.other};
-    span value;
-    for (int i = 0; i < MAX_EDIT; i++) {
-        if (names[i] == NULL || !find_member(text, names[i], &value)) continue;
-        edits[*n_edit].old = value;
-        MDP_TRY(mdp_format(&edits[*n_edit].text, "%lld", (long long)n_expert));
+/* Set every spelling of a key that is there, or insert the first. */
+static mdp_status set_key(const char *text, const mdp_int_key *key, int64_t value, edit edits[MAX_EDIT], int *n_edit) {
+    const char *names[MAX_SPELLING] = {key->name, key->other};
+    int n_before = *n_edit;
+    span old;
+    for (int i = 0; i < MAX_SPELLING; i++) {
+        if (names[i] == NULL || !find_member(text, names[i], &old)) continue;
+        edits[*n_edit].old = old;
+        MDP_TRY(mdp_format(&edits[*n_edit].text, "%lld", (long long)value));
         (*n_edit)++;
     }
-    if (*n_edit == MAX_EDIT && edits[0].old.begin > edits[1].old.begin) {
-        edit first = edits[1];
-        edits[1] = edits[0];
-        edits[0] = first;
+    if (*n_edit > n_before) return mdp_ok();
+    MDP_TRY(make_insertion(text, names[0], value, &edits[*n_edit]));
+    (*n_edit)++;
+    return mdp_ok();
+}
+
+/* By place in the text; insertions at the same place stay in their order. */
+static void sort_edits(edit *edits, int n_edit) {
+    for (int i = 1; i < n_edit; i++) {
+        edit one = edits[i];
+        int j = i;
+        for (; j > 0 && edits[j - 1].old.begin > one.old.begin; j--) edits[j] = edits[j - 1];
+        edits[j] = one;
     }
-    if (*n_edit > 0) return mdp_ok();
-    MDP_TRY(make_insertion(text, names[0], n_expert, &edits[0]));
-    *n_edit = 1;
+}
+
+static mdp_status make_edits(const mdp_model *model, int64_t n_expert, int64_t top_k, edit edits[MAX_EDIT],
+                             int *n_edit) {
+    const char *text = model->catalogue->config_text;
+    MDP_TRY(set_key(text, &model->family->n_expert, n_expert, edits, n_edit));
+    if (top_k > 0) MDP_TRY(set_key(text, &model->family->top_k, top_k, edits, n_edit));
+    sort_edits(edits, *n_edit);
     return mdp_ok();
 }
 
@@ -131,10 +146,11 @@ static mdp_status apply_edits(const mdp_catalogue *catalogue, const edit *edits,
     return mdp_ok();
 }
 
-mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, char **out, int64_t *n_byte) {
-    edit edits[MAX_EDIT] = {{{0, 0}, NULL}, {{0, 0}, NULL}};
+mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, int64_t top_k, char **out,
+                                  int64_t *n_byte) {
+    edit edits[MAX_EDIT] = {{{0, 0}, NULL}};
     int n_edit = 0;
-    mdp_status status = make_edits(model, n_expert, edits, &n_edit);
+    mdp_status status = make_edits(model, n_expert, top_k, edits, &n_edit);
     if (status.code == MDP_OK) status = apply_edits(model->catalogue, edits, n_edit, out, n_byte);
     for (int i = 0; i < MAX_EDIT; i++) mdp_free(edits[i].text);
     return status;

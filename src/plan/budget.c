@@ -1,238 +1,253 @@
-/* budget.c - how many experts each layer keeps, and which: scores -> kept and dropped.
+/* budget.c - how many experts each layer keeps.
  *
- * Decisions compare scores rounded to 30 significant bits, so that the last bits of a sum cannot change a plan; of
- * equal scores the lower layer, then the lower expert goes first. Kept lists stay in ascending original order.
- * Formulas: methods.md, section 2. */
+ * In: the layers (experts, experts of a token) and what was asked for. Out: a refusal that names the layer, or a number
+ * for each layer. What cannot be met is refused before anything is run, so nothing here needs a score, but for the
+ * global budget, whose numbers follow from its ranking (choose.c). Formulas: methods.md, section 2. */
 #include "mdp/plan.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-const char *const mdp_budget_names[] = {[MDP_BUDGET_UNIFORM] = "uniform", [MDP_BUDGET_GLOBAL] = "global", NULL};
-const char *const mdp_score_normalise_names[] = {
-    [MDP_RAW] = "none", [MDP_LAYER_SUM] = "layer-sum", [MDP_LAYER_MAX] = "layer-max", [MDP_LAYER_Z] = "layer-z", NULL};
+const char *const mdp_budget_names[] = {[MDP_BUDGET_UNIFORM] = "uniform",
+                                        [MDP_BUDGET_GLOBAL] = "global",
+                                        [MDP_BUDGET_TRAPEZOID] = "trapezoid",
+                                        [MDP_BUDGET_LIST] = "list",
+                                        NULL};
 
-/* An expert in the queue of candidates for removal. */
-typedef struct candidate {
-    double score; /* normalised and rounded */
-    int64_t layer_index;
-    mdp_expert_t expert;
-} candidate;
+#define MAX_COUNT 1000000 /* experts of a layer; bounds what a hand-written number can say */
 
-static int compare_candidates(const void *left, const void *right) {
-    const candidate *a = left, *b = right;
-    if (a->score != b->score) return a->score < b->score ? -1 : 1;
-    if (a->layer_index != b->layer_index) return a->layer_index < b->layer_index ? -1 : 1;
-    return a->expert < b->expert ? -1 : a->expert > b->expert;
+/* ---- the file of a list budget --------------------------------------------------------------------------------- */
+
+static mdp_status parse_entry(const char *key, const json_t *value, const char *path, mdp_keep_entry *out) {
+    char *end = NULL;
+    long long layer = strtoll(key, &end, 10);
+    if (key[0] < '0' || key[0] > '9' || *end != '\0' || layer > MAX_COUNT)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is not the number of a layer.", path, key);
+    if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > MAX_COUNT)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: the number of experts to keep must be an integer from 1 on.",
+                         path, layer);
+    *out = (mdp_keep_entry){.layer = layer, .keep = (int32_t)json_integer_value(value)};
+    return mdp_ok();
 }
 
-/* ---- normalisation ------------------------------------------------------------------------------------------- */
+static int compare_entries(const void *left, const void *right) {
+    const mdp_keep_entry *a = left, *b = right;
+    return a->layer < b->layer ? -1 : a->layer > b->layer;
+}
 
-static mdp_status refuse_negative(const mdp_plan_layer *layer, mdp_score_normalise normalise) {
-    for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
-        if (layer->scores[e] < 0.0)
-            return MDP_ERROR(MDP_USAGE,
-                             "layer %lld: expert %d has the negative score %.9g, which --normalise %s cannot scale; "
-                             "use layer-z or none.",
-                             (long long)layer->layer, (int)e, layer->scores[e], mdp_score_normalise_names[normalise]);
+static mdp_status parse_entries(const json_t *root, const char *path, mdp_keep_entry *list, int64_t *n) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)root, key, value) {
+        MDP_TRY(parse_entry(key, value, path, &list[*n]));
+        (*n)++;
+    }
+    qsort(list, (size_t)*n, sizeof *list, compare_entries);
+    for (int64_t i = 1; i < *n; i++) {
+        if (list[i].layer == list[i - 1].layer)
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld is listed twice.", path, (long long)list[i].layer);
     }
     return mdp_ok();
 }
 
-/* Sum and largest of a layer's scores, in expert order. */
-static double sum_of(const mdp_plan_layer *layer) {
-    double sum = 0.0;
-    for (mdp_expert_t e = 0; e < layer->n_expert; e++) sum += layer->scores[e];
-    return sum;
-}
-
-static double largest_of(const mdp_plan_layer *layer) {
-    double largest = 0.0;
-    for (mdp_expert_t e = 0; e < layer->n_expert; e++) largest = fmax(largest, layer->scores[e]);
-    return largest;
-}
-
-static double deviation_of(const mdp_plan_layer *layer, double mean) {
-    double sum = 0.0;
-    for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
-        double difference = layer->scores[e] - mean;
-        sum += difference * difference;
-    }
-    return sqrt(sum / layer->n_expert);
-}
-
-/* out[n_expert]: the layer's scores made comparable with other layers' and rounded; all 0 where the divisor is 0. */
-static mdp_status normalise_layer(const mdp_plan_layer *layer, mdp_score_normalise normalise, double *out) {
-    double shift = 0.0, divisor = 1.0;
-    if (normalise == MDP_LAYER_SUM || normalise == MDP_LAYER_MAX) {
-        MDP_TRY(refuse_negative(layer, normalise));
-        divisor = normalise == MDP_LAYER_SUM ? sum_of(layer) : largest_of(layer);
-    } else if (normalise == MDP_LAYER_Z) {
-        shift = sum_of(layer) / layer->n_expert;
-        divisor = deviation_of(layer, shift);
-    }
-    for (mdp_expert_t e = 0; e < layer->n_expert; e++)
-        out[e] = divisor > 0.0 ? mdp_round30((layer->scores[e] - shift) / divisor) : 0.0;
-    return mdp_ok();
-}
-
-/* ---- from a set of dropped experts to the layer's lists ------------------------------------------------------- */
-
-/* gone [n_expert]: nonzero for a dropped expert. */
-static mdp_status fill_layer(mdp_plan_layer *layer, const unsigned char *gone) {
-    int32_t n_dropped = 0;
-    for (mdp_expert_t e = 0; e < layer->n_expert; e++) n_dropped += gone[e] != 0;
-    MDP_TRY(MDP_ALLOC(&layer->kept, layer->n_expert - n_dropped, "the kept experts of a plan"));
-    MDP_TRY(MDP_ALLOC(&layer->dropped, n_dropped, "the dropped experts of a plan"));
-    for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
-        if (gone[e]) {
-            layer->dropped[layer->n_dropped++] = e;
-            continue;
-        }
-        mdp_plan_expert *kept = &layer->kept[layer->n_kept];
-        MDP_TRY(MDP_ALLOC(&kept->from, 1, "an expert of a plan"));
-        kept->action = MDP_KEEP;
-        kept->n_from = 1;
-        kept->from[0] = e;
-        layer->n_kept++;
-    }
-    return mdp_ok();
-}
-
-/* ---- checks -------------------------------------------------------------------------------------------------- */
-
-static int32_t count_protected(const mdp_plan_layer *layer) {
-    int32_t n = 0;
-    for (mdp_expert_t e = 0; e < layer->n_expert && layer->must_keep; e++) n += layer->must_keep[e] != 0;
-    return n;
-}
-
-static mdp_status check_options(const mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options) {
-    for (int64_t i = 0; i < plan->n_layer; i++) {
-        const mdp_plan_layer *layer = &plan->layers[i];
-        long long l = (long long)layer->layer;
-        if (options->keep < top_k[i])
-            return MDP_ERROR(
-                MDP_USAGE, "layer %lld: keeping %d experts is less than the %d that each token uses; keep %d or more.",
-                l, (int)options->keep, (int)top_k[i], (int)top_k[i]);
-        if (options->keep > layer->n_expert)
-            return MDP_ERROR(MDP_USAGE, "layer %lld: %d experts cannot be kept of %d; keep fewer.", l,
-                             (int)options->keep, (int)layer->n_expert);
-        if (options->budget == MDP_BUDGET_UNIFORM && count_protected(layer) > options->keep)
-            return MDP_ERROR(MDP_USAGE,
-                             "layer %lld: %d super experts are protected, so %d cannot be kept; keep more, or leave "
-                             "--protect-super-experts away.",
-                             l, (int)count_protected(layer), (int)options->keep);
-        if (options->budget == MDP_BUDGET_UNIFORM || options->min_keep == 0) continue;
-        if (options->min_keep < top_k[i] || options->min_keep > options->keep)
-            return MDP_ERROR(MDP_USAGE,
-                             "layer %lld: --min-keep %d is not between the %d experts that each token uses and the "
-                             "%d that are kept on average.",
-                             l, (int)options->min_keep, (int)top_k[i], (int)options->keep);
-    }
-    return mdp_ok();
-}
-
-/* ---- choice -------------------------------------------------------------------------------------------------- */
-
-/* Walk the queue of n candidates (worst first) and mark what goes: at most n_drop in all, at most may_drop[i] in layer
- * i. gone [n_layer * stride]. Returns how many of n_drop could not be found. */
-static int64_t drop_worst(candidate *queue, int64_t n, int64_t n_drop, int32_t *may_drop, int64_t stride,
-                          unsigned char *gone) {
-    qsort(queue, (size_t)n, sizeof *queue, compare_candidates);
-    for (int64_t i = 0; i < n && n_drop > 0; i++) {
-        if (may_drop[queue[i].layer_index] == 0) continue;
-        may_drop[queue[i].layer_index]--;
-        n_drop--;
-        gone[queue[i].layer_index * stride + queue[i].expert] = 1;
-    }
-    return n_drop;
-}
-
-/* Buffers of one choice. */
-typedef struct workspace {
-    candidate *queue;    /* [n_layer * stride] */
-    double *value;       /* [stride] */
-    int32_t *may_drop;   /* [n_layer] */
-    unsigned char *gone; /* [n_layer * stride] */
-    int64_t stride;      /* experts of the largest layer */
-} workspace;
-
-static void free_workspace(workspace *space) {
-    mdp_free(space->queue);
-    mdp_free(space->value);
-    mdp_free(space->may_drop);
-    mdp_free(space->gone);
-}
-
-static mdp_status allocate_workspace(const mdp_plan *plan, workspace *space) {
-    space->stride = 1;
-    for (int64_t i = 0; i < plan->n_layer; i++) {
-        if (plan->layers[i].n_expert > space->stride) space->stride = plan->layers[i].n_expert;
-    }
-    MDP_TRY(MDP_ALLOC(&space->queue, plan->n_layer * space->stride, "the candidates of a plan"));
-    MDP_TRY(MDP_ALLOC(&space->value, space->stride, "the scores of a layer"));
-    MDP_TRY(MDP_ALLOC(&space->may_drop, plan->n_layer, "the budgets of layers"));
-    return MDP_ALLOC(&space->gone, plan->n_layer * space->stride, "the choices of a plan");
-}
-
-/* Append a layer's experts, but for protected ones, to the queue; returns its new length through *n. */
-static mdp_status enqueue(const mdp_plan *plan, int64_t i, mdp_score_normalise normalise, workspace *space,
-                          int64_t *n) {
-    MDP_TRY(normalise_layer(&plan->layers[i], normalise, space->value));
-    for (mdp_expert_t e = 0; e < plan->layers[i].n_expert; e++) {
-        if (plan->layers[i].must_keep && plan->layers[i].must_keep[e]) continue;
-        space->queue[(*n)++] = (candidate){.score = space->value[e], .layer_index = i, .expert = e};
-    }
-    return mdp_ok();
-}
-
-static mdp_status choose_uniform(const mdp_plan *plan, const mdp_budget_options *options, workspace *space) {
-    for (int64_t i = 0; i < plan->n_layer; i++) {
-        int64_t n = 0;
-        MDP_TRY(enqueue(plan, i, MDP_RAW, space, &n));
-        space->may_drop[i] = plan->layers[i].n_expert - options->keep;
-        drop_worst(space->queue, n, n, space->may_drop, space->stride, space->gone);
-    }
-    return mdp_ok();
-}
-
-static mdp_status choose_global(const mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options,
-                                workspace *space) {
-    int64_t n = 0, n_expert = 0;
-    for (int64_t i = 0; i < plan->n_layer; i++) {
-        n_expert += plan->layers[i].n_expert;
-        MDP_TRY(enqueue(plan, i, options->normalise, space, &n));
-        space->may_drop[i] = plan->layers[i].n_expert - (options->min_keep ? options->min_keep : top_k[i]);
-    }
-    int64_t n_left = drop_worst(space->queue, n, n_expert - plan->n_layer * options->keep, space->may_drop,
-                                space->stride, space->gone);
-    if (n_left == 0) return mdp_ok();
-    return MDP_ERROR(
-        MDP_USAGE,
-        "%lld more experts would have to go than protected super experts and --min-keep leave; keep more, or "
-        "leave --protect-super-experts away.",
-        (long long)n_left);
-}
-
-static mdp_status choose(mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options, workspace *space) {
-    MDP_TRY(allocate_workspace(plan, space));
-    if (options->budget == MDP_BUDGET_UNIFORM)
-        MDP_TRY(choose_uniform(plan, options, space));
-    else
-        MDP_TRY(choose_global(plan, top_k, options, space));
-    plan->uniform = true;
-    for (int64_t i = 0; i < plan->n_layer; i++) {
-        MDP_TRY(fill_layer(&plan->layers[i], space->gone + i * space->stride));
-        plan->uniform = plan->uniform && plan->layers[i].n_kept == plan->layers[0].n_kept;
-    }
-    return mdp_ok();
-}
-
-mdp_status mdp_plan_choose(mdp_plan *plan, const int32_t *top_k, const mdp_budget_options *options) {
-    workspace space = {0};
-    MDP_TRY(check_options(plan, top_k, options));
-    mdp_status status = choose(plan, top_k, options, &space);
-    free_workspace(&space);
+mdp_status mdp_keep_list_parse(const char *text, int64_t n_byte, const char *path, mdp_keep_entry **list, int64_t *n) {
+    json_t *root = NULL;
+    *list = NULL;
+    *n = 0;
+    MDP_TRY(mdp_json_parse(text, n_byte, path, &root));
+    mdp_status status = mdp_ok();
+    if (!json_is_object(root) || json_object_size(root) == 0)
+        status = MDP_ERROR(MDP_BAD_INPUT,
+                           "%s: must be a JSON object of layers and the number of experts that each keeps, like "
+                           "{\"0\": 6, \"1\": 4}.",
+                           path);
+    if (status.code == MDP_OK) status = MDP_ALLOC(list, (mdp_count_t)json_object_size(root), "the list of a budget");
+    if (status.code == MDP_OK) status = parse_entries(root, path, *list, n);
+    json_decref(root);
+    if (status.code == MDP_OK) return status;
+    mdp_free(*list);
+    *list = NULL;
     return status;
+}
+
+/* ---- what a layer may keep ------------------------------------------------------------------------------------- */
+
+int32_t mdp_budget_unit(const mdp_budget_options *options) {
+    int32_t a = options->multiple_of > 0 ? options->multiple_of : 1, b = options->n_group > 0 ? options->n_group : 1;
+    int32_t x = a, y = b;
+    while (y != 0) {
+        int32_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    int64_t unit = (int64_t)a / x * b;
+    return unit > MAX_COUNT ? MAX_COUNT : (int32_t)unit; /* more than any layer has: refused there */
+}
+
+static int32_t used_by_token(const mdp_budget_layer *layer, const mdp_budget_options *options) {
+    return options->top_k > 0 ? options->top_k : layer->top_k;
+}
+
+/* Fewest and most experts that a layer may keep, in units. */
+static void bounds_of(const mdp_budget_layer *layer, const mdp_budget_options *options, int32_t *low, int32_t *high) {
+    int32_t unit = mdp_budget_unit(options), least = used_by_token(layer, options);
+    if (options->min_keep > least) least = options->min_keep;
+    *low = (least + unit - 1) / unit * unit;
+    *high = layer->n_expert / unit * unit;
+}
+
+static mdp_status check_layer(const mdp_budget_layer *layer, const mdp_budget_options *options) {
+    long long l = (long long)layer->layer;
+    int32_t unit = mdp_budget_unit(options), k = used_by_token(layer, options), low = 0, high = 0;
+    if (options->top_k > layer->top_k)
+        return MDP_ERROR(MDP_USAGE, "layer %lld: --top-k %d is more than the %d experts that each token uses now.", l,
+                         (int)options->top_k, (int)layer->top_k);
+    if (options->n_group > 1 && layer->n_expert % options->n_group != 0)
+        return MDP_ERROR(MDP_USAGE, "layer %lld: %d experts cannot lie in %d groups of equal size (n_group).", l,
+                         (int)layer->n_expert, (int)options->n_group);
+    bounds_of(layer, options, &low, &high);
+    if (low <= high) return mdp_ok();
+    if (unit > 1)
+        return MDP_ERROR(MDP_USAGE,
+                         "layer %lld: no multiple of %d lies between the %d experts that must stay and the %d of the "
+                         "layer; use another --keep-multiple-of.",
+                         l, (int)unit, (int)(options->min_keep > k ? options->min_keep : k), (int)layer->n_expert);
+    return MDP_ERROR(MDP_USAGE, "layer %lld: %d experts must stay, but it has only %d.", l, (int)low,
+                     (int)layer->n_expert);
+}
+
+/* `keep` of a layer, or on average. */
+static mdp_status check_keep(const mdp_budget_layer *layer, int32_t keep, const mdp_budget_options *options) {
+    long long l = (long long)layer->layer;
+    int32_t unit = mdp_budget_unit(options), k = used_by_token(layer, options), low = 0, high = 0;
+    bool spread = options->budget == MDP_BUDGET_GLOBAL || options->budget == MDP_BUDGET_TRAPEZOID;
+    if (keep < k)
+        return MDP_ERROR(MDP_USAGE,
+                         "layer %lld: keeping %d experts is less than the %d that each token uses; keep %d or more.", l,
+                         (int)keep, (int)k, (int)k);
+    if (keep > layer->n_expert)
+        return MDP_ERROR(MDP_USAGE, "layer %lld: %d experts cannot be kept of %d; keep fewer.", l, (int)keep,
+                         (int)layer->n_expert);
+    if (!spread && keep % unit != 0)
+        return MDP_ERROR(MDP_USAGE,
+                         "layer %lld: %d experts to keep are not a multiple of %d (--keep-multiple-of, groups).", l,
+                         (int)keep, (int)unit);
+    if (!spread) return mdp_ok();
+    if (options->min_keep != 0 && (options->min_keep < k || options->min_keep > keep))
+        return MDP_ERROR(MDP_USAGE,
+                         "layer %lld: --min-keep %d is not between the %d experts that each token uses and the "
+                         "%d that are kept on average.",
+                         l, (int)options->min_keep, (int)k, (int)keep);
+    bounds_of(layer, options, &low, &high);
+    if (keep < low || keep > high)
+        return MDP_ERROR(MDP_USAGE,
+                         "layer %lld: with multiples of %d it can keep %d to %d experts, not %d on average; use "
+                         "another number or another --keep-multiple-of.",
+                         l, (int)unit, (int)low, (int)high, (int)keep);
+    return mdp_ok();
+}
+
+static mdp_status check_list(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options) {
+    for (int64_t i = 0; i < n_layer || i < options->n_list; i++) {
+        if (i >= options->n_list || (i < n_layer && layers[i].layer < options->list[i].layer))
+            return MDP_ERROR(MDP_USAGE, "layer %lld has experts, but --keep-file does not say how many it keeps.",
+                             (long long)layers[i].layer);
+        if (i >= n_layer || layers[i].layer > options->list[i].layer)
+            return MDP_ERROR(MDP_USAGE, "layer %lld is in --keep-file, but has no experts in the model.",
+                             (long long)options->list[i].layer);
+        MDP_TRY(check_keep(&layers[i], options->list[i].keep, options));
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_budget_check(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options) {
+    for (int64_t i = 0; i < n_layer; i++) {
+        if (options->budget != MDP_BUDGET_LIST) MDP_TRY(check_keep(&layers[i], options->keep, options));
+        MDP_TRY(check_layer(&layers[i], options));
+    }
+    return options->budget == MDP_BUDGET_LIST ? check_list(layers, n_layer, options) : mdp_ok();
+}
+
+/* ---- numbers --------------------------------------------------------------------------------------------------- */
+
+/* A layer's share while it is turned into a count. */
+typedef struct portion {
+    double share;
+    int32_t low, high, count; /* multiples of the unit */
+} portion;
+
+/* Of the layers that can take one more unit (or, when `fewer`, give one): the one that misses most of its share (has
+ * most beyond it). Of equal ones the lower layer takes, and the higher gives. -1: none. */
+static int64_t next_to_change(const portion *all, int64_t n, int32_t unit, bool fewer) {
+    int64_t best = -1;
+    double most = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        if (fewer ? all[i].count - unit < all[i].low : all[i].count + unit > all[i].high) continue;
+        double missing = mdp_round30(fewer ? all[i].count - all[i].share : all[i].share - all[i].count);
+        if (best >= 0 && (fewer ? missing < most : missing <= most)) continue;
+        best = i;
+        most = missing;
+    }
+    return best;
+}
+
+/* Largest remainder: whole units below the shares, then single units until the sum is `total`, a multiple of unit
+ * between the sums of low and high. */
+static void round_shares(portion *all, int64_t n, int32_t unit, int64_t total) {
+    for (int64_t i = 0; i < n; i++) {
+        double units = floor(mdp_round30(all[i].share / unit));
+        all[i].count = (int32_t)fmin(fmax(units * unit, all[i].low), all[i].high);
+        total -= all[i].count;
+    }
+    while (total != 0) {
+        int64_t i = next_to_change(all, n, unit, total < 0);
+        if (i < 0) return;
+        all[i].count += total < 0 ? -unit : unit;
+        total += total < 0 ? unit : -unit;
+    }
+}
+
+static double trapezoid_share(const portion *layer, int64_t l, int64_t n, double c) {
+    double share = c * (1.0 + (double)l / (double)(n > 1 ? n - 1 : 1));
+    return fmin(fmax(share, layer->low), layer->high);
+}
+
+/* clamp(c (1 + l / (L - 1)), low, high), with the c that makes the sum `total`: the sum grows with c, so it is found by
+ * halving an interval until no number lies between its ends (TENP, arXiv 2606.09885). */
+static void trapezoid_shares(portion *all, int64_t n, int64_t total) {
+    double low = 0.0, high = 0.0;
+    for (int64_t i = 0; i < n; i++) high = fmax(high, all[i].high);
+    for (int step = 0; step < 200; step++) {
+        double middle = low + 0.5 * (high - low), sum = 0.0;
+        for (int64_t i = 0; i < n; i++) sum += trapezoid_share(&all[i], i, n, middle);
+        if (sum < (double)total)
+            low = middle;
+        else
+            high = middle;
+    }
+    for (int64_t i = 0; i < n; i++) all[i].share = trapezoid_share(&all[i], i, n, high);
+}
+
+static void spread(const mdp_budget_options *options, portion *all, int64_t n, const int32_t *ranked) {
+    int32_t unit = mdp_budget_unit(options);
+    int64_t total = (n * options->keep + unit / 2) / unit * unit;
+    for (int64_t i = 0; i < n; i++) all[i].share = ranked[i];
+    if (options->budget == MDP_BUDGET_TRAPEZOID) trapezoid_shares(all, n, total);
+    round_shares(all, n, unit, total);
+}
+
+mdp_status mdp_budget_counts(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options,
+                             int32_t *count) {
+    if (options->budget == MDP_BUDGET_UNIFORM || options->budget == MDP_BUDGET_LIST) {
+        for (int64_t i = 0; i < n_layer; i++)
+            count[i] = options->budget == MDP_BUDGET_LIST ? options->list[i].keep : options->keep;
+        return mdp_ok();
+    }
+    portion *all = NULL;
+    MDP_TRY(MDP_ALLOC(&all, n_layer, "the budgets of layers"));
+    for (int64_t i = 0; i < n_layer; i++) bounds_of(&layers[i], options, &all[i].low, &all[i].high);
+    spread(options, all, n_layer, count);
+    for (int64_t i = 0; i < n_layer; i++) count[i] = all[i].count;
+    mdp_free(all);
+    return mdp_ok();
 }

@@ -127,10 +127,12 @@ static json_t *describe_options(const mdp_plan_request *request, int32_t min_kee
     const mdp_criterion *criterion = request->criterion;
     json_t *options = json_object();
     if (!options) return NULL;
-    if (budget->budget == MDP_BUDGET_GLOBAL) {
+    if (budget->budget == MDP_BUDGET_GLOBAL || budget->budget == MDP_BUDGET_TRAPEZOID)
         json_object_set_new(options, "min_keep", json_integer(min_keep));
+    if (budget->budget == MDP_BUDGET_GLOBAL)
         json_object_set_new(options, "normalise", json_string(mdp_score_normalise_names[budget->normalise]));
-    }
+    if (budget->multiple_of > 1) json_object_set_new(options, "keep_multiple_of", json_integer(budget->multiple_of));
+    if (budget->top_k > 0) json_object_set_new(options, "top_k", json_integer(budget->top_k));
     if (criterion->is_seeded) json_object_set_new(options, "seed", json_integer((json_int_t)request->seed));
     if (criterion->has_soft_mask)
         json_object_set_new(options, "soft_mask", json_string(mdp_soft_mask_names[request->soft_mask]));
@@ -161,13 +163,21 @@ static json_t *describe_calibration(const mdp_plan_request *request) {
     return object;
 }
 
+/* One number, or with the budget list one for each layer. */
+static json_t *describe_keep(const mdp_budget_options *budget) {
+    if (budget->budget != MDP_BUDGET_LIST) return json_integer(budget->keep);
+    json_t *list = json_array();
+    for (int64_t i = 0; i < budget->n_list; i++) json_array_append_new(list, json_integer(budget->list[i].keep));
+    return list;
+}
+
 /* {"method", "budget", "keep", "options": {...}, "calibration": {...}}; new, or NULL when memory is out. */
 static json_t *describe_recipe(const mdp_plan_request *request, int32_t min_keep) {
     json_t *options = describe_options(request, min_keep);
     if (!options) return NULL;
-    json_t *recipe =
-        json_pack("{s:s, s:s, s:i, s:o}", "method", request->criterion->name, "budget",
-                  mdp_budget_names[request->budget.budget], "keep", (int)request->budget.keep, "options", options);
+    json_t *recipe = json_pack("{s:s, s:s, s:o, s:o}", "method", request->criterion->name, "budget",
+                               mdp_budget_names[request->budget.budget], "keep", describe_keep(&request->budget),
+                               "options", options);
     if (recipe && (request->criterion->needs_stats || request->criterion->own_pass))
         json_object_set_new(recipe, "calibration", describe_calibration(request));
     return recipe;
@@ -199,6 +209,7 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     int32_t min_keep = request->budget.min_keep;
     for (int64_t i = 0; i < plan->n_layer && request->budget.min_keep == 0; i++)
         min_keep = top_k[i] > min_keep ? top_k[i] : min_keep;
+    if (request->budget.min_keep == 0 && request->budget.top_k > 0) min_keep = request->budget.top_k;
     json_t *recipe = describe_recipe(request, min_keep);
     if (recipe && super) json_object_set(recipe, "super_experts", super);
     json_decref(super);

@@ -10,6 +10,7 @@ static void destroy_layer(mdp_plan_layer *layer) {
     for (int32_t i = 0; i < layer->n_kept && layer->kept; i++) mdp_free(layer->kept[i].from);
     mdp_free(layer->scores);
     mdp_free(layer->must_keep);
+    mdp_free(layer->gone);
     mdp_free(layer->kept);
     mdp_free(layer->dropped);
 }
@@ -59,12 +60,17 @@ static mdp_status check_layer(const mdp_plan *plan, const mdp_plan_layer *planne
                          "%s: layer %lld: the plan speaks of %d experts, the model has %d; the plan and the model do "
                          "not belong together.",
                          name_of(plan), l, (int)planned->n_expert, (int)moe->n_expert);
-    if (planned->n_kept < moe->top_k)
+    if (planned->top_k > moe->top_k)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layer %lld: \"k\" is %d, but each token uses %d experts now; it can only become less.",
+                         name_of(plan), l, (int)planned->top_k, (int)moe->top_k);
+    int32_t k = planned->top_k > 0 ? planned->top_k : moe->top_k;
+    if (planned->n_kept < k)
         return MDP_ERROR(
             MDP_BAD_INPUT,
             "%s: layer %lld: the plan keeps %d of %d experts, fewer than the %d that each token uses; keep "
             "more.",
-            name_of(plan), l, (int)planned->n_kept, (int)planned->n_expert, (int)moe->top_k);
+            name_of(plan), l, (int)planned->n_kept, (int)planned->n_expert, (int)k);
     return mdp_ok();
 }
 

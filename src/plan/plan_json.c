@@ -48,6 +48,7 @@ static json_t *print_layer(const mdp_plan_layer *layer) {
     json_object_set_new(object, "experts", print_kept(layer));
     json_object_set_new(object, "dropped", print_dropped(layer));
     json_object_set_new(object, "router", json_string("slice"));
+    if (layer->top_k > 0) json_object_set_new(object, "k", json_integer(layer->top_k));
     return object;
 }
 
@@ -191,9 +192,17 @@ static mdp_status parse_scores(const json_t *list, const place *where, mdp_plan_
     return mdp_ok();
 }
 
+static mdp_status parse_top_k(const json_t *value, const place *where, mdp_plan_layer *layer) {
+    if (!value) return mdp_ok();
+    if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > layer->n_kept)
+        return REFUSE(where, "'k' must be an integer from 1 to the %d experts that are kept", (int)layer->n_kept);
+    layer->top_k = (int32_t)json_integer_value(value);
+    return mdp_ok();
+}
+
 static mdp_status parse_layer(const json_t *object, const char *path, int64_t index, int64_t previous,
                               mdp_plan_layer *layer) {
-    static const char *const known[] = {"layer", "scores", "experts", "dropped", "router", NULL};
+    static const char *const known[] = {"layer", "scores", "experts", "dropped", "router", "k", NULL};
     if (!json_is_object(object))
         return MDP_ERROR(MDP_BAD_INPUT, "%s: entry %lld of 'layers' is not an object.", path, (long long)index);
     MDP_TRY(mdp_json_int(object, "layer", path, &layer->layer));
@@ -212,6 +221,7 @@ static mdp_status parse_layer(const json_t *object, const char *path, int64_t in
     layer->n_expert = layer->n_kept + layer->n_dropped;
     MDP_TRY(check_every_expert(&where, layer));
     MDP_TRY(parse_scores(json_object_get(object, "scores"), &where, layer));
+    MDP_TRY(parse_top_k(json_object_get(object, "k"), &where, layer));
     const char *router = json_string_value(json_object_get(object, "router"));
     if (!router || strcmp(router, "slice") != 0)
         return REFUSE(&where, "'router' is '%s'; this version knows 'slice'", router ? router : "(none)");

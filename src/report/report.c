@@ -28,9 +28,11 @@ char *mdp_print_large(char out[32], double n) {
 typedef struct summary {
     int64_t n_layer;           /* layers with experts */
     int64_t n_before, n_after; /* experts of all layers */
+    int64_t n_zeroed;          /* of those after: there, but return 0 */
     int32_t least[2], most[2]; /* experts of a layer; before, after */
     int64_t byte_before, byte_after;
     mdp_result_size before, after;
+    double flop[2]; /* of a token's matrix products; before, after */
 } summary;
 
 static summary summarise(const mdp_report *report) {
@@ -40,9 +42,11 @@ static summary summarise(const mdp_report *report) {
                    .byte_after = report->output->tensor_byte,
                    .before = {report->model->n_parameter, report->model->n_active},
                    .after = mdp_transform_size(report->model, plan, report->output),
+                   .flop = {mdp_transform_flop(report->model, NULL), mdp_transform_flop(report->model, plan)},
                    .least = {INT32_MAX, INT32_MAX}};
     for (int64_t i = 0; i < plan->n_layer; i++) {
         int32_t count[2] = {plan->layers[i].n_expert, plan->layers[i].n_kept};
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) sum.n_zeroed += plan->layers[i].kept[j].action == MDP_ZERO;
         sum.n_before += count[0];
         sum.n_after += count[1];
         for (int side = 0; side < 2; side++) {
@@ -84,7 +88,7 @@ static int worst_category(const mdp_evaluation *evaluation) {
 static const char *print_sentence(const mdp_report *report, const summary *sum, char *out, size_t n_char) {
     const mdp_evaluation *evaluation = report->evaluation;
     char share[32], change[80] = "", worst[100] = "";
-    print_share(share, sizeof share, sum->n_before - sum->n_after, sum->n_before);
+    print_share(share, sizeof share, sum->n_before - sum->n_after + sum->n_zeroed, sum->n_before);
     if (evaluation && evaluation->n_stream == 2) {
         double before = mdp_evaluation_perplexity(evaluation, 0, -1),
                after = mdp_evaluation_perplexity(evaluation, 1, -1);
@@ -101,10 +105,10 @@ static const char *print_sentence(const mdp_report *report, const summary *sum, 
 
 /* ---- report.json --------------------------------------------------------------------------------------------- */
 
-static json_t *print_side(int64_t n_expert, mdp_result_size size, int64_t n_byte) {
-    return json_pack("{s:I, s:I, s:I, s:I}", "experts", (json_int_t)n_expert, "parameters",
+static json_t *print_side(int64_t n_expert, mdp_result_size size, int64_t n_byte, double flop) {
+    return json_pack("{s:I, s:I, s:I, s:I, s:f}", "experts", (json_int_t)n_expert, "parameters",
                      (json_int_t)size.n_parameter, "active_parameters", (json_int_t)size.n_active, "bytes",
-                     (json_int_t)n_byte);
+                     (json_int_t)n_byte, "flop_per_token", flop);
 }
 
 /* JSON has no NaN: a perplexity that does not exist is null. */
@@ -190,10 +194,10 @@ mdp_status mdp_report_print(const mdp_report *report, char **out) {
         "moe-dist-prune report", "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "sentence",
         print_sentence(report, &sum, sentence, sizeof sentence), "run", print_run(report), "model", print_model(report),
         "tokens", print_tokens(report->tokens), "recipe", report->plan->recipe, "uniform", (int)report->plan->uniform,
-        "before", print_side(sum.n_before, sum.before, sum.byte_before), "after",
-        print_side(sum.n_after, sum.after, sum.byte_after), "perplexity", print_perplexity(report->evaluation),
-        "streams", streams, "observed", mdp_report_observed(report), "layers", layers, "written",
-        print_words(report->n_written, report->written));
+        "before", print_side(sum.n_before, sum.before, sum.byte_before, sum.flop[0]), "after",
+        print_side(sum.n_after, sum.after, sum.byte_after, sum.flop[1]), "perplexity",
+        print_perplexity(report->evaluation), "streams", streams, "observed", mdp_report_observed(report), "layers",
+        layers, "written", print_words(report->n_written, report->written));
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report, or a path in it is not valid UTF-8.");
     status = mdp_json_print(root, out);
     json_decref(root);
@@ -220,6 +224,8 @@ static void table_sizes(const mdp_report *report, FILE *file) {
     fprintf(file, "%-18s %12s %12s   (active %s -> %s)\n", "parameters",
             mdp_print_large(a, (double)sum.before.n_parameter), mdp_print_large(b, (double)sum.after.n_parameter),
             mdp_print_large(c, (double)sum.before.n_active), mdp_print_large(d, (double)sum.after.n_active));
+    fprintf(file, "%-18s %12s %12s   (%+.1f%%)\n", "FLOP per token", mdp_print_large(a, sum.flop[0]),
+            mdp_print_large(b, sum.flop[1]), 100.0 * (sum.flop[1] / sum.flop[0] - 1.0));
     fprintf(file, "%-18s %12s %12s   (%+.1f%%)\n", "size", mdp_print_bytes(a, sum.byte_before),
             mdp_print_bytes(b, sum.byte_after), 100.0 * ((double)sum.byte_after / (double)sum.byte_before - 1.0));
 }

@@ -162,9 +162,28 @@ static bool is_uniform(const mdp_model *model, const mdp_plan *plan) {
     return true;
 }
 
+/* The experts of a token that config.json is to say; 0: as it is. */
+static mdp_status find_top_k(const mdp_plan *plan, int32_t *top_k) {
+    const mdp_plan_layer *first = &plan->layers[0];
+    *top_k = first->top_k;
+    for (int64_t i = 1; i < plan->n_layer; i++) {
+        if (plan->layers[i].top_k != first->top_k)
+            return MDP_ERROR(
+                MDP_BAD_INPUT,
+                "layer %lld: \"k\" is not that of layer %lld; config.json has one number for all layers, so "
+                "such a plan can be tried with eval, but not written.",
+                (long long)plan->layers[i].layer, (long long)first->layer);
+    }
+    return mdp_ok();
+}
+
 static mdp_status copy_config(const mdp_model *model, const mdp_plan *plan, mdp_output *output) {
-    if (plan)
-        return mdp_model_patch_config(model, largest_count(model, plan), &output->config_text, &output->config_byte);
+    if (plan) {
+        int32_t top_k = 0;
+        MDP_TRY(find_top_k(plan, &top_k));
+        return mdp_model_patch_config(model, largest_count(model, plan), top_k, &output->config_text,
+                                      &output->config_byte);
+    }
     MDP_TRY(MDP_ALLOC(&output->config_text, model->catalogue->config_byte + 1, "config.json"));
     memcpy(output->config_text, model->catalogue->config_text, (size_t)model->catalogue->config_byte);
     output->config_byte = model->catalogue->config_byte;

@@ -25,11 +25,41 @@ mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan,
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
         const mdp_moe *moe = &model->layers[l].moe;
-        int64_t n_expert = moe->n_expert;
-        if (plan && i < plan->n_layer && plan->layers[i].layer == l) n_expert = plan->layers[i++].n_kept;
-        size.n_active -= (n_expert - moe->top_k) * count_expert(moe);
+        int64_t n_expert = moe->n_expert, k = moe->top_k;
+        if (plan && i < plan->n_layer && plan->layers[i].layer == l) {
+            n_expert = plan->layers[i].n_kept;
+            if (plan->layers[i].top_k > 0) k = plan->layers[i].top_k;
+            i++;
+        }
+        size.n_active -= (n_expert - k) * count_expert(moe);
     }
     return size;
+}
+
+static int64_t count_mlp(const mdp_expert *mlp) {
+    return count_values(&mlp->gate) + count_values(&mlp->up) + count_values(&mlp->down);
+}
+
+/* Values of the matrices that a token is multiplied with in a layer. */
+static int64_t count_met(const mdp_model *model, const mdp_layer *layer, const mdp_plan_layer *planned) {
+    const mdp_attention *a = &layer->attention;
+    int64_t n = count_values(&a->q) + count_values(&a->k) + count_values(&a->v) + count_values(&a->o);
+    if (!layer->is_moe) return n + count_mlp(&layer->dense);
+    const mdp_moe *moe = &layer->moe;
+    int64_t n_expert = planned ? planned->n_kept : moe->n_expert;
+    int64_t k = planned && planned->top_k > 0 ? planned->top_k : moe->top_k;
+    return n + n_expert * model->d_model + k * count_expert(moe) + count_mlp(&moe->shared) +
+           count_values(&moe->shared_gate);
+}
+
+double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan) {
+    int64_t n = count_values(&model->head), i = 0; /* plan layers ascend like the model's */
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        const mdp_plan_layer *planned = NULL;
+        if (plan && i < plan->n_layer && plan->layers[i].layer == l) planned = &plan->layers[i++];
+        n += count_met(model, &model->layers[l], planned);
+    }
+    return 2.0 * (double)n;
 }
 
 int64_t mdp_transform_estimate(const mdp_model *model, int32_t keep) {

@@ -8,7 +8,8 @@ static void fill_layer(const mdp_plan_layer *planned, const mdp_moe *moe, mdp_ex
         source[i] = planned->kept[i].from[0];
         zero[i] = planned->kept[i].action == MDP_ZERO;
     }
-    *out = (mdp_layer_view){.n_expert = planned->n_kept, .top_k = moe->top_k, .source = source, .zero = zero};
+    int32_t k = planned->top_k > 0 ? planned->top_k : moe->top_k;
+    *out = (mdp_layer_view){.n_expert = planned->n_kept, .top_k = k, .source = source, .zero = zero};
 }
 
 mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out) {

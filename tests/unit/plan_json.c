@@ -107,7 +107,7 @@ static void what_this_version_does_not_know_is_refused(void **state) {
     refuse(HEAD LAYER(3, "{\"from\": [0, 1], \"action\": \"keep\"}", DROP(2)) "]}", "layer 3", "one expert");
     refuse(HEAD LAYER(3, "{\"from\": [0], \"action\": \"keep\", \"weights\": [1]}", "") "]}", "layer 3", "weights");
     refuse(HEAD LAYER(3, KEEP(0), "{\"expert\": 1, \"action\": \"zero\"}") "]}", "layer 3", "zero");
-    refuse(HEAD "{\"layer\": 3, \"k\": 1, \"experts\": [" KEEP(0) "], \"dropped\": [], \"router\": \"slice\"}]}",
+    refuse(HEAD "{\"layer\": 3, \"k\": 2, \"experts\": [" KEEP(0) "], \"dropped\": [], \"router\": \"slice\"}]}",
            "layer 3", "'k'");
     refuse(HEAD "{\"layer\": 3, \"experts\": [" KEEP(0) "], \"dropped\": [], \"router\": \"zero\"}]}", "layer 3",
            "zero");
