@@ -85,9 +85,9 @@ def assert_same_logits(folder, tokens, tmp_path, ranks):
     return model
 
 
-def prune(model, tokens, keep, out):
+def prune(model, tokens, keep, out, form="safetensors"):
     """The Hugging Face folder of the model with `keep` experts in every layer that has some."""
-    mdp.succeed(2, "run", "--model", model, "--tokens", tokens, "--method", "reap", "--keep", keep, "--format", "safetensors", "--out", out)
+    mdp.succeed(2, "run", "--model", model, "--tokens", tokens, "--method", "reap", "--keep", keep, "--format", form, "--out", out)
     return out / "hf"
 
 
@@ -112,9 +112,11 @@ def test_golden_checkpoint_pruned_to_half_loads_in_transformers(name, tmp_path):
     config = mdp.read_json(mdp.GOLDEN / name / "config.json")
     key = "num_experts" if "num_experts" in config else "num_local_experts"
     tokens = write_tokens(config["vocab_size"], tmp_path / "tokens.h5")
-    pruned = prune(mdp.GOLDEN / name, tokens, config[key] // 2, tmp_path / "out")
+    pruned = prune(mdp.GOLDEN / name, tokens, config[key] // 2, tmp_path / "out", "both")
     assert mdp.read_json(pruned / "config.json") == {**config, key: config[key] // 2}
     assert_same_logits(pruned, tokens, tmp_path, 2)
+    mdp.succeed(3, "export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "exported")
+    assert mdp.digests(tmp_path / "exported") == mdp.digests(pruned)
 
 
 def fuse(folder, out):
