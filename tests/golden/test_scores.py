@@ -5,8 +5,11 @@ import pytest
 
 import mdp
 
-
 LAYERS = {"mixtral": [0, 1, 2], "qwen2_moe": [1, 2]}  # those with experts
+# Method and its options: the dataset of methods.h5, where it has another name.
+STATISTICS = {"soft --soft-mask routed-p": None, "soft --soft-mask all": "soft-all", "easy": "easy-residual",
+              **{name: name for name in [*mdp.CRITERIA, "man", "msan", "characteristic", "tenp", "tenp-mean"]}}
+WEIGHTS = {name: name for name in ["magnitude", "aimer", "router-norm"]}
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +27,25 @@ def stats(stats_of):
     return stats_of["mixtral"]
 
 
+def routed_p(layer, name):
+    """Sum over the routed tokens of p, which methods.h5 lacks, from the router logits that transformers computes."""
+    with h5py.File(mdp.GOLDEN / name / "golden.h5") as golden:
+        parts = [golden[f"seq{i}/layer{layer}"] for i in range(int(golden.attrs["num_sequences"]))]
+        z = np.concatenate([part["router_logits"][...] for part in parts]).astype(float)
+        chosen = np.concatenate([part["dense_weight"][...] for part in parts]) != 0
+    p = np.exp(z - z.max(1, keepdims=True))
+    return (p / p.sum(1, keepdims=True) * chosen).sum(0)
+
+
 def expected(layer, method, name="mixtral"):
+    dataset = {**STATISTICS, **WEIGHTS}[method]
+    if dataset is None:
+        return routed_p(layer, name)
     with h5py.File(mdp.GOLDEN / name / "methods.h5") as methods:
-        return methods[f"layer{layer}/saliency/{method}"][...]
+        return methods[f"layer{layer}/saliency/{dataset}"][...] * (-1 if method == "aimer" else 1)
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-@pytest.mark.parametrize("method", mdp.CRITERIA)
-@pytest.mark.parametrize("name", LAYERS)
-def test_scores_equal_the_reference(name, method, ranks, stats_of, tmp_path):
-    mdp.succeed(ranks, "plan", "--stats", stats_of[name], "--method", method, "--keep", 4, "--out", tmp_path / "plan.json")
-    plan = mdp.read_json(tmp_path / "plan.json")
+def check(plan, method, name):
     assert [layer["layer"] for layer in plan["layers"]] == LAYERS[name]
     for layer in plan["layers"]:
         want, scores = expected(layer["layer"], method, name), np.array(layer["scores"])
@@ -47,6 +58,23 @@ def test_scores_equal_the_reference(name, method, ranks, stats_of, tmp_path):
         kept = [expert["from"][0] for expert in layer["experts"]]
         assert kept == sorted(np.argsort(want, kind="stable")[-4:].tolist())
         assert sorted(kept + [expert["expert"] for expert in layer["dropped"]]) == list(range(len(want)))
+
+
+@pytest.mark.parametrize("method", STATISTICS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_scores_equal_the_reference(name, method, stats_of, tmp_path):
+    mdp.succeed(2, "plan", "--stats", stats_of[name], "--method", *method.split(), "--keep", 4, "--out", tmp_path / "plan.json")
+    check(mdp.read_json(tmp_path / "plan.json"), method, name)
+
+
+@pytest.mark.parametrize("method", WEIGHTS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_scores_of_weights_equal_the_reference(name, method, tmp_path):
+    for ranks, threads in ((1, 2), (3, 1)):
+        mdp.succeed(ranks, "plan", "--model", mdp.GOLDEN / name, "--method", method, "--keep", 4, "--threads", threads, "--out",
+                    tmp_path / f"{ranks}.json")
+        check(mdp.read_json(tmp_path / f"{ranks}.json"), method, name)
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "3.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", LAYERS)
