@@ -44,21 +44,24 @@ static mdp_status print_criteria(const mdp_report *report, int64_t i, json_t *ou
     return status;
 }
 
-static json_t *print_choice(const mdp_plan_layer *layer) {
-    json_t *kept = json_array(), *dropped = json_array();
-    for (int32_t j = 0; j < layer->n_kept; j++) json_array_append_new(kept, json_integer(layer->kept[j].from[0]));
+static json_t *print_choice(const mdp_plan_layer *layer, int32_t top_k) {
+    json_t *kept = json_array(), *zeroed = json_array(), *dropped = json_array();
+    for (int32_t j = 0; j < layer->n_kept; j++)
+        json_array_append_new(layer->kept[j].action == MDP_ZERO ? zeroed : kept, json_integer(layer->kept[j].from[0]));
     for (int32_t j = 0; j < layer->n_dropped; j++) json_array_append_new(dropped, json_integer(layer->dropped[j]));
     json_t *scores = layer->scores ? print_reals(layer->n_expert, layer->scores) : json_null();
-    return json_pack("{s:I, s:i, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts", (int)layer->n_expert,
-                     "kept", kept, "dropped", dropped, "scores", scores);
+    return json_pack("{s:I, s:i, s:i, s:i, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
+                     (int)layer->n_expert, "top_k_before", (int)top_k, "top_k_after",
+                     (int)(layer->top_k > 0 ? layer->top_k : top_k), "kept", kept, "zeroed", zeroed, "dropped", dropped,
+                     "scores", scores);
 }
 
 static mdp_status add_layer(const mdp_report *report, int64_t i, json_t *list) {
-    json_t *layer = print_choice(&report->plan->layers[i]);
+    const mdp_plan_layer *planned = &report->plan->layers[i];
+    json_t *layer = print_choice(planned, report->model->layers[planned->layer].moe.top_k);
     json_array_append_new(list, layer);
     if (!report->stats) return mdp_ok();
     json_t *criteria = json_object();
-    json_object_set_new(layer, "top_k", json_integer(report->stats->layers[i].top_k));
     json_object_set_new(layer, "counts", print_counts(report->stats, &report->stats->layers[i]));
     json_object_set_new(layer, "criteria", criteria);
     return print_criteria(report, i, criteria);

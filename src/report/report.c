@@ -164,6 +164,16 @@ static json_t *print_tokens(const mdp_tokens *tokens) {
                      (json_int_t)tokens->n_token, "n_sequences", (json_int_t)tokens->n_sequence);
 }
 
+/* Log-likelihoods of single choices stay in eval.json. */
+static void leave_choices_out(json_t *streams) {
+    size_t s;
+    json_t *stream, *task;
+    const char *name;
+    json_array_foreach(streams, s, stream) {
+        json_object_foreach(json_object_get(stream, "tasks"), name, task) json_object_del(task, "loglikelihood");
+    }
+}
+
 /* Every measure of every stream, as eval.json has them; null when nothing was evaluated. */
 static mdp_status print_streams(const mdp_evaluation *evaluation, json_t **out) {
     char *text = NULL;
@@ -172,7 +182,10 @@ static mdp_status print_streams(const mdp_evaluation *evaluation, json_t **out) 
     if (!evaluation) return mdp_ok();
     MDP_TRY(mdp_evaluation_print(evaluation, &text));
     mdp_status status = mdp_json_parse(text, (int64_t)strlen(text), "eval.json", &root);
-    if (status.code == MDP_OK) *out = json_incref(json_object_get(root, "streams"));
+    if (status.code == MDP_OK) {
+        *out = json_incref(json_object_get(root, "streams"));
+        leave_choices_out(*out);
+    }
     json_decref(root);
     mdp_free(text);
     return status;

@@ -20,8 +20,8 @@ typedef struct fixture {
     mdp_output output;
     mdp_evaluation evaluation;
     mdp_eval_stream streams[2];
-    mdp_exact nll[2][2];
-    int64_t n_predicted[2];
+    mdp_exact nll[2][2], kl[2][2];
+    int64_t n_predicted[2], n_sequence[2], n_agree[2][2], n_exact[2][2];
     char *category[2];
     mdp_tokens tokens;
     char *words[2];
@@ -58,12 +58,25 @@ static void make_evaluation(fixture *f) {
     f->category[0] = (char *)"math";
     f->category[1] = (char *)"nothing";
     f->n_predicted[0] = 10;
-    f->streams[0] = (mdp_eval_stream){.name = (char *)"original", .nll = f->nll[0]};
-    f->streams[1] = (mdp_eval_stream){.name = (char *)"pruned", .plan = (char *)"p", .nll = f->nll[1]};
+    f->n_sequence[0] = 4;
+    f->n_agree[1][0] = 9;
+    f->n_exact[1][0] = 1;
+    for (int s = 0; s < 2; s++)
+        f->streams[s] = (mdp_eval_stream){.name = (char *)(s == 0 ? "original" : "pruned"),
+                                          .plan = (char *)(s == 0 ? NULL : "p"),
+                                          .nll = f->nll[s],
+                                          .kl = f->kl[s],
+                                          .n_agree = f->n_agree[s],
+                                          .n_exact = f->n_exact[s]};
     assert_true(mdp_exact_add(&f->nll[0][0], 10 * 0.69314718055994531));
     assert_true(mdp_exact_add(&f->nll[1][0], 10 * 1.38629436111989062));
-    f->evaluation = (mdp_evaluation){
-        .n_category = 2, .category = f->category, .n_predicted = f->n_predicted, .n_stream = 2, .streams = f->streams};
+    assert_true(mdp_exact_add(&f->kl[1][0], 10 * 0.25));
+    f->evaluation = (mdp_evaluation){.n_category = 2,
+                                     .category = f->category,
+                                     .n_predicted = f->n_predicted,
+                                     .n_sequence = f->n_sequence,
+                                     .n_stream = 2,
+                                     .streams = f->streams};
 }
 
 static fixture *make(void) {
