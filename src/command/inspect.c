@@ -143,11 +143,14 @@ static json_t *describe_stats(const mdp_stats *stats, const char *path) {
 static json_t *describe_plan(const mdp_plan *plan, const char *path) {
     json_t *layers = json_array();
     for (int64_t i = 0; i < plan->n_layer; i++) {
-        json_t *kept = json_array();
-        for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
-            json_array_append_new(kept, json_integer(plan->layers[i].kept[j].from[0]));
-        json_array_append_new(layers, json_pack("{s:I, s:i, s:o}", "layer", (json_int_t)plan->layers[i].layer,
-                                                "experts", (int)plan->layers[i].n_expert, "kept", kept));
+        json_t *kept = json_array(), *zeroed = json_array();
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
+            const mdp_plan_expert *expert = &plan->layers[i].kept[j];
+            json_array_append_new(expert->action == MDP_ZERO ? zeroed : kept, json_integer(expert->from[0]));
+        }
+        json_array_append_new(layers,
+                              json_pack("{s:I, s:i, s:o, s:o}", "layer", (json_int_t)plan->layers[i].layer, "experts",
+                                        (int)plan->layers[i].n_expert, "kept", kept, "zeroed", zeroed));
     }
     return json_pack("{s:s, s:s, s:s, s:s, s:O, s:b, s:o}", "kind", "plan", "path", path, "model_type",
                      plan->model_type, "fingerprint", plan->fingerprint, "recipe", plan->recipe, "uniform",

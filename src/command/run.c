@@ -74,6 +74,7 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(check_outputs_all(session, n_container * result_byte));
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
+    estimate.memory += mdp_stats_memory(session->model, session->tokens->n_category, session->comm->size);
     if (criterion_of(session)->own_pass)
         MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
     if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, 2, true, &estimate));
