@@ -33,9 +33,9 @@ mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, con
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                            const mdp_forward_options *options, mdp_stats **out);
 
-/* The criterion proficiency: one forward over all tokens of the model as it is, windows of MDP_PROFICIENCY_WINDOW tokens
- * in order. *out (new) [layers of the model], NULL for layers without experts; the same on every rank. Collective on
- * `comm`. */
+/* The criterion proficiency: one forward over all tokens of the model as it is, windows of MDP_PROFICIENCY_WINDOW
+ * tokens in order. *out (new) [layers of the model], NULL for layers without experts; the same on every rank.
+ * Collective on `comm`. */
 mdp_status mdp_proficiency_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
                                const mdp_tokens *tokens, int32_t keep, const mdp_forward_options *options,
                                mdp_proficiency ***out);

@@ -1,5 +1,5 @@
 /* statistics.c - the table of what is summed, the life of statistics, and sums over categories. */
-#include "mdp/observe.h"
+#include "observe/stats_file.h"
 
 #include <string.h>
 
@@ -44,6 +44,11 @@ const mdp_statistic mdp_statistics[MDP_N_STATISTIC] = {
                      .source = "super experts, arXiv 2507.23279",
                      .merge = MDP_MERGE_MAX},
 };
+
+const mdp_statistic mdp_output_sum = {.name = "output_sum",
+                                      .meaning = "sum over the routed tokens of y, all categories",
+                                      .unit = "value of the hidden state",
+                                      .source = "REAP, arXiv 2510.13999"};
 
 /* ---- life ---------------------------------------------------------------------------------------------------- */
 

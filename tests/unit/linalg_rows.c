@@ -50,6 +50,28 @@ static void dot_has_one_order_at_every_length_and_alignment(void **state) {
     }
 }
 
+static void sum_and_largest_of_absolute_values(void **state) {
+    (void)state;
+    static float a[LONGEST + 32], size[LONGEST], ones[LONGEST];
+    for (int64_t i = 0; i < LONGEST; i++) ones[i] = 1.0F;
+    for (int64_t n = 0; n <= LONGEST; n += n < 70 ? 1 : 97) {
+        for (int offset = 0; offset < 17; offset += 5) {
+            float largest = 0.0F;
+            fill(6, n, a + offset);
+            for (int64_t i = 0; i < n; i++) {
+                size[i] = fabsf(a[offset + i]);
+                largest = size[i] > largest ? size[i] : largest;
+            }
+            double expected = plain_dot(size, ones, n), found = mdp_sum_abs(a + offset, n);
+            assert_memory_equal(&expected, &found, sizeof expected);
+            assert_true(mdp_max_abs(a + offset, n) == largest);
+            if (n == 0) continue;
+            a[offset + n - 1] = -7.0F; /* the last one, and negative */
+            assert_true(mdp_max_abs(a + offset, n) == 7.0F);
+        }
+    }
+}
+
 static void dot_is_the_sum_of_products(void **state) {
     (void)state;
     static float a[LONGEST], b[LONGEST];
@@ -227,6 +249,7 @@ static void rotation_has_the_same_bits_at_every_width(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dot_has_one_order_at_every_length_and_alignment),
+        cmocka_unit_test(sum_and_largest_of_absolute_values),
         cmocka_unit_test(dot_is_the_sum_of_products),
         cmocka_unit_test(rms_norm_is_the_formula_and_may_work_in_place),
         cmocka_unit_test(axpy_and_max),
