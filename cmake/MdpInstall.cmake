@@ -7,7 +7,7 @@ install(TARGETS mdp mdp_dependencies mdp_flags EXPORT moe-dist-prune-targets
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY include/mdp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(DIRECTORY jobs/ DESTINATION ${CMAKE_INSTALL_DATADIR}/moe-dist-prune/jobs USE_SOURCE_PERMISSIONS)
-install(FILES LICENSE README.md CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(FILES LICENSE README.md CHANGELOG.md doc/plan.schema.json DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 install(EXPORT moe-dist-prune-targets NAMESPACE mdp:: DESTINATION ${MDP_PACKAGE_DIR})
 configure_package_config_file(cmake/moe-dist-prune-config.cmake.in

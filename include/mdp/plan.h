@@ -4,15 +4,40 @@
 
 #include "mdp/score.h"
 
-/* zero: the expert keeps its place and its router row, but returns 0. Later: merge, constant, condense, neurons, mask
- */
-typedef enum mdp_action { MDP_KEEP, MDP_DROP, MDP_ZERO } mdp_action;
+/* What becomes of experts. zero: it keeps its place and its router row, but returns 0. constant: it returns one vector.
+ * condense: it sees every token, without a router. neurons, mask: some of its neurons or weights go. */
+typedef enum mdp_action {
+    MDP_KEEP,
+    MDP_DROP,
+    MDP_ZERO,
+    MDP_MERGE,
+    MDP_CONSTANT,
+    MDP_CONDENSE,
+    MDP_NEURONS,
+    MDP_MASK,
+    MDP_N_ACTION
+} mdp_action;
+const char *mdp_action_name(mdp_action action);
+
+/* How the neurons of merged experts were brought into one order. */
+typedef enum mdp_plan_align { MDP_ALIGN_UNSAID, MDP_ALIGN_NONE, MDP_ALIGN_WEIGHT, MDP_ALIGN_ACTIVATION } mdp_plan_align;
+
+/* An array in plan.h5 that an action needs. */
+typedef struct mdp_plan_array {
+    char *name;    /* what it is to the action: "permutation", "value", ... */
+    char *path;    /* of the dataset in plan.h5 */
+    char xxh3[33]; /* of its stored bytes */
+} mdp_plan_array;
 
 /* One expert of the result. */
 typedef struct mdp_plan_expert {
     mdp_action action;
     int32_t n_from;
     mdp_expert_t *from; /* [n_from] original experts, ascending */
+    double *weights;    /* [n_from] of merged (sum 1) and condensed ones; else NULL */
+    mdp_plan_align align;
+    int n_array;
+    mdp_plan_array *arrays; /* [n_array] */
 } mdp_plan_expert;
 
 typedef struct mdp_plan_layer {
@@ -23,7 +48,7 @@ typedef struct mdp_plan_layer {
     unsigned char *gone;      /* [n_expert] nonzero: removed in an earlier round; NULL: none. Not part of plan.json */
     int32_t top_k;            /* experts that each token uses in the result; 0: as many as in the model */
     int32_t n_kept;
-    mdp_plan_expert *kept; /* [n_kept] in the new numbering */
+    mdp_plan_expert *kept; /* [n_kept] in the new numbering, which follows the first original of each */
     int32_t n_dropped;
     mdp_expert_t *dropped; /* [n_dropped] ascending */
 } mdp_plan_layer;
@@ -42,12 +67,15 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
 /* plan.json text, new; equal plans give equal bytes. */
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
-/* Parse and check a plan by itself: every expert named once, kept ones ascending, actions known. `path` names it in
- * errors, which are MDP_BAD_INPUT and name the layer and the expert. */
+/* Parse and check a plan by itself: every expert named once, kept ones ascending, actions with all that they need.
+ * `path` names it in errors, which are MDP_BAD_INPUT and name the layer and the expert. */
 mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, mdp_plan **out);
 /* Check a plan against a model whose catalogue has its fingerprint: fingerprint, family, layers, expert counts,
  * keep >= k, "uniform" true to the layers. MDP_BAD_INPUT, naming the layer. */
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
+/* The arrays that the plan names are in the .h5 file beside it, with the checksums that it names. Local: rank 0 calls
+ * it. MDP_BAD_INPUT, naming layer and expert. */
+mdp_status mdp_plan_check_arrays(const mdp_plan *plan);
 
 /* list: as many as mdp_budget_options.list says for each layer. */
 typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL, MDP_BUDGET_TRAPEZOID, MDP_BUDGET_LIST } mdp_budget;

@@ -4,6 +4,8 @@
 
 #include "mdp/plan.h"
 
+/* Can every action of the plan be carried out? MDP_USAGE, naming layer, expert and action. Local. */
+mdp_status mdp_transform_check(const mdp_plan *plan);
 /* The checkpoint that the plan makes of the model: every tensor as segments of stored ones (experts dropped and
  * renumbered, router rows and fused tensors sliced, all else copied), config.json patched. plan == NULL: the model as
  * it is (export). When layers keep different numbers, config.json keeps the largest count: only model.h5, whose stacks

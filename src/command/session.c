@@ -112,7 +112,8 @@ mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, cha
 static mdp_status parse_plan(const mdp_session *session, const char *text, int64_t n_byte, const char *path,
                              mdp_plan **out) {
     MDP_TRY(mdp_plan_parse(text, n_byte, path, out));
-    return mdp_plan_check(*out, session->model);
+    MDP_TRY(mdp_plan_check(*out, session->model));
+    return session->comm->rank == 0 ? mdp_plan_check_arrays(*out) : mdp_ok();
 }
 
 mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, char **text) {

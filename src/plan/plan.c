@@ -6,8 +6,18 @@
 
 #include <string.h>
 
+static void destroy_expert(mdp_plan_expert *expert) {
+    for (int i = 0; i < expert->n_array; i++) {
+        mdp_free(expert->arrays[i].name);
+        mdp_free(expert->arrays[i].path);
+    }
+    mdp_free(expert->arrays);
+    mdp_free(expert->weights);
+    mdp_free(expert->from);
+}
+
 static void destroy_layer(mdp_plan_layer *layer) {
-    for (int32_t i = 0; i < layer->n_kept && layer->kept; i++) mdp_free(layer->kept[i].from);
+    for (int32_t i = 0; i < layer->n_kept && layer->kept; i++) destroy_expert(&layer->kept[i]);
     mdp_free(layer->scores);
     mdp_free(layer->must_keep);
     mdp_free(layer->gone);

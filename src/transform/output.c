@@ -223,6 +223,7 @@ mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, co
                                 const char *provenance_text, mdp_output **out) {
     mdp_output *output = NULL;
     *out = NULL;
+    if (plan) MDP_TRY(mdp_transform_check(plan));
     MDP_TRY(MDP_ALLOC(&output, 1, "the description of the result"));
     mdp_status status = fill(model, plan, plan_text, provenance_text, output);
     if (status.code != MDP_OK) {

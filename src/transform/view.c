@@ -2,6 +2,22 @@
  * copied; the engine reads kept experts and their router rows from the original tensors. */
 #include "mdp/transform.h"
 
+mdp_status mdp_transform_check(const mdp_plan *plan) {
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
+            const mdp_plan_expert *expert = &plan->layers[i].kept[j];
+            if ((expert->action == MDP_KEEP || expert->action == MDP_ZERO) && expert->n_array == 0) continue;
+            return MDP_ERROR(MDP_USAGE,
+                             "%s: layer %lld, expert %d: the action '%s'%s is understood, but cannot be carried out by "
+                             "this version; it can keep, drop and zero experts.",
+                             plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer,
+                             (int)expert->from[0], mdp_action_name(expert->action),
+                             expert->n_array > 0 ? " with arrays" : "");
+        }
+    }
+    return mdp_ok();
+}
+
 static void fill_layer(const mdp_plan_layer *planned, const mdp_moe *moe, mdp_expert_t *source, unsigned char *zero,
                        mdp_layer_view *out) {
     for (int32_t i = 0; i < planned->n_kept; i++) {
@@ -16,6 +32,7 @@ mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_
     mdp_view *view = NULL;
     int64_t n_kept = 0;
     *out = NULL;
+    MDP_TRY(mdp_transform_check(plan));
     for (int64_t i = 0; i < plan->n_layer; i++) n_kept += plan->layers[i].n_kept;
     MDP_TRY(MDP_ALLOC(&view, 1, "a view of the model"));
     view->n_layer = model->n_layer;

@@ -127,6 +127,36 @@ static void budgets_that_cannot_be_met_are_refused(void **state) {
     refuse(plain, (mdp_budget_options){.budget = MDP_BUDGET_GLOBAL, .keep = 2, .min_keep = 3}, "--min-keep 3");
 }
 
+static void groups_keep_equally_many(void **state) {
+    (void)state;
+    /* blocks {0, 1} and {2, 3}: the best of each, though both of the best lie in one block */
+    double one_sided[N_LAYER][N_EXPERT] = {{9, 8, 2, 1}, {1, 2, 8, 9}, {5, 5, 5, 5}};
+    expect(one_sided, (mdp_budget_options){.keep = 2, .n_group = 2}, 0x5, 0xa, 0xa);
+    expect(one_sided, (mdp_budget_options){.keep = 2}, 0x3, 0xc, 0xc);
+    refuse(one_sided, (mdp_budget_options){.keep = 3, .n_group = 2}, "layer 1: 3 experts to keep are not a multiple");
+    refuse(one_sided, (mdp_budget_options){.keep = 3, .n_group = 3}, "layer 1");
+    /* one ranking keeps 1, 4, 4 (see above); nine in all become ten */
+    expect(plain, (mdp_budget_options){.budget = MDP_BUDGET_GLOBAL, .keep = 3, .multiple_of = 2}, 0x3, 0xf, 0xf);
+    expect(plain, (mdp_budget_options){.budget = MDP_BUDGET_GLOBAL, .keep = 2, .n_group = 2}, 0x5, 0xa, 0xa);
+}
+
+static void experts_gone_before_go_again_and_count_for_nothing(void **state) {
+    (void)state;
+    mdp_plan *plan = plan_of(plain);
+    for (int i = 0; i < N_LAYER; i++) assert_int_equal(MDP_ALLOC(&plan->layers[i].gone, N_EXPERT, "gone").code, MDP_OK);
+    plan->layers[0].gone[0] = 1; /* the best of its layer */
+    plan->layers[1].gone[1] = 1;
+    mdp_budget_options options = {.budget = MDP_BUDGET_GLOBAL, .normalise = MDP_LAYER_MAX, .keep = 3};
+    mdp_status status = mdp_plan_choose(plan, top_k, &options);
+    if (status.code != MDP_OK) fail_msg("%s", status.text);
+    /* beside those, one goes: layer-max of what is left is - 1 .67 .33 | .33 - .67 1 | 1 1 1 1; equal: the lower layer
+     */
+    assert_int_equal(kept_of(&plan->layers[0]), 0x6);
+    assert_int_equal(kept_of(&plan->layers[1]), 0xd);
+    assert_int_equal(kept_of(&plan->layers[2]), 0xf);
+    mdp_plan_destroy(plan);
+}
+
 /* ---- from statistics ----------------------------------------------------------------------------------------- */
 
 /* Two categories, one layer (number 7), top-1; sums of category c, expert e: (c + 1) * (10 * statistic + e). */
@@ -228,6 +258,8 @@ int main(void) {
         cmocka_unit_test(normalised_layers_are_compared_on_one_scale),
         cmocka_unit_test(normalisation_of_zero_layers_gives_zero_and_sums_refuse_negative_scores),
         cmocka_unit_test(budgets_that_cannot_be_met_are_refused),
+        cmocka_unit_test(groups_keep_equally_many),
+        cmocka_unit_test(experts_gone_before_go_again_and_count_for_nothing),
         cmocka_unit_test(criteria_are_their_formulas),
         cmocka_unit_test(random_scores_differ_by_seed_and_layer_only),
         cmocka_unit_test(a_plan_made_from_statistics_says_how),
