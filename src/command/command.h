@@ -91,6 +91,7 @@ typedef struct mdp_session {
     mdp_tasks *tasks;
     mdp_keep_entry *keep_list; /* [n_keep] of --keep-file, or made from --top-k alone; owned */
     int64_t n_keep;
+    char *recipe;        /* what --method stands for, when it names a recipe; owned */
     bool folder_created; /* this run made the folder --out (rank 0) */
     bool result_kept;    /* something in it is worth keeping when the run fails later (rank 0) */
 } mdp_session;

@@ -2,6 +2,7 @@
  *
  * In: words of the command line, the same on every rank. Out: the command's status, the same on every rank; rank 0 has
  * said the one sentence when it is an error. */
+#include "command/recipes.h"
 #include "command/session.h"
 
 #include <hdf5.h>
@@ -94,6 +95,7 @@ static mdp_status parse_all(const mdp_command *command, int n_word, char **words
                                                &session->options));
     if (session->options->help) return mdp_ok();
     MDP_TRY(configure_all(session));
+    MDP_AGREE(session->comm, mdp_recipe_expand(session->options, OPTION_METHOD, &session->recipe));
     return mdp_agree_all(session->comm, check_arguments(command, session->options));
 }
 

@@ -1,6 +1,7 @@
 /* option_table.c - every option of every command: one row each. Help, parsing, ranges, configuration files and
  * effective-config.json read this table. */
 #include "command/command.h"
+#include "command/recipes.h"
 
 #define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL)
 #define CHOOSES (COMMAND_RUN | COMMAND_PLAN)
@@ -10,11 +11,12 @@
 #define MAX_EXPERT 1000000
 
 static const char *method_name(int i) {
-    return i < mdp_n_criterion ? mdp_criteria[i].name : NULL;
+    if (i < mdp_n_criterion) return mdp_criteria[i].name;
+    return i < mdp_n_criterion + mdp_n_recipe ? mdp_recipes[i - mdp_n_criterion].name : NULL;
 }
 
 static const char *method_help(int i) {
-    return mdp_criteria[i].help;
+    return i < mdp_n_criterion ? mdp_criteria[i].help : mdp_recipes[i - mdp_n_criterion].help;
 }
 
 /* All but the list, which --keep-file asks for. */

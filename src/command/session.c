@@ -26,6 +26,7 @@ static mdp_status start(mdp_session *session) {
     MDP_TRY(mdp_log_new(&session->log, session->comm->rank == 0, level));
     MDP_TRY(mdp_blas_start());
     mdp_blas_name(session->blas, sizeof session->blas);
+    if (session->recipe) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", session->recipe);
     return mdp_ok();
 }
 
@@ -56,6 +57,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_reader_destroy(session->reader);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
+    mdp_free(session->recipe);
     mdp_free(session->keep_list);
     mdp_options_destroy(session->options);
 }

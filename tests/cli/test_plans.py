@@ -160,6 +160,17 @@ def test_wrong_keep_files_are_refused(text, code, sentence, stats, tmp_path):
     assert not (tmp_path / "p.json").exists()
 
 
+# ---- recipes
+
+def test_recipe_says_what_it_stands_for_and_is_that(stats, tmp_path):
+    result = mdp.succeed(2, "plan", "--stats", stats, "--method", "seer", "--keep", 4, "--top-k", 1, "--out", tmp_path / "seer.json")
+    assert result.stderr.count("method seer stands for --method soft --budget global\n") == 1, str(result)
+    plan(stats, tmp_path / "long.json", "--method", "soft", "--budget", "global", "--keep", 4, "--top-k", 1)
+    assert (tmp_path / "seer.json").read_bytes() == (tmp_path / "long.json").read_bytes()
+    content = plan(stats, tmp_path / "own.json", "--method", "seer", "--budget", "uniform", "--keep", 4)
+    assert content["recipe"]["budget"] == "uniform" and content["recipe"]["method"] == "soft"
+
+
 # ---- fewer experts per token
 
 def test_top_k_alone_keeps_everything_and_equals_transformers(stats, tmp_path):

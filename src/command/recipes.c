@@ -1,0 +1,55 @@
+/* recipes.c - named recipes: a table of defaults, put into the options before anything looks at them.
+ *
+ * After that nothing knows of recipes: effective-config.json and the plan hold the options that they stand for. What
+ * was given on the command line or by a configuration file wins. */
+#include "command/recipes.h"
+
+#include <string.h>
+
+const mdp_recipe mdp_recipes[] = {
+    {"seer",
+     "recipe: heavy hitters by gate weight, all layers ranked together (after SEER-MoE, 2404.05089; its second aim is "
+     "--top-k)",
+     "{\"method\": \"soft\", \"budget\": \"global\"}"},
+};
+const int mdp_n_recipe = (int)(sizeof mdp_recipes / sizeof mdp_recipes[0]);
+
+static const mdp_recipe *find(const mdp_option_value *method) {
+    for (int i = 0; method->present && i < mdp_n_recipe; i++) {
+        if (strcmp(mdp_recipes[i].name, method->text) == 0) return &mdp_recipes[i];
+    }
+    return NULL;
+}
+
+/* The options of the recipe as they are in force now: " --method soft --budget global". */
+static mdp_status describe(const mdp_options *options, const mdp_recipe *recipe, const json_t *list, char **line) {
+    const char *name;
+    json_t *value;
+    MDP_TRY(mdp_format(line, "method %s stands for", recipe->name));
+    json_object_foreach((json_t *)list, name, value) {
+        for (int i = 0; i < options->n_option; i++) {
+            if (!options->table[i].name || strcmp(options->table[i].name, name) != 0) continue;
+            char *longer = NULL;
+            MDP_TRY(mdp_format(&longer, "%s --%s %s", *line, name, options->values[i].text));
+            mdp_free(*line);
+            *line = longer;
+        }
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_recipe_expand(mdp_options *options, int method, char **line) {
+    const mdp_recipe *recipe = find(&options->values[method]);
+    char *text = NULL;
+    json_t *root = NULL;
+    *line = NULL;
+    if (!recipe) return mdp_ok();
+    MDP_TRY(mdp_format(&text, "{\"options\": %s}", recipe->options));
+    options->values[method].given = false; /* the criterion takes the place of the name */
+    mdp_status status = mdp_options_configure(options, text, (int64_t)strlen(text), recipe->name);
+    if (status.code == MDP_OK) status = mdp_json_parse(text, (int64_t)strlen(text), recipe->name, &root);
+    if (status.code == MDP_OK) status = describe(options, recipe, json_object_get(root, "options"), line);
+    json_decref(root);
+    mdp_free(text);
+    return status;
+}
