@@ -104,6 +104,9 @@ typedef struct mdp_command {
     mdp_status (*run_all)(mdp_session *session); /* collective; the status is the same on every rank */
 } mdp_command;
 
+extern const mdp_command mdp_commands[]; /* the first is the default */
+extern const int mdp_n_command;
+
 /* The commands, one in each file of the same name. Collective on session->comm. */
 mdp_status mdp_command_run_all(mdp_session *session);
 mdp_status mdp_command_observe_all(mdp_session *session);
