@@ -8,7 +8,7 @@
 #include <hdf5.h>
 #include <string.h>
 
-static const mdp_command commands[] = {
+const mdp_command mdp_commands[] = {
     {"run", "observe, plan, apply and report in one go (the default)", NULL, COMMAND_RUN, mdp_command_run_all},
     {"observe", "run the model on text and write the statistics of its experts", NULL, COMMAND_OBSERVE,
      mdp_command_observe_all},
@@ -22,13 +22,14 @@ static const mdp_command commands[] = {
      mdp_command_verify_all},
     {"info", "versions, ranks, threads, BLAS kernel, methods and families", NULL, COMMAND_INFO, mdp_command_info_all},
 };
-#define N_COMMAND ((int)(sizeof commands / sizeof commands[0]))
+#define N_COMMAND ((int)(sizeof mdp_commands / sizeof mdp_commands[0]))
+const int mdp_n_command = N_COMMAND;
 
 /* ---- finding the command ------------------------------------------------------------------------------------- */
 
 static mdp_status refuse_command(const char *word) {
     const char *names[N_COMMAND];
-    for (int i = 0; i < N_COMMAND; i++) names[i] = commands[i].name;
+    for (int i = 0; i < N_COMMAND; i++) names[i] = mdp_commands[i].name;
     const char *nearest = mdp_nearest(word, names, N_COMMAND);
     if (nearest)
         return MDP_ERROR(MDP_USAGE, "unknown command '%s'. Did you mean '%s'? See moe-dist-prune --help.", word,
@@ -39,12 +40,12 @@ static mdp_status refuse_command(const char *word) {
 /* The command named by words[1], or run when that is an option or missing. *n_used words belong to its name. */
 static mdp_status find_command(int n_word, char **words, const mdp_command **out, int *n_used) {
     *n_used = 1;
-    *out = &commands[0];
+    *out = &mdp_commands[0];
     if (n_word < 2 || words[1][0] == '-') return mdp_ok();
     *n_used = 2;
     for (int i = 0; i < N_COMMAND; i++) {
-        *out = &commands[i];
-        if (strcmp(words[1], commands[i].name) == 0) return mdp_ok();
+        *out = &mdp_commands[i];
+        if (strcmp(words[1], mdp_commands[i].name) == 0) return mdp_ok();
     }
     return refuse_command(words[1]);
 }
@@ -55,7 +56,7 @@ static void print_help(const mdp_command *command, const mdp_options *options, b
     printf("moe-dist-prune %s: prunes Mixture-of-Experts checkpoints on CPU clusters.\n\n", MDP_VERSION);
     if (general) {
         printf("usage: mpirun -n P moe-dist-prune [COMMAND] [OPTION ...]\n\ncommands (COMMAND --help tells more):\n");
-        for (int i = 0; i < N_COMMAND; i++) printf("  %-10s %s\n", commands[i].name, commands[i].summary);
+        for (int i = 0; i < N_COMMAND; i++) printf("  %-10s %s\n", mdp_commands[i].name, mdp_commands[i].summary);
         printf("\noptions of run:\n");
     } else {
         printf("usage: mpirun -n P moe-dist-prune %s%s%s [OPTION ...]\n  %s\n\noptions:\n", command->name,
