@@ -217,13 +217,10 @@ static void fill_ids(mdp_tasks *tasks, const raw_file *file) {
 
 /* Collective on `comm`. Names of rank 0 become names everywhere. */
 static mdp_status share_names_all(const mdp_comm *comm, raw_file *file, int64_t n_task) {
-    if (comm->rank != 0) {
-        MDP_AGREE(comm, MDP_ALLOC(&file->names, n_task, "tasks"));
-        file->n_task = (int)n_task;
-    } else {
-        MDP_AGREE(comm, mdp_ok());
-    }
-    for (int64_t t = 0; t < n_task; t++) {
+    mdp_status status = comm->rank == 0 ? mdp_ok() : MDP_ALLOC(&file->names, n_task, "tasks");
+    MDP_AGREE(comm, status);
+    file->n_task = (int)n_task;
+    for (int64_t t = 0; t < n_task && file->names != NULL; t++) {
         int64_t n_byte = comm->rank == 0 ? (int64_t)strlen(file->names[t]) : 0;
         MDP_TRY(mdp_bcast_text_all(comm, &file->names[t], &n_byte, 0));
     }

@@ -63,7 +63,7 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
     int n_stream = run->evaluation->n_stream;
     const mdp_view **views = NULL;
     double start = mdp_seconds();
-    mdp_status status = mdp_agree_all(run->comm, MDP_ALLOC(&views, n_stream, "streams"));
+    mdp_status status = mdp_agree_all(run->comm, mdp_alloc((void **)&views, n_stream, sizeof(void *), "streams"));
     if (status.code != MDP_OK) {
         mdp_free(views);
         return status;
