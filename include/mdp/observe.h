@@ -95,6 +95,9 @@ typedef struct mdp_collector mdp_collector;
 mdp_status mdp_collector_new(const mdp_model *model, mdp_stats *stats, mdp_collector **out);
 void mdp_collector_destroy(mdp_collector *collector); /* NULL is allowed */
 mdp_observers mdp_collector_observers(mdp_collector *collector);
+/* The model is seen through a view (borrowed; NULL: as it is): what tokens number by the view is counted for the
+ * experts of the model. */
+void mdp_collector_use_view(mdp_collector *collector, const mdp_view *view);
 /* Tell whose tokens the next layers see. */
 void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine);
 /* After each layer of each batch: bring the layer's vector sums to the rank that keeps them. Collective on `comm`.

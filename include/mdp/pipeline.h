@@ -28,10 +28,11 @@ typedef struct mdp_forward_cost {
 mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens, int n_stream,
                                bool with_head, const mdp_forward_options *options, mdp_forward_cost *out);
 
-/* One forward over all tokens with every tile observer; the sums in *out are complete on rank 0. Collective on `comm`.
- * Errors: reading weights; NaN or Inf in a router (names layer and expert). */
+/* One forward over all tokens of the model, or (view not NULL) of what a plan leaves of it, with every tile observer;
+ * the sums in *out, for experts as the model numbers them, are complete on rank 0. Collective on `comm`. Errors:
+ * reading weights; NaN or Inf in a router (names layer and expert). */
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
-                           const mdp_forward_options *options, mdp_stats **out);
+                           const mdp_view *view, const mdp_forward_options *options, mdp_stats **out);
 
 /* The criterion proficiency: one forward over all tokens of the model as it is, windows of MDP_PROFICIENCY_WINDOW
  * tokens in order. *out (new) [layers of the model], NULL for layers without experts; the same on every rank.

@@ -104,14 +104,19 @@ typedef struct mdp_budget_options {
 
 /* A layer as a budget sees it. */
 typedef struct mdp_budget_layer {
-    int64_t layer;    /* of the model */
-    int32_t n_expert; /* still there */
-    int32_t top_k;    /* of the model */
+    int64_t layer;             /* of the model */
+    int32_t n_expert, n_alive; /* in the model, and left by earlier rounds */
+    int32_t top_k;             /* of the model */
 } mdp_budget_layer;
 
 /* The file of a list budget: a JSON object of layer numbers and counts, {"0": 6, "1": 4}. New list, ascending.
  * MDP_BAD_INPUT. Local. */
 mdp_status mdp_keep_list_parse(const char *text, int64_t n_byte, const char *path, mdp_keep_entry **list, int64_t *n);
+/* The budget of round `round` of n_round: it removes round / n_round of what the whole removes. list [n_layer] backs
+ * the budget that comes out. Local. */
+mdp_budget_options mdp_budget_of_round(const mdp_budget_layer *layers, int64_t n_layer,
+                                       const mdp_budget_options *options, int64_t round, int64_t n_round,
+                                       mdp_keep_entry *list);
 /* Everything that can be refused before a score is known. MDP_USAGE, naming the layer. Local. */
 mdp_status mdp_budget_check(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options);
 /* How many experts each layer keeps: count [n_layer]. The global budget cannot say it without scores: there `count`
@@ -146,6 +151,9 @@ typedef struct mdp_plan_request {
     uint64_t seed;
     mdp_pruned_route pruned_route;
     mdp_budget_options budget;
+    int64_t n_round;          /* rounds that it takes in all; 0 and 1: one */
+    const mdp_plan *previous; /* of the round before, through which `stats` were taken: what it removed stays removed,
+                                 with the score that it had; NULL: none */
 } mdp_plan_request;
 
 /* Statistics -> scores -> choice, with the recipe that says so. Local: rank 0 decides, the text is broadcast.

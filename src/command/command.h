@@ -27,6 +27,7 @@ typedef enum mdp_option_id {
     OPTION_KEEP_FILE,
     OPTION_KEEP_MULTIPLE_OF,
     OPTION_TOP_K,
+    OPTION_ROUNDS,
     OPTION_BUDGET,
     OPTION_MIN_KEEP,
     OPTION_NORMALISE,

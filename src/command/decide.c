@@ -127,7 +127,7 @@ static mdp_status measure_all(mdp_session *session, const mdp_criterion *criteri
 
 /* Rank 0. */
 static mdp_status decide(const mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
-                         evidence *found, char **text, int64_t *n_byte) {
+                         mdp_round round, evidence *found, char **text, int64_t *n_byte) {
     const char *categories = mdp_session_option(session, OPTION_CATEGORIES)->text;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
     mdp_plan_request request = {
@@ -143,7 +143,9 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
         .soft_mask = (mdp_soft_mask)mdp_session_option(session, OPTION_SOFT_MASK)->integer,
         .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
         .pruned_route = (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
-        .budget = *budget};
+        .budget = *budget,
+        .n_round = round.n,
+        .previous = round.previous};
     mdp_plan *plan = NULL;
     MDP_TRY(mdp_plan_make(&request, &plan));
     mdp_status status = mdp_plan_print(plan, text);
@@ -154,11 +156,11 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
 
 /* Rank 0 decides and prints; the text goes to all. */
 static mdp_status make_text_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
-                                char **text, int64_t *n_byte) {
+                                mdp_round round, char **text, int64_t *n_byte) {
     evidence found = {NULL, NULL, NULL, 0};
     mdp_status status = measure_all(session, criterion_of(session), budget->keep, &found);
     if (status.code == MDP_OK) {
-        if (session->comm->rank == 0) status = decide(session, stats, budget, &found, text, n_byte);
+        if (session->comm->rank == 0) status = decide(session, stats, budget, round, &found, text, n_byte);
         status = mdp_agree_all(session->comm, status);
     }
     free_evidence(&found);
@@ -167,13 +169,13 @@ static mdp_status make_text_all(mdp_session *session, const mdp_stats *stats, co
 }
 
 mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
-                                  mdp_plan **plan, char **text) {
+                                  mdp_round round, mdp_plan **plan, char **text) {
     mdp_budget_options common = *budget;
     int64_t n_byte = 0;
     *plan = NULL;
     *text = NULL;
     MDP_TRY(mdp_bcast_all(session->comm, &common, (int64_t)sizeof common, 0)); /* only rank 0 may know it */
-    mdp_status status = make_text_all(session, stats, &common, text, &n_byte);
+    mdp_status status = make_text_all(session, stats, &common, round, text, &n_byte);
     if (status.code == MDP_OK)
         status = mdp_agree_all(session->comm, mdp_plan_parse(*text, n_byte, "the plan just made", plan));
     if (status.code == MDP_OK) return status;

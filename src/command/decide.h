@@ -6,11 +6,17 @@
 
 /* Do --method and the options that belong to some methods go together? Local. MDP_USAGE. */
 mdp_status mdp_session_check_method(const mdp_session *session);
+/* What a later round of --rounds goes on from; all 0 without rounds. */
+typedef struct mdp_round {
+    int64_t n;                /* rounds in all */
+    const mdp_plan *previous; /* NULL in the first */
+} mdp_round;
+
 /* A plan from statistics (on rank 0; NULL: of the open model by a criterion that needs none). A criterion that reads
  * weights or runs the model itself does so here; the session has the model, and for the latter tokens, open. Rank 0
  * chooses and prints, the text is broadcast and parsed, so that every rank works from the same bytes. Collective. */
 mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
-                                  mdp_plan **plan, char **text);
+                                  mdp_round round, mdp_plan **plan, char **text);
 /* What determines the bytes of a checkpoint, as JSON: writer, model, recipe, compute mode. plan NULL: none. New text.
  * Local. */
 mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, char **out);

@@ -136,15 +136,15 @@ static mdp_status check_min_keep(const mdp_census *census, const mdp_budget_opti
     return mdp_ok();
 }
 
-/* Layers with experts; new. */
-static mdp_status list_layers(const mdp_model *model, const mdp_stats *stats, int64_t n, mdp_budget_layer **out) {
+mdp_status mdp_session_list_layers(const mdp_model *model, const mdp_stats *stats, int64_t n, mdp_budget_layer **out) {
     MDP_TRY(MDP_ALLOC(out, n, "the layers of a budget"));
     for (int64_t i = 0; stats && i < n; i++)
-        (*out)[i] = (mdp_budget_layer){stats->layers[i].layer, stats->layers[i].n_expert, stats->layers[i].top_k};
+        (*out)[i] = (mdp_budget_layer){stats->layers[i].layer, stats->layers[i].n_expert, stats->layers[i].n_expert,
+                                       stats->layers[i].top_k};
     int64_t i = 0;
     for (int64_t l = 0; !stats && l < model->n_layer; l++) {
         const mdp_moe *moe = &model->layers[l].moe;
-        if (model->layers[l].is_moe) (*out)[i++] = (mdp_budget_layer){l, moe->n_expert, moe->top_k};
+        if (model->layers[l].is_moe) (*out)[i++] = (mdp_budget_layer){l, moe->n_expert, moe->n_expert, moe->top_k};
     }
     return mdp_ok();
 }
@@ -193,7 +193,7 @@ mdp_status mdp_session_budget(mdp_session *session, const mdp_stats *stats, mdp_
                              .min_keep = (int32_t)mdp_session_option(session, OPTION_MIN_KEEP)->integer,
                              .multiple_of = (int32_t)mdp_session_option(session, OPTION_KEEP_MULTIPLE_OF)->integer,
                              .top_k = (int32_t)mdp_session_option(session, OPTION_TOP_K)->integer};
-    mdp_status status = list_layers(session->model, stats, census.n_layer, &layers);
+    mdp_status status = mdp_session_list_layers(session->model, stats, census.n_layer, &layers);
     if (status.code == MDP_OK) status = resolve(session, census, layers, out);
     mdp_free(layers);
     return status;

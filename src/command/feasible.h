@@ -17,6 +17,8 @@ mdp_census mdp_census_of_stats(const mdp_stats *stats);
 /* --keep and its likes, --budget, --min-keep, --normalise, --keep-multiple-of and --top-k, checked against the layers
  * of the statistics or (NULL) of the open model. The list of out is the session's. Local. Errors: MDP_USAGE. */
 mdp_status mdp_session_budget(mdp_session *session, const mdp_stats *stats, mdp_budget_options *out);
+/* The n layers with experts of the statistics or (NULL) of the model; new. Local. */
+mdp_status mdp_session_list_layers(const mdp_model *model, const mdp_stats *stats, int64_t n, mdp_budget_layer **out);
 /* --keep-file, when it is given: into the session. Collective. */
 mdp_status mdp_session_read_keep_file_all(mdp_session *session);
 /* The first part of it: what the options say without any model (one way to choose a number is given, options of the

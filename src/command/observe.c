@@ -26,7 +26,7 @@ mdp_status mdp_command_observe_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     mdp_status status =
-        mdp_observe_all(session->comm, session->model, session->reader, session->tokens, &options, &stats);
+        mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options, &stats);
     if (status.code == MDP_OK)
         status = mdp_stats_write_all(session->comm, stats, mdp_session_option(session, OPTION_OUT)->text);
     mdp_stats_destroy(stats);

@@ -52,10 +52,24 @@ static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) 
     return mdp_session_check_folder_all(session, names, n_byte);
 }
 
+/* Rounds are for criteria that see what is left; vectors are read back from stats.h5, which is that of the first. */
+static mdp_status check_rounds(const mdp_session *session) {
+    const mdp_criterion *criterion = criterion_of(session);
+    if (mdp_session_option(session, OPTION_ROUNDS)->integer <= 1) return mdp_ok();
+    if (!criterion->needs_stats || criterion->needs_vectors)
+        return MDP_ERROR(
+            MDP_USAGE,
+            "--rounds observes again what is left, which changes nothing for method '%s' or cannot be done "
+            "with its statistics.",
+            criterion->name);
+    return mdp_ok();
+}
+
 static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_budget(session));
     MDP_TRY(mdp_session_read_keep_file_all(session));
     MDP_AGREE(session->comm, mdp_session_check_method(session));
+    MDP_AGREE(session->comm, check_rounds(session));
     MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
@@ -73,7 +87,8 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     int64_t result_byte = mdp_transform_estimate(session->model, made->budget.keep);
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(check_outputs_all(session, n_container * result_byte));
-    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
+    for (int64_t r = 0; r < mdp_session_option(session, OPTION_ROUNDS)->integer; r++)
+        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
     estimate.memory += mdp_stats_memory(session->model, session->tokens->n_category, session->comm->size);
     if (criterion_of(session)->own_pass)
         MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
@@ -101,7 +116,8 @@ static mdp_status write_stats_all(const mdp_session *session, mdp_stats *stats) 
 
 static mdp_status observe_all(mdp_session *session, products *made) {
     mdp_forward_options options = mdp_session_forward_options(session);
-    MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, &options, &made->stats));
+    MDP_TRY(
+        mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options, &made->stats));
     MDP_TRY(write_stats_all(session, made->stats));
     session->result_kept = true;
     return mdp_ok();
@@ -127,8 +143,61 @@ static mdp_status transform(const mdp_session *session, products *made) {
     return status;
 }
 
+static int64_t count_rounds(const mdp_session *session) {
+    return mdp_session_option(session, OPTION_ROUNDS)->integer;
+}
+
+/* One round after the first: what the plan of the round before leaves is observed, and more of it removed. */
+static mdp_status go_on_all(mdp_session *session, const mdp_budget_options *budget, products *made) {
+    mdp_forward_options options = mdp_session_forward_options(session);
+    mdp_round round = {.n = count_rounds(session), .previous = made->plan};
+    mdp_view *view = NULL;
+    mdp_stats *stats = NULL;
+    mdp_plan *plan = NULL;
+    char *text = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, made->plan, &view));
+    if (status.code == MDP_OK)
+        status =
+            mdp_observe_all(session->comm, session->model, session->reader, session->tokens, view, &options, &stats);
+    if (status.code == MDP_OK) status = mdp_session_decide_all(session, stats, budget, round, &plan, &text);
+    mdp_view_destroy(view);
+    mdp_stats_destroy(stats);
+    MDP_TRY(status);
+    mdp_plan_destroy(made->plan);
+    mdp_free(made->plan_text);
+    made->plan = plan;
+    made->plan_text = text;
+    return status;
+}
+
+/* Every round decides by its own share of the budget. */
+static mdp_status rounds_all(mdp_session *session, const mdp_budget_layer *layers, int64_t n_layer,
+                             mdp_keep_entry *list, products *made) {
+    int64_t n_round = count_rounds(session);
+    for (int64_t r = 1; r <= n_round; r++) {
+        mdp_budget_options budget = mdp_budget_of_round(layers, n_layer, &made->budget, r, n_round, list);
+        if (n_round > 1)
+            mdp_log_message(session->log, MDP_LEVEL_INFO, "round %lld of %lld", (long long)r, (long long)n_round);
+        if (r == 1)
+            MDP_TRY(mdp_session_decide_all(session, made->stats, &budget, (mdp_round){.n = n_round}, &made->plan,
+                                           &made->plan_text));
+        else
+            MDP_TRY(go_on_all(session, &budget, made));
+    }
+    return mdp_ok();
+}
+
 static mdp_status decide_all(mdp_session *session, products *made) {
-    MDP_TRY(mdp_session_decide_all(session, made->stats, &made->budget, &made->plan, &made->plan_text));
+    int64_t n_layer = mdp_census_of_model(session->model).n_layer;
+    mdp_budget_layer *layers = NULL;
+    mdp_keep_entry *list = NULL;
+    mdp_status status = mdp_session_list_layers(session->model, NULL, n_layer, &layers);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&list, n_layer, "the list of a budget");
+    status = mdp_agree_all(session->comm, status);
+    if (status.code == MDP_OK) status = rounds_all(session, layers, n_layer, list, made);
+    mdp_free(layers);
+    mdp_free(list);
+    MDP_TRY(status);
     MDP_TRY(write_below_all(session, "plan.json", made->plan_text));
     return mdp_agree_all(session->comm, transform(session, made));
 }

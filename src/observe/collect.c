@@ -27,6 +27,7 @@ struct mdp_collector {
     layer_rule *layers;      /* [n_layer] */
     mdp_short_sum *vectors;  /* [most experts of a layer, d_model] of the layer in the making */
     const int32_t *category; /* of this rank's tokens; borrowed from the engine */
+    const mdp_view *view;    /* NULL: the model as it is; borrowed */
     mdp_status failed;       /* first failure of an observer that cannot return one */
 };
 
@@ -69,6 +70,16 @@ void mdp_collector_destroy(mdp_collector *collector) {
     mdp_free(collector);
 }
 
+void mdp_collector_use_view(mdp_collector *collector, const mdp_view *view) {
+    collector->view = view;
+}
+
+/* Number in the model of an expert that is numbered in the view. */
+static mdp_expert_t number_in_model(const mdp_collector *collector, int64_t layer, mdp_expert_t expert) {
+    const mdp_layer_view *seen = collector->view ? &collector->view->layers[layer] : NULL;
+    return seen && seen->n_expert > 0 ? seen->source[expert] : expert;
+}
+
 void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine) {
     collector->category = mdp_engine_batch(engine)->category;
 }
@@ -85,8 +96,9 @@ static bool add_shared(mdp_exact *shared, double partial) {
     return true;
 }
 
-static void raise_shared(double *shared, double value) {
-    double seen;
+/* Raise the maximum at `at` of a layer to value. */
+static void raise_max(const mdp_layer_stats *layer, int64_t at, double value) {
+    double *shared = &layer->maxima[at], seen;
     __atomic_load(shared, &seen, __ATOMIC_RELAXED);
     while (value > seen &&
            !__atomic_compare_exchange(shared, &seen, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
@@ -139,7 +151,7 @@ static mdp_status add_category(const mdp_stats *stats, const mdp_layer_stats *la
                                int32_t category, int64_t count, const double partial[MDP_N_STATISTIC]) {
     int64_t at = (int64_t)category * layer->n_expert + tile->expert;
     __atomic_fetch_add(&layer->counts[at], count, __ATOMIC_RELAXED);
-    raise_shared(&layer->maxima[at], partial[MDP_MAX_ABS]);
+    raise_max(layer, at, partial[MDP_MAX_ABS]);
     for (size_t i = 0; i < sizeof tile_sums / sizeof tile_sums[0]; i++)
         MDP_TRY(add_sum(stats, layer, tile_sums[i], category, tile->expert, partial[tile_sums[i]]));
     return mdp_ok();
@@ -200,10 +212,11 @@ static mdp_status add_probabilities(const mdp_collector *collector, const mdp_ro
     for (int32_t e = 1; e < token->n_expert; e++) top = logits[e] > top ? logits[e] : top;
     for (int32_t e = 0; e < token->n_expert; e++) all += exp(logits[e] - top);
     for (mdp_expert_t e = 0; e < token->n_expert; e++)
-        MDP_TRY(
-            add_sum(collector->stats, rule->stats, MDP_ALL_P_SUM, category, e, probability(rule, logits[e], top, all)));
+        MDP_TRY(add_sum(collector->stats, rule->stats, MDP_ALL_P_SUM, category,
+                        number_in_model(collector, token->layer, e), probability(rule, logits[e], top, all)));
     for (int32_t j = 0; j < token->top_k; j++)
-        MDP_TRY(add_sum(collector->stats, rule->stats, MDP_ROUTED_P_SUM, category, token->index[j],
+        MDP_TRY(add_sum(collector->stats, rule->stats, MDP_ROUTED_P_SUM, category,
+                        number_in_model(collector, token->layer, token->index[j]),
                         probability(rule, logits[token->index[j]], top, all)));
     return mdp_ok();
 }
@@ -223,7 +236,8 @@ static mdp_status add_shift(const mdp_collector *collector, const mdp_combined_t
     if (shift < 0.0) shift = 0.0;
     for (int32_t j = 0; j < token->top_k; j++) {
         double norm = sqrt(mdp_sum_squares(token->y + j * d, d));
-        MDP_TRY(add_sum(collector->stats, layer, MDP_SHIFT_SUM, category, token->index[j],
+        MDP_TRY(add_sum(collector->stats, layer, MDP_SHIFT_SUM, category,
+                        number_in_model(collector, token->layer, token->index[j]),
                         (double)token->weight[j] * norm * shift));
     }
     return mdp_ok();

@@ -1,4 +1,5 @@
-/* observe.c - calibration: one forward pass of the model as it is, with every statistic on. */
+/* observe.c - calibration: one forward pass of the model, or of what a plan leaves of it, with every statistic
+ * on. */
 #include "pipeline/forward.h"
 
 typedef struct observe_run {
@@ -24,13 +25,14 @@ static mdp_status new_collection(const mdp_model *model, const mdp_tokens *token
 }
 
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
-                           const mdp_forward_options *options, mdp_stats **out) {
+                           const mdp_view *view, const mdp_forward_options *options, mdp_stats **out) {
     mdp_stats *stats = NULL;
     observe_run run = {.comm = comm};
     *out = NULL;
     mdp_status status = mdp_agree_all(comm, new_collection(model, tokens, &stats, &run.collector));
     if (status.code == MDP_OK) {
         /* the observers' context is the collector, the steps' context the run */
+        mdp_collector_use_view(run.collector, view);
         mdp_observers observers = mdp_collector_observers(run.collector);
         mdp_forward forward = {.comm = comm,
                                .model = model,
@@ -39,6 +41,7 @@ mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_rea
                                .options = options,
                                .phase = "observe",
                                .n_stream = 1,
+                               .views = view ? &view : NULL,
                                .observers = &observers,
                                .begin_batch = begin_batch,
                                .layer_all = layer_all,

@@ -93,7 +93,7 @@ static void bounds_of(const mdp_budget_layer *layer, const mdp_budget_options *o
     int32_t unit = mdp_budget_unit(options), least = used_by_token(layer, options);
     if (options->min_keep > least) least = options->min_keep;
     *low = (least + unit - 1) / unit * unit;
-    *high = layer->n_expert / unit * unit;
+    *high = layer->n_alive / unit * unit;
 }
 
 static mdp_status check_layer(const mdp_budget_layer *layer, const mdp_budget_options *options) {
@@ -139,6 +139,7 @@ static mdp_status check_keep(const mdp_budget_layer *layer, int32_t keep, const 
                          "%d that are kept on average.",
                          l, (int)options->min_keep, (int)k, (int)keep);
     bounds_of(layer, options, &low, &high);
+    high = layer->n_expert / unit * unit;
     if (keep < low || keep > high)
         return MDP_ERROR(MDP_USAGE,
                          "layer %lld: with multiples of %d it can keep %d to %d experts, not %d on average; use "
@@ -166,6 +167,40 @@ mdp_status mdp_budget_check(const mdp_budget_layer *layers, int64_t n_layer, con
         MDP_TRY(check_layer(&layers[i], options));
     }
     return options->budget == MDP_BUDGET_LIST ? check_list(layers, n_layer, options) : mdp_ok();
+}
+
+/* ---- rounds ----------------------------------------------------------------------------------------------------- */
+
+/* What is left of n experts when round / n_round of those beyond `keep` are gone, as a multiple of unit. */
+static int64_t left_after(int64_t n, int64_t keep, int64_t round, int64_t n_round, int32_t unit) {
+    int64_t left = n - ((n - keep) * round * 2 + n_round) / (2 * n_round);
+    left = (left + unit / 2) / unit * unit;
+    int64_t most = n / unit * unit;
+    if (left > most) left = most;
+    return left < keep ? keep : left;
+}
+
+mdp_budget_options mdp_budget_of_round(const mdp_budget_layer *layers, int64_t n_layer,
+                                       const mdp_budget_options *options, int64_t round, int64_t n_round,
+                                       mdp_keep_entry *list) {
+    mdp_budget_options out = *options;
+    int32_t unit = mdp_budget_unit(options), smallest = INT32_MAX;
+    if (round >= n_round) return out;
+    for (int64_t i = 0; i < n_layer; i++) smallest = layers[i].n_expert < smallest ? layers[i].n_expert : smallest;
+    if (options->budget == MDP_BUDGET_GLOBAL || options->budget == MDP_BUDGET_TRAPEZOID) {
+        out.keep = (int32_t)left_after(smallest, options->keep, round, n_round, 1);
+        if (out.keep > smallest / unit * unit) out.keep = smallest / unit * unit;
+        return out;
+    }
+    for (int64_t i = 0; i < n_layer; i++) {
+        int32_t keep = options->budget == MDP_BUDGET_LIST ? options->list[i].keep : options->keep;
+        list[i] =
+            (mdp_keep_entry){layers[i].layer, (int32_t)left_after(layers[i].n_expert, keep, round, n_round, unit)};
+    }
+    out.budget = MDP_BUDGET_LIST;
+    out.list = list;
+    out.n_list = n_layer;
+    return out;
 }
 
 /* ---- numbers --------------------------------------------------------------------------------------------------- */

@@ -147,8 +147,10 @@ static mdp_status allocate_workspace(const mdp_plan *plan, const int32_t *top_k,
     MDP_TRY(MDP_ALLOC(&space->count, plan->n_layer, "the budgets of layers"));
     MDP_TRY(MDP_ALLOC(&space->layers, plan->n_layer, "the layers of a plan"));
     for (int64_t i = 0; i < plan->n_layer; i++)
-        space->layers[i] = (mdp_budget_layer){
-            .layer = plan->layers[i].layer, .n_expert = count_alive(&plan->layers[i]), .top_k = top_k[i]};
+        space->layers[i] = (mdp_budget_layer){.layer = plan->layers[i].layer,
+                                              .n_expert = plan->layers[i].n_expert,
+                                              .n_alive = count_alive(&plan->layers[i]),
+                                              .top_k = top_k[i]};
     return MDP_ALLOC(&space->dropped, plan->n_layer * space->stride, "the choices of a plan");
 }
 

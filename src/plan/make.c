@@ -54,8 +54,24 @@ static mdp_status score_layer(const mdp_plan_request *request, int64_t index, md
                              .layer = layer->layer,
                              .n_expert = layer->n_expert};
     if (criterion->own_pass) return take_proficiency(request->proficiency[layer->layer], layer);
-    if (request->worst_category) return mdp_score_worst_category(criterion, &input, layer->scores);
-    return criterion->score(&input, layer->scores);
+    if (request->worst_category)
+        MDP_TRY(mdp_score_worst_category(criterion, &input, layer->scores));
+    else
+        MDP_TRY(criterion->score(&input, layer->scores));
+    return mdp_ok();
+}
+
+/* What the round before removed, with the scores that it had then. */
+static mdp_status take_previous(const mdp_plan_layer *previous, mdp_plan_layer *layer) {
+    MDP_TRY(MDP_ALLOC(&layer->gone, layer->n_expert, "the removed experts of a layer"));
+    for (int32_t i = 0; i < previous->n_dropped; i++) layer->gone[previous->dropped[i]] = 1;
+    for (int32_t i = 0; i < previous->n_kept; i++) {
+        if (previous->kept[i].action == MDP_ZERO) layer->gone[previous->kept[i].from[0]] = 1;
+    }
+    for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
+        if (layer->gone[e]) layer->scores[e] = previous->scores[e];
+    }
+    return mdp_ok();
 }
 
 static mdp_status score_layers(const mdp_plan_request *request, mdp_plan *plan) {
@@ -63,6 +79,7 @@ static mdp_status score_layers(const mdp_plan_request *request, mdp_plan *plan) 
         mdp_plan_layer *layer = &plan->layers[i];
         MDP_TRY(MDP_ALLOC(&layer->scores, layer->n_expert, "the scores of a layer"));
         MDP_TRY(score_layer(request, i, layer));
+        if (request->previous) MDP_TRY(take_previous(&request->previous->layers[i], layer));
     }
     return mdp_ok();
 }
@@ -132,6 +149,7 @@ static json_t *describe_options(const mdp_plan_request *request, int32_t min_kee
     if (budget->budget == MDP_BUDGET_GLOBAL)
         json_object_set_new(options, "normalise", json_string(mdp_score_normalise_names[budget->normalise]));
     if (budget->multiple_of > 1) json_object_set_new(options, "keep_multiple_of", json_integer(budget->multiple_of));
+    if (request->n_round > 1) json_object_set_new(options, "rounds", json_integer((json_int_t)request->n_round));
     if (budget->top_k > 0) json_object_set_new(options, "top_k", json_integer(budget->top_k));
     if (criterion->is_seeded) json_object_set_new(options, "seed", json_integer((json_int_t)request->seed));
     if (criterion->has_soft_mask)

@@ -160,6 +160,45 @@ def test_wrong_keep_files_are_refused(text, code, sentence, stats, tmp_path):
     assert not (tmp_path / "p.json").exists()
 
 
+# ---- rounds
+
+@pytest.mark.parametrize("method, budget", [("reap", "uniform"), ("easy", "uniform"), ("soft", "global")])
+def test_rounds_equal_pruning_writing_and_observing_again(method, budget, stats, tmp_path):
+    """Each round sees what the round before leaves: the same as a checkpoint written in between."""
+    tokens, step = stats.parent / "tokens.h5", ["--method", method, "--budget", budget]
+    mdp.succeed(3, "run", "--model", MODEL, "--tokens", tokens, *step, "--keep", 4, "--rounds", 2, "--out", tmp_path / "out")
+    both = mdp.read_json(tmp_path / "out" / "plan.json")
+    SCHEMA.validate(both)
+    assert both["recipe"]["options"]["rounds"] == 2 and both["recipe"]["keep"] == 4
+    one = plan(stats, tmp_path / "one.json", *step, "--keep", 6)
+    mdp.succeed(1, "apply", "--model", MODEL, "--plan", tmp_path / "one.json", "--out", tmp_path / "half")
+    mdp.succeed(1, "observe", "--model", tmp_path / "half" / "model.h5", "--tokens", tokens, "--out", tmp_path / "half.h5")
+    two = plan(tmp_path / "half.h5", tmp_path / "two.json", *step, "--keep", 4)
+    assert [[before[e] for e in after] for before, after in zip(kept(one), kept(two))] == kept(both)
+    for original, first_round, second, left in zip(scores(both), scores(one), scores(two), kept(one)):
+        for e in range(8):
+            assert original[e] == (second[left.index(e)] if e in left else first_round[e]), e
+    single = plan(stats, tmp_path / "single.json", *step, "--keep", 4)
+    assert scores(single) != scores(both)
+    assert mdp.digests(tmp_path / "out" / "stats.h5") == mdp.digests(stats)  # of the model as it is
+
+
+def test_rounds_do_not_depend_on_ranks_and_one_round_is_none(stats, tmp_path):
+    words = ["run", "--model", MODEL, "--tokens", stats.parent / "tokens.h5", "--method", "reap", "--keep", 3, "--out"]
+    for ranks in (1, 4):
+        mdp.succeed(ranks, *words, tmp_path / f"r{ranks}", "--rounds", 3)
+    assert (tmp_path / "r1" / "plan.json").read_bytes() == (tmp_path / "r4" / "plan.json").read_bytes()
+    mdp.succeed(2, *words, tmp_path / "one", "--rounds", 1)
+    plan(stats, tmp_path / "p.json", "--method", "reap", "--keep", 3)
+    assert (tmp_path / "one" / "plan.json").read_bytes() == (tmp_path / "p.json").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["random", "characteristic"])
+def test_rounds_are_refused_where_nothing_would_be_seen(method, stats, tmp_path):
+    mdp.refuse(2, USAGE, f"--rounds .*'{method}'", "run", "--model", MODEL, "--tokens", stats.parent / "tokens.h5", "--method", method,
+               "--keep", 4, "--rounds", 2, "--out", tmp_path / "out")
+
+
 # ---- recipes
 
 def test_recipe_says_what_it_stands_for_and_is_that(stats, tmp_path):
