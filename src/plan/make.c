@@ -43,22 +43,11 @@ static mdp_status take_proficiency(const mdp_proficiency *from, mdp_plan_layer *
     return mdp_ok();
 }
 
-static mdp_status score_layer(const mdp_plan_request *request, int64_t index, mdp_plan_layer *layer) {
+static mdp_status score_layer(const mdp_plan_request *request, const mdp_score_input *input, mdp_plan_layer *layer) {
     const mdp_criterion *criterion = request->criterion;
-    mdp_score_input input = {.stats = request->stats,
-                             .weights = request->weights,
-                             .weight = request->weight,
-                             .soft_mask = request->soft_mask,
-                             .seed = request->seed,
-                             .layer_index = index,
-                             .layer = layer->layer,
-                             .n_expert = layer->n_expert};
     if (criterion->own_pass) return take_proficiency(request->proficiency[layer->layer], layer);
-    if (request->worst_category)
-        MDP_TRY(mdp_score_worst_category(criterion, &input, layer->scores));
-    else
-        MDP_TRY(criterion->score(&input, layer->scores));
-    return mdp_ok();
+    if (request->worst_category) return mdp_score_worst_category(criterion, input, layer->scores);
+    return criterion->score(input, layer->scores);
 }
 
 /* What the round before removed, with the scores that it had then. */
@@ -78,7 +67,15 @@ static mdp_status score_layers(const mdp_plan_request *request, mdp_plan *plan) 
     for (int64_t i = 0; i < plan->n_layer; i++) {
         mdp_plan_layer *layer = &plan->layers[i];
         MDP_TRY(MDP_ALLOC(&layer->scores, layer->n_expert, "the scores of a layer"));
-        MDP_TRY(score_layer(request, i, layer));
+        mdp_score_input input = {.stats = request->stats,
+                                 .weights = request->weights,
+                                 .weight = request->weight,
+                                 .soft_mask = request->soft_mask,
+                                 .seed = request->seed,
+                                 .layer_index = i,
+                                 .layer = layer->layer,
+                                 .n_expert = layer->n_expert};
+        MDP_TRY(score_layer(request, &input, layer));
         if (request->previous) MDP_TRY(take_previous(&request->previous->layers[i], layer));
     }
     return mdp_ok();
