@@ -8,9 +8,23 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 
 #define ALIGNMENT 64
+
+/* From this size memory is mapped: the kernel hands out zero pages as they are touched, so a large buffer of which
+ * little is used costs little, and freeing gives it back. Sanitizers watch the heap only, so with them all is heap. */
+#if defined(__SANITIZE_ADDRESS__)
+#define MAPPED_BYTE INT64_MAX
+#else
+#define MAPPED_BYTE ((int64_t)1 << 20)
+#endif
+
+/* Stands ALIGNMENT bytes before every allocation. */
+typedef struct header {
+    size_t mapped; /* bytes of the mapping; 0: from the heap */
+} header;
 
 bool mdp_multiply(int64_t a, int64_t b, int64_t *out) {
     if (a < 0 || b < 0) return false;
@@ -31,14 +45,27 @@ mdp_status mdp_int_cast(int64_t value, const char *what, int *out) {
     return mdp_ok();
 }
 
-/* Zeroed memory of n_byte bytes; the size is a multiple of the alignment, as aligned_alloc wants it. */
+static void *from_heap(size_t n_byte) {
+    void *memory = aligned_alloc(ALIGNMENT, n_byte);
+    if (memory) memset(memory, 0, n_byte);
+    return memory;
+}
+
+static void *from_kernel(size_t n_byte) {
+    void *memory = mmap(NULL, n_byte, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return NULL;
+    ((header *)memory)->mapped = n_byte;
+    return memory;
+}
+
+/* Zeroed memory of n_byte bytes behind a header; the size is a multiple of the alignment, as aligned_alloc wants it. */
 static mdp_status allocate(void **out, int64_t n_byte, const char *what) {
     MDP_TRY(mdp_fault(MDP_INTERNAL, "allocate"));
     int64_t padded;
-    void *memory = NULL;
-    if (mdp_add(n_byte > 0 ? n_byte : 1, ALIGNMENT - 1, &padded)) {
+    char *memory = NULL;
+    if (mdp_add(n_byte, 2 * ALIGNMENT - 1, &padded)) {
         padded -= padded % ALIGNMENT;
-        memory = aligned_alloc(ALIGNMENT, (size_t)padded);
+        memory = padded >= MAPPED_BYTE ? from_kernel((size_t)padded) : from_heap((size_t)padded);
     }
     if (!memory) {
         char size[32];
@@ -46,8 +73,7 @@ static mdp_status allocate(void **out, int64_t n_byte, const char *what) {
                          "cannot allocate %s for %s; use more nodes, fewer ranks a node, or a smaller --batch-tokens.",
                          mdp_print_bytes(size, n_byte), what);
     }
-    memset(memory, 0, (size_t)padded);
-    *out = memory;
+    *out = memory + ALIGNMENT;
     return mdp_ok();
 }
 
@@ -75,7 +101,13 @@ mdp_status mdp_grow(void **out, mdp_count_t old_n, mdp_count_t n, size_t size, c
 }
 
 void mdp_free(void *pointer) {
-    free(pointer);
+    if (!pointer) return;
+    void *memory = (char *)pointer - ALIGNMENT;
+    size_t mapped = ((header *)memory)->mapped;
+    if (mapped > 0)
+        munmap(memory, mapped);
+    else
+        free(memory);
 }
 
 mdp_status mdp_copy_text(char **out, const char *text) {
