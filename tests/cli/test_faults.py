@@ -39,7 +39,7 @@ def cases():
         yield number, ranks, every, choose.randrange(1000), choose.choice([None, *range(ranks)])
 
 
-@pytest.mark.parametrize("number, ranks, every, seed, rank", cases())
+@pytest.mark.parametrize("number, ranks, every, seed, rank", list(cases()))
 def test_faulted_run_ends_with_an_error_and_no_damage(number, ranks, every, seed, rank, tokens, whole, tmp_path):
     out = tmp_path / "out"
     alone = [] if rank is None else ["--fault-rank", rank]
