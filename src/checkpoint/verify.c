@@ -149,7 +149,7 @@ static mdp_status note_tensor(verifier *v, const char *path, const char *place, 
                               int64_t n) {
     char *name = NULL;
     MDP_TRY(mdp_hdf5_text_attribute(path, place, dataset, "hf_name", &name));
-    mdp_status status = mdp_ok();
+    mdp_status status;
     if (strstr(name, MDP_EXPERT_MARK))
         status = note_stack(v, path, name, digests, n);
     else if (n != 1)

@@ -27,6 +27,14 @@ static json_t *print_counts(const mdp_stats *stats, const mdp_layer_stats *layer
     return counts;
 }
 
+/* The scores of a layer by one criterion; `score` is scratch for them. */
+static mdp_status add_criterion(const mdp_criterion *criterion, const mdp_score_input *input, double *score,
+                                json_t *out) {
+    MDP_TRY(criterion->score(input, score));
+    json_object_set_new(out, criterion->name, print_reals(input->n_expert, score));
+    return mdp_ok();
+}
+
 /* {"criterion": [score of each expert], ...} into *out, which the caller releases also after an error. */
 static mdp_status print_criteria(const mdp_report *report, int64_t i, json_t *out) {
     const mdp_layer_stats *layer = &report->stats->layers[i];
@@ -36,9 +44,7 @@ static mdp_status print_criteria(const mdp_report *report, int64_t i, json_t *ou
     MDP_TRY(MDP_ALLOC(&score, layer->n_expert, "the scores of a layer in the report"));
     mdp_status status = mdp_ok();
     for (int c = 0; c < mdp_n_criterion && status.code == MDP_OK; c++) {
-        if (!has_scores(report, &mdp_criteria[c])) continue;
-        status = mdp_criteria[c].score(&input, score);
-        json_object_set_new(out, mdp_criteria[c].name, print_reals(layer->n_expert, score));
+        if (has_scores(report, &mdp_criteria[c])) status = add_criterion(&mdp_criteria[c], &input, score, out);
     }
     mdp_free(score);
     return status;

@@ -4,8 +4,9 @@
 
 #include "mdp/report.h"
 
-/* [{"layer", "experts", "top_k_before", "top_k_after", "kept", "zeroed", "dropped", "scores", "counts", "criteria"}, ...]; new. With
- * statistics also the rows routed per category and the scores by every criterion that they allow. Local. */
+/* [{"layer", "experts", "top_k_before", "top_k_after", "kept", "zeroed", "dropped", "scores", "counts", "criteria"},
+ * ...]; new. counts (rows routed per category) and criteria (scores by every one that they allow) with statistics only.
+ * Local. */
 mdp_status mdp_report_layers(const mdp_report *report, json_t **out);
 /* {"categories": [{"name", "tokens"}, ...], "criteria": [{"name", "help"}, ...]} of the statistics; new, JSON null
  * without. Local. */

@@ -164,14 +164,18 @@ static json_t *print_tokens(const mdp_tokens *tokens) {
                      (json_int_t)tokens->n_token, "n_sequences", (json_int_t)tokens->n_sequence);
 }
 
-/* Log-likelihoods of single choices stay in eval.json. */
-static void leave_choices_out(json_t *streams) {
-    size_t s;
-    json_t *stream, *task;
+static void leave_choices_out_of(json_t *tasks) {
     const char *name;
-    json_array_foreach(streams, s, stream) {
-        json_object_foreach(json_object_get(stream, "tasks"), name, task) json_object_del(task, "loglikelihood");
+    json_t *task;
+    json_object_foreach(tasks, name, task) {
+        json_object_del(task, "loglikelihood");
     }
+}
+
+/* Log-likelihoods of single choices stay in eval.json. */
+static void leave_choices_out(const json_t *streams) {
+    for (size_t s = 0; s < json_array_size(streams); s++)
+        leave_choices_out_of(json_object_get(json_array_get(streams, s), "tasks"));
 }
 
 /* Every measure of every stream, as eval.json has them; null when nothing was evaluated. */
