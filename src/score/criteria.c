@@ -215,7 +215,7 @@ const mdp_criterion mdp_criteria[] = {
      .score = score_tenp_mean},
     {.name = "proficiency",
      .help = "share of the routing weight among the experts still alive, window by window (after TSEP, arXiv "
-             "2207.00277; windows and beta are ours); runs the model on --tokens itself, once for each --keep",
+             "2206.00277; windows and beta are ours); runs the model on --tokens itself, once for each --keep",
      .own_pass = true},
     {.name = "router-norm-change",
      .help = "growth of the router row's norm in fine-tuning, signed; needs --pretrained, no text (after arXiv "

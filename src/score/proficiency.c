@@ -1,4 +1,4 @@
-/* proficiency.c - progressive dropping by windows, one layer at a time (score.h; after TSEP, arXiv 2207.00277).
+/* proficiency.c - progressive dropping by windows, one layer at a time (score.h; after TSEP, arXiv 2206.00277).
  *
  * In: router logits of the original model, in token order. Out: which experts stay, and their mean share. The logits of
  * experts that are gone are left out, and the family's own rule chooses among the rest. A token's weights are added
