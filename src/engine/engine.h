@@ -134,7 +134,8 @@ mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t 
                              int64_t n_block, int32_t n_expert, int32_t round_rows, mdp_placement **out);
 void mdp_placement_destroy(mdp_placement *placement); /* NULL is allowed */
 
-/* ---- dispatch.c, experts.c ------------------------------------------------------------------------------------ */
+/* ---- moe.c, dispatch.c, experts.c
+ * ------------------------------------------------------------------------------------ */
 
 /* One row of a tile as it travels with its token. */
 typedef struct mdp_row_note {

@@ -2,40 +2,11 @@
  *
  * In: residual streams and routes of all states. Out: x += sum over slots of weight * y, added in top-k slot order at
  * the token's owner; returned rows are never added up on the way. The batch's blocks go through in waves, so that the
- * outputs kept until the combine are bounded; a wave in rounds, so that the rows a rank takes in are. In a round a
- * token's row goes once to each rank, however many of its experts are there. */
-#include "engine/engine.h"
+ * outputs kept until the combine are bounded; a wave in rounds (dispatch.c), so that the rows a rank takes in are. */
+#include "engine/dispatch.h"
 
 #include <omp.h>
 #include <string.h>
-
-/* One (state, token, slot) of this rank, with where its tile is computed. */
-typedef struct route_entry {
-    int64_t local;
-    int32_t state, slot;
-    int32_t position; /* in the owner's round */
-} route_entry;
-
-/* Everything of one wave on this rank. */
-typedef struct wave {
-    int64_t first_block, n_block;
-    int64_t first_local, n_local; /* rows of this rank in these blocks */
-    mdp_placement *placement;
-    route_entry *entries; /* [n_entry] by (round, owner), then state, token, slot */
-    int64_t *bucket;      /* [n_round * size + 1] first entry of each (round, owner) */
-    int64_t *state_first; /* [n_state] first row of y of each state */
-    float *y;             /* [sum over states of n_local * top_k, d_model] returned rows */
-} wave;
-
-/* Buffers of the block, kept over waves and rounds. */
-typedef struct moe_buffers {
-    int64_t capacity; /* rows of a round */
-    mdp_round round;
-    mdp_expert_scratch scratch;
-    mdp_row_note *notes; /* [capacity] of the round, by source rank */
-    int64_t *counts;     /* [6 * size]: to send and to receive, see run_round */
-    float *shared_gate;  /* [d_model]; NULL: none */
-} moe_buffers;
 
 static mdp_expert_t model_expert(const mdp_state *state, mdp_expert_t index) {
     return state->source ? state->source[index] : index;
@@ -81,7 +52,7 @@ static int64_t wave_blocks(const mdp_engine *engine, int64_t first, int64_t end)
 }
 
 /* Rows of this rank in the wave's blocks. */
-static void wave_locals(const mdp_engine *engine, wave *w) {
+static void wave_locals(const mdp_engine *engine, mdp_wave *w) {
     w->first_local = w->n_local = 0;
     for (int64_t p = 0; p < engine->batch.n_pack; p++) {
         const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
@@ -91,20 +62,20 @@ static void wave_locals(const mdp_engine *engine, wave *w) {
     }
 }
 
-typedef void entry_fn(wave *w, int64_t bucket, const route_entry *entry);
+typedef void entry_fn(mdp_wave *w, int64_t bucket, const mdp_route_entry *entry);
 
-static void count_entry(wave *w, int64_t bucket, const route_entry *entry) {
+static void count_entry(mdp_wave *w, int64_t bucket, const mdp_route_entry *entry) {
     (void)entry;
     w->bucket[bucket + 1]++;
 }
 
-static void store_entry(wave *w, int64_t bucket, const route_entry *entry) {
+static void store_entry(mdp_wave *w, int64_t bucket, const mdp_route_entry *entry) {
     w->entries[w->bucket[bucket]++] = *entry;
 }
 
 /* Walk this rank's routes of the wave in (state, token, slot) order. next [n_state, n_block, n_expert] numbers the rows
  * of each (state, block, expert) over all ranks, beginning with this rank's first. */
-static void walk_routes(const mdp_engine *engine, wave *w, int64_t *next, entry_fn *visit) {
+static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, entry_fn *visit) {
     const mdp_placement *placement = w->placement;
     for (int32_t s = 0; s < engine->n_state; s++) {
         const mdp_state *state = &engine->states[s];
@@ -118,10 +89,10 @@ static void walk_routes(const mdp_engine *engine, wave *w, int64_t *next, entry_
                     mdp_expert_t e = model_expert(state, state->index[local * state->top_k + slot]);
                     int64_t row = next[at + e]++;
                     const mdp_tile_place *tile = &placement->tiles[placement->first_tile[at + e] + row / MDP_TILE_ROWS];
-                    route_entry entry = {.local = local,
-                                         .state = s,
-                                         .slot = slot,
-                                         .position = tile->position + (int32_t)(row % MDP_TILE_ROWS)};
+                    mdp_route_entry entry = {.local = local,
+                                             .state = s,
+                                             .slot = slot,
+                                             .position = tile->position + (int32_t)(row % MDP_TILE_ROWS)};
                     visit(w, (int64_t)tile->round * engine->comm->size + tile->owner, &entry);
                 }
             }
@@ -130,7 +101,7 @@ static void walk_routes(const mdp_engine *engine, wave *w, int64_t *next, entry_
 }
 
 /* Sort this rank's routes into buckets of (round, owner): count, prefix, store. */
-static mdp_status list_entries(const mdp_engine *engine, wave *w, const int64_t *start) {
+static mdp_status list_entries(const mdp_engine *engine, mdp_wave *w, const int64_t *start) {
     int64_t n_bucket = (int64_t)w->placement->n_round * engine->comm->size;
     int64_t n_cell = (int64_t)engine->n_state * w->n_block * w->placement->n_expert, n_entry = 0;
     int64_t *next = NULL;
@@ -149,194 +120,10 @@ static mdp_status list_entries(const mdp_engine *engine, wave *w, const int64_t 
     return mdp_ok();
 }
 
-/* ---- one round ---- */
-
-typedef struct round_context {
-    mdp_engine *engine;
-    const wave *w;
-    const moe_buffers *buffers;
-    const float *norm;
-    int32_t number;
-    const int64_t *note_first;   /* [size] first note of each source in buffers->notes */
-    const int64_t *unique_first; /* [size] first row of each source in round.x */
-    /* where packing of unique rows stands for the peer being served */
-    int packing_peer;
-    int64_t packing_entry, packing_unique;
-} round_context;
-
-static const route_entry *entries_for(const round_context *context, int peer, int64_t *n) {
-    int64_t bucket = (int64_t)context->number * context->engine->comm->size + peer;
-    int64_t first = context->w->bucket[bucket];
-    *n = context->w->bucket[bucket + 1] - first;
-    return context->w->entries + first;
-}
-
-static bool same_token(const route_entry *a, const route_entry *b) {
-    return a->local == b->local && a->state == b->state;
-}
-
-static int64_t count_unique(const route_entry *entries, int64_t n) {
-    int64_t n_unique = 0;
-    for (int64_t i = 0; i < n; i++) n_unique += i == 0 || !same_token(&entries[i], &entries[i - 1]);
-    return n_unique;
-}
-
-/* Begin or continue the walk over a peer's entries; pieces of one peer come in order. */
-static void walk_to(round_context *context, int peer, int64_t first) {
-    if (context->packing_peer == peer && first > 0) return;
-    context->packing_peer = peer;
-    context->packing_entry = 0;
-    context->packing_unique = -1;
-}
-
-static void pack_notes(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
-    round_context *context = opaque;
-    const mdp_engine *engine = context->engine;
-    mdp_row_note *notes = buffer;
-    int64_t n_entry;
-    const route_entry *entries = entries_for(context, peer, &n_entry);
-    walk_to(context, peer, first);
-    for (int64_t i = first; i < first + n; i++) {
-        const route_entry *entry = &entries[i];
-        const mdp_state *state = &engine->states[entry->state];
-        if (i == 0 || !same_token(entry, entry - 1)) context->packing_unique++;
-        notes[i - first] = (mdp_row_note){.position = entry->position,
-                                          .unique = (int32_t)context->packing_unique,
-                                          .gate = state->weight[entry->local * state->top_k + entry->slot],
-                                          .category = engine->category[entry->local],
-                                          .token = engine->batch.first_token + entry->local};
-    }
-}
-
-static void unpack_notes(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
-    round_context *context = opaque;
-    memcpy(context->buffers->notes + context->note_first[peer] + first, buffer, (size_t)n * sizeof(mdp_row_note));
-}
-
-static void pack_tokens(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
-    round_context *context = opaque;
-    const mdp_engine *engine = context->engine;
-    int64_t n_entry, d = engine->model->d_model;
-    const route_entry *entries = entries_for(context, peer, &n_entry);
-    walk_to(context, peer, first);
-    for (int64_t done = 0; done < n; context->packing_entry++) {
-        const route_entry *entry = &entries[context->packing_entry];
-        if (context->packing_entry > 0 && same_token(entry, entry - 1)) continue;
-        mdp_rms_norm(engine->states[entry->state].x + entry->local * d, context->norm, engine->model->norm_eps, d,
-                     (float *)buffer + done * d);
-        done++;
-    }
-}
-
-static void unpack_tokens(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
-    round_context *context = opaque;
-    int64_t d = context->engine->model->d_model;
-    memcpy(context->buffers->round.x + (context->unique_first[peer] + first) * d, buffer,
-           (size_t)(n * d) * sizeof(float));
-}
-
-static void pack_outputs(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
-    round_context *context = opaque;
-    int64_t d = context->engine->model->d_model;
-    const mdp_row_note *notes = context->buffers->notes + context->note_first[peer] + first;
-    for (int64_t i = 0; i < n; i++) {
-        memcpy((float *)buffer + i * d, context->buffers->round.y + notes[i].position * d, (size_t)d * sizeof(float));
-    }
-}
-
-static void unpack_outputs(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
-    round_context *context = opaque;
-    const mdp_engine *engine = context->engine;
-    const wave *w = context->w;
-    int64_t n_entry, d = engine->model->d_model;
-    const route_entry *entries = entries_for(context, peer, &n_entry) + first;
-    for (int64_t i = 0; i < n; i++) {
-        const mdp_state *state = &engine->states[entries[i].state];
-        int64_t row =
-            w->state_first[entries[i].state] + (entries[i].local - w->first_local) * state->top_k + entries[i].slot;
-        memcpy(w->y + row * d, (const float *)buffer + i * d, (size_t)d * sizeof(float));
-    }
-}
-
-/* Spread the notes of all sources over the round's arrays by position. */
-static void spread_notes(const mdp_engine *engine, const moe_buffers *buffers, const int64_t *n_note,
-                         const int64_t *note_first, const int64_t *unique_first) {
-    const mdp_round *round = &buffers->round;
-    for (int peer = 0; peer < engine->comm->size; peer++) {
-        for (int64_t i = 0; i < n_note[peer]; i++) {
-            const mdp_row_note *note = &buffers->notes[note_first[peer] + i];
-            round->source[note->position] = (int32_t)(unique_first[peer] + note->unique);
-            round->gate[note->position] = note->gate;
-            round->category[note->position] = note->category;
-            round->token[note->position] = note->token;
-        }
-    }
-}
-
-static mdp_status run_round(mdp_engine *engine, const wave *w, const mdp_layer *layer, int64_t layer_number,
-                            const float *norm, int32_t number, moe_buffers *buffers) {
-    const mdp_comm *comm = engine->comm;
-    int64_t size = comm->size, row_byte = engine->model->d_model * (int64_t)sizeof(float);
-    int64_t *both_send = buffers->counts, *both_recv = both_send + 2 * size; /* [size, 2]: notes, unique rows */
-    int64_t *first = both_recv + 2 * size, *n = first + 2 * size;            /* [2, size] and [4, size] */
-    int64_t *note_first = first, *unique_first = first + size;
-    int64_t *notes_out = n, *notes_in = n + size, *unique_out = n + 2 * size, *unique_in = n + 3 * size;
-    round_context context = {.engine = engine,
-                             .w = w,
-                             .buffers = buffers,
-                             .norm = norm,
-                             .number = number,
-                             .note_first = note_first,
-                             .unique_first = unique_first,
-                             .packing_peer = -1};
-    for (int peer = 0; peer < size; peer++) {
-        const route_entry *entries = entries_for(&context, peer, &notes_out[peer]);
-        unique_out[peer] = count_unique(entries, notes_out[peer]);
-        both_send[2 * peer] = notes_out[peer];
-        both_send[2 * peer + 1] = unique_out[peer];
-    }
-    MDP_TRY(mdp_alltoall_i64_all(comm, both_send, both_recv, 2));
-    buffers->round.n_row = buffers->round.n_unique = 0;
-    for (int peer = 0; peer < size; peer++) {
-        notes_in[peer] = both_recv[2 * peer];
-        unique_in[peer] = both_recv[2 * peer + 1];
-        note_first[peer] = buffers->round.n_row;
-        unique_first[peer] = buffers->round.n_unique;
-        buffers->round.n_row += notes_in[peer];
-        buffers->round.n_unique += unique_in[peer];
-    }
-    mdp_exchange exchange = {.row_byte = sizeof(mdp_row_note),
-                             .buffer_byte = MDP_MESSAGE_BYTES / 8,
-                             .n_send = notes_out,
-                             .n_recv = notes_in,
-                             .pack = pack_notes,
-                             .unpack = unpack_notes,
-                             .context = &context};
-    MDP_TRY(mdp_exchange_all(comm, &exchange));
-    context.packing_peer = -1;
-    exchange = (mdp_exchange){.row_byte = row_byte,
-                              .buffer_byte = MDP_MESSAGE_BYTES,
-                              .n_send = unique_out,
-                              .n_recv = unique_in,
-                              .pack = pack_tokens,
-                              .unpack = unpack_tokens,
-                              .context = &context};
-    MDP_TRY(mdp_exchange_all(comm, &exchange));
-    spread_notes(engine, buffers, notes_in, note_first, unique_first);
-    mdp_status status =
-        mdp_experts_compute(engine, layer, layer_number, w->placement, number, &buffers->round, &buffers->scratch);
-    MDP_AGREE(comm, status);
-    exchange.n_send = notes_in;
-    exchange.n_recv = notes_out;
-    exchange.pack = pack_outputs;
-    exchange.unpack = unpack_outputs;
-    return mdp_exchange_all(comm, &exchange);
-}
-
 /* ---- combine ---- */
 
 /* x += sum over slots of weight * y, plus the shared expert's row, for the wave's rows of one state. */
-static void combine(mdp_engine *engine, const wave *w, int64_t layer_number, int state_number, const float *shared,
+static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int state_number, const float *shared,
                     float *scratch) {
     mdp_state *state = &engine->states[state_number];
     int64_t d = engine->model->d_model, k = state->top_k;
@@ -367,7 +154,7 @@ static void combine(mdp_engine *engine, const wave *w, int64_t layer_number, int
 
 /* ---- waves ---- */
 
-static void destroy_wave(wave *w) {
+static void destroy_wave(mdp_wave *w) {
     mdp_placement_destroy(w->placement);
     mdp_free(w->entries);
     mdp_free(w->bucket);
@@ -377,7 +164,7 @@ static void destroy_wave(wave *w) {
 
 /* Local preparation of a wave: placement, entries, room for the outputs. rows and start [n_state, n_block, n_expert].
  */
-static mdp_status prepare_wave(const mdp_engine *engine, wave *w, const int64_t *rows, const int64_t *start,
+static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int64_t *rows, const int64_t *start,
                                int32_t n_expert) {
     int64_t n_output = 0;
     wave_locals(engine, w);
@@ -402,7 +189,7 @@ static mdp_status number_rows_all(const mdp_engine *engine, const int64_t *local
 }
 
 /* Cells of one wave out of the batch's [n_state, n_block, n_expert] into [n_state, w->n_block, n_expert]. */
-static void wave_cells(const mdp_engine *engine, const wave *w, const int64_t *all, int64_t batch_first,
+static void wave_cells(const mdp_engine *engine, const mdp_wave *w, const int64_t *all, int64_t batch_first,
                        int64_t batch_blocks, int64_t n_expert, int64_t *out) {
     for (int64_t s = 0; s < engine->n_state; s++) {
         memcpy(out + s * w->n_block * n_expert, all + (s * batch_blocks + w->first_block - batch_first) * n_expert,
@@ -411,8 +198,8 @@ static void wave_cells(const mdp_engine *engine, const wave *w, const int64_t *a
 }
 
 /* The wave's outputs of one state, with the shared expert where there is one. Local. */
-static mdp_status finish_state(mdp_engine *engine, const wave *w, int64_t layer_number, int state, const float *norm,
-                               moe_buffers *buffers) {
+static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int state,
+                               const float *norm, mdp_moe_buffers *buffers) {
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     float *shared = NULL;
     mdp_status status = mdp_ok();
@@ -432,12 +219,12 @@ static mdp_status finish_state(mdp_engine *engine, const wave *w, int64_t layer_
     return status;
 }
 
-static mdp_status run_wave(mdp_engine *engine, wave *w, const int64_t *rows, const int64_t *start, int64_t layer_number,
-                           const float *norm, moe_buffers *buffers) {
+static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows, const int64_t *start,
+                           int64_t layer_number, const float *norm, mdp_moe_buffers *buffers) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
     MDP_AGREE(engine->comm, prepare_wave(engine, w, rows, start, layer->moe.n_expert));
     for (int32_t round = 0; round < w->placement->n_round; round++) {
-        MDP_TRY(run_round(engine, w, layer, layer_number, norm, round, buffers));
+        MDP_TRY(mdp_dispatch_round_all(engine, w, layer, layer_number, norm, round, buffers));
     }
     mdp_status status = mdp_ok();
     for (int s = 0; s < engine->n_state && status.code == MDP_OK; s++) {
@@ -448,7 +235,7 @@ static mdp_status run_wave(mdp_engine *engine, wave *w, const int64_t *rows, con
 
 /* ---- the block ---- */
 
-static void destroy_buffers(moe_buffers *buffers) {
+static void destroy_buffers(mdp_moe_buffers *buffers) {
     mdp_free(buffers->round.x);
     mdp_free(buffers->round.y);
     mdp_free(buffers->round.source);
@@ -470,7 +257,7 @@ static int64_t thread_scratch(int64_t d_model) {
     return panel > d_model ? panel : d_model;
 }
 
-static mdp_status new_buffers(const mdp_engine *engine, const mdp_moe *moe, moe_buffers *buffers) {
+static mdp_status new_buffers(const mdp_engine *engine, const mdp_moe *moe, mdp_moe_buffers *buffers) {
     int64_t d_ff = moe->d_ff, d = engine->model->d_model, n = mdp_round_rows(engine->n_thread);
     mdp_round *round = &buffers->round;
     mdp_expert_scratch *scratch = &buffers->scratch;
@@ -507,7 +294,7 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
     int64_t share = partition->batch_tokens / comm->size + 2 * partition->longest + MDP_PACK_TOKENS;
     int64_t kept = worst > MDP_WAVE_TOKENS ? worst : MDP_WAVE_TOKENS;
     if (kept > share) kept = share;
-    int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(route_entry));
+    int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(mdp_route_entry));
     int64_t round = n * (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note));
     int64_t tiles = mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
     /* the shared expert's outputs of a wave, and what computing them takes while the round's buffers stand */
@@ -523,14 +310,14 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
             end = partition->batch_block[engine->batch_number + 1];
     int64_t n_block = end - first, n_cell = engine->n_state * n_block * moe->n_expert;
     int64_t *cells = NULL; /* [5, n_cell]: local rows, rows over all ranks, rows on lower ranks, and two for a wave */
-    moe_buffers buffers = {0};
+    mdp_moe_buffers buffers = {0};
     mdp_status status = MDP_ALLOC(&cells, 5 * n_cell, "row counts");
     if (status.code == MDP_OK) status = new_buffers(engine, moe, &buffers);
     MDP_TRY_GOTO(status, done, mdp_agree_all(engine->comm, status));
     count_rows(engine, first, n_block, moe->n_expert, cells);
     MDP_TRY_GOTO(status, done, number_rows_all(engine, cells, n_cell, cells + n_cell, cells + 2 * n_cell));
     for (int64_t block = first; block < end && status.code == MDP_OK;) {
-        wave w = {.first_block = block, .n_block = wave_blocks(engine, block, end)};
+        mdp_wave w = {.first_block = block, .n_block = wave_blocks(engine, block, end)};
         int64_t *rows = cells + 3 * n_cell, *start = cells + 4 * n_cell;
         wave_cells(engine, &w, cells + n_cell, first, n_block, moe->n_expert, rows);
         wave_cells(engine, &w, cells + 2 * n_cell, first, n_block, moe->n_expert, start);
