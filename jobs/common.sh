@@ -1,11 +1,20 @@
-# common.sh - sourced by the job scripts: places ranks and threads on nodes, says what runs where, starts it.
+# common.sh - sourced by the job scripts: places ranks and threads on nodes, says what runs where, stages the model, starts the program.
 # shellcheck shell=bash
 #
+# A job script ends in `mdp_main ARG ...`. The arguments are those of the program, and three of its own (doc/jobs.md):
+#   --stage DIR     copy the model of --model to DIR on every node first, and remove the copy at the end
+#   --each A,B,C    once for each value, which stands for {} in the arguments; element n of a job array takes the n-th value
+#   --then          ends one command line of the program and begins the next; the first that fails ends the job
 # Set by the user, all optional:
 #   MDP_PROGRAM     the program                                                       (moe-dist-prune)
 #   LAUNCH          srun, mpirun, or a whole command such as "mpirun -n 2", used as it stands
 #   PLACEMENT       numa: one rank a NUMA domain, threads on its cores; core: one rank a core    (numa)
 #   RANKS_PER_NODE, THREADS   override what PLACEMENT gives
+#   MDP_ARGUMENTS   the arguments, divided at blanks, where the batch system passes none to a script
+#
+# Arrays that may be empty are expanded as ${a[@]+"${a[@]}"}: bash before 4.4 takes them for unset.
+
+# ---- What the job has ----------------------------------------------------------------------------------------------------------
 
 # Physical cores that this process may use, and NUMA domains that they lie in, as "cores domains".
 mdp_count_cores() {
@@ -17,6 +26,23 @@ mdp_count_cores() {
   if [ "$domains" -lt 1 ]; then domains=1; fi
   if [ "$domains" -gt "$cores" ]; then domains=$cores; fi
   echo "$cores $domains"
+}
+
+# The file in which PBS or LSF lists the hosts of the job, a line for each slot; nothing elsewhere.
+mdp_host_file() {
+  echo "${PBS_NODEFILE:-${LSB_DJOB_HOSTFILE:-}}"
+}
+
+mdp_count_nodes() {
+  local hosts
+  hosts=$(mdp_host_file)
+  if [ -n "${SLURM_JOB_NUM_NODES:-}" ]; then
+    echo "$SLURM_JOB_NUM_NODES"
+  elif [ -r "$hosts" ]; then
+    sort -u "$hosts" | wc -l
+  else
+    echo 1
+  fi
 }
 
 # Sets RANKS_PER_NODE and THREADS. The nodes of a job are taken to be alike.
@@ -34,43 +60,255 @@ mdp_place() {
   THREADS=${THREADS:-$((cores / RANKS_PER_NODE > 0 ? cores / RANKS_PER_NODE : 1))}
 }
 
+# ---- Starting programs ---------------------------------------------------------------------------------------------------------
+
+mdp_is_open_mpi() {
+  mpirun --version 2>&1 | grep -q 'Open MPI'
+}
+
+# mdp_start RANKS_PER_NODE THREADS PROGRAM ARG ...: on all nodes; a LAUNCH of the user's own decides the numbers by itself.
+mdp_start() {
+  local ranks=$1 threads=$2 hosts launch
+  shift 2
+  # shellcheck disable=SC2153 # LAUNCH is the job script's
+  case $LAUNCH in
+    srun)
+      # srun does not take cpus-per-task over from sbatch; --hint=nomultithread excludes --cpu-bind.
+      srun --ntasks-per-node="$ranks" --ntasks="$((ranks * $(mdp_count_nodes)))" --cpus-per-task="$threads" --threads-per-core=1 \
+        --cpu-bind=cores --distribution=block:block --kill-on-bad-exit=1 "$@"
+      ;;
+    mpirun)
+      if mdp_is_open_mpi; then
+        launch=(mpirun --map-by "ppr:$ranks:node:pe=$threads" --bind-to core)
+        hosts=$(mdp_host_file)
+        # Open MPI built without the batch system has to be told the hosts.
+        if [ -n "$hosts" ] && ! ompi_info --parsable 2>/dev/null | grep -qE '^mca:plm:(tm|lsf):'; then launch+=(--hostfile "$hosts"); fi
+      else
+        launch=(mpirun -n "$((ranks * $(mdp_count_nodes)))" -ppn "$ranks" -bind-to "core:$threads")
+      fi
+      "${launch[@]}" "$@"
+      ;;
+    *)
+      read -r -a launch <<<"$LAUNCH"
+      "${launch[@]}" "$@"
+      ;;
+  esac
+}
+
+# ---- Staging -------------------------------------------------------------------------------------------------------------------
+
+# mdp_list_model MODEL ACTION ...: find on the files of a model, relative to the folder they lie in. Links are followed (a Hugging Face
+# cache is made of them), hidden entries are left (.git may hold the weights again).
+mdp_list_model() {
+  local model=$1
+  shift
+  if [ -d "$model" ]; then
+    cd "$model" && find -L . -mindepth 1 -name '.*' -prune -o -type f "$@"
+  else
+    cd "$(dirname "$model")" && find -L "$(basename "$model")" -type f "$@"
+  fi
+}
+
+# mdp_copy_model MODEL FOLDER: runs on the nodes, perhaps more than once on each: who makes FOLDER copies.
+mdp_copy_model() {
+  local model=$1 folder=$2 to=$2 need free
+  mkdir -p "$(dirname "$folder")" || return 73
+  if ! mkdir "$folder" 2>/dev/null; then
+    [ -d "$folder" ] && return 0
+    echo "--stage: cannot make $folder on $(hostname)" >&2
+    return 73
+  fi
+  need=$(mdp_list_model "$model" -printf '%s\n' | awk '{ bytes += $1 } END { printf "%.0f", bytes / 1024 }')
+  free=$(df -Pk "$folder" | awk 'NR == 2 { print $4 }')
+  if [ "$need" -ge "$free" ]; then
+    echo "--stage: $model needs $need KiB, $folder on $(hostname) has $free KiB free; stage elsewhere or leave --stage out" >&2
+    return 73
+  fi
+  if [ -d "$model" ]; then
+    to=$folder/$(basename "$model")
+    mkdir "$to" && cd "$model" || return 74
+  else
+    cd "$(dirname "$model")" || return 74
+  fi
+  mdp_list_model "$model" -print0 | xargs -0 -r -n 1 -P 8 cp -L --parents -t "$to" || return 74
+}
+
+# mdp_stage MODEL: sets MDP_STAGED, the folder of the copy on each node, unless MODEL lies there already.
+mdp_stage() {
+  local model started=$SECONDS
+  model=$(realpath -s "$1")
+  if [ "$model" = "${MDP_STAGED_MODEL:-}" ]; then return 0; fi
+  mdp_unstage
+  if [ ! -e "$model" ]; then
+    echo "--stage: there is no $model" >&2
+    return 65
+  fi
+  MDP_STAGED=$MDP_STAGE/moe-dist-prune.$(mdp_job_id).$$
+  mdp_start 1 1 bash -c "set -o pipefail; $(declare -f mdp_list_model mdp_copy_model); mdp_copy_model \"\$@\"" mdp_copy_model "$model" "$MDP_STAGED" || return
+  MDP_STAGED_MODEL=$model
+  echo "staged    $model to $MDP_STAGED on each node in $((SECONDS - started)) s"
+}
+
+# Removes the copies. A job that is killed may leave them: DIR had better be a folder that the batch system clears.
+mdp_unstage() {
+  if [ -z "${MDP_STAGED:-}" ]; then return 0; fi
+  mdp_start 1 1 rm -rf "$MDP_STAGED" || echo "--stage: $MDP_STAGED is left on some node" >&2
+  MDP_STAGED=
+  MDP_STAGED_MODEL=
+}
+
+# ---- The job -------------------------------------------------------------------------------------------------------------------
+
+mdp_job_id() {
+  local id=${SLURM_JOB_ID:-${PBS_JOBID:-${LSB_JOBID:-none}}}
+  echo "${id//[^A-Za-z0-9._-]/_}"
+}
+
+# Element of a job array, from 1, or nothing. LSF says 0 where there is no array.
+mdp_array_index() {
+  local index=${SLURM_ARRAY_TASK_ID:-${PBS_ARRAY_INDEX:-${PBS_ARRAYID:-${LSB_JOBINDEX:-}}}}
+  if [ "$index" != 0 ] || [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then echo "$index"; fi
+}
+
+# Sets MDP_STAGE, MDP_VALUES (those that are this job's) and MDP_WORDS (the program's arguments and --then).
+mdp_read_arguments() {
+  local index name model='' dry=''
+  MDP_STAGE=
+  MDP_VALUES=()
+  MDP_WORDS=()
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --stage=* | --each=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+      --stage | --each)
+        if [ -z "${2:-}" ]; then
+          echo "$1: its value is missing" >&2
+          return 2
+        fi
+        if [ "$1" = --stage ]; then MDP_STAGE=$2; else IFS=, read -r -a MDP_VALUES <<<"$2"; fi
+        shift 2
+        ;;
+      *)
+        case $1 in
+          --model | --model=*) model=1 ;;
+          --dry-run) dry=1 ;;
+        esac
+        MDP_WORDS+=("$1")
+        shift
+        ;;
+    esac
+  done
+  # '$TMPDIR' is known only in the job.
+  if [[ $MDP_STAGE =~ ^\$([A-Za-z_][A-Za-z_0-9]*)(.*)$ ]]; then
+    name=${BASH_REMATCH[1]}
+    MDP_STAGE=${!name:-}${BASH_REMATCH[2]}
+    if [ -z "${!name:-}" ]; then
+      echo "--stage: \$$name is not set in this job" >&2
+      return 2
+    fi
+  fi
+  if [ -n "$MDP_STAGE" ] && [ -z "$model" ]; then
+    echo "--stage: copies the model of --model, which is not given" >&2
+    return 2
+  fi
+  if [ -n "$dry" ]; then MDP_STAGE=; fi # reads headers only
+  if [ -n "$MDP_STAGE" ]; then MDP_STAGE=$(realpath -m "$MDP_STAGE"); fi
+  index=$(mdp_array_index)
+  if [ "${#MDP_VALUES[@]}" -eq 0 ] && [ -n "$index" ]; then
+    echo "element $index of a job array, but --each names no values: all elements would do the same" >&2
+    return 2
+  elif [ -n "$index" ]; then
+    if [ "$index" -lt 1 ] || [ "$index" -gt "${#MDP_VALUES[@]}" ]; then
+      echo "element $index of the job array: --each has values 1 to ${#MDP_VALUES[@]}" >&2
+      return 2
+    fi
+    MDP_VALUES=("${MDP_VALUES[index - 1]}")
+  fi
+}
+
+# The stripes of the folder that the output goes to, where there is Lustre: one stripe is slow for a large model.h5.
+mdp_describe_stripes() {
+  local previous='' word folder
+  command -v lfs >/dev/null || return 0
+  for word in ${MDP_WORDS[@]+"${MDP_WORDS[@]}"}; do
+    if [ "$previous" = --out ]; then
+      folder=$(dirname "$word")
+      echo "stripes   $(lfs getstripe -d "$folder" 2>/dev/null | tr -s ' \n' ' ') of $folder"
+    fi
+    previous=$word
+  done
+}
+
 # What a person reading the log next week wants to know.
 mdp_describe() {
-  : "${LAUNCH:?names how to start the program}"
-  echo "job       ${SLURM_JOB_ID:-${PBS_JOBID:-none}} on ${SLURM_JOB_NODELIST:-$(hostname)}"
+  local hosts
+  echo "job       $(mdp_job_id)$(mdp_array_index | sed -n 's/^./, element &/p'), begun $(date '+%F %T')"
+  hosts=$(mdp_host_file)
+  if [ -r "$hosts" ]; then hosts=$(sort -u "$hosts" | paste -sd ' '); fi
+  echo "nodes     $(mdp_count_nodes): ${SLURM_JOB_NODELIST:-${hosts:-$(hostname)}}"
   echo "program   $(command -v "$MDP_PROGRAM" || echo "$MDP_PROGRAM, not found")"
+  echo "modules   ${LOADEDMODULES:-none}"
   case $LAUNCH in
     srun | mpirun) echo "placement $RANKS_PER_NODE ranks a node, $THREADS threads each ($PLACEMENT), by $LAUNCH" ;;
     *) echo "placement by: $LAUNCH" ;;
   esac
-  echo "command   $MDP_PROGRAM $*"
+  mdp_describe_stripes
 }
 
-# mdp_launch ARG ...: run the program; returns its exit code.
-mdp_launch() {
+# mdp_run_step ARG ...: one command line of the program; returns its exit code.
+mdp_run_step() {
+  local words=() previous='' word model code=0 started=$SECONDS
+  for word in "$@"; do
+    model=
+    if [ "$previous" = --model ]; then model=$word; fi
+    if [[ $word == --model=* ]]; then model=${word#--model=}; fi
+    if [ -n "$model" ] && [ -n "$MDP_STAGE" ]; then
+      mdp_stage "$model" || return
+      word=${word%"$model"}$MDP_STAGED/$(basename "$MDP_STAGED_MODEL")
+    fi
+    words+=("$word")
+    previous=$word
+  done
+  echo "command   $(printf '%q ' "$MDP_PROGRAM" ${words[@]+"${words[@]}"})"
+  mdp_start "$RANKS_PER_NODE" "$THREADS" "$MDP_PROGRAM" ${words[@]+"${words[@]}"} || code=$?
+  # An interrupted command cannot be continued: whatever the code, the job ends with it and is not put back into the queue.
+  echo "ended     code $code after $((SECONDS - started)) s"
+  return "$code"
+}
+
+# mdp_run_steps [VALUE]: the command lines one after another, VALUE in place of {}.
+mdp_run_steps() {
+  local step=() word
+  for word in ${MDP_WORDS[@]+"${MDP_WORDS[@]}"} --then; do
+    if [ "$word" = --then ]; then
+      mdp_run_step ${step[@]+"${step[@]}"} || return
+      step=()
+      continue
+    fi
+    if [ $# -gt 0 ]; then word=${word//"{}"/"$1"}; fi
+    step+=("$word")
+  done
+}
+
+# mdp_main ARG ...: the job; returns the exit code of the program that failed, else 0.
+mdp_main() {
+  local value
+  if [ $# -eq 0 ] && [ -n "${MDP_ARGUMENTS:-}" ]; then
+    read -r -d '' -a MDP_WORDS <<<"$MDP_ARGUMENTS" || true
+    set -- "${MDP_WORDS[@]}"
+  fi
+  : "${LAUNCH:?names how to start the program}"
   MDP_PROGRAM=${MDP_PROGRAM:-moe-dist-prune}
+  mdp_read_arguments "$@" || return
   mdp_place || return
-  mdp_describe "$@"
+  mdp_describe
   # OMP_NUM_THREADS is what --threads defaults to; a LAUNCH of the user's own decides by itself.
   case $LAUNCH in srun | mpirun) export OMP_NUM_THREADS=$THREADS ;; esac
-  case $LAUNCH in
-    srun)
-      # srun does not take cpus-per-task over from sbatch.
-      srun --ntasks-per-node="$RANKS_PER_NODE" --ntasks="$((RANKS_PER_NODE * ${SLURM_JOB_NUM_NODES:-1}))" \
-        --cpus-per-task="$THREADS" --cpu-bind=cores --hint=nomultithread --distribution=block:block --kill-on-bad-exit=1 \
-        "$MDP_PROGRAM" "$@"
-      ;;
-    mpirun)
-      if mpirun --version 2>&1 | grep -q 'Open MPI'; then
-        mpirun --map-by "ppr:$RANKS_PER_NODE:node:pe=$THREADS" --bind-to core "$MDP_PROGRAM" "$@"
-      else
-        mpirun -ppn "$RANKS_PER_NODE" -bind-to "core:$THREADS" "$MDP_PROGRAM" "$@"
-      fi
-      ;;
-    *)
-      local launch
-      read -r -a launch <<<"$LAUNCH"
-      "${launch[@]}" "$MDP_PROGRAM" "$@"
-      ;;
-  esac
+  trap mdp_unstage EXIT
+  if [ "${#MDP_VALUES[@]}" -eq 0 ]; then
+    mdp_run_steps
+    return
+  fi
+  for value in "${MDP_VALUES[@]}"; do
+    mdp_run_steps "$value" || return
+  done
 }
