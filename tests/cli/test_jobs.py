@@ -1,5 +1,7 @@
 """The job scripts: run for real under mpirun -n 2, and with launchers that only record how they were called."""
 import os
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 import mdp
 
 JOBS = mdp.ROOT / "jobs"
-ARGUMENTS = ["--model", mdp.DEMO, "--tokens", mdp.CALIB, "--method", "frequency", "--keep", "6", "--out"]
+SCRIPTS = ["slurm.sbatch", "pbs.sh", "lsf.sh", "mpirun.sh"]
+MODEL = mdp.GOLDEN / "mixtral"
+HERE = "mpirun -n 2 --oversubscribe --bind-to none"
 
 
 def start(script, *words, **env):
@@ -16,17 +20,115 @@ def start(script, *words, **env):
                           env={**os.environ, **root, "MDP_PROGRAM": str(mdp.PROGRAM), **env})
 
 
-@pytest.mark.parametrize("name", ["slurm.sbatch", "mpirun.sh"])
-def test_script_prunes_the_demo(name, tmp_path):
-    result = start(JOBS / name, *ARGUMENTS, tmp_path / "out", LAUNCH="mpirun -n 2 --oversubscribe --bind-to none")
+@pytest.fixture
+def arguments(tmp_path):
+    tokens = mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
+    return ["--model", MODEL, "--tokens", tokens, "--method", "frequency", "--quiet"]
+
+
+@pytest.mark.parametrize("name", ["common.sh", *SCRIPTS])
+def test_bash_can_read_it(name):
+    assert subprocess.run(["bash", "-n", str(JOBS / name)], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    names = [*(f"jobs/{name}" for name in ["common.sh", *SCRIPTS]), "tests/slurm-jobs"]
+    result = subprocess.run(["shellcheck", "-x", *names], cwd=mdp.ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_prunes(name, arguments, tmp_path):
+    result = start(JOBS / name, *arguments, "--keep", 4, "--out", tmp_path / "out", LAUNCH=HERE)
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "out" / "model.h5").is_file()
-    assert "placement by: mpirun -n 2" in result.stdout
+    for fact in ("placement by: mpirun -n 2", f"program   {mdp.PROGRAM}", "nodes     1", "modules   ", "ended     code 0"):
+        assert fact in result.stdout
 
 
-def test_exit_code_of_the_program_is_the_scripts(tmp_path):
-    result = start(JOBS / "slurm.sbatch", "--keep", "1", *ARGUMENTS, tmp_path / "out", LAUNCH="mpirun -n 2 --oversubscribe --bind-to none")
+@pytest.mark.parametrize("name", ["slurm.sbatch", "pbs.sh"])
+def test_exit_code_of_the_program_is_the_scripts(name, arguments, tmp_path):
+    result = start(JOBS / name, *arguments, "--keep", 1, "--out", tmp_path / "out", LAUNCH=HERE)
     assert result.returncode == 2, result.stdout + result.stderr
+
+
+def test_arguments_from_the_environment_where_a_batch_system_passes_none(arguments, tmp_path):
+    words = " ".join(map(str, [*arguments, "--keep", 4, "--out", tmp_path / "out"]))
+    result = start(JOBS / "lsf.sh", LAUNCH=HERE, MDP_ARGUMENTS=words)
+    assert result.returncode == 0 and (tmp_path / "out" / "model.h5").is_file(), result.stdout + result.stderr
+
+
+def test_staged_model_gives_the_same_bytes_and_goes(arguments, tmp_path):
+    """Also through a folder of links with a hidden one in it, as in a Hugging Face cache."""
+    linked = tmp_path / ".cache" / "mixtral"
+    (linked / ".git").mkdir(parents=True)
+    (linked / ".git" / "copy").write_bytes(b"weights again")
+    for path in MODEL.iterdir():
+        (linked / path.name).symlink_to(path)
+    stages = tmp_path / "seen"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nfind {tmp_path}/local >>{stages}\nexec {mdp.PROGRAM} "$@"\n')
+    program.chmod(0o755)
+    words = [*arguments[2:], "--keep", 4, "--format", "both"]
+    for model, out, more in ((f"--model={MODEL}", "plain", []), (f"--model={linked}", "staged", ["--stage", "$TMPDIR/local"])):
+        result = start(JOBS / "pbs.sh", model, *words, "--out", tmp_path / out, *more, LAUNCH=HERE, TMPDIR=str(tmp_path),
+                       MDP_PROGRAM=str(program))
+        assert result.returncode == 0, result.stdout + result.stderr
+    names = ["plan.json", "stats.h5", "model.h5", "hf/config.json", "hf/model.safetensors"]
+    plain, staged = mdp.digests(tmp_path / "plain"), mdp.digests(tmp_path / "staged")
+    assert [plain[name] for name in names] == [staged[name] for name in names]
+    seen = stages.read_text()
+    assert "/mixtral/model.safetensors" in seen and ".git" not in seen
+    assert list((tmp_path / "local").iterdir()) == []
+
+
+def test_staged_file_goes_also_when_the_program_fails(arguments, tmp_path):
+    (tmp_path / "some.h5").write_bytes(b"no checkpoint")
+    result = start(JOBS / "mpirun.sh", "--stage", tmp_path / "local", "--model", tmp_path / "some.h5", *arguments[2:], "--keep", 4,
+                   "--out", tmp_path / "out", LAUNCH=HERE)
+    assert result.returncode == 65 and "/some.h5:" in result.stderr and "staged" in result.stdout, result.stdout + result.stderr
+    assert list((tmp_path / "local").iterdir()) == []
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--stage", "/dev/null/x", "--model", MODEL], "/dev/null"),
+    (["--stage", "there", "--model", "nowhere"], "--stage: there is no .*nowhere"),
+    (["--stage", "$NO_SUCH_VARIABLE", "--model", MODEL], r"\$NO_SUCH_VARIABLE is not set"),
+    (["--stage", "there", "info"], "--model, which is not given"),
+    (["--each"], "--each: its value is missing"),
+])
+def test_what_cannot_be_done_is_said_before_the_program_starts(words, sentence, tmp_path):
+    result = start(JOBS / "mpirun.sh", *words, LAUNCH=HERE, TMPDIR=str(tmp_path))
+    assert result.returncode != 0 and re.search(sentence, result.stderr), result.stdout + result.stderr
+    assert "command   " not in result.stdout
+
+
+def echo(script, *words, **env):
+    """The command lines that a script would start."""
+    result = start(script, *words, LAUNCH="echo +", MDP_PROGRAM="true", **env)
+    return result.returncode, [line for line in result.stdout.splitlines() if line.startswith("+ ")], result.stderr
+
+
+@pytest.mark.parametrize("name, variable", [("slurm.sbatch", "SLURM_ARRAY_TASK_ID"), ("pbs.sh", "PBS_ARRAY_INDEX"), ("lsf.sh", "LSB_JOBINDEX")])
+def test_element_of_an_array_takes_its_value(name, variable):
+    words = ["--each", "0.75,0.5,a&b", "plan", "--keep-ratio", "{}", "--out", "p-{}", "--then", "apply", "--plan", "p-{}"]
+    assert echo(JOBS / name, *words, **{variable: "2"})[:2] == (0, ["+ true plan --keep-ratio 0.5 --out p-0.5", "+ true apply --plan p-0.5"])
+    assert echo(JOBS / name, *words, **{variable: "3"})[1][1] == "+ true apply --plan p-a&b"
+    code, lines, said = echo(JOBS / name, *words, **{variable: "4"})
+    assert (code, lines) == (2, []) and "values 1 to 3" in said
+    code, lines, said = echo(JOBS / name, "info", **{variable: "1"})
+    assert (code, lines) == (2, []) and "--each names no values" in said
+
+
+def test_without_an_array_the_values_come_one_after_another():
+    assert echo(JOBS / "mpirun.sh", "--each", "a,b", "x{}")[1] == ["+ true xa", "+ true xb"]
+    assert echo(JOBS / "lsf.sh", "x{}", LSB_JOBINDEX="0")[1] == ["+ true x{}"]
+
+
+def test_the_first_command_that_fails_ends_the_job():
+    result = start(JOBS / "mpirun.sh", "-c", "exit 7", "--then", "-c", "echo never", LAUNCH="env", MDP_PROGRAM="bash")
+    assert result.returncode == 7 and "ended     code 7" in result.stdout and "\nnever" not in result.stdout, result.stdout
 
 
 @pytest.fixture
@@ -38,6 +140,7 @@ def recorder(tmp_path):
     rows = {"CORE,SOCKET": [f"{core},{socket}" for core, socket in cpus], "NODE": [str(socket) for _, socket in cpus]}
     scripts = {"srun": 'printf "[%s]" "$OMP_NUM_THREADS threads" srun "$@"', "nproc": "echo 16",
                "mpirun": 'case "$1" in --version) echo "mpirun (Open MPI) 4.1.4";; *) printf "[%s]" "$OMP_NUM_THREADS threads" mpirun "$@";; esac',
+               "ompi_info": "echo mca:plm:rsh:version",
                "lscpu": "case \"$1\" in " + " ".join(f"-p={key}) printf '%s\\n' {' '.join(lines)};;" for key, lines in rows.items()) + " esac"}
     for name, text in scripts.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -48,12 +151,29 @@ def recorder(tmp_path):
 @pytest.mark.parametrize("placement, ranks, threads", [("numa", 2, 4), ("core", 8, 1)])
 def test_placement_under_srun_and_mpirun(placement, ranks, threads, recorder):
     said = start(JOBS / "slurm.sbatch", "--out", "x y", PLACEMENT=placement, SLURM_JOB_NUM_NODES="3", **recorder).stdout
-    for word in (f"--ntasks-per-node={ranks}", f"--ntasks={3 * ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=1", "x y",
+    for word in (f"--ntasks-per-node={ranks}", f"--ntasks={3 * ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=1",
+                 "--threads-per-core=1", "--cpu-bind=cores", "x y",
                  f"{threads} threads"):
         assert f"[{word}]" in said, said
     said = start(JOBS / "mpirun.sh", "--out", "x y", PLACEMENT=placement, **recorder).stdout
     for word in (f"ppr:{ranks}:node:pe={threads}", "x y", f"{threads} threads"):
         assert f"[{word}]" in said, said
+
+
+@pytest.mark.parametrize("name, variable", [("pbs.sh", "PBS_NODEFILE"), ("lsf.sh", "LSB_DJOB_HOSTFILE")])
+def test_open_mpi_without_the_batch_system_is_told_the_hosts(name, variable, recorder, tmp_path):
+    (tmp_path / "hosts").write_text("n1\nn1\nn2\nn2\n")
+    said = start(JOBS / name, "info", **{variable: str(tmp_path / "hosts")}, **recorder).stdout
+    assert f"[--hostfile][{tmp_path / 'hosts'}]" in said and "nodes     2: n1 n2" in said, said
+    (tmp_path / "bin" / "ompi_info").write_text("#!/bin/sh\necho mca:plm:tm:version; echo mca:plm:lsf:version\n")
+    assert "--hostfile" not in start(JOBS / name, "info", **{variable: str(tmp_path / "hosts")}, **recorder).stdout
+
+
+def test_other_mpirun_is_told_the_numbers(recorder, tmp_path):
+    (tmp_path / "hosts").write_text("n1\nn2\nn3\n")
+    (tmp_path / "bin" / "mpirun").write_text('#!/bin/sh\nprintf "[%s]" "$@"\n')
+    said = start(JOBS / "pbs.sh", "info", PBS_NODEFILE=str(tmp_path / "hosts"), **recorder).stdout
+    assert "[-n][6][-ppn][2][-bind-to][core:4]" in said, said
 
 
 def test_wrong_placement_is_refused(recorder):
@@ -66,3 +186,12 @@ def test_a_copy_of_the_script_finds_its_library(tmp_path, recorder):
     (tmp_path / "spooled").write_text((JOBS / "slurm.sbatch").read_text())
     result = start(tmp_path / "spooled", "--help", SLURM_SUBMIT_DIR=str(mdp.ROOT), **recorder)
     assert result.returncode == 0 and "[srun]" in result.stdout, result.stdout + result.stderr
+
+
+def test_a_copy_far_from_its_library_says_what_to_set(tmp_path, recorder):
+    for name in ("slurm.sbatch", "pbs.sh", "lsf.sh"):
+        (tmp_path / "spooled").write_text((JOBS / name).read_text())
+        far = {"SLURM_SUBMIT_DIR": str(tmp_path), "PBS_O_WORKDIR": str(tmp_path), "LS_SUBCWD": str(tmp_path), **recorder}
+        result = start(tmp_path / "spooled", "info", **far)
+        assert result.returncode == 2 and "export MDP_JOBS" in result.stderr, result.stdout + result.stderr
+        assert start(tmp_path / "spooled", "info", MDP_JOBS=str(JOBS), **far).returncode == 0
