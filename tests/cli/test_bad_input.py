@@ -1,10 +1,12 @@
 """Wrong input: one sentence, the right exit code on every rank, nothing written, no hang. On 1 and 4 ranks."""
 import json
 import os
+import pathlib
 import re
 import shutil
 import struct
 import subprocess
+import tempfile
 
 import h5py
 import numpy as np
@@ -416,19 +418,22 @@ def test_output_below_a_file(ranks, model, tokens, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv to become another user")
 @RANKS
-def test_output_not_writable(ranks, model, tokens, tmp_path):
-    """As nobody in a folder that only root may write; parents are opened for reading so that the input is reachable."""
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o755)
-    for parent in [tmp_path, *list(tmp_path.parents)[:3]]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    prefix = ["setpriv", "--reuid", "65534", "--clear-groups"]
-    for path in (model / "config.json", mdp.PROGRAM, mdp.TESTS / "rank.py", mdp.PYTHON):
-        if subprocess.run([*prefix, "test", "-r", str(path)], check=False).returncode:
-            pytest.skip(f"the user nobody cannot read {path}")
-    mdp.refuse(ranks, CANNOT_CREATE, r"locked.*(ermission|writ)", "run", "--model", model, "--tokens", tokens, "--method", "reap",
-               "--keep", 4, "--out", locked / "out", prefix=prefix)
-    assert not list(locked.iterdir())
+def test_output_not_writable(ranks, model, tokens):
+    """As nobody in a folder that only root may write; not below pytest's own folder, which nobody else may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        folder.chmod(0o755)
+        locked = folder / "locked"
+        locked.mkdir(mode=0o755)
+        shutil.copytree(model, folder / "model")
+        shutil.copy(tokens, folder / "tokens.h5")
+        prefix = ["setpriv", "--reuid", "65534", "--clear-groups"]
+        for path in (folder / "model/config.json", mdp.PROGRAM, mdp.TESTS / "rank.py", mdp.PYTHON):
+            if subprocess.run([*prefix, "test", "-r", str(path)], check=False).returncode:
+                pytest.skip(f"the user nobody cannot read {path}")
+        mdp.refuse(ranks, CANNOT_CREATE, r"locked.*(ermission|writ)", "run", "--model", folder / "model", "--tokens", folder / "tokens.h5",
+                   "--method", "reap", "--keep", 4, "--out", locked / "out", prefix=prefix)
+        assert not list(locked.iterdir())
 
 
 @pytest.fixture
