@@ -86,8 +86,12 @@ static mdp_status prepare(state *s) {
 static mdp_status check_counts_all(const state *s) {
     const mdp_comm *comm = s->comm;
     int64_t *announced = NULL;
-    MDP_AGREE(comm, MDP_ALLOC(&announced, comm->size, "announced rows"));
-    mdp_status status = mdp_alltoall_i64_all(comm, s->exchange->n_send, announced, 1);
+    mdp_status status = mdp_agree_all(comm, MDP_ALLOC(&announced, comm->size, "announced rows"));
+    if (status.code != MDP_OK) { /* on another rank perhaps: this one has its piece */
+        mdp_free(announced);
+        return status;
+    }
+    status = mdp_alltoall_i64_all(comm, s->exchange->n_send, announced, 1);
     for (int r = 0; r < comm->size && status.code == MDP_OK; r++)
         if (announced[r] != s->exchange->n_recv[r])
             status = MDP_ERROR(MDP_INTERNAL,

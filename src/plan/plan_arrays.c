@@ -68,11 +68,10 @@ mdp_status mdp_plan_check_arrays(const mdp_plan *plan) {
     if (count_arrays(plan) == 0) return mdp_ok();
     MDP_TRY(arrays_path(plan, &path));
     hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    mdp_status status = mdp_ok();
-    if (file < 0)
-        status = MDP_ERROR(MDP_BAD_INPUT, "%s: cannot be opened as HDF5; the plan beside it names arrays in it.", path);
-    else
-        status = check_all(file, path, plan);
+    mdp_status status =
+        file < 0
+            ? MDP_ERROR(MDP_BAD_INPUT, "%s: cannot be opened as HDF5; the plan beside it names arrays in it.", path)
+            : check_all(file, path, plan);
     if (file >= 0) H5Fclose(file);
     mdp_free(path);
     return status;

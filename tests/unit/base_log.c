@@ -151,9 +151,12 @@ static void a_log_that_cannot_be_opened_is_an_error(void **state) {
 /* A pseudo-terminal as stderr; its other end, not blocking. */
 static int open_terminal(void) {
     int master = posix_openpt(O_RDWR | O_NOCTTY);
-    assert_true(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
-    int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
-    assert_true(slave >= 0);
+    bool there = master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0;
+    int slave = there ? open(ptsname(master), O_RDWR | O_NOCTTY) : -1;
+    if (slave < 0) {
+        print_message("no pseudo-terminals here (is /dev/pts mounted?): skipped\n");
+        skip();
+    }
     dup2(slave, STDERR_FILENO);
     close(slave);
     fcntl(master, F_SETFL, O_NONBLOCK);
