@@ -53,7 +53,7 @@ mdp_status mdp_forward_all(const mdp_forward *forward) {
                                             forward->with_head, forward->options, &cost);
     if (status.code == MDP_OK) status = mdp_partition_new(forward->tokens, cost.batch_tokens, &partition);
     status = mdp_agree_all(forward->comm, status);
-    if (status.code == MDP_OK) status = run_all(forward, partition);
+    if (status.code == MDP_OK && partition) status = run_all(forward, partition); /* agreed: there on every rank */
     mdp_partition_destroy(partition);
     return status;
 }
