@@ -49,6 +49,9 @@ mdp_count_nodes() {
 mdp_place() {
   local cores domains
   read -r cores domains < <(mdp_count_cores)
+  # Containers without /sys show no topology: one domain, and the processors that the shell may use.
+  [ "${cores:-0}" -gt 0 ] || cores=$(nproc)
+  [ "${domains:-0}" -gt 0 ] || domains=1
   case ${PLACEMENT:=numa} in
     numa) RANKS_PER_NODE=${RANKS_PER_NODE:-$domains} ;;
     core) RANKS_PER_NODE=${RANKS_PER_NODE:-$cores} ;;
