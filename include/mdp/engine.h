@@ -113,9 +113,16 @@ typedef struct mdp_observers {
 
 typedef struct mdp_engine mdp_engine;
 
+/* What a forward pass is, as far as its cost goes. */
+typedef struct mdp_pass {
+    int n_stream;   /* streams, >= 1 */
+    bool with_head; /* mdp_engine_head_all will be called */
+    bool recompute; /* mdp_engine_recompute_all will be called, after each layer: there is one stream */
+} mdp_pass;
+
 typedef struct mdp_engine_options {
-    int n_thread;                   /* threads of this rank, >= 1 */
-    int n_stream;                   /* streams, >= 1 */
+    int n_thread; /* threads of this rank, >= 1 */
+    mdp_pass pass;
     const mdp_view *const *views;   /* [n_stream]; NULL entry: the model as it is */
     const mdp_observers *observers; /* may be NULL */
 } mdp_engine_options;
@@ -126,15 +133,17 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
                               const mdp_tokens *tokens, const mdp_partition *partition,
                               const mdp_engine_options *options, mdp_engine **out);
 void mdp_engine_destroy(mdp_engine *engine); /* NULL is allowed */
-/* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. with_head:
- * mdp_engine_head_all will be called. */
+/* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. */
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                          int n_stream, bool with_head);
+                          const mdp_pass *pass);
 
 /* Load the embeddings of this rank's tokens of a batch: all streams share one state. Collective. */
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch);
 /* Attention and MoE block of a layer, for all states; states fork where views first differ. Collective. */
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
+/* The MoE block of the layer just computed once more, from the same input, as the stream's view of it is by now; this
+ * result goes on and observers see nothing of it. For passes that recompute. Collective. */
+mdp_status mdp_engine_recompute_all(mdp_engine *engine, int64_t layer);
 
 /* What the current batch is on this rank. */
 typedef struct mdp_local_batch {

@@ -67,6 +67,7 @@ typedef struct mdp_stats {
     char model_type[64];
     int64_t d_model;
     int64_t n_token;
+    bool pruned_inputs; /* by pruned propagation: what each layer saw had passed the pruned layers before it */
     int n_category;
     char **category;         /* [n_category] ascending by byte order; equal names only after a weighted join */
     int64_t *category_token; /* [n_category] tokens of each */
@@ -103,8 +104,12 @@ void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engin
 /* After each layer of each batch: bring the layer's vector sums to the rank that keeps them. Collective on `comm`.
  * MDP_BAD_INPUT: a sum is not finite or out of range (names layer, expert and statistic). */
 mdp_status mdp_collector_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer);
-/* Merge all ranks' statistics of every layer at rank 0, in normal form; vectors stay where they are. Collective on
- * `comm`. */
+/* Is there anything to collect in a layer of the model? */
+bool mdp_collector_sees(const mdp_collector *collector, int64_t layer);
+/* Merge all ranks' statistics of a layer at rank 0, in normal form, after its last batch; vectors stay where they are.
+ * Collective on `comm`. */
+mdp_status mdp_collector_finish_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer);
+/* The same for all layers that were not finished one by one. Collective on `comm`. */
 mdp_status mdp_collector_finish_all(const mdp_comm *comm, mdp_collector *collector);
 
 /* ---- stats.h5 -------------------------------------------------------------------------------------------------- */

@@ -23,16 +23,31 @@ typedef struct mdp_forward_cost {
     double flop;        /* all ranks */
 } mdp_forward_cost;
 
-/* n_stream: streams that differ from the first layer on. Local. Errors: MDP_USAGE when `memory` cannot hold even one
- * block, with the smallest that would do. */
-mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens, int n_stream,
-                               bool with_head, const mdp_forward_options *options, mdp_forward_cost *out);
+/* The streams of the pass count as if they differed from the first layer on. A pass that recomputes has all tokens in
+ * one batch and counts its MoE blocks twice. Local. Errors: MDP_USAGE when `memory` cannot hold the smallest batch,
+ * with what would do. */
+mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+                               const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out);
+
+/* Pruned propagation: a layer is decided as soon as its statistics are there, and what the decision leaves of it
+ * computes the input of the next. */
+typedef struct mdp_propagation {
+    mdp_view *view; /* from mdp_transform_view_new; gets the decided layers */
+    /* Put what is left of a layer into `view`; `stats` are complete, on rank 0, up to this layer. Collective. */
+    mdp_status (*decide_all)(void *context, int64_t layer, const mdp_stats *stats, mdp_view *view);
+    void *context;
+} mdp_propagation;
 
 /* One forward over all tokens of the model, or (view not NULL) of what a plan leaves of it, with every tile observer;
  * the sums in *out, for experts as the model numbers them, are complete on rank 0. Collective on `comm`. Errors:
  * reading weights; NaN or Inf in a router (names layer and expert). */
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                            const mdp_view *view, const mdp_forward_options *options, mdp_stats **out);
+/* The same with pruned propagation: every layer as the model has it, on inputs that the decided layers before it
+ * computed. Collective on `comm`. */
+mdp_status mdp_observe_pruned_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                                  const mdp_tokens *tokens, const mdp_propagation *propagation,
+                                  const mdp_forward_options *options, mdp_stats **out);
 
 /* The criterion proficiency: one forward over all tokens of the model as it is, windows of MDP_PROFICIENCY_WINDOW
  * tokens in order. *out (new) [layers of the model], NULL for layers without experts; the same on every rank.

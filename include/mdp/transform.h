@@ -23,7 +23,11 @@ mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan,
 double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan);
 /* Bytes of tensors when every layer with experts keeps `keep` of them (on average), before it is known which. Local. */
 int64_t mdp_transform_estimate(const mdp_model *model, int32_t keep);
-/* The same plan as the engine reads it. Local. */
+/* A view with room for every layer of a plan; so far it shows all layers as the model has them. Local. */
+mdp_status mdp_transform_view_new(const mdp_model *model, mdp_view **out);
+/* Put one layer of a plan into a view that has not had it yet. Local. */
+void mdp_transform_view_layer(const mdp_model *model, const mdp_plan_layer *planned, mdp_view *view);
+/* A plan as the engine reads it. Local. */
 mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out);
 
 #endif

@@ -28,6 +28,7 @@ typedef enum mdp_option_id {
     OPTION_KEEP_MULTIPLE_OF,
     OPTION_TOP_K,
     OPTION_ROUNDS,
+    OPTION_PROPAGATE,
     OPTION_BUDGET,
     OPTION_MIN_KEEP,
     OPTION_NORMALISE,
@@ -71,7 +72,8 @@ enum {
 
 extern const mdp_option mdp_option_table[N_OPTION];
 
-/* Indices of the choices of --format. */
+/* Indices of the choices of --propagate and --format. */
+typedef enum mdp_propagate_choice { PROPAGATE_ORIGINAL, PROPAGATE_PRUNED } mdp_propagate_choice;
 typedef enum mdp_format_choice { FORMAT_HDF5, FORMAT_SAFETENSORS, FORMAT_BOTH } mdp_format_choice;
 
 /* Everything that one command works with. Opened by the functions of session.h; closed by mdp_session_close_all. */

@@ -122,8 +122,9 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_forward_options options = mdp_session_forward_options(session);
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
-    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, all->n, true, &estimate));
-    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, all->n, true, &estimate));
+    mdp_pass pass = {.n_stream = all->n, .with_head = true};
+    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, pass, &estimate));
+    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, pass, &estimate));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     mdp_status status = mdp_evaluate_all(session->comm, session->model, session->reader, session->tokens, all->requests,

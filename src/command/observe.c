@@ -20,7 +20,7 @@ mdp_status mdp_command_observe_all(mdp_session *session) {
     mdp_forward_options options = mdp_session_forward_options(session);
     mdp_stats *stats = NULL;
     MDP_TRY(open_all(session));
-    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
+    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, (mdp_pass){.n_stream = 1}, &estimate));
     estimate.memory += mdp_stats_memory(session->model, session->tokens->n_category, session->comm->size);
     estimate.bytes_written = estimate_stats(session);
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));

@@ -36,17 +36,17 @@ static mdp_status check_memory(const mdp_comm *comm, int64_t need) {
         comm->node_size, mdp_print_bytes(a, need), name, mdp_print_bytes(b, available), (long long)(available / need));
 }
 
-static mdp_status cost_of(const mdp_session *session, const mdp_tokens *tokens, int n_stream, bool with_head,
+static mdp_status cost_of(const mdp_session *session, const mdp_tokens *tokens, const mdp_pass *pass,
                           mdp_forward_cost *cost) {
     mdp_forward_options options = mdp_session_forward_options(session);
-    MDP_TRY(mdp_forward_cost_of(session->comm, session->model, tokens, n_stream, with_head, &options, cost));
+    MDP_TRY(mdp_forward_cost_of(session->comm, session->model, tokens, pass, &options, cost));
     return check_memory(session->comm, cost->memory);
 }
 
-mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, int n_stream, bool with_head,
+mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, mdp_pass pass,
                                     mdp_estimate *estimate) {
     mdp_forward_cost cost = {0};
-    MDP_AGREE(session->comm, cost_of(session, tokens, n_stream, with_head, &cost));
+    MDP_AGREE(session->comm, cost_of(session, tokens, &pass, &cost));
     estimate->flop += cost.flop;
     estimate->bytes_read += cost.bytes_read;
     if (cost.memory > estimate->memory) estimate->memory = cost.memory;

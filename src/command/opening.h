@@ -17,7 +17,7 @@ typedef struct mdp_estimate {
 } mdp_estimate;
 
 /* Add a forward pass over `tokens`. Refuses what does not fit --memory or this node's free memory. Collective. */
-mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, int n_stream, bool with_head,
+mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, mdp_pass pass,
                                     mdp_estimate *estimate);
 /* Files that hold weights: all but the side files of a Hugging Face folder. */
 int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue);

@@ -36,6 +36,11 @@ static const char *pruned_route_name(int i) {
     return mdp_pruned_route_names[i];
 }
 
+static const char *propagate_name(int i) {
+    static const char *const names[] = {[PROPAGATE_ORIGINAL] = "original", [PROPAGATE_PRUNED] = "pruned", NULL};
+    return names[i];
+}
+
 static const char *format_name(int i) {
     static const char *const names[] = {
         [FORMAT_HDF5] = "hdf5", [FORMAT_SAFETENSORS] = "safetensors", [FORMAT_BOTH] = "both", NULL};
@@ -171,6 +176,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .minimum = 1,
                        .maximum = 1000,
                        .commands = COMMAND_RUN},
+    [OPTION_PROPAGATE] = {.name = "propagate",
+                          .type = MDP_OPTION_CHOICE,
+                          .fallback = "original",
+                          .help = "what layers see while they are judged: the model as it is, or what the pruned "
+                                  "layers before them give (twice the expert work)",
+                          .choice = propagate_name,
+                          .commands = COMMAND_RUN},
     [OPTION_BUDGET] = {.name = "budget",
                        .type = MDP_OPTION_CHOICE,
                        .fallback = "uniform",

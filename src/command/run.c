@@ -65,11 +65,37 @@ static mdp_status check_rounds(const mdp_session *session) {
     return mdp_ok();
 }
 
+static bool propagates(const mdp_session *session) {
+    return mdp_session_option(session, OPTION_PROPAGATE)->integer == PROPAGATE_PRUNED;
+}
+
+/* A layer is decided before the next is seen. */
+static mdp_status check_propagation(const mdp_session *session) {
+    const mdp_criterion *criterion = criterion_of(session);
+    if (!propagates(session)) return mdp_ok();
+    if (!criterion->needs_stats || criterion->needs_vectors)
+        return MDP_ERROR(MDP_USAGE,
+                         "--propagate pruned changes what layers see, which changes nothing for method '%s' or cannot "
+                         "be done with its statistics.",
+                         criterion->name);
+    if (mdp_session_option(session, OPTION_BUDGET)->integer == MDP_BUDGET_GLOBAL)
+        return MDP_ERROR(MDP_USAGE,
+                         "--propagate pruned decides layer after layer, so it must know how many experts each keeps; "
+                         "--budget global compares all layers. Use --budget uniform or trapezoid, or --keep-file.");
+    if (mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
+        return MDP_ERROR(MDP_USAGE, "--protect-super-experts compares all layers, and --propagate pruned decides layer "
+                                    "after layer; they do not go together.");
+    if (mdp_session_option(session, OPTION_ROUNDS)->integer > 1)
+        return MDP_ERROR(MDP_USAGE, "--rounds and --propagate pruned do not go together: both observe what is left.");
+    return mdp_ok();
+}
+
 static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_budget(session));
     MDP_TRY(mdp_session_read_keep_file_all(session));
     MDP_AGREE(session->comm, mdp_session_check_method(session));
     MDP_AGREE(session->comm, check_rounds(session));
+    MDP_AGREE(session->comm, check_propagation(session));
     MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
@@ -81,19 +107,27 @@ static mdp_status open_all(mdp_session *session, products *made) {
     return mdp_session_open_tasks_all(session);
 }
 
+static const char *name_phases(const mdp_session *session) {
+    if (propagates(session))
+        return evaluates(session) ? "observe (experts twice, for --propagate pruned), eval"
+                                  : "observe (experts twice, for --propagate pruned)";
+    return evaluates(session) ? "observe, eval" : "observe";
+}
+
 static mdp_status prepare_all(mdp_session *session, products *made) {
-    mdp_estimate estimate = {.phase = evaluates(session) ? "observe, eval" : "observe"};
+    mdp_pass observe = {.n_stream = 1, .recompute = propagates(session)}, once = {.n_stream = 1};
+    mdp_pass both = {.n_stream = 2, .with_head = true}; /* original and pruned */
+    mdp_estimate estimate = {.phase = name_phases(session)};
     MDP_TRY(open_all(session, made));
     int64_t result_byte = mdp_transform_estimate(session->model, made->budget.keep);
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(check_outputs_all(session, n_container * result_byte));
     for (int64_t r = 0; r < mdp_session_option(session, OPTION_ROUNDS)->integer; r++)
-        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
+        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, observe, &estimate));
     estimate.memory += mdp_stats_memory(session->model, session->tokens->n_category, session->comm->size);
-    if (criterion_of(session)->own_pass)
-        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, 1, false, &estimate));
-    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, 2, true, &estimate));
-    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, 2, true, &estimate));
+    if (criterion_of(session)->own_pass) MDP_TRY(mdp_session_add_pass_all(session, session->tokens, once, &estimate));
+    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, both, &estimate));
+    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, both, &estimate));
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
     return mdp_session_open_lines_all(session, &estimate);
@@ -114,10 +148,46 @@ static mdp_status write_stats_all(const mdp_session *session, mdp_stats *stats) 
     return status;
 }
 
+/* What pruned propagation decides with. */
+typedef struct decider {
+    mdp_session *session;
+    const mdp_budget_options *budget;
+} decider;
+
+/* The plan of all layers by what is known so far; only its word on `layer` counts, and the last plan says the same. */
+static mdp_status decide_layer_all(void *context, int64_t layer, const mdp_stats *stats, mdp_view *view) {
+    const decider *with = context;
+    mdp_session *session = with->session;
+    mdp_plan *plan = NULL;
+    char *text = NULL;
+    MDP_TRY(mdp_session_decide_all(session, stats, with->budget, (mdp_round){0, NULL}, &plan, &text));
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        if (plan->layers[i].layer == layer) mdp_transform_view_layer(session->model, &plan->layers[i], view);
+    }
+    mdp_plan_destroy(plan);
+    mdp_free(text);
+    return mdp_ok();
+}
+
+static mdp_status observe_pruned_all(mdp_session *session, products *made) {
+    mdp_forward_options options = mdp_session_forward_options(session);
+    decider with = {.session = session, .budget = &made->budget};
+    mdp_propagation propagation = {.decide_all = decide_layer_all, .context = &with};
+    mdp_status status = mdp_agree_all(session->comm, mdp_transform_view_new(session->model, &propagation.view));
+    if (status.code == MDP_OK)
+        status = mdp_observe_pruned_all(session->comm, session->model, session->reader, session->tokens, &propagation,
+                                        &options, &made->stats);
+    mdp_view_destroy(propagation.view);
+    return status;
+}
+
 static mdp_status observe_all(mdp_session *session, products *made) {
     mdp_forward_options options = mdp_session_forward_options(session);
-    MDP_TRY(
-        mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options, &made->stats));
+    if (propagates(session))
+        MDP_TRY(observe_pruned_all(session, made));
+    else
+        MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options,
+                                &made->stats));
     MDP_TRY(write_stats_all(session, made->stats));
     session->result_kept = true;
     return mdp_ok();

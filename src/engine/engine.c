@@ -52,21 +52,22 @@ static void largest_share(const mdp_partition *partition, int size, int64_t *pac
 }
 
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                          int n_stream, bool with_head) {
-    int64_t pack, share, n_expert = 0, k = 0;
-    largest_share(partition, comm->size, &pack, &share);
+                          const mdp_pass *pass) {
+    int64_t pack_tokens, share, n_expert = 0, k = 0;
+    largest_share(partition, comm->size, &pack_tokens, &share);
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
         if (model->layers[l].moe.n_expert > n_expert) n_expert = model->layers[l].moe.n_expert;
         if (model->layers[l].moe.top_k > k) k = model->layers[l].moe.top_k;
     }
-    int64_t residual = n_stream * share * (model->d_model * (int64_t)sizeof(float) + 8 * k);
+    int64_t row = model->d_model * (int64_t)sizeof(float);
+    int64_t residual = share * (pass->n_stream * (row + 8 * k) + (pass->recompute ? row : 0));
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t router = n_expert * model->d_model * (int64_t)sizeof(float);
-    int64_t attention = mdp_attention_memory(model, pack, n_thread);
-    int64_t moe = mdp_moe_memory(comm, model, partition, n_thread, n_stream) + router;
+    int64_t attention = mdp_attention_memory(model, pack_tokens, n_thread);
+    int64_t moe = mdp_moe_memory(comm, model, partition, n_thread, pass->n_stream) + router;
     int64_t most = attention > moe ? attention : moe;
-    if (with_head && mdp_head_memory(n_thread) > most) most = mdp_head_memory(n_thread);
+    if (pass->with_head && mdp_head_memory(n_thread) > most) most = mdp_head_memory(n_thread);
     return residual + angles + mdp_panel_stream_memory(stream_depth(n_thread), largest_panel(model)) + most;
 }
 
@@ -91,7 +92,8 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->tokens = tokens;
         engine->partition = partition;
         engine->n_thread = options->n_thread;
-        engine->n_stream = options->n_stream;
+        engine->n_stream = options->pass.n_stream;
+        engine->recompute = options->pass.recompute;
         engine->views = options->views;
         if (options->observers) engine->observers = *options->observers;
         status = new_local(engine);
@@ -120,6 +122,7 @@ void mdp_engine_destroy(mdp_engine *engine) {
     mdp_free(engine->stream_state);
     mdp_free(engine->cosine);
     mdp_free(engine->sine);
+    mdp_free(engine->input);
     mdp_free(engine->ids);
     mdp_free(engine->category);
     mdp_free(engine);
@@ -191,6 +194,9 @@ static mdp_status begin_local(mdp_engine *engine) {
     engine->n_state = 1;
     memset(engine->stream_state, 0, (size_t)engine->n_stream * sizeof *engine->stream_state);
     MDP_TRY(MDP_ALLOC(&engine->states[0].x, n * engine->model->d_model, "the residual stream"));
+    mdp_free(engine->input);
+    engine->input = NULL;
+    if (engine->recompute) MDP_TRY(MDP_ALLOC(&engine->input, n * engine->model->d_model, "the input of a MoE block"));
     return read_embeddings(engine);
 }
 
@@ -309,15 +315,35 @@ static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **
     return status;
 }
 
-mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
-    const mdp_layer *layer = &engine->model->layers[layer_number];
+/* The MoE block; `status`: how what went before it on this rank ended. Collective. */
+static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status status) {
     float *norm = NULL;
-    mdp_status status = mdp_attend(engine, layer);
-    if (status.code == MDP_OK && !layer->is_moe) status = mdp_dense(engine, layer);
-    if (!layer->is_moe) return mdp_agree_all(engine->comm, status);
     if (status.code == MDP_OK) status = prepare_moe(engine, layer_number, &norm);
     status = mdp_agree_all(engine->comm, status);
     if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
     mdp_free(norm);
+    return status;
+}
+
+static size_t residual_bytes(const mdp_engine *engine) {
+    return (size_t)(engine->batch.n_token * engine->model->d_model) * sizeof(float);
+}
+
+mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
+    const mdp_layer *layer = &engine->model->layers[layer_number];
+    mdp_status status = mdp_attend(engine, layer);
+    if (status.code == MDP_OK && !layer->is_moe) status = mdp_dense(engine, layer);
+    if (!layer->is_moe) return mdp_agree_all(engine->comm, status);
+    if (engine->recompute && status.code == MDP_OK) memcpy(engine->input, engine->states[0].x, residual_bytes(engine));
+    return moe_all(engine, layer_number, status);
+}
+
+mdp_status mdp_engine_recompute_all(mdp_engine *engine, int64_t layer_number) {
+    mdp_observers observers = engine->observers;
+    if (!engine->model->layers[layer_number].is_moe) return mdp_ok();
+    memcpy(engine->states[0].x, engine->input, residual_bytes(engine));
+    engine->observers = (mdp_observers){0};
+    mdp_status status = moe_all(engine, layer_number, mdp_ok());
+    engine->observers = observers;
     return status;
 }

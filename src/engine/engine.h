@@ -41,6 +41,8 @@ struct mdp_engine {
     int64_t batch_number;
     uint32_t *ids;     /* [batch.n_token] */
     int32_t *category; /* [batch.n_token] */
+    float *input;      /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */
+    bool recompute;    /* keep it */
     int n_state;
     mdp_state *states; /* [n_stream], the first n_state in use */
     int *stream_state; /* [n_stream] */

@@ -19,6 +19,7 @@ typedef struct layer_rule {
     mdp_layer_stats *stats; /* NULL: a layer without experts */
     int64_t index;          /* in stats->layers */
     bool sigmoid;
+    bool finished;
 } layer_rule;
 
 struct mdp_collector {
@@ -301,17 +302,28 @@ static mdp_status raise_all(const mdp_comm *comm, double *value, int64_t n) {
     return mdp_max_i64_all(comm, (int64_t *)(void *)value, n);
 }
 
-mdp_status mdp_collector_finish_all(const mdp_comm *comm, mdp_collector *collector) {
-    mdp_stats *stats = collector->stats;
+bool mdp_collector_sees(const mdp_collector *collector, int64_t layer) {
+    return collector->layers[layer].stats != NULL;
+}
+
+mdp_status mdp_collector_finish_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer) {
+    layer_rule *rule = &collector->layers[layer];
+    mdp_layer_stats *sums = rule->stats;
+    int64_t n = (int64_t)collector->stats->n_category * sums->n_expert;
     mdp_status status = mdp_ok();
-    for (int64_t l = 0; l < stats->n_layer; l++) {
-        mdp_layer_stats *layer = &stats->layers[l];
-        int64_t n = (int64_t)stats->n_category * layer->n_expert;
-        for (int64_t i = 0; i < n * MDP_N_SUM; i++) mdp_exact_normalise(&layer->sums[i]);
-        MDP_TRY(mdp_sum_i64_to_root_all(comm, layer->counts, n, 0));
-        MDP_TRY(mdp_sum_i64_to_root_all(comm, &layer->sums[0].limb[0], n * MDP_N_SUM * MDP_LIMBS, 0));
-        MDP_TRY(raise_all(comm, layer->maxima, n * MDP_N_MAX));
-        if (comm->rank == 0 && status.code == MDP_OK) status = normalise_layer(stats, layer);
-    }
+    for (int64_t i = 0; i < n * MDP_N_SUM; i++) mdp_exact_normalise(&sums->sums[i]);
+    MDP_TRY(mdp_sum_i64_to_root_all(comm, sums->counts, n, 0));
+    MDP_TRY(mdp_sum_i64_to_root_all(comm, &sums->sums[0].limb[0], n * MDP_N_SUM * MDP_LIMBS, 0));
+    MDP_TRY(raise_all(comm, sums->maxima, n * MDP_N_MAX));
+    if (comm->rank == 0) status = normalise_layer(collector->stats, sums);
+    rule->finished = true;
     return mdp_agree_all(comm, status);
+}
+
+mdp_status mdp_collector_finish_all(const mdp_comm *comm, mdp_collector *collector) {
+    for (int64_t l = 0; l < collector->n_layer; l++) {
+        if (collector->layers[l].stats && !collector->layers[l].finished)
+            MDP_TRY(mdp_collector_finish_layer_all(comm, collector, l));
+    }
+    return mdp_ok();
 }

@@ -37,6 +37,10 @@ static mdp_status check_same(const mdp_stats *first, const mdp_stats *other, con
         same = first->layers[l].layer == other->layers[l].layer &&
                first->layers[l].n_expert == other->layers[l].n_expert &&
                first->layers[l].top_k == other->layers[l].top_k;
+    if (same && first->pruned_inputs != other->pruned_inputs)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: these statistics are of %s inputs, those of %s are not; they cannot be added.", path,
+                         other->pruned_inputs ? "pruned" : "original", first_path);
     if (same) return mdp_ok();
     return MDP_ERROR(MDP_BAD_INPUT, "%s: its layers are not those of %s, although the model is; the file is damaged.",
                      path, first_path);
@@ -137,6 +141,7 @@ static mdp_status describe(mdp_stats *const *all, const double *weight, int n, m
     memcpy(out->tokens_fingerprint, first->tokens_fingerprint, sizeof out->tokens_fingerprint);
     memcpy(out->model_type, first->model_type, sizeof out->model_type);
     out->d_model = first->d_model;
+    out->pruned_inputs = first->pruned_inputs;
     MDP_TRY(MDP_ALLOC(&out->parts, n, "the parts of statistics"));
     out->n_part = n;
     for (int f = 0; f < n; f++) {

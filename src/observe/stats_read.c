@@ -181,9 +181,14 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
         !read_text_attribute(file, "tokens", stats->tokens_fingerprint, sizeof stats->tokens_fingerprint) ||
         !read_text_attribute(file, "model_type", stats->model_type, sizeof stats->model_type) ||
         !read_number_attribute(file, "d_model", &stats->d_model) || stats->d_model < 1 || stats->d_model > 1 << 24 ||
-        !read_number_attribute(file, "n_tokens", &stats->n_token)) {
+        !read_number_attribute(file, "n_tokens", &stats->n_token) ||
+        !read_text_attribute(file, "options", text, sizeof text)) {
         return unreadable(path, "its description");
     }
+    stats->pruned_inputs = strcmp(text, MDP_STATS_PRUNED) == 0;
+    if (!stats->pruned_inputs && strcmp(text, MDP_STATS_ORIGINAL) != 0)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s was collected with options that this version does not know: %s", path,
+                         text);
     MDP_TRY(read_categories(file, stats, path));
     return read_layers(file, stats, path);
 }

@@ -2,7 +2,7 @@
 #include "mdp/pipeline.h"
 
 /* Of one token in a layer, its attention over keys aside. Biases add one each. */
-static double layer_flop(const mdp_model *model, const mdp_layer *layer) {
+static double layer_flop(const mdp_model *model, const mdp_layer *layer, bool recompute) {
     const mdp_attention *a = &layer->attention;
     const mdp_matrix *biases[] = {&a->q_bias, &a->k_bias, &a->v_bias, &a->o_bias};
     double d = (double)model->d_model;
@@ -10,25 +10,26 @@ static double layer_flop(const mdp_model *model, const mdp_layer *layer) {
     for (int i = 0; i < 4; i++) flop += biases[i]->tensor ? (double)biases[i]->n_col : 0.0;
     if (!layer->is_moe) return flop + 6.0 * d * (double)layer->dense_ff;
     const mdp_moe *moe = &layer->moe;
-    flop += 2.0 * d * ((double)moe->n_expert + 3.0 * (double)moe->d_ff * (double)moe->top_k);
-    return flop + 6.0 * d * (double)moe->shared_ff + (moe->shared_gate.tensor ? 2.0 * d : 0.0);
+    double block = 2.0 * d * ((double)moe->n_expert + 3.0 * (double)moe->d_ff * (double)moe->top_k);
+    block += 6.0 * d * (double)moe->shared_ff + (moe->shared_gate.tensor ? 2.0 * d : 0.0);
+    return flop + (recompute ? 2.0 : 1.0) * block;
 }
 
 /* Multiply-adds count as two. Attention counts every visible key. */
-static double forward_flop(const mdp_model *model, const mdp_tokens *tokens, bool with_head) {
+static double forward_flop(const mdp_model *model, const mdp_tokens *tokens, const mdp_pass *pass) {
     double heads = (double)(model->n_head * model->head_dim), row = 0.0, pairs = 0.0;
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
         int64_t window = layer->attention.window;
-        row += layer_flop(model, layer);
+        row += layer_flop(model, layer, pass->recompute);
         for (int64_t s = 0; s < tokens->n_sequence; s++) {
             double length = (double)(tokens->offset[s + 1] - tokens->offset[s]);
             double w = window > 0 && (double)window < length ? (double)window : length;
             pairs += w * (length - w) + 0.5 * w * (w + 1.0);
         }
     }
-    if (with_head) row += 2.0 * (double)model->d_model * (double)model->vocab_size;
-    return (double)tokens->n_token * row + 4.0 * heads * pairs;
+    if (pass->with_head) row += 2.0 * (double)model->d_model * (double)model->vocab_size;
+    return pass->n_stream * ((double)tokens->n_token * row + 4.0 * heads * pairs);
 }
 
 static int64_t matrix_bytes(const mdp_matrix *matrix) {
@@ -39,69 +40,84 @@ static int64_t mlp_bytes(const mdp_expert *mlp) {
     return matrix_bytes(&mlp->gate) + matrix_bytes(&mlp->up) + matrix_bytes(&mlp->down);
 }
 
-/* What every node reads of a layer: all but its routed experts. */
-static int64_t common_bytes(const mdp_layer *layer) {
+static int64_t attention_bytes(const mdp_layer *layer) {
     const mdp_attention *a = &layer->attention;
-    const mdp_matrix *matrices[] = {
-        &layer->norm1,
-        &layer->norm2,
-        &a->q,
-        &a->k,
-        &a->v,
-        &a->o,
-        &a->q_bias,
-        &a->k_bias,
-        &a->v_bias,
-        &a->o_bias,
-        &a->q_norm,
-        &a->k_norm,
-        &layer->moe.router,
-        &layer->moe.shared_gate,
-    };
-    int64_t n_byte = mlp_bytes(&layer->dense) + mlp_bytes(&layer->moe.shared);
+    const mdp_matrix *matrices[] = {&layer->norm1, &a->q,      &a->k,      &a->v,      &a->o,     &a->q_bias,
+                                    &a->k_bias,    &a->v_bias, &a->o_bias, &a->q_norm, &a->k_norm};
+    int64_t n_byte = 0;
     for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += matrix_bytes(matrices[i]);
     return n_byte;
 }
 
+static int64_t dense_bytes(const mdp_layer *layer) {
+    return matrix_bytes(&layer->norm2) + mlp_bytes(&layer->dense);
+}
+
+/* What every node reads of a MoE block: all but its routed experts. */
+static int64_t block_bytes(const mdp_layer *layer) {
+    return matrix_bytes(&layer->norm2) + matrix_bytes(&layer->moe.router) + matrix_bytes(&layer->moe.shared_gate) +
+           mlp_bytes(&layer->moe.shared);
+}
+
 /* Bytes of weights that one batch meets, on all nodes together: experts once, the rest on every node. */
-static int64_t batch_bytes(const mdp_model *model, int n_node, bool with_head) {
-    int64_t common = with_head ? matrix_bytes(&model->head) : 0, experts = 0;
+static int64_t batch_bytes(const mdp_model *model, int n_node, const mdp_pass *pass) {
+    int64_t common = pass->with_head ? matrix_bytes(&model->head) : 0, experts = 0, times = pass->recompute ? 2 : 1;
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
-        common += common_bytes(layer);
-        for (int32_t e = 0; e < layer->moe.n_expert; e++) experts += mlp_bytes(&layer->moe.experts[e]);
+        common += attention_bytes(layer) + (layer->is_moe ? times * block_bytes(layer) : dense_bytes(layer));
+        for (int32_t e = 0; e < layer->moe.n_expert; e++) experts += times * mlp_bytes(&layer->moe.experts[e]);
     }
     return experts + n_node * common;
 }
 
 /* Fill the cost of one choice of the batch. */
-static mdp_status cost_of_batch(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens, int n_stream,
-                                bool with_head, int n_thread, int64_t batch_tokens, mdp_forward_cost *out) {
+static mdp_status cost_of_batch(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+                                const mdp_pass *pass, int n_thread, int64_t batch_tokens, mdp_forward_cost *out) {
     mdp_partition *partition = NULL;
     MDP_TRY(mdp_partition_new(tokens, batch_tokens, &partition));
     out->batch_tokens = batch_tokens;
     out->n_batch = partition->n_batch;
-    out->memory = mdp_engine_memory(comm, model, partition, n_thread, n_stream, with_head);
+    out->memory = mdp_engine_memory(comm, model, partition, n_thread, pass);
     mdp_partition_destroy(partition);
     return mdp_ok();
 }
 
-mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens, int n_stream,
-                               bool with_head, const mdp_forward_options *options, mdp_forward_cost *out) {
+static mdp_status too_little(const mdp_comm *comm, const mdp_forward_options *options, int64_t need, const char *way) {
+    char a[32], b[32];
+    return MDP_ERROR(MDP_USAGE, "--memory %s is too little: %s a rank are needed on %d ranks%s",
+                     mdp_print_bytes(a, options->memory), mdp_print_bytes(b, need), comm->size, way);
+}
+
+/* The largest batch that fits. */
+static mdp_status choose_batch(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+                               const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
     int64_t batch = options->batch_tokens > 0 ? options->batch_tokens : tokens->n_token;
     for (;;) {
-        MDP_TRY(cost_of_batch(comm, model, tokens, n_stream, with_head, options->n_thread, batch, out));
-        if (options->memory <= 0 || out->memory <= options->memory) break;
-        if (options->batch_tokens > 0 || batch <= MDP_BLOCK_TOKENS) {
-            char need[32], have[32];
-            return MDP_ERROR(MDP_USAGE, "--memory %s is too little: %s a rank are needed on %d ranks%s",
-                             mdp_print_bytes(have, options->memory), mdp_print_bytes(need, out->memory), comm->size,
-                             options->batch_tokens > 0 ? " with this --batch-tokens; take a smaller one, or more ranks"
-                                                       : "; give more memory or more ranks");
-        }
+        MDP_TRY(cost_of_batch(comm, model, tokens, pass, options->n_thread, batch, out));
+        if (options->memory <= 0 || out->memory <= options->memory) return mdp_ok();
+        if (pass->recompute)
+            return too_little(comm, options, out->memory,
+                              ", because pruned propagation takes all tokens as one batch; take more ranks or fewer "
+                              "tokens");
+        if (options->batch_tokens > 0)
+            return too_little(comm, options, out->memory,
+                              " with this --batch-tokens; take a smaller one, or more ranks");
+        if (batch <= MDP_BLOCK_TOKENS)
+            return too_little(comm, options, out->memory, "; give more memory or more ranks");
         batch = batch / 2 > MDP_BLOCK_TOKENS ? batch / 2 : MDP_BLOCK_TOKENS;
     }
-    out->flop = n_stream * forward_flop(model, tokens, with_head);
-    out->bytes_read = out->n_batch * batch_bytes(model, comm->n_node, with_head);
+}
+
+mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+                               const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
+    MDP_TRY(choose_batch(comm, model, tokens, pass, options, out));
+    if (pass->recompute && out->n_batch > 1)
+        return MDP_ERROR(
+            MDP_USAGE,
+            "pruned propagation decides a layer from all %lld tokens at once, so they are one batch; leave "
+            "--batch-tokens out.",
+            (long long)tokens->n_token);
+    out->flop = forward_flop(model, tokens, pass);
+    out->bytes_read = out->n_batch * batch_bytes(model, comm->n_node, pass);
     return mdp_ok();
 }

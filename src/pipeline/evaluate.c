@@ -45,8 +45,8 @@ static mdp_status measure_all(evaluation_run *run, const mdp_forward *base, cons
     mdp_observers observers;
     mdp_forward forward = *base;
     if (dump_path) {
-        MDP_TRY(mdp_dump_new_all(forward.comm, forward.model, forward.tokens, requests, forward.n_stream, dump_path,
-                                 &run->dump));
+        MDP_TRY(mdp_dump_new_all(forward.comm, forward.model, forward.tokens, requests, forward.pass.n_stream,
+                                 dump_path, &run->dump));
         observers = mdp_dump_observers(run->dump);
         forward.observers = &observers;
         forward.begin_batch = begin_batch;
@@ -75,9 +75,8 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
                            .tokens = run->tokens,
                            .options = options,
                            .phase = run->tasks ? "tasks" : "eval",
-                           .n_stream = n_stream,
+                           .pass = {.n_stream = n_stream, .with_head = true},
                            .views = views,
-                           .with_head = true,
                            .head_all = head_all,
                            .context = run};
     status = measure_all(run, &forward, requests, dump_path);

@@ -14,6 +14,7 @@ static mdp_status run_batch_all(const mdp_forward *forward, mdp_engine *engine, 
         MDP_TRY(mdp_engine_layer_all(engine, layer));
         if (forward->layer_done) MDP_AGREE(comm, forward->layer_done(forward->context, layer));
         if (forward->layer_all) MDP_TRY(forward->layer_all(forward->context, layer));
+        if (forward->pass.recompute) MDP_TRY(mdp_engine_recompute_all(engine, layer));
         int64_t done = batch * n_layer + layer + 1;
         if (progress) {
             mdp_progress_update(progress, done,
@@ -27,7 +28,7 @@ static mdp_status run_all(const mdp_forward *forward, const mdp_partition *parti
     mdp_engine *engine = NULL;
     mdp_progress *progress = NULL;
     mdp_engine_options options = {.n_thread = forward->options->n_thread,
-                                  .n_stream = forward->n_stream,
+                                  .pass = forward->pass,
                                   .views = forward->views,
                                   .observers = forward->observers};
     MDP_TRY(mdp_engine_new_all(forward->comm, forward->model, forward->reader, forward->tokens, partition, &options,
@@ -49,8 +50,8 @@ static mdp_status run_all(const mdp_forward *forward, const mdp_partition *parti
 mdp_status mdp_forward_all(const mdp_forward *forward) {
     mdp_forward_cost cost;
     mdp_partition *partition = NULL;
-    mdp_status status = mdp_forward_cost_of(forward->comm, forward->model, forward->tokens, forward->n_stream,
-                                            forward->with_head, forward->options, &cost);
+    mdp_status status =
+        mdp_forward_cost_of(forward->comm, forward->model, forward->tokens, &forward->pass, forward->options, &cost);
     if (status.code == MDP_OK) status = mdp_partition_new(forward->tokens, cost.batch_tokens, &partition);
     status = mdp_agree_all(forward->comm, status);
     if (status.code == MDP_OK && partition) status = run_all(forward, partition); /* agreed: there on every rank */

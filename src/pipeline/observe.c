@@ -1,10 +1,13 @@
 /* observe.c - calibration: one forward pass of the model, or of what a plan leaves of it, with every statistic
- * on. */
+ * on. With pruned propagation the plan comes into being on the way: a layer's statistics are complete when its only
+ * batch is done, its decision is taken, and the engine computes the block again as the decision leaves it. */
 #include "pipeline/forward.h"
 
 typedef struct observe_run {
     const mdp_comm *comm;
+    mdp_stats *stats;
     mdp_collector *collector;
+    const mdp_propagation *propagation; /* NULL: inputs from the layers as they are */
 } observe_run;
 
 static mdp_status begin_batch(void *context, const mdp_engine *engine) {
@@ -15,45 +18,67 @@ static mdp_status begin_batch(void *context, const mdp_engine *engine) {
 
 static mdp_status layer_all(void *context, int64_t layer) {
     const observe_run *run = context;
-    return mdp_collector_layer_all(run->comm, run->collector, layer);
+    const mdp_propagation *propagation = run->propagation;
+    MDP_TRY(mdp_collector_layer_all(run->comm, run->collector, layer));
+    if (!propagation || !mdp_collector_sees(run->collector, layer)) return mdp_ok();
+    MDP_TRY(mdp_collector_finish_layer_all(run->comm, run->collector, layer));
+    return propagation->decide_all(propagation->context, layer, run->stats, propagation->view);
 }
 
-static mdp_status new_collection(const mdp_model *model, const mdp_tokens *tokens, mdp_stats **stats,
-                                 mdp_collector **collector) {
-    MDP_TRY(mdp_stats_new(model, tokens, stats));
-    return mdp_collector_new(model, *stats, collector);
+static mdp_status new_collection(const mdp_model *model, const mdp_tokens *tokens, observe_run *run) {
+    MDP_TRY(mdp_stats_new(model, tokens, &run->stats));
+    run->stats->pruned_inputs = run->propagation != NULL;
+    return mdp_collector_new(model, run->stats, &run->collector);
+}
+
+/* `forward` has what the two kinds do not share. */
+static mdp_status collect_all(observe_run *run, mdp_forward *forward, const mdp_view *seen, mdp_stats **out) {
+    *out = NULL;
+    mdp_status status = mdp_agree_all(run->comm, new_collection(forward->model, forward->tokens, run));
+    if (status.code == MDP_OK) {
+        /* the observers' context is the collector, the steps' context the run */
+        mdp_collector_use_view(run->collector, seen);
+        mdp_observers observers = mdp_collector_observers(run->collector);
+        forward->comm = run->comm;
+        forward->phase = "observe";
+        forward->observers = &observers;
+        forward->begin_batch = begin_batch;
+        forward->layer_all = layer_all;
+        forward->context = run;
+        status = mdp_forward_all(forward);
+    }
+    if (status.code == MDP_OK) status = mdp_collector_finish_all(run->comm, run->collector);
+    mdp_collector_destroy(run->collector);
+    if (status.code != MDP_OK) {
+        mdp_stats_destroy(run->stats);
+        return status;
+    }
+    *out = run->stats;
+    return mdp_ok();
 }
 
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                            const mdp_view *view, const mdp_forward_options *options, mdp_stats **out) {
-    mdp_stats *stats = NULL;
     observe_run run = {.comm = comm};
-    *out = NULL;
-    mdp_status status = mdp_agree_all(comm, new_collection(model, tokens, &stats, &run.collector));
-    if (status.code == MDP_OK) {
-        /* the observers' context is the collector, the steps' context the run */
-        mdp_collector_use_view(run.collector, view);
-        mdp_observers observers = mdp_collector_observers(run.collector);
-        mdp_forward forward = {.comm = comm,
-                               .model = model,
-                               .reader = reader,
-                               .tokens = tokens,
-                               .options = options,
-                               .phase = "observe",
-                               .n_stream = 1,
-                               .views = view ? &view : NULL,
-                               .observers = &observers,
-                               .begin_batch = begin_batch,
-                               .layer_all = layer_all,
-                               .context = &run};
-        status = mdp_forward_all(&forward);
-    }
-    if (status.code == MDP_OK) status = mdp_collector_finish_all(comm, run.collector);
-    mdp_collector_destroy(run.collector);
-    if (status.code != MDP_OK) {
-        mdp_stats_destroy(stats);
-        return status;
-    }
-    *out = stats;
-    return mdp_ok();
+    mdp_forward forward = {.model = model,
+                           .reader = reader,
+                           .tokens = tokens,
+                           .options = options,
+                           .pass = {.n_stream = 1},
+                           .views = view ? &view : NULL};
+    return collect_all(&run, &forward, view, out);
+}
+
+mdp_status mdp_observe_pruned_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
+                                  const mdp_tokens *tokens, const mdp_propagation *propagation,
+                                  const mdp_forward_options *options, mdp_stats **out) {
+    observe_run run = {.comm = comm, .propagation = propagation};
+    const mdp_view *view = propagation->view;
+    mdp_forward forward = {.model = model,
+                           .reader = reader,
+                           .tokens = tokens,
+                           .options = options,
+                           .pass = {.n_stream = 1, .recompute = true},
+                           .views = &view};
+    return collect_all(&run, &forward, NULL, out);
 }

@@ -96,7 +96,7 @@ mdp_status mdp_proficiency_all(const mdp_comm *comm, const mdp_model *model, mdp
                                .tokens = tokens,
                                .options = options,
                                .phase = "proficiency",
-                               .n_stream = 1,
+                               .pass = {.n_stream = 1},
                                .observers = &observers,
                                .begin_batch = begin_batch,
                                .layer_all = layer_all,

@@ -153,6 +153,8 @@ static json_t *describe_options(const mdp_plan_request *request, int32_t min_kee
         json_object_set_new(options, "soft_mask", json_string(mdp_soft_mask_names[request->soft_mask]));
     if (request->stats && request->weight)
         json_object_set_new(options, "categories", describe_weights(request->stats, request->weight));
+    if (request->stats && request->stats->pruned_inputs)
+        json_object_set_new(options, "propagate", json_string("pruned"));
     if (request->worst_category) json_object_set_new(options, "worst_category", json_true());
     if (request->protect_super_experts) json_object_set_new(options, "protect_super_experts", json_true());
     if (request->pruned_route != MDP_ROUTE_SLICE)

@@ -18,39 +18,43 @@ mdp_status mdp_transform_check(const mdp_plan *plan) {
     return mdp_ok();
 }
 
-static void fill_layer(const mdp_plan_layer *planned, const mdp_moe *moe, mdp_expert_t *source, unsigned char *zero,
-                       mdp_layer_view *out) {
+mdp_status mdp_transform_view_new(const mdp_model *model, mdp_view **out) {
+    mdp_view *view = NULL;
+    int64_t n_expert = 0;
+    *out = NULL;
+    for (int64_t l = 0; l < model->n_layer; l++) n_expert += model->layers[l].moe.n_expert;
+    MDP_TRY(MDP_ALLOC(&view, 1, "a view of the model"));
+    view->n_layer = model->n_layer;
+    mdp_status status = MDP_ALLOC(&view->layers, model->n_layer, "the layers of a view");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&view->memory, n_expert, "the experts of a view");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&view->zeros, n_expert, "the experts of a view");
+    if (status.code != MDP_OK) {
+        mdp_view_destroy(view);
+        return status;
+    }
+    *out = view;
+    return mdp_ok();
+}
+
+void mdp_transform_view_layer(const mdp_model *model, const mdp_plan_layer *planned, mdp_view *view) {
+    const mdp_moe *moe = &model->layers[planned->layer].moe;
+    int64_t first = 0; /* every layer has the places of its experts */
+    for (int64_t l = 0; l < planned->layer; l++) first += model->layers[l].moe.n_expert;
+    mdp_expert_t *source = view->memory + first;
+    unsigned char *zero = view->zeros + first;
     for (int32_t i = 0; i < planned->n_kept; i++) {
         source[i] = planned->kept[i].from[0];
         zero[i] = planned->kept[i].action == MDP_ZERO;
     }
     int32_t k = planned->top_k > 0 ? planned->top_k : moe->top_k;
-    *out = (mdp_layer_view){.n_expert = planned->n_kept, .top_k = k, .source = source, .zero = zero};
+    view->layers[planned->layer] =
+        (mdp_layer_view){.n_expert = planned->n_kept, .top_k = k, .source = source, .zero = zero};
 }
 
 mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out) {
-    mdp_view *view = NULL;
-    int64_t n_kept = 0;
     *out = NULL;
     MDP_TRY(mdp_transform_check(plan));
-    for (int64_t i = 0; i < plan->n_layer; i++) n_kept += plan->layers[i].n_kept;
-    MDP_TRY(MDP_ALLOC(&view, 1, "a view of the model"));
-    view->n_layer = model->n_layer;
-    mdp_status status = MDP_ALLOC(&view->layers, model->n_layer, "the layers of a view");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&view->memory, n_kept, "the experts of a view");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&view->zeros, n_kept, "the experts of a view");
-    if (status.code != MDP_OK) {
-        mdp_view_destroy(view);
-        return status;
-    }
-    mdp_expert_t *source = view->memory;
-    unsigned char *zero = view->zeros;
-    for (int64_t i = 0; i < plan->n_layer; i++) {
-        int64_t l = plan->layers[i].layer;
-        fill_layer(&plan->layers[i], &model->layers[l].moe, source, zero, &view->layers[l]);
-        source += plan->layers[i].n_kept;
-        zero += plan->layers[i].n_kept;
-    }
-    *out = view;
+    MDP_TRY(mdp_transform_view_new(model, out));
+    for (int64_t i = 0; i < plan->n_layer; i++) mdp_transform_view_layer(model, &plan->layers[i], *out);
     return mdp_ok();
 }
