@@ -99,6 +99,7 @@ typedef struct mdp_combined_token {
     const float *residual;     /* [d_model] residual stream entering the block, before the norm */
     const float *routed;       /* [d_model] sum of weight * y */
     const float *shared;       /* [d_model] output of the shared expert; NULL: none */
+    float scale;               /* routed + shared are multiplied by it when they join the residual stream */
 } mdp_combined_token;
 
 /* Any may be NULL. Called from worker threads, several at once; what they add must not depend on the order. */

@@ -12,7 +12,8 @@ typedef enum mdp_router_score { MDP_SOFTMAX_ALL, MDP_SOFTMAX_CHOSEN, MDP_SIGMOID
 typedef enum mdp_normalise { MDP_NORMALISE_NEVER, MDP_NORMALISE_ALWAYS, MDP_NORMALISE_BY_FLAG } mdp_normalise;
 
 /* The router of a layer, resolved for the model at hand. z = W x; p = score(z); choose the k largest (ties: lower
- * index); g = p of the chosen, normalised to sum 1 if `normalise`. Accumulation of z in f64. */
+ * index); g = p of the chosen, normalised to sum 1 if `normalise`. Accumulation of z in f64. MDP_SOFTMAX_CHOSEN takes
+ * the softmax over the chosen alone. */
 typedef struct mdp_router_rule {
     mdp_router_score score;
     bool normalise;
@@ -89,6 +90,9 @@ typedef struct mdp_model {
     char model_type[64];
     int64_t n_layer, d_model, vocab_size, n_head, n_kv_head, head_dim, max_position;
     double norm_eps;
+    double embedding_scale; /* embeddings are multiplied by it, */
+    double residual_scale;  /* what attention and the block of experts add to the residual stream too, */
+    double logit_divisor;   /* and logits are divided by it; 1 in most families */
     mdp_rope rope;
     mdp_matrix embedding;  /* [vocab_size, d_model] */
     mdp_matrix final_norm; /* [1, d_model] */

@@ -255,7 +255,7 @@ static void add_group(const mdp_engine *engine, const attention_buffers *buffers
         const group_pack *item = &buffers->packs[p];
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
         for (int64_t i = 0; i < item->pack->n_token; i++) {
-            mdp_axpy(1.0F, buffers->x + (item->first + i) * d, d, item->x + i * d);
+            mdp_axpy((float)engine->model->residual_scale, buffers->x + (item->first + i) * d, d, item->x + i * d);
         }
     }
 }

@@ -158,6 +158,7 @@ static void fill_categories(mdp_engine *engine) {
 static mdp_status read_embeddings(mdp_engine *engine) {
     const mdp_matrix *embedding = &engine->model->embedding;
     int64_t d = engine->model->d_model;
+    float scale = (float)engine->model->embedding_scale;
     mdp_status failed = mdp_ok();
 #pragma omp parallel num_threads(engine->n_thread)
     {
@@ -166,8 +167,9 @@ static mdp_status read_embeddings(mdp_engine *engine) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < engine->batch.n_token; i++) {
             if (status.code != MDP_OK) continue;
-            status =
-                mdp_matrix_read(engine->reader, embedding, engine->ids[i], 1, scratch, engine->states[0].x + i * d);
+            float *x = engine->states[0].x + i * d;
+            status = mdp_matrix_read(engine->reader, embedding, engine->ids[i], 1, scratch, x);
+            for (int64_t j = 0; j < d && scale != 1.0F; j++) x[j] *= scale;
         }
         if (status.code != MDP_OK) {
 #pragma omp critical(mdp_embedding)

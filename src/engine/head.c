@@ -38,11 +38,20 @@ static void normalise_tile(const mdp_engine *engine, const head_buffers *buffers
     if (consumer->hidden) consumer->hidden(consumer->context, state, tile->first_local, tile->n_row, x);
 }
 
+/* Logits as the model has them, out of products with rows of lm_head. */
+static void finish_logits(const mdp_engine *engine, const head_tile *tile, const mdp_panel *panel, float *logits) {
+    float divisor = (float)engine->model->logit_divisor;
+    for (int32_t i = 0; i < tile->n_row && divisor != 1.0F; i++) {
+        for (int64_t j = 0; j < panel->n_row; j++) logits[i * MDP_PANEL_ROWS + j] /= divisor;
+    }
+}
+
 static void take_panel(const mdp_engine *engine, const head_tile *tile, int state, const mdp_panel *panel,
                        const float *first, float *logits, const mdp_head_consumer *consumer) {
     int d = (int)engine->model->d_model;
     mdp_gemm_nt(tile->n_row, (int)panel->n_row, d, engine->states[state].x + tile->first_local * d, d, panel->data, d,
                 logits, MDP_PANEL_ROWS);
+    finish_logits(engine, tile, panel, logits);
     mdp_logit_panel out = {.state = state,
                            .first_local = tile->first_local,
                            .n_row = tile->n_row,

@@ -156,7 +156,9 @@ static mdp_status dense_rows(mdp_engine *engine, const mdp_mlp *mlp, mdp_state *
     int64_t d = engine->model->d_model;
     MDP_TRY(mdp_mlp_compute(engine, mlp, state, first, n, out));
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
-    for (int64_t i = 0; i < n; i++) mdp_axpy(1.0F, out + i * d, d, state->x + (first + i) * d);
+    for (int64_t i = 0; i < n; i++) {
+        mdp_axpy((float)engine->model->residual_scale, out + i * d, d, state->x + (first + i) * d);
+    }
     return mdp_ok();
 }
 

@@ -122,7 +122,8 @@ static mdp_status list_entries(const mdp_engine *engine, mdp_wave *w, const int6
 
 /* ---- combine ---- */
 
-/* x += sum over slots of weight * y, plus the shared expert's row, for the wave's rows of one state. */
+/* x += residual_scale times the sum over slots of weight * y, plus the shared expert's row, for the wave's rows of one
+ * state. */
 static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int state_number, const float *shared,
                     float *scratch) {
     mdp_state *state = &engine->states[state_number];
@@ -143,12 +144,13 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
                                         .weight = weight,
                                         .y = y,
                                         .residual = x,
+                                        .scale = (float)engine->model->residual_scale,
                                         .routed = routed,
                                         .shared = shared ? shared + i * d : NULL};
             engine->observers.combined(engine->observers.context, &token);
         }
         if (shared) mdp_axpy(1.0F, shared + i * d, d, routed);
-        mdp_axpy(1.0F, routed, d, x);
+        mdp_axpy((float)engine->model->residual_scale, routed, d, x);
     }
 }
 

@@ -34,7 +34,7 @@ static void weigh(const mdp_router_rule *rule, const double *logits, int32_t n, 
     double top = logits[index[0]], all = 0.0, chosen = 0.0;
     for (int32_t e = 0; e < n; e++) all += exp(logits[e] - top);
     for (int32_t j = 0; j < k; j++) chosen += exp(logits[index[j]] - top);
-    double total = rule->normalise ? chosen : all;
+    double total = rule->normalise || rule->score == MDP_SOFTMAX_CHOSEN ? chosen : all;
     for (int32_t j = 0; j < k; j++) weight[j] = (float)(exp(logits[index[j]] - top) / total);
 }
 

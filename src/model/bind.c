@@ -7,7 +7,6 @@
 
 #include "model/names.h"
 
-#include <math.h>
 #include <string.h>
 
 /* The expert matrices of a layout, in the order of mdp_expert. */
@@ -184,7 +183,7 @@ static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     if (f->qk_norm != MDP_QK_NORM_NONE) MDP_TRY(bind_qk_norms(b, layer, out));
     out->clip = c->clip;
     out->window = c->layers[layer].window;
-    out->scale = 1.0 / sqrt((double)c->head_dim);
+    out->scale = c->attention_scale;
     return mdp_ok();
 }
 

@@ -98,6 +98,23 @@ static mdp_status read_clip(const json_t *json, const mdp_real_key *key, const c
     return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is 0; expected a number above 0, or null for no bound.", path, key->name);
 }
 
+/* A multiplier above 0; `otherwise` in families that have none. */
+static mdp_status read_factor(const json_t *json, const mdp_real_key *key, double otherwise, const char *path,
+                              double *out) {
+    *out = otherwise;
+    if (key->name == NULL) return mdp_ok();
+    MDP_TRY(read_real(json, key, path, out));
+    if (*out > 0.0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is 0; expected a number above 0.", path, key->name);
+}
+
+static mdp_status read_factors(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    MDP_TRY(read_factor(json, &family->embedding_scale, 1.0, path, &c->embedding_scale));
+    MDP_TRY(read_factor(json, &family->residual_scale, 1.0, path, &c->residual_scale));
+    MDP_TRY(read_factor(json, &family->logit_divisor, 1.0, path, &c->logit_divisor));
+    return read_factor(json, &family->attention_scale, 1.0 / sqrt((double)c->head_dim), path, &c->attention_scale);
+}
+
 /* The window of those layers that have one. Its number says nothing when the flag is off. */
 static mdp_status read_window(const json_t *json, const mdp_family *family, const char *path, int64_t *out) {
     bool flag;
@@ -200,6 +217,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
     MDP_TRY(read_bool(json, &family->tied, path, &c.tied));
     MDP_TRY(read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));
+    MDP_TRY(read_factors(json, family, path, &c));
     MDP_TRY(read_routing(json, family, path, &c));
     *out = c;
     return mdp_ok();

@@ -18,7 +18,9 @@ typedef struct mdp_config {
     int64_t window;    /* of the layers that have one; 0: none has */
     double norm_eps;
     double clip; /* bound of queries, keys and values; 0: none */
-    bool bias;   /* projections have those biases that the family has names for */
+    double embedding_scale, residual_scale, logit_divisor;
+    double attention_scale; /* of q . k */
+    bool bias;              /* projections have those biases that the family has names for */
     bool tied;
     bool normalise; /* weights of the chosen experts are made to add up to 1 */
     mdp_activation activation;

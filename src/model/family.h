@@ -63,6 +63,8 @@ struct mdp_family {
     const char *layer_types;
     mdp_real_key norm_eps;
     mdp_real_key clip; /* of queries, keys and values; name == NULL: none */
+    /* multipliers; name == NULL: 1, and for attention_scale 1 / sqrt(head_dim) */
+    mdp_real_key embedding_scale, residual_scale, logit_divisor, attention_scale;
     mdp_bool_key bias; /* of the projections that have a name for it below */
     mdp_bool_key tied;
     mdp_bool_key normalise_flag; /* read when normalise is MDP_NORMALISE_BY_FLAG */

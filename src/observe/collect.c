@@ -231,8 +231,9 @@ static mdp_status add_shift(const mdp_collector *collector, const mdp_combined_t
     const mdp_layer_stats *layer = collector->layers[token->layer].stats;
     int64_t d = collector->stats->d_model;
     int32_t category = collector->category[token->local];
-    double before = mdp_sum_squares(token->residual, d), routed = mdp_sum_squares(token->routed, d);
-    double product = mdp_dot(token->residual, token->routed, d);
+    double scale = (double)token->scale, before = mdp_sum_squares(token->residual, d);
+    double routed = scale * scale * mdp_sum_squares(token->routed, d);
+    double product = scale * mdp_dot(token->residual, token->routed, d);
     double shift = 1.0 - cosine(before + product, before, fmax(before + 2.0 * product + routed, 0.0));
     if (shift < 0.0) shift = 0.0;
     for (int32_t j = 0; j < token->top_k; j++) {

@@ -26,7 +26,7 @@ const mdp_statistic mdp_statistics[MDP_N_STATISTIC] = {
                       .source = "TENP, arXiv 2606.09885"},
     [MDP_SHIFT_SUM] = {.name = "shift_sum",
                        .meaning = "sum over the routed tokens of g * norm2(y) * max(1 - cos(u, u + r), 0), u the "
-                                  "residual stream before the block, r the routed output",
+                                  "residual stream before the block, r what the experts add to it",
                        .unit = "norm of the hidden state",
                        .source = "EASY-EP"},
     [MDP_ROUTED_P_SUM] = {.name = "routed_p_sum",

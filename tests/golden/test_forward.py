@@ -6,7 +6,7 @@ import pytest
 import mdp
 
 
-NAMES = ["mixtral", "mixtral_bf16", "qwen2_moe", "qwen3_moe", "qwen3_moe_bf16", "olmoe"]
+NAMES = ["mixtral", "mixtral_bf16", "qwen2_moe", "qwen3_moe", "qwen3_moe_bf16", "olmoe", "granitemoe"]
 
 
 @pytest.mark.parametrize("ranks", [1, 4])

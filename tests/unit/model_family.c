@@ -160,13 +160,11 @@ static void assert_matrix(const mdp_matrix *m, const char *name, int64_t n_row, 
 
 static void every_family_has_a_row(void **state) {
     (void)state;
-    int n = 0;
-    for (const char *const *name = mdp_family_names(); *name != NULL; name++, n++) {
+    for (const char *const *name = mdp_family_names(); *name != NULL; name++) {
         char config[100];
         (void)snprintf(config, sizeof config, "{\"model_type\": \"%s\", \"hidden_size\": 0}", *name);
         must_refuse(qwen2(0, config), "'hidden_size' is 0");
     }
-    assert_int_equal(n, 4);
 }
 
 static void qwen2_has_a_dense_layer_biases_and_a_gated_shared_expert(void **state) {

@@ -1,0 +1,72 @@
+"""Checkpoints of random parameters, made and saved by transformers, and what it computes of them."""
+import json
+
+import h5py
+import numpy as np
+import torch
+import transformers
+
+import mdp
+
+SIZES = dict(vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=40, max_position_embeddings=256)
+
+
+def save_random(model_type, settings, folder):
+    """Save such a model: matrices that make lively routers and attention, norms around 1, biases around 0."""
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **settings))
+    rng = np.random.default_rng(5)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            values = rng.standard_normal(tuple(parameter.shape))
+            if parameter.dim() == 1:
+                values = 1 + 0.3 * values if "norm" in name else 0.3 * values
+            else:
+                values *= parameter.shape[-1] ** -0.5
+            parameter.copy_(torch.from_numpy(values))
+    model.save_pretrained(folder)
+    # transformers 5 always writes the list that it derived; older files leave that to the reader.
+    config = mdp.read_json(folder / "config.json")
+    kept = {key: value for key, value in config.items() if key != "layer_types" or key in settings}
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    return folder
+
+
+def load(folder):
+    """The model in float32, which must find every tensor and leave none over."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        assert not info.get(kind), (kind, info[kind])
+    return model.eval()
+
+
+def write_tokens(vocabulary, path):
+    rng = np.random.default_rng(7)
+    return mdp.write_tokens(path, {"text": [rng.integers(0, vocabulary, n) for n in (1, 40, 23)]})
+
+
+def assert_same_logits(folder, tokens, tmp_path, ranks):
+    """Our logits of a checkpoint and those of transformers differ by rounding alone."""
+    out = tmp_path / f"{folder.name}.h5"
+    mdp.succeed(ranks, "eval", "--model", folder, "--tokens", tokens, "--dump", out, "--out", tmp_path / f"{folder.name}.json")
+    model = load(folder)
+    assert_dump_equals(out, tokens, model)
+    return model
+
+
+def assert_dump_equals(out, tokens, model):
+    """The logits of a dump are those of the model within rounding."""
+    with h5py.File(tokens) as text, h5py.File(out) as dump, torch.no_grad():
+        ids, offsets = text["text/input_ids"][...].astype(np.int64), text["text/offsets"][...]
+        for i, (start, end) in enumerate(zip(offsets[:-1], offsets[1:])):
+            theirs = model(input_ids=torch.from_numpy(ids[None, start:end]), use_cache=False).logits[0].numpy()
+            ours = dump[f"original/text/{i}/logits"][...]
+            assert ours.shape == theirs.shape
+            assert np.abs(ours - theirs).max() <= 1e-4 * np.sqrt(np.mean(theirs.astype(np.float64) ** 2)), (out, i)
+
+
+def prune(model, tokens, keep, out, form="safetensors"):
+    """The Hugging Face folder of the model with `keep` experts in every layer that has some."""
+    mdp.succeed(2, "run", "--model", model, "--tokens", tokens, "--method", "reap", "--keep", keep, "--format", form, "--out", out)
+    return out / "hf"

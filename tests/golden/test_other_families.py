@@ -1,0 +1,67 @@
+"""Families with rules of their own: the same logits as transformers, and after pruning those of the original with the removed
+experts' logits at minus infinity.
+
+The checkpoints are made and saved by transformers, all parameters at random.
+"""
+import contextlib
+import re
+
+import pytest
+import torch
+
+import mdp
+from families import SIZES, assert_dump_equals, assert_same_logits, prune, save_random, write_tokens
+
+N_EXPERT = 6
+MOE = dict(**SIZES, num_local_experts=N_EXPERT, num_experts_per_tok=2)
+VARIANTS = {
+    "granitemoe": ("granitemoe", dict(
+        **MOE, attention_multiplier=0.3, embedding_multiplier=1.7, residual_multiplier=0.6, logits_scaling=2.5)),
+    "granitemoe, biases, tied, one kv head": ("granitemoe", dict(
+        **{**MOE, "num_key_value_heads": 1}, attention_bias=True, tie_word_embeddings=True, attention_multiplier=0.3)),
+}
+
+
+@contextlib.contextmanager
+def masked(model, kept):
+    """The model with the logits of experts that are not in kept[layer] at minus infinity."""
+    masks, linear = {}, torch.nn.functional.linear
+    for name, parameter in model.named_parameters():
+        match = re.search(r"layers\.(\d+)\..*(gate|router|wg)\b.*weight$", name)
+        if match and len(parameter) == N_EXPERT:
+            mask = torch.full((N_EXPERT,), -torch.inf)
+            mask[kept[int(match[1])]] = 0
+            masks[id(parameter)] = mask
+    assert len(masks) == len(kept)
+
+    def masking(x, weight, bias=None):
+        y = linear(x, weight, bias)
+        return y + masks[id(weight)] if id(weight) in masks else y
+
+    torch.nn.functional.linear = masking
+    try:
+        yield model
+    finally:
+        torch.nn.functional.linear = linear
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_family_equals_transformers_before_and_after_pruning(variant, tmp_path):
+    original = save_random(*VARIANTS[variant], tmp_path / "original")
+    tokens = write_tokens(96, tmp_path / "tokens.h5")
+    before = assert_same_logits(original, tokens, tmp_path, 3)
+    pruned = prune(original, tokens, 3, tmp_path / "out", "both")
+    plan = mdp.read_json(tmp_path / "out" / "plan.json")
+    kept = {layer["layer"]: [expert["from"][0] for expert in layer["experts"]] for layer in plan["layers"]}
+    after = assert_same_logits(pruned, tokens, tmp_path, 1)
+    with masked(before, kept) as model:
+        assert_dump_equals(tmp_path / "hf.h5", tokens, model)
+    shapes = dict(after.named_parameters())
+    for name, parameter in before.named_parameters():
+        if len(parameter) == N_EXPERT:
+            layer = int(re.search(r"layers\.(\d+)\.", name)[1])
+            assert torch.equal(shapes[name], parameter[kept[layer]]), name
+        else:
+            assert torch.equal(shapes[name], parameter), name
+    mdp.succeed(3, "export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "exported")
+    assert mdp.digests(tmp_path / "exported") == mdp.digests(pruned)
