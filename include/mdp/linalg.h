@@ -24,6 +24,9 @@ void mdp_gemm_nn_add(int n, int m, int k, const float *x, int ldx, const float *
 /* y = x / sqrt(mean(x^2) + eps) * weight, [n]; sum of squares in f64, lane order fixed; y may be x. (N1 of the
  * families: in f32 the same as N2.) */
 void mdp_rms_norm(const float *x, const float *weight, double eps, int64_t n, float *y);
+/* y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias, [n]; both means in f64, lane order fixed; y may be
+ * x. */
+void mdp_layer_norm(const float *x, const float *weight, const float *bias, double eps, int64_t n, float *y);
 /* Sum of a[i] * b[i] in f64, fixed lane order. */
 double mdp_dot(const float *a, const float *b, int64_t n);
 /* Sum of x[i]^2 in f64, fixed lane order. */

@@ -74,8 +74,17 @@ typedef struct mdp_moe {
     mdp_expert_tensor *expert_tensors; /* every tensor that changes when experts are removed: routers, experts */
 } mdp_moe;
 
+/* y = x / rms(x) * w, or y = (x - mean) / deviation * w + b. */
+typedef enum mdp_norm_kind { MDP_RMS_NORM, MDP_LAYER_NORM } mdp_norm_kind;
+
+/* A norm of the residual stream; which kind, the model says. */
+typedef struct mdp_norm {
+    mdp_matrix weight; /* [1, d_model] */
+    mdp_matrix bias;   /* [1, d_model]; tensor == NULL: none */
+} mdp_norm;
+
 typedef struct mdp_layer {
-    mdp_matrix norm1, norm2; /* [1, d_model] */
+    mdp_norm norm1, norm2;
     mdp_attention attention;
     bool is_moe;
     mdp_moe moe;
@@ -90,17 +99,19 @@ typedef struct mdp_model {
     char model_type[64];
     int64_t n_layer, d_model, vocab_size, n_head, n_kv_head, head_dim, max_position;
     double norm_eps;
+    mdp_norm_kind norm_kind;
     double embedding_scale; /* embeddings are multiplied by it, */
     double residual_scale;  /* what attention and the block of experts add to the residual stream too, */
     double logit_divisor;   /* and logits are divided by it; 1 in most families */
     mdp_rope rope;
-    mdp_matrix embedding;  /* [vocab_size, d_model] */
-    mdp_matrix final_norm; /* [1, d_model] */
-    mdp_matrix head;       /* [vocab_size, d_model]; the embedding when tied */
-    mdp_layer *layers;     /* [n_layer] */
-    int64_t n_parameter;   /* all stored values of bound tensors */
-    int64_t n_active;      /* parameters that one token meets: all but the experts it does not choose */
-    char **names;          /* patterns owned by the model; private */
+    mdp_matrix embedding; /* [vocab_size, d_model] */
+    mdp_norm final_norm;
+    mdp_matrix head;      /* [vocab_size, d_model]; the embedding when tied */
+    mdp_matrix head_bias; /* [1, vocab_size]; tensor == NULL: none */
+    mdp_layer *layers;    /* [n_layer] */
+    int64_t n_parameter;  /* all stored values of bound tensors */
+    int64_t n_active;     /* parameters that one token meets: all but the experts it does not choose */
+    char **names;         /* patterns owned by the model; private */
     int64_t n_name;
 } mdp_model;
 

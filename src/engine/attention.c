@@ -34,7 +34,7 @@ typedef struct attention_buffers {
     float *k, *v;      /* [n_row, n_kv_head * head_dim] */
     float *scores;     /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
     float *sum;        /* [n_thread, MDP_QUERY_ROWS, head_dim] */
-    float *norm;       /* [d_model] */
+    float *norm;       /* as loaded */
     float *bias[4];    /* of q, k, v, o; NULL: none */
     float *qk_norm[2]; /* of queries and keys; NULL: none */
     mdp_rows *tiles;   /* scratch list */
@@ -223,8 +223,7 @@ static void normalise_group(const mdp_engine *engine, const attention_buffers *b
         const group_pack *item = &buffers->packs[p];
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
         for (int64_t i = 0; i < item->pack->n_token; i++) {
-            mdp_rms_norm(item->x + i * d, buffers->norm, engine->model->norm_eps, d,
-                         buffers->x + (item->first + i) * d);
+            mdp_norm_row(engine->model, buffers->norm, item->x + i * d, buffers->x + (item->first + i) * d);
         }
     }
 }
@@ -306,7 +305,7 @@ static mdp_status load_optional(mdp_engine *engine, const mdp_matrix *matrix, fl
 /* Norms and biases of the layer's attention. */
 static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
     const mdp_attention *attention = &layer->attention;
-    MDP_TRY(mdp_matrix_load(engine->reader, &layer->norm1, &buffers->norm));
+    MDP_TRY(mdp_norm_load(engine, &layer->norm1, &buffers->norm));
     MDP_TRY(load_optional(engine, &attention->q_bias, &buffers->bias[0]));
     MDP_TRY(load_optional(engine, &attention->k_bias, &buffers->bias[1]));
     MDP_TRY(load_optional(engine, &attention->v_bias, &buffers->bias[2]));

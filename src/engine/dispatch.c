@@ -78,7 +78,7 @@ static void pack_tokens(void *opaque, int peer, int64_t first, int64_t n, void *
     for (int64_t done = 0; done < n; context->packing_entry++) {
         const mdp_route_entry *entry = &entries[context->packing_entry];
         if (context->packing_entry > 0 && same_token(entry, entry - 1)) continue;
-        mdp_rms_norm(engine->states[entry->state].x + entry->local * d, context->norm, engine->model->norm_eps, d,
+        mdp_norm_row(engine->model, context->norm, engine->states[entry->state].x + entry->local * d,
                      (float *)buffer + done * d);
         done++;
     }

@@ -310,7 +310,7 @@ static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **
     float *router = NULL;
     MDP_TRY(fork_states(engine, layer_number));
     MDP_TRY(set_views(engine, layer_number));
-    MDP_TRY(mdp_matrix_load(engine->reader, &engine->model->layers[layer_number].norm2, norm));
+    MDP_TRY(mdp_norm_load(engine, &engine->model->layers[layer_number].norm2, norm));
     mdp_status status = load_router(engine, layer_number, &router);
     if (status.code == MDP_OK) status = mdp_route(engine, layer_number, *norm, router);
     mdp_free(router);

@@ -75,6 +75,14 @@ mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const f
 mdp_status mdp_gated_take(mdp_engine *engine, mdp_activation activation, const mdp_matrix *gate, const mdp_rows *tiles,
                           int64_t n_tile, float *scratch);
 
+/* ---- norm.c --------------------------------------------------------------------------------------------------- */
+
+/* A norm of the residual stream in one new array: weights [d_model], then biases [d_model], zeros where it has none.
+ * Freed by the caller with mdp_free. Local. */
+mdp_status mdp_norm_load(mdp_engine *engine, const mdp_norm *norm, float **out);
+/* y [d_model] = the norm of x; y may be x. `norm` as loaded. */
+void mdp_norm_row(const mdp_model *model, const float *norm, const float *x, float *y);
+
 /* ---- attention.c ---------------------------------------------------------------------------------------------- */
 
 /* x += Attention(Norm1(x)) for every state. Local. */
@@ -93,7 +101,7 @@ typedef struct mdp_mlp {
     int64_t d_ff;
     mdp_activation activation;
     const float *output_gate; /* [d_model] or NULL */
-    const float *norm;        /* [d_model] */
+    const float *norm;        /* as loaded */
 } mdp_mlp;
 /* out [n_local, d_model]. Local. */
 mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, int64_t first_local,

@@ -22,7 +22,8 @@ typedef struct head_buffers {
     int64_t n_held;   /* tiles of a group */
     float *first;     /* [n_held, MDP_TILE_ROWS, MDP_PANEL_ROWS] the first state's logits of a group */
     float *other;     /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] another state's, while they are taken */
-    float *norm;      /* [d_model] */
+    float *norm;      /* as loaded */
+    float *bias;      /* [vocab_size] or NULL */
     mdp_panel_list panels;
 } head_buffers;
 
@@ -33,25 +34,27 @@ static void normalise_tile(const mdp_engine *engine, const head_buffers *buffers
     int64_t d = engine->model->d_model;
     float *x = engine->states[state].x + tile->first_local * d;
     for (int32_t i = 0; i < tile->n_row; i++) {
-        mdp_rms_norm(x + i * d, buffers->norm, engine->model->norm_eps, d, x + i * d);
+        mdp_norm_row(engine->model, buffers->norm, x + i * d, x + i * d);
     }
     if (consumer->hidden) consumer->hidden(consumer->context, state, tile->first_local, tile->n_row, x);
 }
 
 /* Logits as the model has them, out of products with rows of lm_head. */
-static void finish_logits(const mdp_engine *engine, const head_tile *tile, const mdp_panel *panel, float *logits) {
+static void finish_logits(const mdp_engine *engine, const head_buffers *buffers, const head_tile *tile,
+                          const mdp_panel *panel, float *logits) {
     float divisor = (float)engine->model->logit_divisor;
-    for (int32_t i = 0; i < tile->n_row && divisor != 1.0F; i++) {
-        for (int64_t j = 0; j < panel->n_row; j++) logits[i * MDP_PANEL_ROWS + j] /= divisor;
+    for (int32_t i = 0; i < tile->n_row; i++, logits += MDP_PANEL_ROWS) {
+        if (buffers->bias) mdp_axpy(1.0F, buffers->bias + panel->row0, panel->n_row, logits);
+        for (int64_t j = 0; j < panel->n_row && divisor != 1.0F; j++) logits[j] /= divisor;
     }
 }
 
-static void take_panel(const mdp_engine *engine, const head_tile *tile, int state, const mdp_panel *panel,
-                       const float *first, float *logits, const mdp_head_consumer *consumer) {
+static void take_panel(const mdp_engine *engine, const head_buffers *buffers, const head_tile *tile, int state,
+                       const mdp_panel *panel, const float *first, float *logits, const mdp_head_consumer *consumer) {
     int d = (int)engine->model->d_model;
     mdp_gemm_nt(tile->n_row, (int)panel->n_row, d, engine->states[state].x + tile->first_local * d, d, panel->data, d,
                 logits, MDP_PANEL_ROWS);
-    finish_logits(engine, tile, panel, logits);
+    finish_logits(engine, buffers, tile, panel, logits);
     mdp_logit_panel out = {.state = state,
                            .first_local = tile->first_local,
                            .n_row = tile->n_row,
@@ -70,12 +73,12 @@ static void take_group(const mdp_engine *engine, const head_buffers *buffers, in
     {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t t = 0; t < n; t++) {
-            take_panel(engine, &tiles[t], 0, panel, NULL, buffers->first + t * LOGITS, consumer);
+            take_panel(engine, buffers, &tiles[t], 0, panel, NULL, buffers->first + t * LOGITS, consumer);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = n; item < n * engine->n_state; item++) {
             int64_t t = item % n;
-            take_panel(engine, &tiles[t], (int)(item / n), panel, buffers->first + t * LOGITS,
+            take_panel(engine, buffers, &tiles[t], (int)(item / n), panel, buffers->first + t * LOGITS,
                        buffers->other + (int64_t)omp_get_thread_num() * LOGITS, consumer);
         }
     }
@@ -125,7 +128,9 @@ static mdp_status new_buffers(mdp_engine *engine, head_buffers *buffers) {
     cut_tiles(engine, buffers->tiles);
     MDP_TRY(MDP_ALLOC(&buffers->first, buffers->n_held * LOGITS, "logits"));
     if (engine->n_state > 1) MDP_TRY(MDP_ALLOC(&buffers->other, (int64_t)engine->n_thread * LOGITS, "logits"));
-    MDP_TRY(mdp_matrix_load(engine->reader, &engine->model->final_norm, &buffers->norm));
+    MDP_TRY(mdp_norm_load(engine, &engine->model->final_norm, &buffers->norm));
+    if (engine->model->head_bias.tensor)
+        MDP_TRY(mdp_matrix_load(engine->reader, &engine->model->head_bias, &buffers->bias));
     return mdp_panel_list_add(&buffers->panels, &engine->model->head);
 }
 
@@ -145,6 +150,7 @@ mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *cons
     mdp_free(buffers.first);
     mdp_free(buffers.other);
     mdp_free(buffers.norm);
+    mdp_free(buffers.bias);
     mdp_free(buffers.panels.items);
     return mdp_agree_all(engine->comm, status);
 }

@@ -49,7 +49,7 @@ static void load_group(const mdp_engine *engine, const mdp_mlp *mlp, const mdp_s
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t t = 0; t < n_tile; t++) {
         for (int32_t i = 0; i < buffers->tiles[t].n_row; i++) {
-            mdp_rms_norm(state->x + (buffers->tiles[t].first + i) * d, mlp->norm, engine->model->norm_eps, d,
+            mdp_norm_row(engine->model, mlp->norm, state->x + (buffers->tiles[t].first + i) * d,
                          buffers->x + (t * MDP_TILE_ROWS + i) * d);
         }
     }
@@ -179,7 +179,7 @@ static mdp_status dense_state(mdp_engine *engine, const mdp_mlp *mlp, mdp_state 
 mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer) {
     int64_t most = pack_rows(engine->partition);
     float *norm = NULL, *out = NULL;
-    mdp_status status = mdp_matrix_load(engine->reader, &layer->norm2, &norm);
+    mdp_status status = mdp_norm_load(engine, &layer->norm2, &norm);
     if (status.code == MDP_OK) status = MDP_ALLOC(&out, most * engine->model->d_model, "outputs of an MLP");
     mdp_mlp mlp = {.expert = &layer->dense, .d_ff = layer->dense_ff, .activation = layer->activation, .norm = norm};
     for (int s = 0; status.code == MDP_OK && s < engine->n_state; s++) {

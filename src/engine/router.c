@@ -52,7 +52,7 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
     int64_t d = model->d_model;
     mdp_expert_t *index = state->index + local * state->top_k;
     float *weight = state->weight + local * state->top_k;
-    mdp_rms_norm(state->x + local * d, norm, model->norm_eps, d, scratch->x);
+    mdp_norm_row(model, norm, state->x + local * d, scratch->x);
     for (int32_t e = 0; e < state->n_expert; e++) {
         mdp_expert_t row = state->source ? state->source[e] : e;
         scratch->logits[e] = mdp_dot(scratch->x, router + row * d, d);

@@ -30,6 +30,25 @@ MDP_CLONES void mdp_rms_norm(const float *x, const float *weight, double eps, in
     for (int64_t i = 0; i < n; i++) y[i] = weight[i] * (x[i] * scale);
 }
 
+MDP_CLONES void mdp_layer_norm(const float *x, const float *weight, const float *bias, double eps, int64_t n,
+                               float *y) {
+    double lane[MDP_LANES] = {0.0}, square[MDP_LANES] = {0.0};
+    int64_t whole = n - n % MDP_LANES;
+    for (int64_t i = 0; i < whole; i += MDP_LANES) {
+        for (int j = 0; j < MDP_LANES; j++) lane[j] += (double)x[i + j];
+    }
+    for (int64_t i = whole; i < n; i++) lane[i - whole] += (double)x[i];
+    double mean = lanes_sum(lane) / (double)n;
+    for (int64_t i = 0; i < whole; i += MDP_LANES) {
+        for (int j = 0; j < MDP_LANES; j++) {
+            square[j] += ((double)x[i + j] - mean) * ((double)x[i + j] - mean);
+        }
+    }
+    for (int64_t i = whole; i < n; i++) square[i - whole] += ((double)x[i] - mean) * ((double)x[i] - mean);
+    double scale = 1.0 / sqrt(lanes_sum(square) / (double)n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = (float)(((double)x[i] - mean) * scale) * weight[i] + bias[i];
+}
+
 MDP_CLONES void mdp_axpy(float a, const float *restrict x, int64_t n, float *restrict y) {
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }

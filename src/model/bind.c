@@ -104,8 +104,12 @@ static mdp_status bind_vector(binder *b, const char *pattern, const char *what, 
     return bind_whole(b, &w, false, out);
 }
 
-static mdp_status bind_norm(binder *b, const char *pattern, const char *what, int64_t layer, mdp_matrix *out) {
-    return bind_vector(b, pattern, what, layer, b->config->d_model, b->family->d_model.name, out);
+/* bias NULL: the norm has none. */
+static mdp_status bind_norm(binder *b, const char *weight, const char *bias, const char *what, int64_t layer,
+                            mdp_norm *out) {
+    int64_t n = b->config->d_model;
+    MDP_TRY(bind_vector(b, weight, what, layer, n, b->family->d_model.name, &out->weight));
+    return bias == NULL ? mdp_ok() : bind_vector(b, bias, what, layer, n, b->family->d_model.name, &out->bias);
 }
 
 /* Both tables on disk: both are used, as the library does when they differ. One of them and tied: it serves as both. */
@@ -125,7 +129,10 @@ static mdp_status bind_ends(binder *b) {
     MDP_TRY(bind_whole(b, &head, b->config->tied, &model->head));
     if (model->head.tensor == NULL) model->head = model->embedding;
     if (model->embedding.tensor == NULL) model->embedding = model->head;
-    return bind_norm(b, b->family->final_norm, "final norm", -1, &model->final_norm);
+    if (b->config->head_bias)
+        MDP_TRY(bind_vector(b, b->family->head_bias, "bias of the output head", -1, b->config->vocab_size,
+                            b->family->vocab_size.name, &model->head_bias));
+    return bind_norm(b, b->family->final_norm, b->family->final_norm_bias, "final norm", -1, &model->final_norm);
 }
 
 /* Biases of the projections that the family has names for. */
@@ -386,8 +393,9 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
 }
 
 static mdp_status bind_layer(binder *b, int64_t layer, mdp_layer *out) {
-    MDP_TRY(bind_norm(b, b->family->norm1, "attention norm", layer, &out->norm1));
-    MDP_TRY(bind_norm(b, b->family->norm2, "expert norm", layer, &out->norm2));
+    const mdp_family *f = b->family;
+    MDP_TRY(bind_norm(b, f->norm1, f->norm1_bias, "attention norm", layer, &out->norm1));
+    MDP_TRY(bind_norm(b, f->norm2, f->norm2_bias, "expert norm", layer, &out->norm2));
     MDP_TRY(bind_attention(b, layer, &out->attention));
     out->is_moe = !b->config->layers[layer].dense;
     return out->is_moe ? bind_moe(b, layer, &out->moe) : bind_dense(b, layer, out);

@@ -214,6 +214,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
     MDP_TRY(read_real(json, &family->norm_eps, path, &c.norm_eps));
     MDP_TRY(read_clip(json, &family->clip, path, &c.clip));
     MDP_TRY(read_bool(json, &family->bias, path, &c.bias));
+    MDP_TRY(read_bool(json, &family->head_bias_flag, path, &c.head_bias));
     MDP_TRY(read_bool(json, &family->tied, path, &c.tied));
     MDP_TRY(read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));

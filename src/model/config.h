@@ -21,6 +21,7 @@ typedef struct mdp_config {
     double embedding_scale, residual_scale, logit_divisor;
     double attention_scale; /* of q . k */
     bool bias;              /* projections have those biases that the family has names for */
+    bool head_bias;
     bool tied;
     bool normalise; /* weights of the chosen experts are made to add up to 1 */
     mdp_activation activation;

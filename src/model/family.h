@@ -66,6 +66,7 @@ struct mdp_family {
     /* multipliers; name == NULL: 1, and for attention_scale 1 / sqrt(head_dim) */
     mdp_real_key embedding_scale, residual_scale, logit_divisor, attention_scale;
     mdp_bool_key bias; /* of the projections that have a name for it below */
+    mdp_bool_key head_bias_flag;
     mdp_bool_key tied;
     mdp_bool_key normalise_flag; /* read when normalise is MDP_NORMALISE_BY_FLAG */
     const char *activation_key, *activation;
@@ -75,11 +76,14 @@ struct mdp_family {
     mdp_normalise normalise;
     mdp_rope_layout rope_layout;
     mdp_qk_norm qk_norm;
+    mdp_norm_kind norm_kind;
     /* ---- tensors ---- */
     const char *embedding, *final_norm, *head;
     const char *norm1, *norm2, *q, *k, *v, *o;
-    const char *q_bias, *k_bias, *v_bias, *o_bias; /* NULL: that projection has none */
-    const char *q_norm, *k_norm;                   /* when there is a qk_norm */
+    const char *norm1_bias, *norm2_bias, *final_norm_bias; /* NULL: none */
+    const char *head_bias;                                 /* where head_bias_flag says so */
+    const char *q_bias, *k_bias, *v_bias, *o_bias;         /* NULL: that projection has none */
+    const char *q_norm, *k_norm;                           /* when there is a qk_norm */
     mdp_mlp_names dense, shared;
     const char *shared_gate;                   /* [1, d_model]; NULL: the shared expert counts in full */
     mdp_expert_layout layouts[MDP_MAX_LAYOUT]; /* used ones first; router == NULL ends them */

@@ -39,6 +39,7 @@ static void copy_sizes(const mdp_config *config, mdp_model *model) {
     model->head_dim = config->head_dim;
     model->max_position = config->max_position;
     model->norm_eps = config->norm_eps;
+    model->norm_kind = model->family->norm_kind;
     model->embedding_scale = config->embedding_scale;
     model->residual_scale = config->residual_scale;
     model->logit_divisor = config->logit_divisor;

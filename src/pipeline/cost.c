@@ -40,22 +40,26 @@ static int64_t mlp_bytes(const mdp_expert *mlp) {
     return matrix_bytes(&mlp->gate) + matrix_bytes(&mlp->up) + matrix_bytes(&mlp->down);
 }
 
+static int64_t norm_bytes(const mdp_norm *norm) {
+    return matrix_bytes(&norm->weight) + matrix_bytes(&norm->bias);
+}
+
 static int64_t attention_bytes(const mdp_layer *layer) {
     const mdp_attention *a = &layer->attention;
-    const mdp_matrix *matrices[] = {&layer->norm1, &a->q,      &a->k,      &a->v,      &a->o,     &a->q_bias,
-                                    &a->k_bias,    &a->v_bias, &a->o_bias, &a->q_norm, &a->k_norm};
-    int64_t n_byte = 0;
+    const mdp_matrix *matrices[] = {&a->q,      &a->k,      &a->v,      &a->o,      &a->q_bias,
+                                    &a->k_bias, &a->v_bias, &a->o_bias, &a->q_norm, &a->k_norm};
+    int64_t n_byte = norm_bytes(&layer->norm1);
     for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += matrix_bytes(matrices[i]);
     return n_byte;
 }
 
 static int64_t dense_bytes(const mdp_layer *layer) {
-    return matrix_bytes(&layer->norm2) + mlp_bytes(&layer->dense);
+    return norm_bytes(&layer->norm2) + mlp_bytes(&layer->dense);
 }
 
 /* What every node reads of a MoE block: all but its routed experts. */
 static int64_t block_bytes(const mdp_layer *layer) {
-    return matrix_bytes(&layer->norm2) + matrix_bytes(&layer->moe.router) + matrix_bytes(&layer->moe.shared_gate) +
+    return norm_bytes(&layer->norm2) + matrix_bytes(&layer->moe.router) + matrix_bytes(&layer->moe.shared_gate) +
            mlp_bytes(&layer->moe.shared);
 }
 

@@ -145,10 +145,10 @@ static void per_expert_layout(void **state) {
     assert_true(m->norm_eps == 1e-5 && m->rope.theta == 1e6);
     assert_matrix(&m->embedding, "model.embed_tokens.weight", 10, 8, 0);
     assert_matrix(&m->head, "lm_head.weight", 10, 8, 0);
-    assert_matrix(&m->final_norm, "model.norm.weight", 1, 8, 0);
+    assert_matrix(&m->final_norm.weight, "model.norm.weight", 1, 8, 0);
     const mdp_layer *layer = &m->layers[1];
-    assert_matrix(&layer->norm1, "model.layers.1.input_layernorm.weight", 1, 8, 0);
-    assert_matrix(&layer->norm2, "model.layers.1.post_attention_layernorm.weight", 1, 8, 0);
+    assert_matrix(&layer->norm1.weight, "model.layers.1.input_layernorm.weight", 1, 8, 0);
+    assert_matrix(&layer->norm2.weight, "model.layers.1.post_attention_layernorm.weight", 1, 8, 0);
     assert_matrix(&layer->attention.k, "model.layers.1.self_attn.k_proj.weight", 4, 8, 0);
     assert_matrix(&layer->attention.o, "model.layers.1.self_attn.o_proj.weight", 8, 8, 0);
     assert_true(layer->attention.window == 0 && layer->attention.scale > 0.7071 && layer->attention.scale < 0.7072);

@@ -1,0 +1,29 @@
+/* norm.c - the norms of the residual stream, of whichever kind the model has. */
+#include "engine/engine.h"
+
+#include <string.h>
+
+mdp_status mdp_norm_load(mdp_engine *engine, const mdp_norm *norm, float **out) {
+    int64_t d = engine->model->d_model;
+    float *weight = NULL, *bias = NULL;
+    *out = NULL;
+    mdp_status status = mdp_matrix_load(engine->reader, &norm->weight, &weight);
+    if (status.code == MDP_OK && norm->bias.tensor) status = mdp_matrix_load(engine->reader, &norm->bias, &bias);
+    if (status.code == MDP_OK) status = MDP_ALLOC(out, 2 * d, "a norm");
+    if (status.code == MDP_OK) {
+        memcpy(*out, weight, (size_t)d * sizeof(float));
+        if (bias) memcpy(*out + d, bias, (size_t)d * sizeof(float));
+    }
+    mdp_free(weight);
+    mdp_free(bias);
+    return status;
+}
+
+void mdp_norm_row(const mdp_model *model, const float *norm, const float *x, float *y) {
+    int64_t d = model->d_model;
+    if (model->norm_kind == MDP_LAYER_NORM) {
+        mdp_layer_norm(x, norm, norm + d, model->norm_eps, d, y);
+    } else {
+        mdp_rms_norm(x, norm, model->norm_eps, d, y);
+    }
+}
