@@ -8,15 +8,16 @@
 
 /* ---- what a family is ---------------------------------------------------------------------------------------- */
 
-typedef enum mdp_router_score { MDP_SOFTMAX_ALL, MDP_SOFTMAX_CHOSEN, MDP_SIGMOID } mdp_router_score;
+typedef enum mdp_router_score { MDP_SOFTMAX_ALL, MDP_SOFTMAX_CHOSEN, MDP_SIGMOID, MDP_SPARSEMIXER } mdp_router_score;
 typedef enum mdp_normalise { MDP_NORMALISE_NEVER, MDP_NORMALISE_ALWAYS, MDP_NORMALISE_BY_FLAG } mdp_normalise;
 
 /* The router of a layer, resolved for the model at hand. z = W x; p = score(z); choose the k largest (ties: lower
  * index); g = p of the chosen, normalised to sum 1 if `normalise`. Accumulation of z in f64. MDP_SOFTMAX_CHOSEN takes
- * the softmax over the chosen alone. */
+ * the softmax over the chosen alone. MDP_SPARSEMIXER always chooses two, and weighs each by itself (sparsemixer.c). */
 typedef struct mdp_router_rule {
     mdp_router_score score;
     bool normalise;
+    double jitter; /* of MDP_SPARSEMIXER */
 } mdp_router_rule;
 
 typedef struct mdp_family mdp_family; /* src/model/family.h */
@@ -32,6 +33,10 @@ typedef struct mdp_rope {
     bool dynamic;
     double theta, factor;
     int64_t max_position, n_rotated;
+    /* sequences longer than long_beyond have other frequencies and another factor; long_frequency NULL: none have */
+    double *long_frequency; /* [n_pair] */
+    double long_attention_factor;
+    int64_t long_beyond;
 } mdp_rope;
 
 typedef enum mdp_qk_norm { MDP_QK_NORM_NONE, MDP_QK_NORM_HEAD, MDP_QK_NORM_WHOLE } mdp_qk_norm;
@@ -123,6 +128,8 @@ void mdp_model_destroy(mdp_model *model); /* NULL is allowed */
 /* Names of the supported families, NULL-terminated. */
 const char *const *mdp_family_names(void);
 
+/* Are the angles of a sequence of `length` tokens other than those of short ones? */
+bool mdp_rope_is_stretched(const mdp_rope *rope, int64_t length);
 /* cos and sin [n_pair] of a position, for a sequence of `length` tokens, in the library's f32 arithmetic. Local. */
 void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, float *cosine, float *sine);
 

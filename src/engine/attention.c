@@ -73,7 +73,7 @@ static void rotate_row(const mdp_engine *engine, int64_t length, int64_t positio
     const mdp_rope *rope = &model->rope;
     const float *cosine = engine->cosine + position * rope->n_pair, *sine = engine->sine + position * rope->n_pair;
     float own[2][512];
-    if (rope->dynamic && length > rope->max_position && rope->n_pair <= 512) {
+    if (mdp_rope_is_stretched(rope, length) && rope->n_pair <= 512) {
         mdp_rope_angles(rope, length, position, own[0], own[1]);
         cosine = own[0];
         sine = own[1];

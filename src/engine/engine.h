@@ -116,6 +116,12 @@ int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, i
 /* Choose experts for every local token of every state: fills index and weight. Local. */
 mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const float *norm, const float *router);
 
+/* ---- sparsemixer.c -------------------------------------------------------------------------------------------- */
+
+/* Choose the best two of logits [n], n >= 2 (the best alone where k is 1), and weigh each among the experts that come
+ * close to it. Local. */
+void mdp_sparsemixer(double jitter, const double *logits, int32_t n, int32_t k, mdp_expert_t *index, float *weight);
+
 /* ---- placement.c ---------------------------------------------------------------------------------------------- */
 
 /* One tile of the wave: rows first .. first+n_row-1 (in token order) of an expert in a block of a state. */

@@ -40,6 +40,10 @@ static void weigh(const mdp_router_rule *rule, const double *logits, int32_t n, 
 
 void mdp_route_logits(const mdp_router_rule *rule, const double *logits, int32_t n, int32_t k, mdp_expert_t *index,
                       float *weight) {
+    if (rule->score == MDP_SPARSEMIXER) {
+        mdp_sparsemixer(rule->jitter, logits, n, k, index, weight);
+        return;
+    }
     choose_top(logits, n, k, index);
     weigh(rule, logits, n, index, k, weight);
 }

@@ -380,7 +380,8 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
     MDP_TRY(count_experts(b, layout, layer, &moe->n_expert));
     moe->top_k = (int32_t)b->config->top_k;
     moe->d_ff = b->config->d_ff;
-    moe->rule = (mdp_router_rule){.score = b->family->score, .normalise = b->config->normalise};
+    moe->rule =
+        (mdp_router_rule){.score = b->family->score, .normalise = b->config->normalise, .jitter = b->config->jitter};
     moe->activation = b->config->activation;
     bool fused = layout->fused_gate_up != NULL;
     int64_t n_tensor = 1 + (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert);

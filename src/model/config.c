@@ -195,6 +195,13 @@ static mdp_status read_routing(const json_t *json, const mdp_family *family, con
                          "more experts than there are.",
                          path, family->top_k.name, (long long)c->top_k, (long long)c->n_expert, family->n_expert.name);
     }
+    if (family->score == MDP_SPARSEMIXER) {
+        MDP_TRY(read_real(json, &family->jitter, path, &c->jitter));
+        if (c->top_k != 2) {
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld; the sparsemixer router of %s always chooses 2.", path,
+                             family->top_k.name, (long long)c->top_k, family->model_type);
+        }
+    }
     bool flag;
     MDP_TRY(read_bool(json, &family->normalise_flag, path, &flag));
     c->normalise = family->normalise == MDP_NORMALISE_ALWAYS || (family->normalise == MDP_NORMALISE_BY_FLAG && flag);

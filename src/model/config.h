@@ -23,6 +23,7 @@ typedef struct mdp_config {
     bool bias;              /* projections have those biases that the family has names for */
     bool head_bias;
     bool tied;
+    double jitter;  /* of sparsemixer */
     bool normalise; /* weights of the chosen experts are made to add up to 1 */
     mdp_activation activation;
     mdp_layer_config *layers; /* [n_layer] */
@@ -42,7 +43,7 @@ mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char
  * they have. */
 mdp_status mdp_refuse_quantised(const json_t *json, const mdp_catalogue *catalogue, const char *path);
 
-/* Read the rope (rope.c); config's sizes are set. out->frequency is new, freed by the caller with mdp_free. */
+/* Read the rope (rope.c); config's sizes are set. out's frequencies are new, freed by the caller with mdp_free. */
 mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,
                          mdp_rope *out);
 

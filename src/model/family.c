@@ -48,6 +48,21 @@
         .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
     }
 
+/* The same of families that call the router by its name. */
+#define FUSED_EXPERTS_OF_ROUTER                                                                                        \
+    {                                                                                                                  \
+        .router = LAYER "mlp.router.weight", .experts = LAYER "mlp.experts.",                                          \
+        .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
+    }
+
+#define MIXTRAL_EXPERTS                                                                                                \
+    {                                                                                                                  \
+        .router = LAYER "block_sparse_moe.gate.weight", .experts = LAYER "block_sparse_moe.experts.",                  \
+        .gate = LAYER "block_sparse_moe.experts.{expert}.w1.weight",                                                   \
+        .up = LAYER "block_sparse_moe.experts.{expert}.w3.weight",                                                     \
+        .down = LAYER "block_sparse_moe.experts.{expert}.w2.weight",                                                   \
+    }
+
 #define GRANITE_EXPERTS                                                                                                \
     {                                                                                                                  \
         .router = LAYER "block_sparse_moe.router.layer.weight", .experts = LAYER "block_sparse_moe.",                  \
@@ -76,17 +91,7 @@ static const mdp_family FAMILIES[] = {
         .score = MDP_SOFTMAX_ALL,
         .normalise = MDP_NORMALISE_ALWAYS,
         COMMON_TENSORS,
-        .layouts =
-            {
-                {
-                    .router = LAYER "block_sparse_moe.gate.weight",
-                    .experts = LAYER "block_sparse_moe.experts.",
-                    .gate = LAYER "block_sparse_moe.experts.{expert}.w1.weight",
-                    .up = LAYER "block_sparse_moe.experts.{expert}.w3.weight",
-                    .down = LAYER "block_sparse_moe.experts.{expert}.w2.weight",
-                },
-                FUSED_EXPERTS,
-            },
+        .layouts = {MIXTRAL_EXPERTS, FUSED_EXPERTS},
     },
     {
         .model_type = "qwen2_moe",
@@ -203,11 +208,41 @@ static const mdp_family FAMILIES[] = {
         QKVO_BIASES,
         .layouts = {GRANITE_EXPERTS},
     },
+    {
+        .model_type = "phimoe",
+        COMMON_KEYS,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "intermediate_size", .absent = 6400},
+        .n_layer = {.name = "num_hidden_layers", .absent = 32},
+        .n_head = {.name = "num_attention_heads", .absent = 32},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 8, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 32064},
+        .max_position = {.name = "max_position_embeddings", .absent = 131072},
+        .n_expert = {.name = "num_local_experts", .absent = 16},
+        .top_k = {.name = "num_experts_per_tok", .absent = 2},
+        .sparse_step = {.absent = 1},
+        .window = {.name = "sliding_window", .null_is_absent = true},
+        .window_flag = {.absent = true},
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .bias = {.name = "attention_bias", .absent = false},
+        .head_bias_flag = {.name = "lm_head_bias", .absent = false},
+        .jitter = {.name = "router_jitter_noise", .absent = 0.01},
+        .rope_theta = 1e6,
+        .score = MDP_SPARSEMIXER,
+        .norm_kind = MDP_LAYER_NORM,
+        COMMON_TENSORS,
+        .norm1_bias = LAYER "input_layernorm.bias",
+        .norm2_bias = LAYER "post_attention_layernorm.bias",
+        .final_norm_bias = "model.norm.bias",
+        .head_bias = "lm_head.bias",
+        QKVO_BIASES,
+        .layouts = {MIXTRAL_EXPERTS, FUSED_EXPERTS_OF_ROUTER},
+    },
 };
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[] = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", NULL};
+static const char *const NAMES[] = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

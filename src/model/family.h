@@ -68,6 +68,7 @@ struct mdp_family {
     mdp_bool_key bias; /* of the projections that have a name for it below */
     mdp_bool_key head_bias_flag;
     mdp_bool_key tied;
+    mdp_real_key jitter;         /* read when score is MDP_SPARSEMIXER */
     mdp_bool_key normalise_flag; /* read when normalise is MDP_NORMALISE_BY_FLAG */
     const char *activation_key, *activation;
     double rope_theta; /* class default */

@@ -89,5 +89,6 @@ void mdp_model_destroy(mdp_model *model) {
     mdp_free(model->names);
     mdp_free(model->layers);
     mdp_free(model->rope.frequency);
+    mdp_free(model->rope.long_frequency);
     mdp_free(model);
 }

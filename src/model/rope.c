@@ -2,7 +2,8 @@
  * by step, because an angle at position 30,000 shows every last bit of its frequency.
  *
  * Reads rope_theta with rope_scaling (key type or rope_type; may be null) and rope_parameters. A value inside the dict
- * goes before one at top level, that before the class default. Types: default, linear, dynamic, yarn, llama3. */
+ * goes before one at top level, that before the class default. Types: default, linear, dynamic, yarn, llama3,
+ * longrope. */
 #include "model/config.h"
 
 #include <math.h>
@@ -209,12 +210,50 @@ static mdp_status set_llama3(const rope_source *s, mdp_rope *rope) {
     return mdp_ok();
 }
 
+/* frequency [n_pair] slowed by the list `key` of the dict. */
+static mdp_status read_slowed(const rope_source *s, const char *key, int64_t n_pair, double *frequency) {
+    const json_t *list = json_object_get(s->dict, key), *value;
+    if (!json_is_array(list)) return bad_value(s, key, list, "a list of positive numbers");
+    if ((int64_t)json_array_size(list) != n_pair) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' of %s has %zu entries; expected one for each of %lld rotated pairs.",
+                         s->path, key, s->dict_name, json_array_size(list), (long long)n_pair);
+    }
+    size_t i;
+    json_array_foreach(list, i, value) {
+        if (!(json_number_value(value) > 0.0)) return bad_value(s, key, value, "a list of positive numbers");
+        float slowing = (float)json_number_value(value);
+        frequency[i] = (double)(1.0F / (slowing * power((float)s->theta, (int64_t)i, s->dim)));
+    }
+    return mdp_ok();
+}
+
+/* cos and sin are multiplied by short_mscale or long_mscale where these are given, else by one factor. */
+static mdp_status longrope_factors(const rope_source *s, double original, mdp_rope *rope) {
+    double factor, both;
+    MDP_TRY(dict_number(s, "factor", (double)s->config->max_position / original, &factor));
+    MDP_TRY(dict_number(s, "attention_factor", NAN, &both));
+    if (isnan(both)) both = factor <= 1.0 ? 1.0 : sqrt(1.0 + log(factor) / log(original));
+    MDP_TRY(dict_number(s, "short_mscale", both, &rope->attention_factor));
+    return dict_number(s, "long_mscale", both, &rope->long_attention_factor);
+}
+
+/* Two lists of slowings: for sequences within the length that the model was first trained for, and for longer ones. */
+static mdp_status set_longrope(const rope_source *s, mdp_rope *rope) {
+    double original;
+    MDP_TRY(original_length(s, &original));
+    MDP_TRY(longrope_factors(s, original, rope));
+    rope->long_beyond = (int64_t)original;
+    MDP_TRY(MDP_ALLOC(&rope->long_frequency, rope->n_pair, "the rope frequencies"));
+    MDP_TRY(read_slowed(s, "short_factor", rope->n_pair, rope->frequency));
+    return read_slowed(s, "long_factor", rope->n_pair, rope->long_frequency);
+}
+
 static const struct {
     const char *name;
     mdp_status (*set)(const rope_source *source, mdp_rope *rope);
 } TYPES[] = {
     {"default", set_default}, {"linear", set_linear}, {"dynamic", set_dynamic},
-    {"yarn", set_yarn},       {"llama3", set_llama3},
+    {"yarn", set_yarn},       {"llama3", set_llama3}, {"longrope", set_longrope},
 };
 
 static mdp_status set_type(const rope_source *s, const char *type, mdp_rope *rope) {
@@ -223,7 +262,7 @@ static mdp_status set_type(const rope_source *s, const char *type, mdp_rope *rop
     }
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: rope type '%s' (%s) is not supported; supported are default, linear, dynamic, "
-                     "yarn and llama3.",
+                     "yarn, llama3 and longrope.",
                      s->path, type, s->dict_name);
 }
 
@@ -259,6 +298,7 @@ mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp
     mdp_status status = set_type(&s, type, &rope);
     if (status.code != MDP_OK) {
         mdp_free(rope.frequency);
+        mdp_free(rope.long_frequency);
         return status;
     }
     *out = rope;
@@ -272,12 +312,21 @@ static float dynamic_base(const mdp_rope *rope, int64_t length) {
     return (float)rope->theta * (float)pow((double)growth, (double)(float)(dim / (dim - 2.0)));
 }
 
+static bool is_long(const mdp_rope *rope, int64_t length) {
+    return rope->long_frequency && length > rope->long_beyond;
+}
+
+bool mdp_rope_is_stretched(const mdp_rope *rope, int64_t length) {
+    return (rope->dynamic && length > rope->max_position) || is_long(rope, length);
+}
+
 void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, float *cosine, float *sine) {
     bool grows = rope->dynamic && length > rope->max_position;
     float base = grows ? dynamic_base(rope, length) : 0.0F;
-    float scale = (float)rope->attention_factor;
+    const double *frequencies = is_long(rope, length) ? rope->long_frequency : rope->frequency;
+    float scale = (float)(is_long(rope, length) ? rope->long_attention_factor : rope->attention_factor);
     for (int64_t i = 0; i < rope->n_pair; i++) {
-        float frequency = grows ? 1.0F / power(base, i, rope->n_rotated) : (float)rope->frequency[i];
+        float frequency = grows ? 1.0F / power(base, i, rope->n_rotated) : (float)frequencies[i];
         /* f64 cosine of the f32 angle, rounded once: what libm kernels differ by does not reach the f32 result */
         double angle = (double)((float)position * frequency);
         cosine[i] = (float)cos(angle) * scale;

@@ -74,6 +74,9 @@ static mdp_status check_layer(const mdp_plan *plan, const mdp_plan_layer *planne
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: layer %lld: \"k\" is %d, but each token uses %d experts now; it can only become less.",
                          name_of(plan), l, (int)planned->top_k, (int)moe->top_k);
+    if (moe->rule.score == MDP_SPARSEMIXER && planned->top_k > 0 && planned->top_k != moe->top_k)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: \"k\" is %d, but the routers of %s always choose %d experts.",
+                         name_of(plan), l, (int)planned->top_k, model->model_type, (int)moe->top_k);
     int32_t k = planned->top_k > 0 ? planned->top_k : moe->top_k;
     if (planned->n_kept < k)
         return MDP_ERROR(

@@ -8,9 +8,10 @@ import re
 
 import pytest
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import mdp
-from families import SIZES, assert_dump_equals, assert_same_logits, prune, save_random, write_tokens
+from families import SIZES, assert_dump_equals, assert_same_logits, load, prune, save_random, write_tokens
 
 N_EXPERT = 6
 MOE = dict(**SIZES, num_local_experts=N_EXPERT, num_experts_per_tok=2)
@@ -19,6 +20,8 @@ VARIANTS = {
         **MOE, attention_multiplier=0.3, embedding_multiplier=1.7, residual_multiplier=0.6, logits_scaling=2.5)),
     "granitemoe, biases, tied, one kv head": ("granitemoe", dict(
         **{**MOE, "num_key_value_heads": 1}, attention_bias=True, tie_word_embeddings=True, attention_multiplier=0.3)),
+    "phimoe": ("phimoe", dict(**MOE, attention_bias=True, lm_head_bias=True, router_jitter_noise=0.2)),
+    "phimoe, window, no biases": ("phimoe", dict(**MOE, sliding_window=7)),
 }
 
 
@@ -43,6 +46,20 @@ def masked(model, kept):
         yield model
     finally:
         torch.nn.functional.linear = linear
+
+
+def test_long_sequences_take_the_long_frequencies(tmp_path):
+    """Beyond the original length: the authors' rule, which the library has, but does not follow for this family."""
+    rope = dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.0, 1.1, 1.3, 1.6], long_factor=[1.0, 2.0, 5.0, 9.0],
+                short_mscale=1.1, long_mscale=1.4, original_max_position_embeddings=30)
+    folder = save_random("phimoe", dict(**MOE, rope_parameters=rope), tmp_path / "original")
+    tokens = write_tokens(96, tmp_path / "tokens.h5")
+    mdp.succeed(2, "eval", "--model", folder, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "eval.json")
+    model = load(folder)
+    rotary, longrope = model.model.rotary_emb, ROPE_INIT_FUNCTIONS["longrope"]
+    rotary.register_forward_pre_hook(lambda module, args, kwargs: setattr(
+        module, "rope_init_fn", lambda config: longrope(config, seq_len=kwargs["position_ids"].shape[1])), with_kwargs=True)
+    assert_dump_equals(tmp_path / "dump.h5", tokens, model)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

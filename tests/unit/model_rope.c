@@ -139,8 +139,12 @@ static void bad_settings_are_named(void **state) {
     const struct {
         const char *rope, *sentence;
     } all[] = {
+        {"\"rope_scaling\": {\"type\": \"lengthrope\", \"factor\": 2}",
+         "rope type 'lengthrope' (rope_scaling) is not supp"},
         {"\"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2}",
-         "rope type 'longrope' (rope_scaling) is not supp"},
+         "'short_factor' of rope_scaling is missing; expected a list of"},
+        {"\"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2, \"short_factor\": [1, 2, 3]}",
+         "'short_factor' of rope_scaling has 3 entries; expected one for each of"},
         {"\"rope_scaling\": {\"type\": \"linear\"}", "'factor' of rope_scaling is missing"},
         {"\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": \"2\"}",
          "'factor' of rope_parameters is a text"},
