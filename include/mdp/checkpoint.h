@@ -284,6 +284,9 @@ mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_
  * end of a program that closes such a file by H5Fclose alone. MDP_IO when metadata cannot be written. Local; main
  * thread. */
 mdp_status mdp_hdf5_close_written(int64_t file, const char *path, mdp_status status);
+/* Does the file hold all values of a dataset (its hid_t)? A shape costs a file nothing, but reading by it costs memory:
+ * ask before that is taken. Compressed bytes are believed as far as deflate can compress. Local; main thread. */
+bool mdp_hdf5_is_written(int64_t dataset);
 /* Refuse now what a writer would refuse later: output exists and overwrite is not set (MDP_CANNOT_CREATE), its folder
  * is missing or not writable, it equals or contains the input, less than n_byte free. Rank 0 looks. Collective. */
 mdp_status mdp_output_check_all(const mdp_comm *comm, const char *path, const mdp_catalogue *input, bool overwrite,

@@ -15,7 +15,12 @@
 
 /* From this size memory is mapped: the kernel hands out zero pages as they are touched, so a large buffer of which
  * little is used costs little, and freeing gives it back. Sanitizers watch the heap only, so with them all is heap. */
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__has_feature) /* clang's way of telling */
+#if __has_feature(address_sanitizer)
+#define WATCHED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(WATCHED)
 #define MAPPED_BYTE INT64_MAX
 #else
 #define MAPPED_BYTE ((int64_t)1 << 20)

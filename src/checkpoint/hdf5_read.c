@@ -90,11 +90,27 @@ mdp_status mdp_hdf5_integer_attribute(const char *path, const char *place, hid_t
 
 /* ---- datasets ------------------------------------------------------------------------------------------------ */
 
+#define DEFLATE_RATIO 1032 /* values that compress best: 1032 bytes become one */
+
+bool mdp_hdf5_is_written(int64_t dataset) {
+    hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset), create = H5Dget_create_plist(dataset);
+    int64_t n_value = H5Sget_simple_extent_npoints(space), n_byte = -1;
+    bool good = mdp_multiply(n_value, (int64_t)H5Tget_size(type), &n_byte);
+    if (H5Pget_nfilters(create) > 0) n_byte /= DEFLATE_RATIO;
+    good = good && H5Dget_storage_size(dataset) >= (hsize_t)n_byte;
+    H5Pclose(create);
+    H5Sclose(space);
+    H5Tclose(type);
+    return good;
+}
+
 static mdp_status read_text(const char *path, const char *name, hid_t dataset, char **out, int64_t *n_byte) {
     hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset);
     mdp_status status = mdp_ok();
     if (!is_one_fixed_text(type, space)) {
         status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s is not one text of fixed length.", path, name);
+    } else if (!mdp_hdf5_is_written(dataset)) {
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s was never written in full; write the file again.", path, name);
     }
     if (status.code == MDP_OK) status = MDP_ALLOC(out, (int64_t)H5Tget_size(type) + 1, name);
     if (status.code == MDP_OK && H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, *out) < 0) {
@@ -148,6 +164,8 @@ static mdp_status read_integers(const char *path, const char *place, hid_t datas
     bool integers = H5Tget_class(type) == H5T_INTEGER;
     H5Tclose(type);
     if (n_dim != 1 || !integers) return MDP_ERROR(MDP_BAD_INPUT, "%s: %s is not a row of integers.", path, place);
+    if (!mdp_hdf5_is_written(dataset))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: %s was never written in full; write the file again.", path, place);
     *n = shape[0];
     MDP_TRY(MDP_ALLOC(out, *n, place));
     if (*n == 0 || H5Dread(dataset, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, *out) >= 0) return mdp_ok();

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define SIDE_FILES "/files/"
+#define MAX_EXPERT (1 << 20) /* of a stack: without bytes it could claim any number */
 
 /* Context of a walk; the first error is kept and stops it. */
 typedef struct walk {
@@ -182,6 +183,10 @@ static mdp_status add_stack(walk *w, const char *place, const char *pattern, con
     }
     mdp_tensor tensor = *stack;
     int64_t n_expert = stack->shape[0];
+    if (n_expert > MAX_EXPERT) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: %s has %" PRId64 " experts; at most %d are supported.", w->path, place,
+                         n_expert, MAX_EXPERT);
+    }
     tensor.n_dim = stack->n_dim - 1;
     memmove(tensor.shape, stack->shape + 1, (size_t)tensor.n_dim * sizeof *tensor.shape);
     tensor.shape[tensor.n_dim] = 0;
@@ -220,7 +225,8 @@ static mdp_status add_side_file(walk *w, const char *place, hid_t dataset) {
     int n_dim;
     int64_t shape[MDP_MAX_DIM];
     MDP_TRY(mdp_hdf5_shape(w->path, place, dataset, &n_dim, shape));
-    if (!bytes || n_dim != 1 || strchr(name, '/') != NULL) {
+    bool plain = strchr(name, '/') == NULL && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
+    if (!bytes || n_dim != 1 || !plain) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: %s is not a side file: one row of bytes directly below /files.", w->path,
                          place);
     }

@@ -116,6 +116,8 @@ static mdp_status open_row(const char *path, hid_t file, const char *category, c
     H5Tclose(type);
     if (n_dim != 1 || !integers) {
         status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s is not a row of integers.", path, place);
+    } else if (!mdp_hdf5_is_written(*out)) {
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s was never written in full; write the file again.", path, place);
     }
     *length = shape[0];
 done:
@@ -174,13 +176,13 @@ static mdp_status bad_id(const char *path, const char *category, const int64_t *
 /* Check and hash the ids, a chunk at a time. Read as int64, so that HDF5's conversion cannot clip a wrong one. */
 static mdp_status check_ids(const char *path, const char *category, hid_t dataset, const int64_t *offsets, int64_t n,
                             int64_t vocab_size, mdp_hash *hash) {
-    int64_t *ids = NULL;
+    int64_t *ids = NULL, n_chunk = n < CHUNK_IDS ? n : CHUNK_IDS;
     uint32_t *narrow = NULL;
     mdp_status status;
-    MDP_TRY_GOTO(status, done, MDP_ALLOC(&ids, CHUNK_IDS, "tokens"));
-    MDP_TRY_GOTO(status, done, MDP_ALLOC(&narrow, CHUNK_IDS, "tokens"));
-    for (int64_t first = 0; first < n; first += CHUNK_IDS) {
-        int64_t now = n - first < CHUNK_IDS ? n - first : CHUNK_IDS;
+    MDP_TRY_GOTO(status, done, MDP_ALLOC(&ids, n_chunk, "tokens"));
+    MDP_TRY_GOTO(status, done, MDP_ALLOC(&narrow, n_chunk, "tokens"));
+    for (int64_t first = 0; first < n; first += n_chunk) {
+        int64_t now = n - first < n_chunk ? n - first : n_chunk;
         MDP_TRY_GOTO(status, done, read_row(path, category, dataset, first, now, H5T_NATIVE_INT64, ids));
         for (int64_t i = 0; i < now; i++) {
             if (ids[i] < 0 || ids[i] >= vocab_size) {

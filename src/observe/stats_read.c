@@ -5,14 +5,24 @@
 #include "observe/stats_file.h"
 
 #include <hdf5.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define MAX_TOKEN (INT64_C(1) << 53) /* counts are also used as doubles */
 
 static mdp_status unreadable(const char *path, const char *what) {
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: %s is missing or has another shape than expected; the file is damaged or was not "
                      "written by moe-dist-prune observe",
                      path, what);
+}
+
+static mdp_status unlikely(const char *path, const mdp_layer_stats *layer, const char *what) {
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: layer %lld: '%s' holds a number that no observation gives; the file is damaged, observe again.", path,
+        (long long)layer->layer, what);
 }
 
 /* A text attribute into out; false when absent or longer than n_byte - 1. */
@@ -50,6 +60,7 @@ static hid_t open_shaped(hid_t parent, const char *name, int n_dim, const hsize_
     bool good = space >= 0 && H5Sget_simple_extent_ndims(space) == n_dim;
     if (good) H5Sget_simple_extent_dims(space, found, NULL);
     for (int i = 0; good && i < n_dim; i++) good = found[i] == shape[i];
+    good = good && mdp_hdf5_is_written(dataset);
     if (space >= 0) H5Sclose(space);
     if (good) return dataset;
     H5Dclose(dataset);
@@ -72,6 +83,32 @@ static bool read_reals(hid_t parent, const char *name, int n_dim, const hsize_t 
     return read_array(parent, name, H5T_NATIVE_DOUBLE, n_dim, shape, out);
 }
 
+/* Are limbs as the writer leaves them: carried, and the sum within its range? */
+static bool is_normal(const int64_t *limb, int n_limb, int64_t top) {
+    for (int i = 0; i < n_limb - 1; i++) {
+        if (limb[i] < 0 || limb[i] > UINT32_MAX) return false;
+    }
+    return limb[n_limb - 1] >= -top && limb[n_limb - 1] < top;
+}
+
+/* A token is routed to an expert once or not at all; maxima are of absolute values. */
+static mdp_status check_layer(const mdp_stats *stats, const mdp_layer_stats *layer, const char *path) {
+    int64_t n = (int64_t)stats->n_category * layer->n_expert;
+    for (int64_t i = 0; i < n; i++) {
+        if (layer->counts[i] < 0 || layer->counts[i] > stats->category_token[i / layer->n_expert])
+            return unlikely(path, layer, "counts");
+    }
+    for (int64_t i = 0; i < n * MDP_N_SUM; i++) {
+        if (!is_normal(layer->sums[i].limb, MDP_LIMBS, INT64_C(1) << 31))
+            return unlikely(path, layer, mdp_statistics[i / n].name);
+    }
+    for (int64_t i = 0; i < n * MDP_N_MAX; i++) {
+        if (!(layer->maxima[i] >= 0.0 && isfinite(layer->maxima[i])))
+            return unlikely(path, layer, mdp_statistics[MDP_N_SUM + i / n].name);
+    }
+    return mdp_ok();
+}
+
 static mdp_status read_layer(hid_t group, mdp_stats *stats, mdp_layer_stats *layer, const char *path) {
     int64_t n_expert, top_k;
     if (!read_number_attribute(group, "n_expert", &n_expert) || !read_number_attribute(group, "top_k", &top_k) ||
@@ -82,6 +119,9 @@ static mdp_status read_layer(hid_t group, mdp_stats *stats, mdp_layer_stats *lay
     layer->top_k = (int32_t)top_k;
     int64_t n = stats->n_category * n_expert;
     hsize_t shape[3] = {(hsize_t)stats->n_category, (hsize_t)n_expert, MDP_LIMBS};
+    hid_t counts = open_shaped(group, "counts", 2, shape); /* before memory is taken for all that it claims */
+    if (counts < 0) return unreadable(path, "the counts of a layer");
+    H5Dclose(counts);
     MDP_TRY(mdp_layer_stats_allocate(layer, stats->n_category));
     if (!read_numbers(group, "counts", 2, shape, layer->counts)) return unreadable(path, "the counts of a layer");
     for (int id = 0; id < MDP_N_SUM; id++) {
@@ -93,17 +133,18 @@ static mdp_status read_layer(hid_t group, mdp_stats *stats, mdp_layer_stats *lay
         if (!read_reals(group, mdp_statistics[id].name, 2, shape, layer->maxima + (id - MDP_N_SUM) * n))
             return unreadable(path, mdp_statistics[id].name);
     }
-    return mdp_ok();
+    return check_layer(stats, layer, path);
 }
 
-/* Names of the layers' groups are their numbers; keep them in numerical order. */
+/* Names of the layers' groups are their numbers, spelled one way; keep them in numerical order. */
 static herr_t note_layer(hid_t group, const char *name, const H5L_info_t *info, void *opaque) {
     mdp_stats *stats = opaque;
-    char *end;
+    char same[32];
     (void)group;
     (void)info;
-    long number = strtol(name, &end, 10);
-    if (*end != '\0' || end == name || number < 0) return -1;
+    long number = strtol(name, NULL, 10);
+    (void)snprintf(same, sizeof same, "%ld", number);
+    if (number < 0 || strcmp(name, same) != 0) return -1;
     int64_t at = stats->n_layer++;
     while (at > 0 && stats->layers[at - 1].layer > number) {
         stats->layers[at] = stats->layers[at - 1];
@@ -141,7 +182,8 @@ static mdp_status read_categories(hid_t file, mdp_stats *stats, const char *path
     int64_t n = H5Sget_simple_extent_ndims(space) == 1 ? H5Sget_simple_extent_npoints(space) : 0;
     size_t width = H5Tget_size(type);
     mdp_status status = mdp_ok();
-    if (n < 1 || n > 1 << 20 || H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type)) {
+    if (n < 1 || n > 1 << 20 || H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) ||
+        !mdp_hdf5_is_written(dataset)) {
         status = unreadable(path, "/categories");
     }
     if (status.code == MDP_OK) status = mdp_alloc((void **)&names, n, width + 1, "category names");
@@ -165,6 +207,16 @@ static mdp_status read_categories(hid_t file, mdp_stats *stats, const char *path
     return status;
 }
 
+/* Names ascend, and every token of the text is in one category. */
+static mdp_status check_categories(const mdp_stats *stats, const char *path) {
+    int64_t n_token = 0;
+    for (int c = 0; c < stats->n_category; c++) {
+        if (c > 0 && strcmp(stats->category[c - 1], stats->category[c]) >= 0) return unreadable(path, "/categories");
+        if (!mdp_add(n_token, stats->category_token[c], &n_token)) return unreadable(path, "/category_tokens");
+    }
+    return n_token == stats->n_token ? mdp_ok() : unreadable(path, "/category_tokens");
+}
+
 static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
     char text[64];
     int64_t complete = 0;
@@ -181,7 +233,7 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
         !read_text_attribute(file, "tokens", stats->tokens_fingerprint, sizeof stats->tokens_fingerprint) ||
         !read_text_attribute(file, "model_type", stats->model_type, sizeof stats->model_type) ||
         !read_number_attribute(file, "d_model", &stats->d_model) || stats->d_model < 1 || stats->d_model > 1 << 24 ||
-        !read_number_attribute(file, "n_tokens", &stats->n_token) ||
+        !read_number_attribute(file, "n_tokens", &stats->n_token) || stats->n_token > MAX_TOKEN ||
         !read_text_attribute(file, "options", text, sizeof text)) {
         return unreadable(path, "its description");
     }
@@ -190,6 +242,7 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s was collected with options that this version does not know: %s", path,
                          text);
     MDP_TRY(read_categories(file, stats, path));
+    MDP_TRY(check_categories(stats, path));
     return read_layers(file, stats, path);
 }
 
@@ -224,9 +277,16 @@ mdp_status mdp_stats_read(const char *path, mdp_stats **out) {
 static mdp_status read_layer_vectors(hid_t file, const mdp_stats *stats, mdp_layer_stats *layer, const char *path) {
     char name[96];
     hsize_t shape[3] = {(hsize_t)layer->n_expert, (hsize_t)stats->d_model, MDP_SHORT_LIMBS};
-    MDP_TRY(MDP_ALLOC(&layer->output_sum, layer->n_expert * stats->d_model, "sums of expert outputs"));
     snprintf(name, sizeof name, "layers/%lld/%s_limbs", (long long)layer->layer, mdp_output_sum.name);
+    hid_t dataset = open_shaped(file, name, 3, shape); /* before memory is taken for what it claims */
+    if (dataset < 0) return unreadable(path, name);
+    H5Dclose(dataset);
+    MDP_TRY(MDP_ALLOC(&layer->output_sum, layer->n_expert * stats->d_model, "sums of expert outputs"));
     if (!read_numbers(file, name, 3, shape, &layer->output_sum[0].limb[0])) return unreadable(path, name);
+    for (int64_t i = 0; i < layer->n_expert * stats->d_model; i++) {
+        if (!is_normal(layer->output_sum[i].limb, MDP_SHORT_LIMBS, INT64_C(1) << 62))
+            return unlikely(path, layer, mdp_output_sum.name);
+    }
     return mdp_ok();
 }
 

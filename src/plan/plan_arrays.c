@@ -13,14 +13,16 @@ static mdp_status arrays_path(const mdp_plan *plan, char **out) {
     return mdp_format(out, "%.*s.h5", (int)n, plan->path ? plan->path : "");
 }
 
-/* The bytes of a dataset as they are stored. False: it is none, or cannot be read. */
+/* The bytes of a dataset of numbers as they are stored. False: it is none, or cannot be read. */
 static bool digest_of(hid_t file, const char *path, mdp_digest *out) {
     hid_t dataset = H5Dopen2(file, path, H5P_DEFAULT);
     if (dataset < 0) return false;
     hid_t space = H5Dget_space(dataset), type = H5Dget_type(dataset);
-    int64_t n_byte = (int64_t)H5Sget_simple_extent_npoints(space) * (int64_t)H5Tget_size(type);
+    H5T_class_t class = H5Tget_class(type);
+    int64_t n_byte = 0;
     char *bytes = NULL;
-    bool good = H5Tis_variable_str(type) <= 0 && H5Tget_class(type) != H5T_VLEN && n_byte >= 0;
+    bool good = (class == H5T_INTEGER || class == H5T_FLOAT) && mdp_hdf5_is_written(dataset) &&
+                mdp_multiply(H5Sget_simple_extent_npoints(space), (int64_t)H5Tget_size(type), &n_byte);
     mdp_status status = good ? MDP_ALLOC(&bytes, n_byte, "an array of a plan") : mdp_ok();
     good = good && status.code == MDP_OK && H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes) >= 0;
     if (good) *out = mdp_hash_bytes(bytes, n_byte);
