@@ -156,6 +156,8 @@ typedef struct mdp_local_batch {
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
 int mdp_engine_n_state(const mdp_engine *engine);
 int mdp_engine_state_of(const mdp_engine *engine, int stream);
+/* The residual stream [n_token of the batch, d_model] of a state after the last layer computed; until the next call. */
+const float *mdp_engine_residual(const mdp_engine *engine, int state);
 
 /* Choose and weigh by a router's rule: the k best of logits [n], best first, and the weights applied to them. Local. */
 void mdp_route_logits(const mdp_router_rule *rule, const double *logits, int32_t n, int32_t k, mdp_expert_t *index,

@@ -7,13 +7,14 @@
 
 /* Sums over predicted positions: every token but a sequence's first. */
 typedef struct mdp_eval_stream {
-    char *name;            /* "original", or the plan's path */
-    char *plan;            /* path of the plan; NULL for the original */
-    mdp_exact *nll;        /* [n_category] natural-log loss */
-    mdp_exact *kl;         /* [n_category] KL(stream 0 || this one) of the next token's distribution */
-    int64_t *n_agree;      /* [n_category] positions whose most likely token is stream 0's */
-    int64_t *n_exact;      /* [n_category] sequences with every token of their last half most likely */
-    double *loglikelihood; /* [choices of tasks] of the choice's tokens; NULL: no tasks */
+    char *name;              /* "original", or the plan's path */
+    char *plan;              /* path of the plan; NULL for the original */
+    mdp_exact *nll;          /* [n_category] natural-log loss */
+    mdp_exact *kl;           /* [n_category] KL(stream 0 || this one) of the next token's distribution */
+    int64_t *n_agree;        /* [n_category] positions whose most likely token is stream 0's */
+    int64_t *n_exact;        /* [n_category] sequences with every token of their last half most likely */
+    mdp_exact *layer_square; /* [n_layer] squares of the residual stream (stream 0) or of the difference from it */
+    double *loglikelihood;   /* [choices of tasks] of the choice's tokens; NULL: no tasks */
 } mdp_eval_stream;
 
 /* The same on every rank. Stream 0 is what the others are compared with. */
@@ -22,6 +23,7 @@ typedef struct mdp_evaluation {
     char **category;      /* [n_category] */
     int64_t *n_predicted; /* [n_category] positions */
     int64_t *n_sequence;  /* [n_category] sequences with predicted positions */
+    int64_t n_layer;      /* of the model */
     int n_stream;
     mdp_eval_stream *streams;
     const mdp_tasks *tasks; /* borrowed; NULL: none */
@@ -38,6 +40,10 @@ mdp_measure_fn mdp_evaluation_perplexity;
 mdp_measure_fn mdp_evaluation_kl;
 mdp_measure_fn mdp_evaluation_agreement;
 mdp_measure_fn mdp_evaluation_exact_match; /* share of sequences whose last half greedy decoding would reproduce */
+
+/* Relative error of the residual stream after a layer, over all text: norm_F(x - x_0) / norm_F(x_0). NaN when there is
+ * no text. */
+double mdp_evaluation_layer_error(const mdp_evaluation *evaluation, int stream, int64_t layer);
 
 /* How choices of different lengths are compared. */
 typedef enum mdp_choice_by { MDP_BY_SUM, MDP_BY_TOKEN, MDP_BY_BYTE, MDP_N_CHOICE_BY } mdp_choice_by;
@@ -67,8 +73,8 @@ typedef struct mdp_eval_request {
 } mdp_eval_request;
 
 /* An empty evaluation of requests on tokens (NULL: no text): names, predicted positions, zero sums. Local. */
-mdp_status mdp_evaluation_new(const mdp_tokens *tokens, const mdp_eval_request *requests, int n_request,
-                              mdp_evaluation **out);
+mdp_status mdp_evaluation_new(const mdp_tokens *tokens, int64_t n_layer, const mdp_eval_request *requests,
+                              int n_request, mdp_evaluation **out);
 /* Room for the log-likelihoods of tasks, which are borrowed. Local. */
 mdp_status mdp_evaluation_expect_tasks(mdp_evaluation *evaluation, const mdp_tasks *tasks);
 
@@ -82,6 +88,9 @@ mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, cons
                         mdp_loss **out);
 void mdp_loss_destroy(mdp_loss *loss); /* NULL is allowed */
 mdp_head_consumer mdp_loss_consumer(mdp_loss *loss);
+/* After a layer: this rank's rows into every stream's sums. Local. MDP_BAD_INPUT when a row is not finite. */
+mdp_status mdp_evaluation_add_layer(mdp_evaluation *evaluation, const mdp_engine *engine, int64_t d_model,
+                                    int64_t layer);
 /* After the head: this rank's sequences into every stream's sums. Local. MDP_BAD_INPUT when a number is not finite. */
 mdp_status mdp_evaluation_add(mdp_evaluation *evaluation, const mdp_loss *loss, const mdp_tokens *tokens);
 /* The same for choices of the tasks. */

@@ -219,6 +219,10 @@ int mdp_engine_state_of(const mdp_engine *engine, int stream) {
     return engine->stream_state[stream];
 }
 
+const float *mdp_engine_residual(const mdp_engine *engine, int state) {
+    return engine->states[state].x;
+}
+
 /* ---- layers ---- */
 
 /* What a stream's layer is, with the model's own values where it has no view. */

@@ -17,6 +17,14 @@ static json_t *print_measure(const mdp_evaluation *evaluation, int stream, mdp_m
     return json_pack("{s:o, s:o}", "total", number(of(evaluation, stream, -1)), "categories", categories);
 }
 
+/* One number for each layer of the model; empty without text. */
+static json_t *print_layers(const mdp_evaluation *evaluation, int stream) {
+    json_t *list = json_array();
+    for (int64_t l = 0; evaluation->n_category > 0 && l < evaluation->n_layer; l++)
+        json_array_append_new(list, number(mdp_evaluation_layer_error(evaluation, stream, l)));
+    return list;
+}
+
 static json_t *print_predicted(const mdp_evaluation *evaluation) {
     json_t *categories = json_object();
     int64_t total = 0;
@@ -61,6 +69,7 @@ static json_t *print_stream(const mdp_evaluation *evaluation, int s) {
     for (int m = 0; m < MDP_N_MEASURE; m++) {
         json_object_set_new(object, mdp_measures[m].name, print_measure(evaluation, s, mdp_measures[m].of));
     }
+    json_object_set_new(object, "layer_error", print_layers(evaluation, s));
     json_object_set_new(object, "tasks", print_tasks(evaluation, s));
     return object;
 }

@@ -17,12 +17,14 @@ static void count_predicted(const mdp_tokens *tokens, mdp_evaluation *evaluation
     }
 }
 
-static mdp_status fill_stream(mdp_eval_stream *stream, const mdp_eval_request *request, int n_category) {
+static mdp_status fill_stream(mdp_eval_stream *stream, const mdp_eval_request *request, int n_category,
+                              int64_t n_layer) {
     MDP_TRY(mdp_copy_text(&stream->name, request->name));
     if (request->plan) MDP_TRY(mdp_copy_text(&stream->plan, request->plan));
     MDP_TRY(MDP_ALLOC(&stream->nll, n_category, "losses"));
     MDP_TRY(MDP_ALLOC(&stream->kl, n_category, "losses"));
     MDP_TRY(MDP_ALLOC(&stream->n_agree, n_category, "losses"));
+    MDP_TRY(MDP_ALLOC(&stream->layer_square, n_layer, "errors of layers"));
     return MDP_ALLOC(&stream->n_exact, n_category, "losses");
 }
 
@@ -39,8 +41,8 @@ static mdp_status fill_categories(mdp_evaluation *evaluation, const mdp_tokens *
     return mdp_ok();
 }
 
-mdp_status mdp_evaluation_new(const mdp_tokens *tokens, const mdp_eval_request *requests, int n_request,
-                              mdp_evaluation **out) {
+mdp_status mdp_evaluation_new(const mdp_tokens *tokens, int64_t n_layer, const mdp_eval_request *requests,
+                              int n_request, mdp_evaluation **out) {
     mdp_evaluation *evaluation = NULL;
     mdp_status status;
     *out = NULL;
@@ -48,8 +50,9 @@ mdp_status mdp_evaluation_new(const mdp_tokens *tokens, const mdp_eval_request *
     MDP_TRY_GOTO(status, fail, fill_categories(evaluation, tokens));
     MDP_TRY_GOTO(status, fail, MDP_ALLOC(&evaluation->streams, n_request, "streams"));
     evaluation->n_stream = n_request;
+    evaluation->n_layer = n_layer;
     for (int s = 0; s < n_request; s++) {
-        MDP_TRY_GOTO(status, fail, fill_stream(&evaluation->streams[s], &requests[s], evaluation->n_category));
+        MDP_TRY_GOTO(status, fail, fill_stream(&evaluation->streams[s], &requests[s], evaluation->n_category, n_layer));
     }
     *out = evaluation;
     return mdp_ok();
@@ -68,6 +71,7 @@ void mdp_evaluation_destroy(mdp_evaluation *evaluation) {
         mdp_free(evaluation->streams[s].kl);
         mdp_free(evaluation->streams[s].n_agree);
         mdp_free(evaluation->streams[s].n_exact);
+        mdp_free(evaluation->streams[s].layer_square);
         mdp_free(evaluation->streams[s].loglikelihood);
     }
     mdp_free(evaluation->category);
@@ -111,10 +115,10 @@ mdp_status mdp_evaluation_add(mdp_evaluation *evaluation, const mdp_loss *loss, 
     return mdp_ok();
 }
 
-static mdp_status reduce_exact_all(const mdp_comm *comm, mdp_exact *sum, int n) {
-    for (int c = 0; c < n; c++) mdp_exact_normalise(&sum[c]);
-    MDP_TRY(mdp_sum_i64_all(comm, &sum[0].limb[0], (int64_t)n * MDP_LIMBS));
-    for (int c = 0; c < n; c++) mdp_exact_normalise(&sum[c]);
+static mdp_status reduce_exact_all(const mdp_comm *comm, mdp_exact *sum, int64_t n) {
+    for (int64_t c = 0; c < n; c++) mdp_exact_normalise(&sum[c]);
+    MDP_TRY(mdp_sum_i64_all(comm, &sum[0].limb[0], n * MDP_LIMBS));
+    for (int64_t c = 0; c < n; c++) mdp_exact_normalise(&sum[c]);
     return mdp_ok();
 }
 
@@ -124,6 +128,7 @@ mdp_status mdp_evaluation_reduce_all(const mdp_comm *comm, mdp_evaluation *evalu
         mdp_eval_stream *stream = &evaluation->streams[s];
         MDP_TRY(reduce_exact_all(comm, stream->nll, n));
         MDP_TRY(reduce_exact_all(comm, stream->kl, n));
+        MDP_TRY(reduce_exact_all(comm, stream->layer_square, evaluation->n_layer));
         MDP_TRY(mdp_sum_i64_all(comm, stream->n_agree, n));
         MDP_TRY(mdp_sum_i64_all(comm, stream->n_exact, n));
     }

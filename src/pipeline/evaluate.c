@@ -7,17 +7,21 @@ typedef struct evaluation_run {
     const mdp_tokens *tokens;
     const mdp_tasks *tasks; /* what `tokens` are the choices of; NULL: they are text */
     mdp_evaluation *evaluation;
-    mdp_dump *dump; /* or NULL */
+    int64_t d_model;
+    const mdp_engine *engine; /* in the middle of a batch */
+    mdp_dump *dump;           /* or NULL */
 } evaluation_run;
 
 static mdp_status begin_batch(void *context, const mdp_engine *engine) {
-    const evaluation_run *run = context;
-    return mdp_dump_begin_batch(run->dump, engine);
+    evaluation_run *run = context;
+    run->engine = engine;
+    return run->dump ? mdp_dump_begin_batch(run->dump, engine) : mdp_ok();
 }
 
 static mdp_status layer_done(void *context, int64_t layer) {
     const evaluation_run *run = context;
-    return mdp_dump_layer(run->dump, layer);
+    if (run->dump) MDP_TRY(mdp_dump_layer(run->dump, layer));
+    return run->tasks ? mdp_ok() : mdp_evaluation_add_layer(run->evaluation, run->engine, run->d_model, layer);
 }
 
 static mdp_status take_results(const evaluation_run *run, const mdp_loss *loss) {
@@ -49,8 +53,6 @@ static mdp_status measure_all(evaluation_run *run, const mdp_forward *base, cons
                                  dump_path, &run->dump));
         observers = mdp_dump_observers(run->dump);
         forward.observers = &observers;
-        forward.begin_batch = begin_batch;
-        forward.layer_done = layer_done;
     }
     mdp_status status = mdp_forward_all(&forward);
     return run->dump ? mdp_dump_finish_all(run->dump, status) : status;
@@ -77,6 +79,8 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
                            .phase = run->tasks ? "tasks" : "eval",
                            .pass = {.n_stream = n_stream, .with_head = true},
                            .views = views,
+                           .begin_batch = begin_batch,
+                           .layer_done = layer_done,
                            .head_all = head_all,
                            .context = run};
     status = measure_all(run, &forward, requests, dump_path);
@@ -90,9 +94,10 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
 mdp_status mdp_evaluate_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                             const mdp_eval_request *requests, int n_request, const mdp_forward_options *options,
                             const char *dump_path, mdp_evaluation **out) {
-    evaluation_run run = {.comm = comm, .tokens = tokens};
+    evaluation_run run = {.comm = comm, .tokens = tokens, .d_model = model->d_model};
     *out = NULL;
-    mdp_status status = mdp_agree_all(comm, mdp_evaluation_new(tokens, requests, n_request, &run.evaluation));
+    mdp_status status =
+        mdp_agree_all(comm, mdp_evaluation_new(tokens, model->n_layer, requests, n_request, &run.evaluation));
     if (tokens && status.code == MDP_OK) status = forward_all(&run, model, reader, requests, options, dump_path);
     if (tokens && status.code == MDP_OK) status = mdp_evaluation_reduce_all(comm, run.evaluation);
     if (status.code != MDP_OK) {

@@ -66,6 +66,9 @@ static mdp_status add_layer(const mdp_report *report, int64_t i, json_t *list) {
     const mdp_plan_layer *planned = &report->plan->layers[i];
     json_t *layer = print_choice(planned, report->model->layers[planned->layer].moe.top_k);
     json_array_append_new(list, layer);
+    if (report->evaluation && report->evaluation->n_category > 0)
+        json_object_set_new(layer, "error",
+                            json_real(mdp_evaluation_layer_error(report->evaluation, 1, planned->layer)));
     if (!report->stats) return mdp_ok();
     json_t *criteria = json_object();
     json_object_set_new(layer, "counts", print_counts(report->stats, &report->stats->layers[i]));

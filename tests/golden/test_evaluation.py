@@ -4,6 +4,8 @@ import json
 import h5py
 import numpy as np
 import pytest
+import torch
+import transformers
 
 import mdp
 
@@ -91,6 +93,33 @@ def test_measures_of_many_plans_equal_numpy_on_the_logits(plans, tmp_path):
     assert means(original, "top1_agreement") == {"c": 1, "spanish": 1, "total": 1}
     assert 0.01 < less["kl_to_original"]["total"] < least["kl_to_original"]["total"]
     assert 1 > less["top1_agreement"]["total"] > least["top1_agreement"]["total"]
+
+
+def residuals(folder, sequences):
+    """[layer][sequence] residual stream after each layer, by transformers."""
+    model, rows = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
+    for layer in model.model.layers:
+        found = []
+        rows.append(found)
+        layer.register_forward_hook(lambda _, __, out, found=found: found.append((out[0] if isinstance(out, tuple) else out).double().numpy()))
+    with torch.no_grad():
+        for ids in sequences:
+            model(torch.tensor(ids[None].astype(np.int64)))
+    return rows
+
+
+def test_layer_errors_equal_those_of_transformers(plans, tmp_path):
+    tokens = short_text(tmp_path / "tokens.h5")
+    mdp.succeed(3, "eval", "--model", mdp.DEMO, "--tokens", tokens, "--plan", plans[0], "--plan", plans[1], "--out", tmp_path / "eval.json")
+    original, _, least = mdp.read_json(tmp_path / "eval.json")["streams"]
+    mdp.succeed(1, "apply", "--model", mdp.DEMO, "--plan", plans[1], "--format", "safetensors", "--out", tmp_path / "out")
+    with h5py.File(tokens) as text:
+        sequences = [text[f"{c}/input_ids"][...].reshape(2, 90)[i] for c in text for i in range(2)]
+    before, after = (residuals(folder, sequences) for folder in (mdp.DEMO, tmp_path / "out" / "hf"))
+    theirs = [np.sqrt(sum(((b - a) ** 2).sum() for a, b in zip(*layer)) / sum((a ** 2).sum() for a in layer[0]))
+              for layer in zip(before, after, strict=True)]
+    assert np.allclose(least["layer_error"], theirs, rtol=1e-4, atol=0)
+    assert original["layer_error"] == [0] * len(theirs) and theirs[0] > 0.01
 
 
 def test_exact_match_is_about_the_last_half_of_each_text(tmp_path):
