@@ -116,6 +116,11 @@ def digests(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
+def info():
+    """What the program says it can do."""
+    return json.loads(subprocess.run([PROGRAM, "info", "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
 def read_json(path):
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
 

@@ -64,3 +64,42 @@ def test_model_h5_route_and_steps_give_the_same_bytes(one_rank, tmp_path):
     assert mdp.digests(tmp_path / "plan.json") == one_rank["plan.json"]
     assert mdp.digests(tmp_path / "out" / "hf") == one_rank["hf"]
     assert mdp.digests(tmp_path / "out" / "model.h5") == one_rank["model.h5"]
+
+
+METHODS = mdp.info()["methods"]
+BUDGETS = [["--keep", 4], ["--keep", 4, "--budget", "global"], ["--keep", 4, "--budget", "trapezoid"], ["--keep-file", "keep.json"],
+           ["--keep", 4, "--budget", "global", "--normalise", "layer-z"], ["--keep", 5, "--top-k", 1]]
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    """Statistics, text and budget of a small model: what plans are made from."""
+    folder = tmp_path_factory.mktemp("observed")
+    mdp.golden_tokens("mixtral", folder / "tokens.h5")
+    mdp.succeed(2, "observe", "--model", mdp.GOLDEN / "mixtral", "--tokens", folder / "tokens.h5", "--out", folder / "stats.h5")
+    (folder / "keep.json").write_text('{"0": 6, "1": 2, "2": 5}', encoding="utf-8")
+    return folder
+
+
+def compares(method):
+    """Does the method look at the routers of two models?"""
+    return method in ("router-norm-change", "router-change-abs")
+
+
+def evidence(method, folder):
+    """What a plan by this method is made from."""
+    if compares(method):
+        return ["--model", mdp.FIXTURES / "mixtral-demo-math", "--pretrained", mdp.DEMO]
+    model = ["--model", mdp.GOLDEN / "mixtral"]
+    return [*model, "--tokens", folder / "tokens.h5"] if method == "proficiency" else [*model, "--stats", folder / "stats.h5"]
+
+
+@pytest.mark.parametrize("method, budget", [
+    *((method, BUDGETS[0 if method == "proficiency" or compares(method) else i % len(BUDGETS)]) for i, method in enumerate(METHODS)),
+    *(("reap", budget) for budget in BUDGETS)])
+def test_plans_do_not_depend_on_ranks(method, budget, observed, tmp_path):
+    """Every criterion, every budget."""
+    budget = [observed / word if word == "keep.json" else word for word in budget]
+    for ranks in (1, 3):
+        mdp.succeed(ranks, "plan", "--method", method, *evidence(method, observed), *budget, "--out", tmp_path / f"{ranks}.json")
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "3.json").read_bytes()
