@@ -42,8 +42,9 @@ int mdp_dtype_bits(mdp_dtype type);         /* 16 */
 bool mdp_dtype_find(const char *name, mdp_dtype *out);
 /* Bytes of a tensor of this type and shape; false when they overflow or are no whole number. */
 bool mdp_dtype_bytes(mdp_dtype type, int n_dim, const int64_t *shape, int64_t *n_byte);
-bool mdp_dtype_widens(mdp_dtype type); /* can mdp_widen read it */
-/* n stored values -> f32, exact. f32, f16, bf16. Source may be unaligned. */
+bool mdp_dtype_widens(mdp_dtype type); /* can a tensor of this type be computed with by itself: f32, f16, bf16 */
+/* n stored values -> f32, exact: f32, f16, bf16, and the codes of scaled weights: F8_E4M3, F4 (E2M1, two in a byte, the
+ * lower half first), F8_E8M0. An odd last F4 value is the lower half of its byte. Source may be unaligned. */
 void mdp_widen(mdp_dtype type, const void *stored, int64_t n, float *out);
 
 /* ---- catalogue ----------------------------------------------------------------------------------------------- */
@@ -112,22 +113,36 @@ void mdp_reader_destroy(mdp_reader *reader);
 mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out);
 int64_t mdp_reader_bytes(const mdp_reader *reader); /* bytes read so far */
 
+/* Weights stored as codes of few bits: a value is its code's times the scale of its block. The stored tensor is a run
+ * of matrices [n_row, n_col] (one, or one for each expert), each cut into blocks from its first value; the last blocks
+ * may be short. */
+typedef struct mdp_scaling {
+    const mdp_tensor *tensor;     /* scales, one for each block, in the order of the blocks; borrowed; NULL: none */
+    mdp_dtype code;               /* MDP_F8_E4M3 or MDP_F4 */
+    int64_t n_row, n_col;         /* of one stored matrix */
+    int64_t block_row, block_col; /* of a block */
+} mdp_scaling;
+
 /* A logical matrix [n_row, n_col] inside a stored tensor: element (r, c) is the value number
  * first + r * row_stride + c * col_stride of the tensor. Hides per-expert, fused, transposed and interleaved layouts.
- */
+ * With scales, rows are runs inside stored rows: col_stride is 1 and row_stride whole stored rows. */
 typedef struct mdp_matrix {
     const mdp_tensor *tensor; /* borrowed; NULL: absent */
     int64_t n_row, n_col;
     int64_t first, row_stride, col_stride; /* in elements */
+    mdp_scaling scaling;
 } mdp_matrix;
 
-/* The whole of a 2-D tensor (or of a 1-D tensor as one row). */
+/* The whole of a 2-D tensor (or of a 1-D tensor as one row), without scales. */
 mdp_matrix mdp_matrix_whole(const mdp_tensor *tensor);
+/* The whole of a tensor with scales; rows of all its matrices, one after the other. */
+mdp_matrix mdp_matrix_scaled(const mdp_tensor *tensor, const mdp_scaling *scaling);
 /* Rows row0 .. row0+n_row-1 as f32 into out [n_row, n_col]. `scratch` holds at least mdp_matrix_scratch bytes.
  * Thread-safe. */
 mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
                            float *out);
 int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row); /* bytes */
+int64_t mdp_matrix_bytes(const mdp_matrix *matrix);                  /* stored, scales included; 0 when absent */
 /* A 1-D tensor (or any matrix) whole, into a new array of n_row * n_col f32; for norms, biases, routers. */
 mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float **out);
 

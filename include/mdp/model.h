@@ -114,7 +114,8 @@ typedef struct mdp_model {
     mdp_matrix head;      /* [vocab_size, d_model]; the embedding when tied */
     mdp_matrix head_bias; /* [1, vocab_size]; tensor == NULL: none */
     mdp_layer *layers;    /* [n_layer] */
-    int64_t n_parameter;  /* all stored values of bound tensors */
+    int64_t *n_value;     /* [catalogue->n_tensor] values that a stored tensor stands for; scales: 0 */
+    int64_t n_parameter;  /* values of all bound tensors */
     int64_t n_active;     /* parameters that one token meets: all but the experts it does not choose */
     char **names;         /* patterns owned by the model; private */
     int64_t n_name;

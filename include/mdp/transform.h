@@ -13,11 +13,12 @@ mdp_status mdp_transform_check(const mdp_plan *plan);
  * rank does the same. */
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const char *plan_text,
                                 const char *provenance_text, mdp_output **out);
-/* What the result is, counted from the output's tensors: all stored values, and those that one token meets. Local. */
+/* What the plan makes of the model (NULL: as it is): all values, scales not counted, and those that one token meets.
+ * Local. */
 typedef struct mdp_result_size {
     int64_t n_parameter, n_active;
 } mdp_result_size;
-mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan, const mdp_output *output);
+mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan);
 /* Floating-point operations of one token's matrix products, a multiply-add counted as two; attention over earlier
  * tokens is not in it, since it grows with the text. plan NULL: the model as it is. Local. */
 double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan);

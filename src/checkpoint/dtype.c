@@ -1,8 +1,8 @@
 /* dtype.c - the number formats of safetensors: names, sizes, and exact widening to f32.
  *
  * Owns the table of formats, in safetensors' own order. Widening takes stored little-endian values at any address and
- * is exact for every bit pattern (subnormals, infinities; NaN payloads keep their bits). Loops are branch-free so that
- * the compiler turns them into vector code. Refuses nothing: callers ask mdp_dtype_widens first. */
+ * is exact for every bit pattern (subnormals, infinities; NaN payloads of 16 and 32 bits keep their bits). Loops are
+ * branch-free so that the compiler turns them into vector code. Refuses nothing: callers ask first. */
 #include "mdp/checkpoint.h"
 
 #include <string.h>
@@ -101,8 +101,47 @@ static void widen_f16(const unsigned char *restrict stored, int64_t n, float *re
     }
 }
 
+/* Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity, one NaN of each sign. A subnormal m * 2^-9 is found as
+ * 2^-6 (1 + m / 8) - 2^-6, for the reason given above. */
+static void widen_f8_e4m3(const unsigned char *restrict stored, int64_t n, float *restrict out) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t magnitude = ((uint32_t)stored[i] & 0x7fu) << 20;
+        uint32_t small_bits = 0x3c800000u + magnitude;
+        float small;
+        memcpy(&small, &small_bits, sizeof small);
+        small -= 0x1p-6f;
+        memcpy(&small_bits, &small, sizeof small_bits);
+        uint32_t normal = magnitude + 0x3c000000u; /* bias 7 to bias 127 */
+        uint32_t bits = magnitude == 0x07f00000u ? 0x7fc00000u : magnitude < 0x00800000u ? small_bits : normal;
+        bits |= ((uint32_t)stored[i] & 0x80u) << 24;
+        memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
+/* 2^(code - 127), an f32 subnormal for code 0; 255 is NaN. */
+static void widen_f8_e8m0(const unsigned char *restrict stored, int64_t n, float *restrict out) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t code = stored[i];
+        uint32_t bits = code == 0 ? 0x00400000u : code == 255 ? 0x7fc00000u : code << 23;
+        memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
+static void widen_f4(const unsigned char *restrict stored, int64_t n, float *restrict out) {
+    static const float values[16] = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
+                                     -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
+    for (int64_t i = 0; i < n / 2; i++) {
+        out[2 * i] = values[stored[i] & 15u];
+        out[2 * i + 1] = values[stored[i] >> 4];
+    }
+    if (n % 2 != 0) out[n - 1] = values[stored[n / 2] & 15u];
+}
+
 void mdp_widen(mdp_dtype type, const void *stored, int64_t n, float *out) {
     if (type == MDP_F32) memcpy(out, stored, (size_t)n * sizeof *out);
     if (type == MDP_BF16) widen_bf16(stored, n, out);
     if (type == MDP_F16) widen_f16(stored, n, out);
+    if (type == MDP_F8_E4M3) widen_f8_e4m3(stored, n, out);
+    if (type == MDP_F8_E8M0) widen_f8_e8m0(stored, n, out);
+    if (type == MDP_F4) widen_f4(stored, n, out);
 }

@@ -1,12 +1,10 @@
 /* matrix.c - rows of a logical matrix as f32, whatever its layout in the stored tensor.
  *
  * Three ways to read, by layout: dense rows (one run of bytes, widened chunk by chunk, f32 straight into place), runs
- * along the column index (interleaved rows), and runs along the row index (transposed, transposed and interleaved).
- * Scratch never exceeds MDP_MATRIX_CHUNK_BYTE, whatever the matrix. Refuses: rows or strides outside the tensor (our
- * bug), number formats that do not widen. */
+ * along the column index (interleaved rows), and runs along the row index (transposed, transposed and interleaved);
+ * scaled.c reads weights with scales. Scratch never exceeds MDP_MATRIX_CHUNK_BYTE, whatever the matrix. Refuses: rows
+ * or strides outside the tensor (our bug), number formats that do not widen. */
 #include "checkpoint/matrix.h"
-
-#include "mdp/checkpoint.h"
 
 #include <inttypes.h>
 
@@ -40,7 +38,14 @@ static bool is_dense(const mdp_matrix *matrix, int64_t n_row) {
     return matrix->col_stride == 1 && (matrix->row_stride == matrix->n_col || n_row == 1);
 }
 
+int64_t mdp_matrix_bytes(const mdp_matrix *matrix) {
+    if (matrix->tensor == NULL) return 0;
+    if (matrix->scaling.tensor != NULL) return mdp_scaled_bytes(matrix);
+    return matrix->n_row * matrix->n_col * element_byte(matrix);
+}
+
 int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row) {
+    if (matrix->scaling.tensor != NULL) return MDP_MATRIX_CHUNK_BYTE;
     bool dense = is_dense(matrix, n_row);
     if (dense && matrix->tensor->type == MDP_F32) return 0;
     if (!dense) return MDP_MATRIX_CHUNK_BYTE;
@@ -50,7 +55,8 @@ int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row) {
 
 static mdp_status check(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
     const mdp_tensor *tensor = matrix->tensor;
-    if (!mdp_dtype_widens(tensor->type)) {
+    bool scaled = matrix->scaling.tensor != NULL;
+    if (!scaled && !mdp_dtype_widens(tensor->type)) {
         return MDP_ERROR(MDP_BAD_INPUT, "'%s' is stored as %s; only F32, F16 and BF16 weights can be computed with.",
                          tensor->name, mdp_dtype_name(tensor->type));
     }
@@ -59,7 +65,7 @@ static mdp_status check(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
     if (inside && n_row > 0 && matrix->n_col > 0) {
         int64_t last =
             matrix->first + (row0 + n_row - 1) * matrix->row_stride + (matrix->n_col - 1) * matrix->col_stride;
-        inside = last < tensor->n_byte / element_byte(matrix);
+        inside = last < (scaled ? mdp_scaled_values(matrix) : tensor->n_byte / element_byte(matrix));
     }
     if (inside) return mdp_ok();
     return MDP_ERROR(MDP_INTERNAL,
@@ -125,6 +131,7 @@ mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t
                            float *out) {
     MDP_TRY(check(matrix, row0, n_row));
     if (n_row == 0 || matrix->n_col == 0) return mdp_ok();
+    if (matrix->scaling.tensor != NULL) return mdp_scaled_read(reader, matrix, row0, n_row, scratch, out);
     if (is_dense(matrix, n_row)) {
         return read_dense(reader, matrix, matrix->first + row0 * matrix->row_stride, n_row * matrix->n_col, scratch,
                           out);

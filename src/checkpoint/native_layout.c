@@ -97,12 +97,15 @@ static bool is_alike(const mdp_output_tensor *a, const mdp_output_tensor *b) {
     return true;
 }
 
+/* The transform numbers experts; what their tensors are like is the input's doing. */
 static mdp_status check_stack(const mdp_output_tensor *const *members, int64_t n) {
-    for (int64_t i = 0; members[0]->stack && i < n; i++)
-        if (members[i]->expert != i || !is_alike(members[0], members[i]))
-            return MDP_ERROR(
-                MDP_INTERNAL, "tensor %s of the result does not fit place %lld of the stack %s (expert %d, first %s).",
-                members[i]->name, (long long)i, members[i]->stack, (int)members[i]->expert, members[0]->name);
+    for (int64_t i = 0; members[0]->stack && i < n; i++) {
+        if (members[i]->expert == i && is_alike(members[0], members[i])) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: expert %d of the result is stored otherwise than expert %d (%s), and model.h5 stacks the "
+                         "experts of a layer; use --format safetensors.",
+                         members[i]->stack, (int)members[i]->expert, (int)members[0]->expert, members[0]->name);
+    }
     if (!members[0]->stack && n != 1)
         return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result appears twice.", members[0]->name);
     return mdp_ok();

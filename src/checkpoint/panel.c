@@ -7,8 +7,6 @@
  * reading. */
 #include "checkpoint/matrix.h"
 
-#include "mdp/checkpoint.h"
-
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>

@@ -6,6 +6,7 @@
 #include "model/bind.h"
 
 #include "model/names.h"
+#include "model/scales.h"
 
 #include <string.h>
 
@@ -71,29 +72,35 @@ static mdp_status wrong_shape(const binder *b, const wanted *w, const mdp_tensor
         place, w->what, tensor->name, found, expected, w->keys);
 }
 
-/* Find a tensor and check it. *out is NULL when it is not there and `may_miss`. */
-static mdp_status bind(binder *b, const wanted *w, bool may_miss, const mdp_tensor **out) {
+/* The matrix of a tensor of few bits: its scales are bound with it. */
+static mdp_status bind_scaled(binder *b, const mdp_tensor *tensor, mdp_matrix *out) {
+    mdp_scaling scaling;
+    MDP_TRY(mdp_scales_find(b->catalogue, &b->config->quantisation, tensor, &scaling));
+    b->bound[scaling.tensor - b->catalogue->tensors] = true;
+    b->model->n_value[scaling.tensor - b->catalogue->tensors] = 0;
+    *out = mdp_matrix_scaled(tensor, &scaling);
+    return mdp_ok();
+}
+
+/* Find a tensor, check it, and bind it as one matrix (or one row). out->tensor is NULL when it is not there and
+ * `may_miss`. */
+static mdp_status bind_whole(binder *b, const wanted *w, bool may_miss, mdp_matrix *out) {
     char name[MDP_NAME_BYTES];
     mdp_name_fill(w->pattern, w->layer, w->expert, name);
     const mdp_tensor *tensor = mdp_catalogue_find(b->catalogue, name);
-    *out = tensor;
     if (tensor == NULL) return may_miss ? mdp_ok() : missing(b, w, name);
     bool same = tensor->n_dim == w->n_dim;
     for (int i = 0; same && i < w->n_dim; i++) same = tensor->shape[i] == w->shape[i];
     if (!same) return wrong_shape(b, w, tensor);
+    b->bound[tensor - b->catalogue->tensors] = true;
+    if (tensor->type == MDP_F8_E4M3 && tensor->n_dim > 1) return bind_scaled(b, tensor, out);
     if (!mdp_dtype_widens(tensor->type)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is stored as %s; supported are F32, F16 and BF16.",
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: '%s' is stored as %s; supported are F32, F16 and BF16, and for matrices F8_E4M3 with "
+                         "scales of blocks.",
                          b->catalogue->path, name, mdp_dtype_name(tensor->type));
     }
-    b->bound[tensor - b->catalogue->tensors] = true;
-    return mdp_ok();
-}
-
-/* Bind a tensor that is one matrix (or one row) as a whole. */
-static mdp_status bind_whole(binder *b, const wanted *w, bool may_miss, mdp_matrix *out) {
-    const mdp_tensor *tensor;
-    MDP_TRY(bind(b, w, may_miss, &tensor));
-    if (tensor != NULL) *out = mdp_matrix_whole(tensor);
+    *out = mdp_matrix_whole(tensor);
     return mdp_ok();
 }
 
@@ -281,25 +288,37 @@ static void write_part(const char *pattern, char out[32]) {
     (void)snprintf(out, 32, "%.*s", (int)strcspn(part, "."), part);
 }
 
-/* The name pattern of a stack of experts, kept by the model. */
-static mdp_status keep_stack(mdp_model *model, const char *pattern, int64_t layer, const char **out) {
+/* The name pattern of a stack of experts, or with `ending` of their scales, kept by the model. */
+static mdp_status keep_stack(mdp_model *model, const char *pattern, const char *ending, int64_t layer,
+                             const char **out) {
     char name[MDP_NAME_BYTES];
     mdp_name_fill(pattern, layer, -1, name);
-    MDP_TRY(mdp_copy_text(&model->names[model->n_name], name));
+    MDP_TRY(mdp_format(&model->names[model->n_name], "%s%s", name, ending));
     *out = model->names[model->n_name++];
     return mdp_ok();
+}
+
+/* Enter a matrix in the list of what changes when experts are removed. */
+static void list_tensors(mdp_moe *moe, const mdp_matrix *matrix, mdp_expert_t expert, const char *stack,
+                         const char *scale_stack) {
+    mdp_expert_tensor *entry = &moe->expert_tensors[moe->n_expert_tensor++];
+    *entry = (mdp_expert_tensor){.tensor = matrix->tensor, .expert = expert, .stack = stack};
+    if (matrix->scaling.tensor == NULL) return;
+    entry = &moe->expert_tensors[moe->n_expert_tensor++];
+    *entry = (mdp_expert_tensor){.tensor = matrix->scaling.tensor, .expert = expert, .stack = scale_stack};
 }
 
 static mdp_status bind_separate(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
     const int64_t d_ff = b->config->d_ff, d_model = b->config->d_model;
     const char *patterns[N_PROJECTION] = {layout->gate, layout->up, layout->down};
-    const char *stacks[N_PROJECTION];
+    const char *stacks[N_PROJECTION], *scale_stacks[N_PROJECTION];
     char in_keys[128], out_keys[128], parts[N_PROJECTION][32];
     (void)snprintf(in_keys, sizeof in_keys, "%s, %s", b->family->d_ff.name, b->family->d_model.name);
     (void)snprintf(out_keys, sizeof out_keys, "%s, %s", b->family->d_model.name, b->family->d_ff.name);
     for (int p = 0; p < N_PROJECTION; p++) {
         write_part(patterns[p], parts[p]);
-        MDP_TRY(keep_stack(b->model, patterns[p], layer, &stacks[p]));
+        MDP_TRY(keep_stack(b->model, patterns[p], "", layer, &stacks[p]));
+        MDP_TRY(keep_stack(b->model, patterns[p], MDP_SCALE_INV, layer, &scale_stacks[p]));
     }
     for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
         mdp_matrix *matrices[N_PROJECTION] = {&moe->experts[e].gate, &moe->experts[e].up, &moe->experts[e].down};
@@ -311,24 +330,23 @@ static mdp_status bind_separate(binder *b, const mdp_expert_layout *layout, int6
                 w.keys = out_keys;
             }
             MDP_TRY(bind_whole(b, &w, false, matrices[p]));
-            mdp_expert_tensor *entry = &moe->expert_tensors[moe->n_expert_tensor++];
-            *entry = (mdp_expert_tensor){.tensor = matrices[p]->tensor, .expert = e, .stack = stacks[p]};
+            list_tensors(moe, matrices[p], e, stacks[p], scale_stacks[p]);
         }
     }
     return mdp_ok();
 }
 
-/* Rows row0 .. row0+n_row-1 of entry `expert` of a fused tensor [n_expert, n, n_col]. */
-static mdp_matrix fused_part(const mdp_tensor *tensor, mdp_expert_t expert, int64_t row0, int64_t n_row) {
-    int64_t n_col = tensor->shape[2];
-    int64_t first = expert * tensor->shape[1] * n_col + row0 * n_col;
-    return (mdp_matrix){
-        .tensor = tensor, .n_row = n_row, .n_col = n_col, .first = first, .row_stride = n_col, .col_stride = 1};
+/* Rows row0 .. row0+n_row-1 of entry `expert` of a fused tensor [n_expert, n, n_col], whose whole is given. */
+static mdp_matrix fused_part(const mdp_matrix *whole, mdp_expert_t expert, int64_t row0, int64_t n_row) {
+    mdp_matrix part = *whole;
+    part.n_row = n_row;
+    part.first = (expert * whole->tensor->shape[1] + row0) * whole->n_col;
+    return part;
 }
 
 static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
     const int64_t d_ff = b->config->d_ff, d_model = b->config->d_model;
-    const mdp_tensor *gate_up, *down;
+    mdp_matrix gate_up = {0}, down = {0};
     char in_keys[160], out_keys[160];
     const mdp_family *f = b->family;
     (void)snprintf(in_keys, sizeof in_keys, "%s, 2 x %s, %s", f->n_expert.name, f->d_ff.name, f->d_model.name);
@@ -342,15 +360,15 @@ static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t
                           in_keys};
     const wanted second = {
         layout->fused_down, "stack of down projections", layer, -1, 3, {moe->n_expert, d_model, d_ff}, out_keys};
-    MDP_TRY(bind(b, &first, false, &gate_up));
-    MDP_TRY(bind(b, &second, false, &down));
+    MDP_TRY(bind_whole(b, &first, false, &gate_up));
+    MDP_TRY(bind_whole(b, &second, false, &down));
     for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
-        moe->experts[e].gate = fused_part(gate_up, e, 0, d_ff);
-        moe->experts[e].up = fused_part(gate_up, e, d_ff, d_ff);
-        moe->experts[e].down = fused_part(down, e, 0, d_model);
+        moe->experts[e].gate = fused_part(&gate_up, e, 0, d_ff);
+        moe->experts[e].up = fused_part(&gate_up, e, d_ff, d_ff);
+        moe->experts[e].down = fused_part(&down, e, 0, d_model);
     }
-    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = gate_up, .expert = -1};
-    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = down, .expert = -1};
+    list_tensors(moe, &gate_up, -1, NULL, NULL);
+    list_tensors(moe, &down, -1, NULL, NULL);
     return mdp_ok();
 }
 
@@ -384,7 +402,7 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
         (mdp_router_rule){.score = b->family->score, .normalise = b->config->normalise, .jitter = b->config->jitter};
     moe->activation = b->config->activation;
     bool fused = layout->fused_gate_up != NULL;
-    int64_t n_tensor = 1 + (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert);
+    int64_t n_tensor = 1 + 2 * (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert); /* with scales */
     MDP_TRY(bind_router(b, layout, layer, moe)); /* its rows vouch for the number of experts before memory is taken */
     MDP_TRY(MDP_ALLOC(&moe->experts, moe->n_expert, "the experts of a layer"));
     MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
@@ -450,10 +468,7 @@ static mdp_status refuse_stray_expert_tensors(const binder *b) {
 static void count_parameters(const binder *b) {
     mdp_model *model = b->model;
     for (int64_t t = 0; t < b->catalogue->n_tensor; t++) {
-        if (!b->bound[t]) continue;
-        int64_t n = 1;
-        for (int i = 0; i < b->catalogue->tensors[t].n_dim; i++) n *= b->catalogue->tensors[t].shape[i];
-        model->n_parameter += n;
+        if (b->bound[t]) model->n_parameter += model->n_value[t];
     }
     model->n_active = model->n_parameter;
     for (int64_t l = 0; l < model->n_layer; l++) {
@@ -471,10 +486,21 @@ static mdp_status bind_all(binder *b) {
     return mdp_ok();
 }
 
+/* Values of every stored tensor by its shape. */
+static mdp_status count_values(const mdp_catalogue *catalogue, int64_t **out) {
+    MDP_TRY(MDP_ALLOC(out, catalogue->n_tensor, "the sizes of the tensors"));
+    for (int64_t t = 0; t < catalogue->n_tensor; t++) {
+        (*out)[t] = 1;
+        for (int i = 0; i < catalogue->tensors[t].n_dim; i++) (*out)[t] *= catalogue->tensors[t].shape[i];
+    }
+    return mdp_ok();
+}
+
 mdp_status mdp_bind_tensors(const mdp_config *config, mdp_model *model) {
     binder b = {.catalogue = model->catalogue, .family = model->family, .config = config, .model = model};
     MDP_TRY(MDP_ALLOC(&model->layers, model->n_layer, "the layers of the model"));
-    MDP_TRY(MDP_ALLOC(&model->names, N_PROJECTION * model->n_layer, "the names of the expert stacks"));
+    MDP_TRY(MDP_ALLOC(&model->names, 2 * N_PROJECTION * model->n_layer, "the names of the expert stacks"));
+    MDP_TRY(count_values(b.catalogue, &model->n_value));
     MDP_TRY(MDP_ALLOC(&b.bound, b.catalogue->n_tensor, "the marks of bound tensors"));
     mdp_status status = bind_all(&b);
     mdp_free(b.bound);

@@ -10,6 +10,11 @@ typedef struct mdp_layer_config {
     int64_t window; /* keys that a query sees, itself included; 0: all before it */
 } mdp_layer_config;
 
+/* How weights of few bits are stored. */
+typedef struct mdp_quantisation {
+    int64_t block_row, block_col; /* values that share an FP8 scale */
+} mdp_quantisation;
+
 typedef struct mdp_config {
     int64_t d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     int64_t n_expert, top_k;
@@ -26,10 +31,12 @@ typedef struct mdp_config {
     double jitter;  /* of sparsemixer */
     bool normalise; /* weights of the chosen experts are made to add up to 1 */
     mdp_activation activation;
+    mdp_quantisation quantisation;
     mdp_layer_config *layers; /* [n_layer] */
 } mdp_config;
 
-/* Read everything but the layers and the rope from a parsed config.json; `path` names that file in errors. */
+/* Read everything but the layers, the rope and the quantisation from a parsed config.json; `path` names that file in
+ * errors. */
 mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *out);
 
 /* Read what layers differ in (layers.c); n_layer and window are set. config->layers is new, freed by the caller with
@@ -39,9 +46,10 @@ mdp_status mdp_layers_read(const json_t *json, const mdp_family *family, const c
 /* A whole number, positive (or 0 where it may be); the class default when it is absent. */
 mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char *path, int64_t *out);
 
-/* Refuse weights packed by GPTQ, AWQ, bitsandbytes and the like (quantised.c): by config.json, or by tensors that only
- * they have. */
-mdp_status mdp_refuse_quantised(const json_t *json, const mdp_catalogue *catalogue, const char *path);
+/* Read how weights of few bits are stored, and refuse those packed by GPTQ, AWQ, bitsandbytes and the like
+ * (quantised.c): by config.json, or by tensors that only they have. */
+mdp_status mdp_quantisation_read(const json_t *json, const mdp_catalogue *catalogue, const char *path,
+                                 mdp_quantisation *out);
 
 /* Read the rope (rope.c); config's sizes are set. out's frequencies are new, freed by the caller with mdp_free. */
 mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,

@@ -18,8 +18,10 @@ static mdp_status find_family(const json_t *json, const char *where, const mdp_f
 
 static mdp_status read_config(const json_t *json, const char *where, mdp_model *model, mdp_config *config) {
     MDP_TRY(find_family(json, where, &model->family));
-    MDP_TRY(mdp_refuse_quantised(json, model->catalogue, where));
+    mdp_quantisation quantisation; /* refused before anything else is */
+    MDP_TRY(mdp_quantisation_read(json, model->catalogue, where, &quantisation));
     MDP_TRY(mdp_config_read(json, model->family, where, config));
+    config->quantisation = quantisation;
     if (config->n_layer > model->catalogue->n_tensor) { /* before memory is taken for every layer */
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld, but the checkpoint has only %lld tensors.", where,
                          model->family->n_layer.name, (long long)config->n_layer,
@@ -87,6 +89,7 @@ void mdp_model_destroy(mdp_model *model) {
     }
     for (int64_t i = 0; i < model->n_name; i++) mdp_free(model->names[i]);
     mdp_free(model->names);
+    mdp_free(model->n_value);
     mdp_free(model->layers);
     mdp_free(model->rope.frequency);
     mdp_free(model->rope.long_frequency);

@@ -1,9 +1,13 @@
-/* quantised.c - weights packed into few bits are refused by the name of what packed them, before a missing tensor is
- * complained of: by quantization_config, or by tensors that only such a packing has (older files carry their settings
- * elsewhere). */
+/* quantised.c - weights of few bits. FP8 in blocks with scales (quant_method fp8) is read, its block size from
+ * config.json; what other programs pack weights into is refused by the name of what packed them, before a missing
+ * tensor is complained of: by quantization_config, or by tensors that only such a packing has (older files carry their
+ * settings elsewhere). */
 #include "model/config.h"
 
 #include <string.h>
+
+#define USUAL_BLOCK 128
+#define READ_TYPES "f32, f16, bf16 and block-scaled fp8 (e4m3) weights"
 
 /* How the names of tensors end that a packing adds beside or in the place of a weight; the surest sign first. */
 static const struct {
@@ -27,20 +31,47 @@ static mdp_status refuse_signs(const mdp_catalogue *catalogue) {
         for (int64_t t = 0; t < catalogue->n_tensor; t++) {
             if (!ends_in(catalogue->tensors[t].name, SIGNS[i].ending)) continue;
             return MDP_ERROR(MDP_BAD_INPUT,
-                             "%s: the weights are quantised (%s: '%s'); supported are f32, f16 and bf16 weights, so "
-                             "start from the checkpoint before quantisation.",
+                             "%s: the weights are quantised (%s: '%s'); supported are " READ_TYPES
+                             ", so start from the checkpoint before quantisation.",
                              catalogue->path, SIGNS[i].packing, catalogue->tensors[t].name);
         }
     }
     return mdp_ok();
 }
 
-mdp_status mdp_refuse_quantised(const json_t *json, const mdp_catalogue *catalogue, const char *path) {
+/* quantization_config of block-scaled FP8: {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]} */
+static mdp_status read_fp8(const json_t *quantisation, const char *path, mdp_quantisation *out) {
+    const json_t *form = json_object_get(quantisation, "fmt");
+    const char *name = json_string_value(form);
+    if (form != NULL && (name == NULL || strcmp(name, "e4m3") != 0)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: quantization_config: 'fmt' is %s%s%s; supported is 'e4m3'.", path,
+                         name == NULL ? mdp_config_kind(form) : "'", name == NULL ? "" : name, name == NULL ? "" : "'");
+    }
+    const json_t *block = json_object_get(quantisation, "weight_block_size");
+    if (block == NULL) return mdp_ok();
+    json_int_t rows = json_integer_value(json_array_get(block, 0)),
+               columns = json_integer_value(json_array_get(block, 1));
+    bool fits = json_array_size(block) == 2 && rows > 0 && columns > 0 && rows <= INT32_MAX && columns <= INT32_MAX;
+    if (!fits) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: quantization_config: 'weight_block_size' must be two positive whole numbers, rows and "
+                         "columns of a block such as [128, 128]; weights with one scale each are not supported.",
+                         path);
+    }
+    out->block_row = rows;
+    out->block_col = columns;
+    return mdp_ok();
+}
+
+mdp_status mdp_quantisation_read(const json_t *json, const mdp_catalogue *catalogue, const char *path,
+                                 mdp_quantisation *out) {
     const json_t *quantisation = json_object_get(json, "quantization_config");
+    out->block_row = out->block_col = USUAL_BLOCK;
     if (quantisation == NULL || json_is_null(quantisation)) return refuse_signs(catalogue);
     const char *method = json_string_value(json_object_get(quantisation, "quant_method"));
+    if (method != NULL && strcmp(method, "fp8") == 0) return read_fp8(quantisation, path, out);
     return MDP_ERROR(MDP_BAD_INPUT,
-                     "%s: the weights are quantised (quantization_config, quant_method %s); supported are "
-                     "f32, f16 and bf16 weights, so start from the checkpoint before quantisation.",
+                     "%s: the weights are quantised (quantization_config, quant_method %s); supported are " READ_TYPES
+                     ", so start from the checkpoint before quantisation.",
                      path, method == NULL ? "not named" : method);
 }

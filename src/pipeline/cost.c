@@ -32,16 +32,12 @@ static double forward_flop(const mdp_model *model, const mdp_tokens *tokens, con
     return pass->n_stream * ((double)tokens->n_token * row + 4.0 * heads * pairs);
 }
 
-static int64_t matrix_bytes(const mdp_matrix *matrix) {
-    return matrix->tensor ? matrix->n_row * matrix->n_col * mdp_dtype_bits(matrix->tensor->type) / 8 : 0;
-}
-
 static int64_t mlp_bytes(const mdp_expert *mlp) {
-    return matrix_bytes(&mlp->gate) + matrix_bytes(&mlp->up) + matrix_bytes(&mlp->down);
+    return mdp_matrix_bytes(&mlp->gate) + mdp_matrix_bytes(&mlp->up) + mdp_matrix_bytes(&mlp->down);
 }
 
 static int64_t norm_bytes(const mdp_norm *norm) {
-    return matrix_bytes(&norm->weight) + matrix_bytes(&norm->bias);
+    return mdp_matrix_bytes(&norm->weight) + mdp_matrix_bytes(&norm->bias);
 }
 
 static int64_t attention_bytes(const mdp_layer *layer) {
@@ -49,7 +45,7 @@ static int64_t attention_bytes(const mdp_layer *layer) {
     const mdp_matrix *matrices[] = {&a->q,      &a->k,      &a->v,      &a->o,      &a->q_bias,
                                     &a->k_bias, &a->v_bias, &a->o_bias, &a->q_norm, &a->k_norm};
     int64_t n_byte = norm_bytes(&layer->norm1);
-    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += matrix_bytes(matrices[i]);
+    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += mdp_matrix_bytes(matrices[i]);
     return n_byte;
 }
 
@@ -59,13 +55,13 @@ static int64_t dense_bytes(const mdp_layer *layer) {
 
 /* What every node reads of a MoE block: all but its routed experts. */
 static int64_t block_bytes(const mdp_layer *layer) {
-    return norm_bytes(&layer->norm2) + matrix_bytes(&layer->moe.router) + matrix_bytes(&layer->moe.shared_gate) +
-           mlp_bytes(&layer->moe.shared);
+    return norm_bytes(&layer->norm2) + mdp_matrix_bytes(&layer->moe.router) +
+           mdp_matrix_bytes(&layer->moe.shared_gate) + mlp_bytes(&layer->moe.shared);
 }
 
 /* Bytes of weights that one batch meets, on all nodes together: experts once, the rest on every node. */
 static int64_t batch_bytes(const mdp_model *model, int n_node, const mdp_pass *pass) {
-    int64_t common = pass->with_head ? matrix_bytes(&model->head) : 0, experts = 0, times = pass->recompute ? 2 : 1;
+    int64_t common = pass->with_head ? mdp_matrix_bytes(&model->head) : 0, experts = 0, times = pass->recompute ? 2 : 1;
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
         common += attention_bytes(layer) + (layer->is_moe ? times * block_bytes(layer) : dense_bytes(layer));

@@ -41,7 +41,7 @@ static summary summarise(const mdp_report *report) {
                    .byte_before = report->model->catalogue->tensor_byte,
                    .byte_after = report->output->tensor_byte,
                    .before = {report->model->n_parameter, report->model->n_active},
-                   .after = mdp_transform_size(report->model, plan, report->output),
+                   .after = mdp_transform_size(report->model, plan),
                    .flop = {mdp_transform_flop(report->model, NULL), mdp_transform_flop(report->model, plan)},
                    .least = {INT32_MAX, INT32_MAX}};
     for (int64_t i = 0; i < plan->n_layer; i++) {

@@ -11,15 +11,21 @@ static int64_t count_expert(const mdp_moe *moe) {
     return count_values(&expert->gate) + count_values(&expert->up) + count_values(&expert->down);
 }
 
-static int64_t count_tensor(const mdp_output_tensor *tensor) {
-    int64_t n = 1;
-    for (int i = 0; i < tensor->n_dim; i++) n *= tensor->shape[i];
-    return n;
+/* Values of one expert's entries in everything that changes when experts are removed: its matrices, its router row. */
+static int64_t count_entries(const mdp_model *model, const mdp_moe *moe) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < moe->n_expert_tensor; i++)
+        n += model->n_value[moe->expert_tensors[i].tensor - model->catalogue->tensors];
+    return n / moe->n_expert;
 }
 
-mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan, const mdp_output *output) {
-    mdp_result_size size = {0, 0};
-    for (int64_t t = 0; t < output->n_tensor; t++) size.n_parameter += count_tensor(&output->tensors[t]);
+mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan) {
+    mdp_result_size size = {model->n_parameter, 0};
+    for (int64_t i = 0; plan && i < plan->n_layer; i++) {
+        const mdp_plan_layer *planned = &plan->layers[i];
+        const mdp_moe *moe = &model->layers[planned->layer].moe;
+        size.n_parameter -= (planned->n_expert - planned->n_kept) * count_entries(model, moe);
+    }
     size.n_active = size.n_parameter;
     int64_t i = 0; /* plan layers ascend like the model's */
     for (int64_t l = 0; l < model->n_layer; l++) {

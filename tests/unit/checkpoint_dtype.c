@@ -1,4 +1,5 @@
-/* Number formats: every f16 and bf16 code against the definition of the formats, and safetensors' table of names. */
+/* Number formats: every f16 and bf16 code against the definition of the formats, codes of fewer bits against ml_dtypes,
+ * and safetensors' table of names. */
 #include "mdp/checkpoint.h"
 
 #include <math.h>
@@ -49,6 +50,33 @@ static void every_bf16_code_widens_exactly(void **state) {
     every_code_widens(MDP_BF16, 8, 7);
 }
 
+/* Codes of few bits against the table that ml_dtypes made (fixtures/base/make-codes). */
+static void every_code_of_few_bits_has_the_value_of_ml_dtypes(void **state) {
+    (void)state;
+    static const struct {
+        mdp_dtype type;
+        int n;
+    } tables[] = {{MDP_F8_E4M3, 256}, {MDP_F8_E8M0, 256}, {MDP_F4, 16}};
+    FILE *file = fopen(MDP_TEST_FIXTURES "/base/codes.f32", "rb");
+    assert_non_null(file);
+    for (size_t t = 0; t < sizeof tables / sizeof *tables; t++) {
+        unsigned char stored[257];
+        float expected[256], out[256];
+        int n = tables[t].n;
+        bool pairs = tables[t].type == MDP_F4; /* two codes in a byte, the lower half first */
+        for (int i = 0; i < n; i++) stored[1 + i] = (unsigned char)(pairs ? (2 * i & 15) | (2 * i + 1) << 4 : i);
+        assert_int_equal(fread(expected, sizeof *expected, (size_t)n, file), n);
+        mdp_widen(tables[t].type, stored + 1, n, out);
+        for (int i = 0; i < n; i++) {
+            if (isnan(expected[i]))
+                assert_true(isnan(out[i]));
+            else
+                assert_memory_equal(&out[i], &expected[i], sizeof out[i]);
+        }
+    }
+    fclose(file);
+}
+
 static void f32_is_copied_from_any_address(void **state) {
     (void)state;
     const float values[3] = {1.5f, -0.0f, 0x1p-149f};
@@ -62,9 +90,9 @@ static void f32_is_copied_from_any_address(void **state) {
 /* Vector code has a head and a tail: nothing beyond n values may be written for any length. */
 static void widening_writes_n_values(void **state) {
     (void)state;
-    const mdp_dtype types[3] = {MDP_F32, MDP_F16, MDP_BF16};
+    const mdp_dtype types[5] = {MDP_F32, MDP_F16, MDP_BF16, MDP_F8_E4M3, MDP_F4};
     unsigned char stored[4 * 67] = {0};
-    for (int t = 0; t < 3; t++) {
+    for (int t = 0; t < 5; t++) {
         for (int n = 0; n < 67; n++) {
             float out[67];
             for (int i = 0; i < 67; i++) out[i] = 7.0f;
@@ -114,9 +142,13 @@ static void sizes_are_whole_bytes_within_64_bits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_f16_code_widens_exactly),    cmocka_unit_test(every_bf16_code_widens_exactly),
-        cmocka_unit_test(f32_is_copied_from_any_address),   cmocka_unit_test(widening_writes_n_values),
-        cmocka_unit_test(formats_are_those_of_safetensors), cmocka_unit_test(sizes_are_whole_bytes_within_64_bits),
+        cmocka_unit_test(every_f16_code_widens_exactly),
+        cmocka_unit_test(every_bf16_code_widens_exactly),
+        cmocka_unit_test(every_code_of_few_bits_has_the_value_of_ml_dtypes),
+        cmocka_unit_test(f32_is_copied_from_any_address),
+        cmocka_unit_test(widening_writes_n_values),
+        cmocka_unit_test(formats_are_those_of_safetensors),
+        cmocka_unit_test(sizes_are_whole_bytes_within_64_bits),
     };
     return cmocka_run_group_tests_name("checkpoint_dtype", tests, NULL, NULL);
 }

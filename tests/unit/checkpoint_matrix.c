@@ -138,8 +138,13 @@ static void every_layout_reads_right(void **state) {
     };
     for (int t = 0; t < 3; t++) {
         for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
-            mdp_matrix m = {&s->tensors[t],   layouts[i].n_row,      layouts[i].n_col,
-                            layouts[i].first, layouts[i].row_stride, layouts[i].col_stride};
+            mdp_matrix m = {&s->tensors[t],
+                            layouts[i].n_row,
+                            layouts[i].n_col,
+                            layouts[i].first,
+                            layouts[i].row_stride,
+                            layouts[i].col_stride,
+                            {0}};
             assert_rows(s, &m, 0, m.n_row);
             if (m.n_row > 3) assert_rows(s, &m, 1, 2);
             assert_rows(s, &m, m.n_row - 1, 1);
@@ -150,7 +155,7 @@ static void every_layout_reads_right(void **state) {
 
 static void a_matrix_loads_whole(void **state) {
     store *s = *state;
-    mdp_matrix m = {&s->tensors[2], 48, 64, 1, 2, 96};
+    mdp_matrix m = {&s->tensors[2], 48, 64, 1, 2, 96, {0}};
     float *values = NULL;
     assert_ok(mdp_matrix_load(s->reader, &m, &values));
     for (int64_t r = 0; r < 48; r++) {
@@ -179,7 +184,7 @@ static void assert_refused(store *s, mdp_matrix m, int64_t row0, int64_t n_row, 
 
 static void what_is_outside_is_refused(void **state) {
     store *s = *state;
-    mdp_matrix m = {&s->tensors[1], 4, 8, N_ELEMENT - 31, 8, 1};
+    mdp_matrix m = {&s->tensors[1], 4, 8, N_ELEMENT - 31, 8, 1, {0}};
     assert_refused(s, m, 3, 1, MDP_INTERNAL, "outside the tensor");
     m.first--;
     assert_rows(s, &m, 3, 1);
@@ -225,9 +230,9 @@ static void consume(mdp_panel_stream *stream, const mdp_panel *items, int64_t n_
 /* Sequences of random panels of all layouts and formats, taken whole or stopped anywhere, through one stream. */
 static void random_sequences_arrive_in_order(void **state) {
     store *s = *state;
-    mdp_matrix matrices[] = {{&s->tensors[0], 100, 40, 7, 40, 1},  {&s->tensors[1], 100, 40, 7, 80, 1},
-                             {&s->tensors[2], 100, 40, 7, 1, 100}, {&s->tensors[1], 100, 33, 0, 33, 1},
-                             {&s->tensors[2], 64, 50, 3, 2, 200},  {&s->tensors[2], 512, 40, 0, 40, 1}};
+    mdp_matrix matrices[] = {{&s->tensors[0], 100, 40, 7, 40, 1, {0}},  {&s->tensors[1], 100, 40, 7, 80, 1, {0}},
+                             {&s->tensors[2], 100, 40, 7, 1, 100, {0}}, {&s->tensors[1], 100, 33, 0, 33, 1, {0}},
+                             {&s->tensors[2], 64, 50, 3, 2, 200, {0}},  {&s->tensors[2], 512, 40, 0, 40, 1, {0}}};
     uint64_t seed = 0;
     for (int depth = 2; depth <= 7; depth++) {
         mdp_panel_stream *stream = NULL;
@@ -253,7 +258,7 @@ static void random_sequences_arrive_in_order(void **state) {
 /* The panels taken last stay valid over the start of the next sequence, until the next take. */
 static void panels_survive_the_next_start(void **state) {
     store *s = *state;
-    mdp_matrix a = {&s->tensors[2], 100, 40, 0, 40, 1}, b = {&s->tensors[2], 100, 40, 9000, 40, 1};
+    mdp_matrix a = {&s->tensors[2], 100, 40, 0, 40, 1, {0}}, b = {&s->tensors[2], 100, 40, 9000, 40, 1, {0}};
     mdp_panel first[3], second[3], got[3];
     for (int i = 0; i < 3; i++) first[i] = (mdp_panel){.matrix = &a, .row0 = i, .n_row = 20};
     for (int i = 0; i < 3; i++) second[i] = (mdp_panel){.matrix = &b, .row0 = i, .n_row = 20};
@@ -269,7 +274,7 @@ static void panels_survive_the_next_start(void **state) {
 
 static void misuse_is_an_error(void **state) {
     store *s = *state;
-    mdp_matrix m = {&s->tensors[0], 100, 40, 0, 40, 1};
+    mdp_matrix m = {&s->tensors[0], 100, 40, 0, 40, 1, {0}};
     mdp_panel items[3] = {{&m, 0, 10, NULL}, {&m, 10, 10, NULL}, {&m, 20, 10, NULL}}, got[4];
     mdp_panel_stream *stream = NULL;
     assert_int_equal(mdp_panel_stream_new(s->reader, 1, 400, &stream).code, MDP_INTERNAL);
@@ -295,7 +300,7 @@ static void read_errors_reach_the_consumer(void **state) {
     mdp_tensor beyond = s->tensors[0];
     beyond.name = "beyond";
     beyond.offset = s->sizes[0] - 100;
-    mdp_matrix good = {&s->tensors[0], 100, 40, 0, 40, 1}, bad = {&beyond, 100, 40, 0, 40, 1};
+    mdp_matrix good = {&s->tensors[0], 100, 40, 0, 40, 1, {0}}, bad = {&beyond, 100, 40, 0, 40, 1, {0}};
     mdp_panel items[4] = {{&good, 0, 10, NULL}, {&good, 10, 10, NULL}, {&bad, 0, 10, NULL}, {&good, 20, 10, NULL}};
     mdp_panel got[1];
     mdp_panel_stream *stream = NULL;

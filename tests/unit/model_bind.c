@@ -397,8 +397,11 @@ static void shapes_and_types_are_checked(void **state) {
     must_refuse(f,
                 "w3 'model.layers.0.block_sparse_moe.experts.1.w3.weight' has shape [6, 6], config.json says [6, 8]");
     f = tiny(CONFIG);
-    find(f, "model.layers.0.block_sparse_moe.experts.1.w3.weight")->type = MDP_F8_E4M3;
-    must_refuse(f, "'model.layers.0.block_sparse_moe.experts.1.w3.weight' is stored as F8_E4M3; supported are F32");
+    find(f, "model.layers.0.block_sparse_moe.experts.1.w3.weight")->type = MDP_F8_E5M2;
+    must_refuse(f, "'model.layers.0.block_sparse_moe.experts.1.w3.weight' is stored as F8_E5M2; supported are F32");
+    f = tiny(CONFIG);
+    find(f, "model.layers.0.input_layernorm.weight")->type = MDP_F8_E4M3;
+    must_refuse(f, "'model.layers.0.input_layernorm.weight' is stored as F8_E4M3; supported are F32");
 }
 
 static void strange_tensors(void **state) {

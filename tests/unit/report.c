@@ -16,7 +16,8 @@ typedef struct fixture {
     mdp_layer layer;
     mdp_model model;
     mdp_plan *plan;
-    mdp_output_tensor kept;
+    mdp_expert_tensor stack; /* all experts as one tensor */
+    int64_t n_value[1];
     mdp_output output;
     mdp_evaluation evaluation;
     mdp_eval_stream streams[2];
@@ -29,7 +30,8 @@ typedef struct fixture {
 } fixture;
 
 static void make_model(fixture *f) {
-    f->catalogue = (mdp_catalogue){.path = (char *)"big-model", .tensor_byte = 2000};
+    f->catalogue =
+        (mdp_catalogue){.path = (char *)"big-model", .tensors = &f->weight, .n_tensor = 1, .tensor_byte = 2000};
     strcpy(f->catalogue.fingerprint, "0123456789abcdef0123456789abcdef");
     f->weight = (mdp_tensor){.name = "w", .n_dim = 1, .shape = {6}};
     for (int e = 0; e < 4; e++) {
@@ -37,9 +39,16 @@ static void make_model(fixture *f) {
         f->experts[e] = (mdp_expert){.gate = matrix, .up = matrix, .down = matrix};
     }
     f->layer.is_moe = true;
-    f->layer.moe = (mdp_moe){.n_expert = 4, .top_k = 1, .experts = f->experts};
-    f->model =
-        (mdp_model){.catalogue = &f->catalogue, .n_layer = 1, .layers = &f->layer, .n_parameter = 100, .n_active = 46};
+    f->layer.moe =
+        (mdp_moe){.n_expert = 4, .top_k = 1, .experts = f->experts, .n_expert_tensor = 1, .expert_tensors = &f->stack};
+    f->stack = (mdp_expert_tensor){.tensor = &f->weight, .expert = -1};
+    f->n_value[0] = 4 * 18;
+    f->model = (mdp_model){.catalogue = &f->catalogue,
+                           .n_layer = 1,
+                           .layers = &f->layer,
+                           .n_value = f->n_value,
+                           .n_parameter = 100,
+                           .n_active = 46};
     strcpy(f->model.model_type, "mixtral");
 }
 
@@ -50,8 +59,7 @@ static void make_plan(fixture *f) {
     assert_int_equal(MDP_ALLOC(&f->plan->layers[0].scores, 4, "scores").code, MDP_OK);
     for (int e = 0; e < 4; e++) f->plan->layers[0].scores[e] = e;
     assert_int_equal(mdp_plan_choose(f->plan, &top_k, &(mdp_budget_options){.keep = 2}).code, MDP_OK);
-    f->kept = (mdp_output_tensor){.n_dim = 2, .shape = {8, 8}}; /* 64 values in all */
-    f->output = (mdp_output){.n_tensor = 1, .tensors = &f->kept, .tensor_byte = 1000, .uniform = true};
+    f->output = (mdp_output){.tensor_byte = 1000, .uniform = true};
 }
 
 static void make_evaluation(fixture *f) {

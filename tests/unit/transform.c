@@ -238,11 +238,11 @@ static void unequal_layers_have_their_own_counts_and_the_config_the_largest(void
     destroy(f);
 }
 
-static void sizes_are_counted_from_the_result(void **state) {
+static void sizes_are_those_of_the_result(void **state) {
     (void)state;
     fixture *f = make(false, (mdp_budget_options){.keep = 6});
     mdp_output *output = transform(f, f->plan);
-    mdp_result_size size = mdp_transform_size(f->model, f->plan, output);
+    mdp_result_size size = mdp_transform_size(f->model, f->plan);
     int64_t expert = 3 * 6 * 8, router_row = 8;
     assert_int_equal(size.n_parameter, f->model->n_parameter - 2 * 6 * (expert + router_row));
     assert_int_equal(size.n_active, f->model->n_active - 2 * 6 * router_row);
@@ -275,7 +275,7 @@ int main(void) {
         cmocka_unit_test(fused_tensors_are_sliced_along_their_experts),
         cmocka_unit_test(without_a_plan_everything_stays_as_it_is),
         cmocka_unit_test(unequal_layers_have_their_own_counts_and_the_config_the_largest),
-        cmocka_unit_test(sizes_are_counted_from_the_result),
+        cmocka_unit_test(sizes_are_those_of_the_result),
         cmocka_unit_test(a_view_names_the_kept_experts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,65 @@
+/* scales.c - the scales that belong to a stored weight, by name and shape: `X_scale_inv` beside `X`, one number for
+ * each block, [ceil(rows / block), ceil(columns / block)] after the dimensions before. Despite their name they
+ * multiply. */
+#include "model/scales.h"
+
+#include "model/names.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+static bool is_scale_type(mdp_dtype type) {
+    return mdp_dtype_widens(type) || type == MDP_F8_E8M0 || type == MDP_U8;
+}
+
+/* "3, 2" */
+static void write_shape(int n_dim, const int64_t *shape, char out[200]) {
+    size_t used = 0;
+    out[0] = '\0';
+    for (int i = 0; i < n_dim && used < 200; i++) {
+        int n = snprintf(out + used, 200 - used, "%s%" PRId64, i == 0 ? "" : ", ", shape[i]);
+        used += n > 0 ? (size_t)n : 0;
+    }
+}
+
+static mdp_status check_shape(const mdp_catalogue *catalogue, const mdp_tensor *tensor, const mdp_scaling *scaling) {
+    const mdp_tensor *scales = scaling->tensor;
+    int64_t shape[MDP_MAX_DIM] = {0};
+    int last = tensor->n_dim - 1;
+    for (int i = 0; i < last - 1; i++) shape[i] = tensor->shape[i];
+    shape[last - 1] = (scaling->n_row + scaling->block_row - 1) / scaling->block_row;
+    shape[last] = (scaling->n_col + scaling->block_col - 1) / scaling->block_col;
+    bool same = scales->n_dim == tensor->n_dim;
+    for (int i = 0; same && i <= last; i++) same = scales->shape[i] == shape[i];
+    if (same) return mdp_ok();
+    char found[200], expected[200];
+    write_shape(scales->n_dim, scales->shape, found);
+    write_shape(tensor->n_dim, shape, expected);
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: the scales '%s' have shape [%s]; expected [%s], one for each block of %" PRId64 " x %" PRId64
+                     " values (quantization_config, weight_block_size).",
+                     catalogue->path, scales->name, found, expected, scaling->block_row, scaling->block_col);
+}
+
+mdp_status mdp_scales_find(const mdp_catalogue *catalogue, const mdp_quantisation *quantisation,
+                           const mdp_tensor *tensor, mdp_scaling *out) {
+    char name[MDP_NAME_BYTES + sizeof MDP_SCALE_INV];
+    (void)snprintf(name, sizeof name, "%s%s", tensor->name, MDP_SCALE_INV);
+    const mdp_tensor *scales = mdp_catalogue_find(catalogue, name);
+    if (scales == NULL) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is stored as %s, but its scales '%s' are missing.", catalogue->path,
+                         tensor->name, mdp_dtype_name(tensor->type), name);
+    }
+    if (!is_scale_type(scales->type)) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: the scales '%s' are stored as %s; supported are F32, F16, BF16 and F8_E8M0.",
+                         catalogue->path, name, mdp_dtype_name(scales->type));
+    }
+    *out = (mdp_scaling){.tensor = scales,
+                         .code = tensor->type,
+                         .n_row = tensor->shape[tensor->n_dim - 2],
+                         .n_col = tensor->shape[tensor->n_dim - 1],
+                         .block_row = quantisation->block_row,
+                         .block_col = quantisation->block_col};
+    return check_shape(catalogue, tensor, out);
+}
