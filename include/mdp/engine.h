@@ -159,9 +159,16 @@ int mdp_engine_state_of(const mdp_engine *engine, int stream);
 /* The residual stream [n_token of the batch, d_model] of a state after the last layer computed; until the next call. */
 const float *mdp_engine_residual(const mdp_engine *engine, int state);
 
-/* Choose and weigh by a router's rule: the k best of logits [n], best first, and the weights applied to them. Local. */
-void mdp_route_logits(const mdp_router_rule *rule, const double *logits, int32_t n, int32_t k, mdp_expert_t *index,
-                      float *weight);
+/* The experts that a router chooses among. */
+typedef struct mdp_route_set {
+    int32_t n;
+    const mdp_expert_t *source; /* [n] their numbers in the model, ascending; NULL: 0 .. n-1 */
+    const float *bias;          /* [experts of the model] added for choosing; NULL: none */
+} mdp_route_set;
+/* Choose and weigh by a router's rule: the k best of logits [set->n], best first, and the weights applied to them.
+ * scratch [2 * set->n]. Local. */
+void mdp_route_logits(const mdp_router_rule *rule, const mdp_route_set *set, const double *logits, int32_t k,
+                      double *scratch, mdp_expert_t *index, float *weight);
 
 /* Final norm and lm_head, tile by tile of each pack: called for every row of every state with its logits. */
 typedef struct mdp_logit_panel {

@@ -11,13 +11,23 @@
 typedef enum mdp_router_score { MDP_SOFTMAX_ALL, MDP_SOFTMAX_CHOSEN, MDP_SIGMOID, MDP_SPARSEMIXER } mdp_router_score;
 typedef enum mdp_normalise { MDP_NORMALISE_NEVER, MDP_NORMALISE_ALWAYS, MDP_NORMALISE_BY_FLAG } mdp_normalise;
 
-/* The router of a layer, resolved for the model at hand. z = W x; p = score(z); choose the k largest (ties: lower
- * index); g = p of the chosen, normalised to sum 1 if `normalise`. Accumulation of z in f64. MDP_SOFTMAX_CHOSEN takes
- * the softmax over the chosen alone. MDP_SPARSEMIXER always chooses two, and weighs each by itself (sparsemixer.c). */
+/* What a group of experts is chosen by: its best expert, or the sum of its two best. */
+typedef enum mdp_group_score { MDP_GROUP_BEST, MDP_GROUP_BEST_TWO } mdp_group_score;
+
+/* The router of a layer, resolved for the model at hand. z = W x; p = score(z); c = p, with the layer's choice bias
+ * where it has one; the k largest c are chosen (ties: lower index) among the experts of the open groups; g = p of the
+ * chosen, if `normalise` divided by max(their sum + added, least), then times scale. All in f64.
+ * MDP_SOFTMAX_CHOSEN takes the softmax over the chosen alone. MDP_SPARSEMIXER always chooses two, and weighs each by
+ * itself (sparsemixer.c); it has neither bias nor groups. */
 typedef struct mdp_router_rule {
     mdp_router_score score;
     bool normalise;
     double jitter; /* of MDP_SPARSEMIXER */
+    double added, least;
+    double scale;
+    int32_t n_group, n_open; /* experts lie in runs of group_size; a token sees the n_open best (ties: lower) */
+    int32_t group_size;      /* experts of the model's layer in a group; of no meaning where n_group is 1 */
+    mdp_group_score group_score;
 } mdp_router_rule;
 
 typedef struct mdp_family mdp_family; /* src/model/family.h */
@@ -69,8 +79,9 @@ typedef struct mdp_moe {
     int32_t top_k;
     int64_t d_ff;
     mdp_router_rule rule;
-    mdp_matrix router;   /* [n_expert, d_model] */
-    mdp_expert *experts; /* [n_expert] */
+    mdp_matrix router;      /* [n_expert, d_model] */
+    mdp_matrix choice_bias; /* [1, n_expert] added to p for choosing alone; tensor == NULL: none */
+    mdp_expert *experts;    /* [n_expert] */
     mdp_activation activation;
     mdp_expert shared;      /* sees every token; gate.tensor == NULL: none */
     int64_t shared_ff;      /* rows of its gate */

@@ -48,6 +48,7 @@ double mdp_short_value(const mdp_short_sum *sum);
 typedef struct mdp_layer_stats {
     int64_t layer; /* index of the layer in the model */
     int32_t n_expert, top_k;
+    int32_t n_group, n_open;   /* groups of experts, and how many of them a token sees (mdp_router_rule) */
     int64_t *counts;           /* [n_category, n_expert] rows routed */
     mdp_exact *sums;           /* [MDP_N_SUM, n_category, n_expert], normalised */
     double *maxima;            /* [MDP_N_MAX, n_category, n_expert], >= 0 */

@@ -97,6 +97,7 @@ typedef struct mdp_budget_options {
     int32_t min_keep;              /* global, trapezoid: never fewer in a layer; 0: as many as a token uses */
     int32_t multiple_of;           /* every layer keeps a multiple of it; 0: any number */
     int32_t n_group; /* experts lie in so many blocks of equal size, all of which keep equally many; 0: one */
+    int32_t n_open;  /* blocks that a token sees: together they hold the experts that it uses, and each two or more */
     int32_t top_k;   /* experts that each token is to use; 0: as many as before */
     int64_t n_list;
     const mdp_keep_entry *list; /* [n_list] ascending by layer: exactly the layers with experts; borrowed */

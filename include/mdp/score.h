@@ -103,6 +103,7 @@ mdp_status mdp_super_experts(const mdp_stats *stats, const double *weight, mdp_s
  * still alive receives when only those are routed to; after each window the weakest are dropped. */
 typedef struct mdp_proficiency {
     mdp_router_rule rule;
+    float *bias; /* [n_expert] for choosing; NULL: none */
     int32_t n_expert, top_k, keep, n_alive;
     mdp_expert_t *alive; /* [n_alive] ascending */
     double *share_sum;   /* [n_expert] sum over windows of the share */
@@ -111,7 +112,8 @@ typedef struct mdp_proficiency {
     mdp_exact *gate_sum; /* [n_expert] of the window in the making, this rank's tokens */
 } mdp_proficiency;
 
-mdp_status mdp_proficiency_new(const mdp_moe *moe, int32_t keep, mdp_proficiency **out);
+/* Groups of experts keep equally many. The choice bias is read. Local. */
+mdp_status mdp_proficiency_new(mdp_reader *reader, const mdp_moe *moe, int32_t keep, mdp_proficiency **out);
 void mdp_proficiency_destroy(mdp_proficiency *proficiency); /* NULL is allowed */
 /* Route tokens among the experts alive and add their weights to the window. logits [n_token, n_expert]. Local. */
 mdp_status mdp_proficiency_add(mdp_proficiency *proficiency, const double *logits, int64_t n_token);

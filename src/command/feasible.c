@@ -6,7 +6,9 @@
 
 /* ---- census -------------------------------------------------------------------------------------------------- */
 
-static void count_layer(int32_t n_expert, int32_t top_k, mdp_census *census) {
+static void count_layer(int32_t n_expert, int32_t top_k, int32_t n_group, int32_t n_open, mdp_census *census) {
+    census->n_group = n_group;
+    census->n_open = n_open;
     if (census->n_layer == 0 || n_expert < census->smallest) census->smallest = n_expert;
     if (n_expert > census->largest) census->largest = n_expert;
     if (top_k > census->top_k) census->top_k = top_k;
@@ -16,15 +18,19 @@ static void count_layer(int32_t n_expert, int32_t top_k, mdp_census *census) {
 mdp_census mdp_census_of_model(const mdp_model *model) {
     mdp_census census = {0};
     for (int64_t l = 0; l < model->n_layer; l++) {
-        if (model->layers[l].is_moe) count_layer(model->layers[l].moe.n_expert, model->layers[l].moe.top_k, &census);
+        const mdp_moe *moe = &model->layers[l].moe;
+        if (model->layers[l].is_moe)
+            count_layer(moe->n_expert, moe->top_k, moe->rule.n_group, moe->rule.n_open, &census);
     }
     return census;
 }
 
 mdp_census mdp_census_of_stats(const mdp_stats *stats) {
     mdp_census census = {0};
-    for (int64_t i = 0; i < stats->n_layer; i++)
-        count_layer(stats->layers[i].n_expert, stats->layers[i].top_k, &census);
+    for (int64_t i = 0; i < stats->n_layer; i++) {
+        const mdp_layer_stats *layer = &stats->layers[i];
+        count_layer(layer->n_expert, layer->top_k, layer->n_group, layer->n_open, &census);
+    }
     return census;
 }
 
@@ -98,8 +104,9 @@ static mdp_status resolve_keep(const mdp_session *session, const mdp_census *cen
                          (int)census->smallest, (int)census->largest);
     int32_t part = (int32_t)floor(value->real * census->largest + 0.5);
     out->keep = way == OPTION_KEEP_RATIO ? part : census->largest - part;
-    if (out->keep < census->top_k || out->multiple_of <= 1 || out->budget != MDP_BUDGET_UNIFORM) return mdp_ok();
-    out->keep = round_to(out->keep, out->multiple_of, census->top_k, census->largest);
+    int32_t unit = mdp_budget_unit(out);
+    if (out->keep < census->top_k || unit <= 1 || out->budget != MDP_BUDGET_UNIFORM) return mdp_ok();
+    out->keep = round_to(out->keep, unit, census->top_k, census->largest);
     return mdp_ok();
 }
 
@@ -192,6 +199,8 @@ mdp_status mdp_session_budget(mdp_session *session, const mdp_stats *stats, mdp_
                              .normalise = (mdp_score_normalise)mdp_session_option(session, OPTION_NORMALISE)->integer,
                              .min_keep = (int32_t)mdp_session_option(session, OPTION_MIN_KEEP)->integer,
                              .multiple_of = (int32_t)mdp_session_option(session, OPTION_KEEP_MULTIPLE_OF)->integer,
+                             .n_group = census.n_group,
+                             .n_open = census.n_open,
                              .top_k = (int32_t)mdp_session_option(session, OPTION_TOP_K)->integer};
     mdp_status status = mdp_session_list_layers(session->model, stats, census.n_layer, &layers);
     if (status.code == MDP_OK) status = resolve(session, census, layers, out);

@@ -9,6 +9,7 @@ typedef struct mdp_census {
     int64_t n_layer;           /* layers with experts */
     int32_t smallest, largest; /* experts of a layer */
     int32_t top_k;             /* most that a token uses in a layer */
+    int32_t n_group, n_open;   /* groups of experts, and how many a token sees; the same in all layers */
 } mdp_census;
 
 mdp_census mdp_census_of_model(const mdp_model *model);

@@ -295,29 +295,35 @@ static mdp_status set_views(mdp_engine *engine, int64_t layer) {
     return mdp_ok();
 }
 
-/* Router rows of a layer; NaN and Inf are refused, since they would silently send every token to one expert. */
-static mdp_status load_router(mdp_engine *engine, int64_t layer, float **out) {
-    const mdp_matrix *router = &engine->model->layers[layer].moe.router;
-    MDP_TRY(mdp_matrix_load(engine->reader, router, out));
-    for (int64_t i = 0; i < router->n_row * router->n_col; i++) {
+/* Values of a router, `n_each` for each expert; NaN and Inf are refused, since they would silently send every token to
+ * one expert. */
+static mdp_status load_router(mdp_engine *engine, int64_t layer, const mdp_matrix *values, int64_t n_each,
+                              float **out) {
+    MDP_TRY(mdp_matrix_load(engine->reader, values, out));
+    for (int64_t i = 0; i < values->n_row * values->n_col; i++) {
         if (isfinite((*out)[i])) continue;
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: layer %lld: the router's row of expert %lld holds %s ('%s'); the checkpoint is damaged",
-                         engine->model->catalogue->path, (long long)layer, (long long)(i / router->n_col),
-                         isnan((*out)[i]) ? "a NaN" : "an infinity", router->tensor->name);
+                         engine->model->catalogue->path, (long long)layer, (long long)(i / n_each),
+                         isnan((*out)[i]) ? "a NaN" : "an infinity", values->tensor->name);
     }
     return mdp_ok();
 }
 
 /* Everything of a MoE layer before tokens travel. Local. */
 static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **norm) {
-    float *router = NULL;
+    const mdp_moe *moe = &engine->model->layers[layer_number].moe;
+    float *router = NULL, *bias = NULL;
     MDP_TRY(fork_states(engine, layer_number));
     MDP_TRY(set_views(engine, layer_number));
     MDP_TRY(mdp_norm_load(engine, &engine->model->layers[layer_number].norm2, norm));
-    mdp_status status = load_router(engine, layer_number, &router);
-    if (status.code == MDP_OK) status = mdp_route(engine, layer_number, *norm, router);
+    mdp_status status = load_router(engine, layer_number, &moe->router, engine->model->d_model, &router);
+    if (status.code == MDP_OK && moe->choice_bias.tensor)
+        status = load_router(engine, layer_number, &moe->choice_bias, 1, &bias);
+    if (status.code == MDP_OK)
+        status = mdp_route(engine, layer_number, &(mdp_router_rows){.norm = *norm, .router = router, .bias = bias});
     mdp_free(router);
+    mdp_free(bias);
     return status;
 }
 

@@ -113,8 +113,14 @@ int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, i
 
 /* ---- router.c ------------------------------------------------------------------------------------------------- */
 
+/* What the routers of a layer need, in the numbering of the model. */
+typedef struct mdp_router_rows {
+    const float *norm;   /* [d_model] */
+    const float *router; /* [n_expert, d_model] */
+    const float *bias;   /* [n_expert] added for choosing; NULL: none */
+} mdp_router_rows;
 /* Choose experts for every local token of every state: fills index and weight. Local. */
-mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const float *norm, const float *router);
+mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_rows *rows);
 
 /* ---- sparsemixer.c -------------------------------------------------------------------------------------------- */
 

@@ -1,7 +1,8 @@
 /* router.c - which experts a token goes to, and with what weight.
  *
- * In: the residual stream, the layer's second norm and its router rows. Out: index and weight of every local token of
- * every state, by the family's rule. Logits are accumulated in f64; equal logits go to the lower index. */
+ * In: the residual stream, the layer's second norm, its router rows and, where it has one, its choice bias. Out: index
+ * and weight of every local token of every state, by the family's rule. Logits are accumulated in f64; equal ones go to
+ * the lower index. Experts of closed groups are chosen by minus infinity, so never while k others are open. */
 #include "engine/engine.h"
 
 #include <math.h>
@@ -12,6 +13,7 @@
 typedef struct router_scratch {
     float *x;       /* [d_model] normalised row */
     double *logits; /* [n_expert] */
+    double *choice; /* [2 n_expert] */
 } router_scratch;
 
 /* The k largest of value [n], best first; equal values: the lower index. Insertion into a short sorted list. */
@@ -28,40 +30,121 @@ static void choose_top(const double *value, int32_t n, int32_t k, mdp_expert_t *
     }
 }
 
+static double sigmoid(double z) {
+    return 1.0 / (1.0 + exp(-z));
+}
+
+static double largest(const double *value, int32_t n) {
+    double top = value[0];
+    for (int32_t e = 1; e < n; e++) top = value[e] > top ? value[e] : top;
+    return top;
+}
+
+static double sum_of_exponentials(const double *logits, int32_t n, double top) {
+    double sum = 0.0;
+    for (int32_t e = 0; e < n; e++) sum += exp(logits[e] - top);
+    return sum;
+}
+
+/* What experts are chosen by. Softmax keeps the order of logits, which tell apart what p rounds to the same. */
+static void fill_choice(const mdp_router_rule *rule, const mdp_route_set *set, const double *logits, double *choice) {
+    bool grouped_by_sums = rule->n_group > 1 && rule->group_score == MDP_GROUP_BEST_TWO;
+    if (rule->score == MDP_SIGMOID) {
+        for (int32_t e = 0; e < set->n; e++) choice[e] = sigmoid(logits[e]);
+    } else if (set->bias || grouped_by_sums) {
+        double top = largest(logits, set->n), all = sum_of_exponentials(logits, set->n, top);
+        for (int32_t e = 0; e < set->n; e++) choice[e] = exp(logits[e] - top) / all;
+    } else {
+        memcpy(choice, logits, (size_t)set->n * sizeof *choice);
+    }
+    for (int32_t e = 0; set->bias && e < set->n; e++) choice[e] += (double)set->bias[set->source ? set->source[e] : e];
+}
+
+static int32_t group_of(const mdp_router_rule *rule, const mdp_route_set *set, int32_t e) {
+    return (set->source ? set->source[e] : e) / rule->group_size;
+}
+
+/* score [n_group]: what each group is chosen by; minus infinity where it has too few experts. */
+static void score_groups(const mdp_router_rule *rule, const mdp_route_set *set, const double *choice, double *score) {
+    for (int32_t g = 0; g < rule->n_group; g++) score[g] = -INFINITY;
+    for (int32_t e = 0; e < set->n;) { /* experts ascend, so a group's lie side by side */
+        int32_t g = group_of(rule, set, e);
+        double best = -INFINITY, second = -INFINITY;
+        for (; e < set->n && group_of(rule, set, e) == g; e++) {
+            if (choice[e] > best) {
+                second = best;
+                best = choice[e];
+            } else if (choice[e] > second) {
+                second = choice[e];
+            }
+        }
+        score[g] = rule->group_score == MDP_GROUP_BEST_TWO ? best + second : best;
+    }
+}
+
+/* Is group g among the n_open best? Of equal groups the lower goes first. */
+static bool is_open(const mdp_router_rule *rule, const double *score, int32_t g) {
+    int32_t n_better = 0;
+    for (int32_t other = 0; other < rule->n_group; other++)
+        n_better += score[other] > score[g] || (score[other] == score[g] && other < g);
+    return n_better < rule->n_open;
+}
+
+static void close_groups(const mdp_router_rule *rule, const mdp_route_set *set, double *choice, double *score) {
+    score_groups(rule, set, choice, score);
+    for (int32_t e = 0; e < set->n;) {
+        int32_t g = group_of(rule, set, e);
+        bool open = is_open(rule, score, g);
+        for (; e < set->n && group_of(rule, set, e) == g; e++) choice[e] = open ? choice[e] : -INFINITY;
+    }
+}
+
+/* p of a logit, times what is common to all experts of a token: 1 for sigmoid; for softmax, what p adds up to. */
+static double part_of(const mdp_router_rule *rule, double logit, double top) {
+    return rule->score == MDP_SIGMOID ? sigmoid(logit) : exp(logit - top);
+}
+
 /* Applied weights of the chosen experts. */
 static void weigh(const mdp_router_rule *rule, const double *logits, int32_t n, const mdp_expert_t *index, int32_t k,
                   float *weight) {
-    double top = logits[index[0]], all = 0.0, chosen = 0.0;
-    for (int32_t e = 0; e < n; e++) all += exp(logits[e] - top);
-    for (int32_t j = 0; j < k; j++) chosen += exp(logits[index[j]] - top);
-    double total = rule->normalise || rule->score == MDP_SOFTMAX_CHOSEN ? chosen : all;
-    for (int32_t j = 0; j < k; j++) weight[j] = (float)(exp(logits[index[j]] - top) / total);
+    double top = 0.0, all = 1.0, chosen = 0.0; /* p = part / all */
+    if (rule->score != MDP_SIGMOID) {
+        top = largest(logits, n);
+        all = sum_of_exponentials(logits, n, top);
+    }
+    for (int32_t j = 0; j < k; j++) chosen += part_of(rule, logits[index[j]], top);
+    double total = rule->normalise ? fmax(chosen + rule->added * all, rule->least * all) : all;
+    if (rule->score == MDP_SOFTMAX_CHOSEN) total = chosen;
+    for (int32_t j = 0; j < k; j++) weight[j] = (float)(part_of(rule, logits[index[j]], top) / total * rule->scale);
 }
 
-void mdp_route_logits(const mdp_router_rule *rule, const double *logits, int32_t n, int32_t k, mdp_expert_t *index,
-                      float *weight) {
+void mdp_route_logits(const mdp_router_rule *rule, const mdp_route_set *set, const double *logits, int32_t k,
+                      double *scratch, mdp_expert_t *index, float *weight) {
     if (rule->score == MDP_SPARSEMIXER) {
-        mdp_sparsemixer(rule->jitter, logits, n, k, index, weight);
+        mdp_sparsemixer(rule->jitter, logits, set->n, k, index, weight);
         return;
     }
-    choose_top(logits, n, k, index);
-    weigh(rule, logits, n, index, k, weight);
+    fill_choice(rule, set, logits, scratch);
+    if (rule->n_group > 1 && rule->n_open < rule->n_group) close_groups(rule, set, scratch, scratch + set->n);
+    choose_top(scratch, set->n, k, index);
+    weigh(rule, logits, set->n, index, k, weight);
 }
 
-static void route_token(mdp_engine *engine, int64_t layer_number, int state_number, int64_t local, const float *norm,
-                        const float *router, const router_scratch *scratch) {
+static void route_token(mdp_engine *engine, int64_t layer_number, int state_number, int64_t local,
+                        const mdp_router_rows *rows, const router_scratch *scratch) {
     const mdp_model *model = engine->model;
     const mdp_moe *moe = &model->layers[layer_number].moe;
     mdp_state *state = &engine->states[state_number];
     int64_t d = model->d_model;
     mdp_expert_t *index = state->index + local * state->top_k;
     float *weight = state->weight + local * state->top_k;
-    mdp_norm_row(model, norm, state->x + local * d, scratch->x);
+    mdp_route_set set = {.n = state->n_expert, .source = state->source, .bias = rows->bias};
+    mdp_norm_row(model, rows->norm, state->x + local * d, scratch->x);
     for (int32_t e = 0; e < state->n_expert; e++) {
         mdp_expert_t row = state->source ? state->source[e] : e;
-        scratch->logits[e] = mdp_dot(scratch->x, router + row * d, d);
+        scratch->logits[e] = mdp_dot(scratch->x, rows->router + row * d, d);
     }
-    mdp_route_logits(&moe->rule, scratch->logits, state->n_expert, state->top_k, index, weight);
+    mdp_route_logits(&moe->rule, &set, scratch->logits, state->top_k, scratch->choice, index, weight);
     if (engine->observers.routed) {
         mdp_routed_token token = {.layer = layer_number,
                                   .state = state_number,
@@ -79,19 +162,21 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
     }
 }
 
-mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const float *norm, const float *router) {
+mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_rows *rows) {
     int64_t d = engine->model->d_model, n_expert = engine->model->layers[layer_number].moe.n_expert;
     int64_t n_token = engine->batch.n_token, n_row = n_token * engine->n_state;
     float *x = NULL;
     double *logits = NULL;
     mdp_status status = MDP_ALLOC(&x, engine->n_thread * d, "router input");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&logits, engine->n_thread * n_expert, "router logits");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&logits, 3 * engine->n_thread * n_expert, "router logits");
     if (status.code == MDP_OK) {
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
         for (int64_t row = 0; row < n_row; row++) {
             int thread = omp_get_thread_num();
-            router_scratch scratch = {.x = x + thread * d, .logits = logits + thread * n_expert};
-            route_token(engine, layer_number, (int)(row / n_token), row % n_token, norm, router, &scratch);
+            router_scratch scratch = {.x = x + thread * d,
+                                      .logits = logits + 3 * thread * n_expert,
+                                      .choice = logits + (3 * thread + 1) * n_expert};
+            route_token(engine, layer_number, (int)(row / n_token), row % n_token, rows, &scratch);
         }
     }
     mdp_free(x);

@@ -194,7 +194,7 @@ static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     MDP_TRY(bind_whole(b, &v, false, &out->v));
     MDP_TRY(bind_whole(b, &o, false, &out->o));
     if (c->bias) MDP_TRY(bind_biases(b, layer, out));
-    if (f->qk_norm != MDP_QK_NORM_NONE) MDP_TRY(bind_qk_norms(b, layer, out));
+    if (c->qk_norm) MDP_TRY(bind_qk_norms(b, layer, out));
     out->clip = c->clip;
     out->window = c->layers[layer].window;
     out->scale = c->attention_scale;
@@ -229,7 +229,8 @@ static mdp_status bind_shared(binder *b, int64_t layer, mdp_moe *moe) {
     const mdp_family *f = b->family;
     moe->shared_ff = b->config->shared_ff;
     if (moe->shared_ff == 0) return mdp_ok();
-    MDP_TRY(bind_mlp(b, &f->shared, "shared expert", &f->shared_ff, moe->shared_ff, layer, &moe->shared));
+    const mdp_int_key *key = f->n_shared.name != NULL ? &f->n_shared : &f->shared_ff;
+    MDP_TRY(bind_mlp(b, &f->shared, "shared expert", key, moe->shared_ff, layer, &moe->shared));
     if (f->shared_gate == NULL) return mdp_ok();
     const wanted gate = {f->shared_gate, "gate of the shared expert", layer, -1, 2, {1, b->config->d_model, 0},
                          f->d_model.name};
@@ -384,13 +385,63 @@ static mdp_status count_experts(const binder *b, const mdp_expert_layout *layout
     return mdp_ok();
 }
 
+/* A value for each expert that is added when they are chosen: a vector, or a matrix of one row. */
+static mdp_status bind_choice_bias(binder *b, const mdp_expert_layout *layout, int64_t layer, const char *keys,
+                                   mdp_moe *moe) {
+    char name[MDP_NAME_BYTES];
+    if (layout->choice_bias == NULL) return mdp_ok();
+    mdp_name_fill(layout->choice_bias, layer, -1, name);
+    const mdp_tensor *tensor = mdp_catalogue_find(b->catalogue, name);
+    wanted w = {layout->choice_bias, "correction bias of the router", layer, -1, 1, {moe->n_expert, 0, 0}, keys};
+    if (tensor != NULL && tensor->n_dim == 2) {
+        w.n_dim = 2;
+        w.shape[0] = 1;
+        w.shape[1] = moe->n_expert;
+    }
+    MDP_TRY(bind_whole(b, &w, false, &moe->choice_bias));
+    moe->expert_tensors[moe->n_expert_tensor++] =
+        (mdp_expert_tensor){.tensor = moe->choice_bias.tensor, .expert = -1, .axis = w.n_dim - 1};
+    return mdp_ok();
+}
+
 static mdp_status bind_router(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
     bool native = b->catalogue->container == MDP_NATIVE;
+    const char *count = native ? "experts stored" : b->family->n_expert.name;
     char keys[128];
-    (void)snprintf(keys, sizeof keys, "%s, %s", native ? "experts stored" : b->family->n_expert.name,
-                   b->family->d_model.name);
+    (void)snprintf(keys, sizeof keys, "%s, %s", count, b->family->d_model.name);
     const wanted w = {layout->router, "router", layer, -1, 2, {moe->n_expert, b->config->d_model, 0}, keys};
-    return bind_whole(b, &w, false, &moe->router);
+    MDP_TRY(bind_whole(b, &w, false, &moe->router)); /* its rows vouch for the number before memory is taken */
+    bool fused = layout->fused_gate_up != NULL;
+    MDP_TRY(MDP_ALLOC(&moe->expert_tensors,
+                      2 + 2 * (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert) /* with scales */,
+                      "the expert tensors of a layer"));
+    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = moe->router.tensor, .expert = -1};
+    return bind_choice_bias(b, layout, layer, count, moe);
+}
+
+/* The rule of a layer; groups of equal size, each with two experts or more, which together hold what a token uses. */
+static mdp_status resolve_rule(const binder *b, int64_t layer, mdp_moe *moe) {
+    const mdp_family *f = b->family;
+    const mdp_config *c = b->config;
+    moe->rule = (mdp_router_rule){.score = f->score,
+                                  .normalise = c->normalise,
+                                  .jitter = c->jitter,
+                                  .added = f->normalise_added,
+                                  .least = c->normalise_least,
+                                  .scale = c->weight_scale,
+                                  .n_group = (int32_t)c->n_group,
+                                  .n_open = (int32_t)c->n_open,
+                                  .group_score = f->group_score};
+    if (c->n_group == 1) return mdp_ok();
+    moe->rule.group_size = moe->n_expert / moe->rule.n_group;
+    if (moe->n_expert % moe->rule.n_group == 0 && moe->rule.group_size >= 2 &&
+        (int64_t)moe->rule.group_size * moe->rule.n_open >= moe->top_k)
+        return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: layer %lld: %d experts in %d groups (%s), %d of which are open to a token (%s): groups must "
+                     "have equal numbers of at least 2 experts, and open ones the %d that a token uses (%s).",
+                     b->catalogue->path, (long long)layer, (int)moe->n_expert, (int)moe->rule.n_group, f->n_group.name,
+                     (int)moe->rule.n_open, f->n_open.name, (int)moe->top_k, f->top_k.name);
 }
 
 static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
@@ -398,15 +449,11 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
     MDP_TRY(count_experts(b, layout, layer, &moe->n_expert));
     moe->top_k = (int32_t)b->config->top_k;
     moe->d_ff = b->config->d_ff;
-    moe->rule =
-        (mdp_router_rule){.score = b->family->score, .normalise = b->config->normalise, .jitter = b->config->jitter};
     moe->activation = b->config->activation;
     bool fused = layout->fused_gate_up != NULL;
-    int64_t n_tensor = 1 + 2 * (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert); /* with scales */
-    MDP_TRY(bind_router(b, layout, layer, moe)); /* its rows vouch for the number of experts before memory is taken */
+    MDP_TRY(resolve_rule(b, layer, moe));
+    MDP_TRY(bind_router(b, layout, layer, moe));
     MDP_TRY(MDP_ALLOC(&moe->experts, moe->n_expert, "the experts of a layer"));
-    MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
-    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = moe->router.tensor, .expert = -1};
     MDP_TRY(fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe));
     return bind_shared(b, layer, moe);
 }
@@ -431,11 +478,12 @@ static mdp_status stray_expert_tensor(const binder *b, const char *name, int64_t
                          b->family->n_layer.name);
     }
     if (!b->model->layers[layer].is_moe) {
+        char keys[200];
+        mdp_layers_dense_keys(b->family, keys, sizeof keys);
         return MDP_ERROR(MDP_BAD_INPUT,
-                         "%s: '%s' belongs to an expert of layer %lld, which is dense by config.json (%s, %s); the "
+                         "%s: '%s' belongs to an expert of layer %lld, which is dense by config.json (%s); the "
                          "checkpoint and its config do not belong together.",
-                         b->catalogue->path, name, (long long)layer, b->family->sparse_step.name,
-                         b->family->dense_layers);
+                         b->catalogue->path, name, (long long)layer, keys);
     }
     int64_t n_expert = b->model->layers[layer].moe.n_expert;
     if (mdp_name_number(rest, &expert, &rest) && expert >= n_expert) {

@@ -33,7 +33,8 @@ const char *mdp_config_kind(const json_t *value) {
 static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, const char *name, const char *path,
                                 bool *found, int64_t *out) {
     const json_t *value = json_object_get(json, name);
-    *found = value != NULL && !(json_is_null(value) && key->null_is_absent);
+    bool minus_one = json_is_integer(value) && json_integer_value(value) == -1;
+    *found = value != NULL && !(json_is_null(value) && key->null_is_absent) && !(minus_one && key->minus_one_is_absent);
     if (!*found) return mdp_ok();
     if (!json_is_integer(value)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number.", path, name, mdp_config_kind(value));
@@ -186,9 +187,29 @@ static mdp_status read_heads(const json_t *json, const mdp_family *family, const
     return check_heads(family, path, c);
 }
 
+/* Experts in groups of equal size, some of which are open to a token. */
+static mdp_status read_groups(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    const char *method =
+        family->group_method_key == NULL ? NULL : json_string_value(json_object_get(json, family->group_method_key));
+    bool counts = family->group_method == NULL || (method != NULL && strcmp(method, family->group_method) == 0);
+    c->n_group = c->n_open = 1;
+    if (family->n_group.name == NULL || !counts) return mdp_ok();
+    MDP_TRY(mdp_config_int(json, &family->n_group, path, &c->n_group));
+    MDP_TRY(mdp_config_int(json, &family->n_open, path, &c->n_open));
+    if (c->n_open <= c->n_group) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld, but there are only %lld groups of experts ('%s').", path,
+                     family->n_open.name, (long long)c->n_open, (long long)c->n_group, family->n_group.name);
+}
+
+static mdp_status missing_key(const mdp_int_key *key, const char *path) {
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is missing; expected a whole number.", path, key->name);
+}
+
 static mdp_status read_routing(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
     MDP_TRY(mdp_config_int(json, &family->n_expert, path, &c->n_expert));
     MDP_TRY(mdp_config_int(json, &family->top_k, path, &c->top_k));
+    if (c->n_expert == 0) return missing_key(&family->n_expert, path);
+    if (c->top_k == 0) return missing_key(&family->top_k, path);
     if (c->top_k > c->n_expert) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: '%s' is %lld, but there are only %lld experts ('%s'); a token cannot choose "
@@ -205,23 +226,55 @@ static mdp_status read_routing(const json_t *json, const mdp_family *family, con
     bool flag;
     MDP_TRY(read_bool(json, &family->normalise_flag, path, &flag));
     c->normalise = family->normalise == MDP_NORMALISE_ALWAYS || (family->normalise == MDP_NORMALISE_BY_FLAG && flag);
+    c->weight_scale = 1.0;
+    if (family->weight_scale.name != NULL) MDP_TRY(read_real(json, &family->weight_scale, path, &c->weight_scale));
+    MDP_TRY(read_real(json, &family->normalise_least, path, &c->normalise_least));
+    return read_groups(json, family, path, c);
+}
+
+/* One MLP of several shared experts is as wide as all of them. */
+static mdp_status read_shared(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    int64_t n_shared;
+    if (family->n_shared.name == NULL) return mdp_config_int(json, &family->shared_ff, path, &c->shared_ff);
+    MDP_TRY(mdp_config_int(json, &family->n_shared, path, &n_shared));
+    if (json_is_null(json_object_get(json, family->n_shared.name))) n_shared = 0;
+    if (mdp_multiply(n_shared, c->d_ff, &c->shared_ff) && c->shared_ff <= INT32_MAX) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld times '%s' %lld is beyond %d.", path, family->n_shared.name,
+                     (long long)n_shared, family->d_ff.name, (long long)c->d_ff, INT32_MAX);
+}
+
+/* Keys that would change how the model computes must say what the family computes. */
+static mdp_status check_fixed(const json_t *json, const mdp_family *family, const char *path) {
+    for (const mdp_fixed_key *key = family->fixed; key != NULL && key->name != NULL; key++) {
+        const json_t *value = json_object_get(json, key->name);
+        if (value == NULL || json_is_null(value)) continue;
+        char found[64] = "";
+        size_t n = json_dumpb(value, found, sizeof found - 1, JSON_COMPACT | JSON_ENCODE_ANY);
+        if (n < sizeof found && strcmp(found, key->value) == 0) continue;
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; a model of type '%s' is supported with %s only.", path,
+                         key->name, n < sizeof found ? found : mdp_config_kind(value), family->model_type, key->value);
+    }
     return mdp_ok();
 }
 
 mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *out) {
     mdp_config c = {0};
+    MDP_TRY(check_fixed(json, family, path));
     MDP_TRY(mdp_config_int(json, &family->d_model, path, &c.d_model));
     MDP_TRY(mdp_config_int(json, &family->d_ff, path, &c.d_ff));
     MDP_TRY(mdp_config_int(json, &family->n_layer, path, &c.n_layer));
     MDP_TRY(mdp_config_int(json, &family->vocab_size, path, &c.vocab_size));
     MDP_TRY(mdp_config_int(json, &family->max_position, path, &c.max_position));
     MDP_TRY(mdp_config_int(json, &family->dense_ff, path, &c.dense_ff));
-    MDP_TRY(mdp_config_int(json, &family->shared_ff, path, &c.shared_ff));
+    MDP_TRY(read_shared(json, family, path, &c));
     MDP_TRY(read_window(json, family, path, &c.window));
     MDP_TRY(read_real(json, &family->norm_eps, path, &c.norm_eps));
     MDP_TRY(read_clip(json, &family->clip, path, &c.clip));
     MDP_TRY(read_bool(json, &family->bias, path, &c.bias));
     MDP_TRY(read_bool(json, &family->head_bias_flag, path, &c.head_bias));
+    MDP_TRY(read_bool(json, &family->qk_norm_flag, path, &c.qk_norm));
+    if (family->qk_norm_flag.name == NULL) c.qk_norm = true;
+    if (family->qk_norm == MDP_QK_NORM_NONE) c.qk_norm = false;
     MDP_TRY(read_bool(json, &family->tied, path, &c.tied));
     MDP_TRY(read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));

@@ -20,7 +20,10 @@ typedef struct mdp_config {
     int64_t n_expert, top_k;
     int64_t dense_ff;  /* of dense layers */
     int64_t shared_ff; /* of the shared expert; 0: none */
-    int64_t window;    /* of the layers that have one; 0: none has */
+    int64_t n_group;   /* of experts, of which a token sees n_open */
+    int64_t n_open;
+    double normalise_least, weight_scale; /* of the router's rule */
+    int64_t window;                       /* of the layers that have one; 0: none has */
     double norm_eps;
     double clip; /* bound of queries, keys and values; 0: none */
     double embedding_scale, residual_scale, logit_divisor;
@@ -29,6 +32,7 @@ typedef struct mdp_config {
     bool head_bias;
     bool tied;
     double jitter;  /* of sparsemixer */
+    bool qk_norm;   /* queries and keys have the family's norms */
     bool normalise; /* weights of the chosen experts are made to add up to 1 */
     mdp_activation activation;
     mdp_quantisation quantisation;
@@ -42,6 +46,9 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
 /* Read what layers differ in (layers.c); n_layer and window are set. config->layers is new, freed by the caller with
  * mdp_free. */
 mdp_status mdp_layers_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *config);
+
+/* The keys that say which layers are dense, for error sentences: "a, b". */
+void mdp_layers_dense_keys(const mdp_family *family, char *out, size_t n_byte);
 
 /* A whole number, positive (or 0 where it may be); the class default when it is absent. */
 mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char *path, int64_t *out);

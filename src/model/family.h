@@ -13,6 +13,7 @@ typedef struct mdp_int_key {
     int64_t absent;      /* class default */
     bool null_is_absent; /* null is allowed, and the reader of the key says what it then means */
     bool may_be_zero;
+    bool minus_one_is_absent;
 } mdp_int_key;
 
 typedef struct mdp_real_key {
@@ -25,18 +26,26 @@ typedef struct mdp_bool_key {
     bool absent;
 } mdp_bool_key;
 
+/* A key with which the family computes in one way only: any other value is refused. */
+typedef struct mdp_fixed_key {
+    const char *name;  /* NULL ends a list of them */
+    const char *value; /* as JSON; absent and null pass too */
+} mdp_fixed_key;
+
 /* A gated MLP that is not routed to. {layer} stands for its number. */
 typedef struct mdp_mlp_names {
     const char *gate, *up, *down; /* [ff, d_model], [ff, d_model], [d_model, ff] */
 } mdp_mlp_names;
 
-/* Which layers the window applies to when config.json has no list of layer types. */
-typedef enum mdp_window_rule { MDP_WINDOW_ALL, MDP_WINDOW_EVEN } mdp_window_rule;
+/* Which layers the window applies to when config.json has no list of layer types: all or the even ones below
+ * window_end, or all from there on. */
+typedef enum mdp_window_rule { MDP_WINDOW_ALL, MDP_WINDOW_EVEN, MDP_WINDOW_FROM } mdp_window_rule;
 
 /* One way in which the experts of a layer are stored. {layer} and {expert} stand for their numbers. */
 typedef struct mdp_expert_layout {
     const char *router;
-    const char *experts; /* what every tensor of the experts begins with */
+    const char *choice_bias; /* [n_expert] or [1, n_expert]; NULL: none */
+    const char *experts;     /* what every tensor of the experts begins with */
     /* one tensor per expert: [d_ff, d_model], [d_ff, d_model], [d_model, d_ff] */
     const char *gate, *up, *down;
     /* or fused: [n_expert, 2 d_ff, d_model] with the gate's rows first, and [n_expert, d_model, d_ff] */
@@ -50,11 +59,17 @@ struct mdp_family {
     /* ---- config.json ---- */
     mdp_int_key d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     mdp_int_key n_expert, top_k;
-    /* layer l has experts when l + 1 is a multiple of sparse_step (default 1) and l is not in the list dense_layers
-     * (NULL: no such key); the others have a gated MLP of dense_ff */
-    mdp_int_key sparse_step, dense_ff;
-    const char *dense_layers;
-    mdp_int_key shared_ff; /* of the shared expert; name == NULL: none */
+    /* layer l has experts when l + 1 is a multiple of sparse_step and l one of sparse_every (absent: 1), l lies in
+     * first_sparse .. last_sparse, is not in the list dense_layers (NULL: no such key) and not called dense in the list
+     * mlp_types, which stands for the former where it is given; the others have a gated MLP of dense_ff */
+    mdp_int_key sparse_step, sparse_every, first_sparse, last_sparse, dense_ff;
+    const char *dense_layers, *mlp_types;
+    mdp_int_key shared_ff;       /* of the shared expert; name == NULL: n_shared times d_ff */
+    mdp_int_key n_shared;        /* name == NULL: none */
+    mdp_int_key n_group, n_open; /* of experts (mdp_router_rule); name == NULL: one group */
+    /* groups count only where this key has this text; NULL: always */
+    const char *group_method_key, *group_method;
+    const mdp_fixed_key *fixed; /* NULL: none */
     /* the window applies when window_flag says so: to the layers that the list layer_types (NULL: no such key) calls
      * sliding, without a list to those that window_rule gives below layer window_end (0: all layers) */
     mdp_int_key window, window_end;
@@ -70,11 +85,18 @@ struct mdp_family {
     mdp_bool_key tied;
     mdp_real_key jitter;         /* read when score is MDP_SPARSEMIXER */
     mdp_bool_key normalise_flag; /* read when normalise is MDP_NORMALISE_BY_FLAG */
+    mdp_bool_key qk_norm_flag;   /* name == NULL: there are norms when there is a qk_norm */
+    double normalise_added;      /* to the sum of chosen weights (mdp_router_rule) */
+    mdp_real_key normalise_least;
+    mdp_real_key weight_scale; /* name == NULL: 1 */
     const char *activation_key, *activation;
-    double rope_theta; /* class default */
+    double rope_theta;      /* class default */
+    double partial_rotary;  /* class default of partial_rotary_factor; 0: the family rotates whole heads */
+    const char *rotary_dim; /* older key of the rotated values of a head; NULL: none */
     /* ---- rules ---- */
     mdp_router_score score;
     mdp_normalise normalise;
+    mdp_group_score group_score;
     mdp_rope_layout rope_layout;
     mdp_qk_norm qk_norm;
     mdp_norm_kind norm_kind;

@@ -5,6 +5,17 @@
 
 #include <string.h>
 
+void mdp_layers_dense_keys(const mdp_family *family, char *out, size_t n_byte) {
+    const char *const keys[] = {family->sparse_step.name, family->sparse_every.name, family->first_sparse.name,
+                                family->last_sparse.name, family->dense_layers,      family->mlp_types};
+    size_t used = 0;
+    out[0] = '\0';
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0] && used < n_byte; i++) {
+        if (keys[i] == NULL) continue;
+        used += (size_t)snprintf(out + used, n_byte - used, "%s%s", used == 0 ? "" : ", ", keys[i]);
+    }
+}
+
 /* Mark the layers of the list `key` as dense. Numbers beyond the last layer mean nothing, as in the library. */
 static mdp_status mark_dense(const json_t *json, const char *key, const char *path, mdp_config *config) {
     const json_t *list = key == NULL ? NULL : json_object_get(json, key), *value;
@@ -24,15 +35,52 @@ static mdp_status mark_dense(const json_t *json, const char *key, const char *pa
     return mdp_ok();
 }
 
+/* The list mlp_types calls every layer "dense" or "sparse". */
+static mdp_status read_mlp_types(const json_t *list, const mdp_family *family, const char *path, mdp_config *config) {
+    const char *key = family->mlp_types;
+    if (!json_is_array(list) || (int64_t)json_array_size(list) != config->n_layer) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' must be a list that says dense or sparse for each of %lld layers.",
+                         path, key, (long long)config->n_layer);
+    }
+    for (int64_t l = 0; l < config->n_layer; l++) {
+        const json_t *value = json_array_get(list, (size_t)l);
+        const char *type = json_is_string(value) ? json_string_value(value) : mdp_config_kind(value);
+        config->layers[l].dense = strcmp(type, "dense") == 0;
+        if (config->layers[l].dense || strcmp(type, "sparse") == 0) continue;
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld is '%s' ('%s'); supported are dense and sparse.", path,
+                         (long long)l, type, key);
+    }
+    return mdp_ok();
+}
+
+/* Layers by the first and last with experts, and by the steps between them. */
+static mdp_status read_steps(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    int64_t step = 1, every = 1, first = 0, last = config->n_layer - 1;
+    if (family->sparse_step.name != NULL) MDP_TRY(mdp_config_int(json, &family->sparse_step, path, &step));
+    if (family->sparse_every.name != NULL) MDP_TRY(mdp_config_int(json, &family->sparse_every, path, &every));
+    MDP_TRY(mdp_config_int(json, &family->first_sparse, path, &first));
+    if (family->last_sparse.name != NULL) {
+        mdp_int_key key = family->last_sparse;
+        key.absent = last;
+        MDP_TRY(mdp_config_int(json, &key, path, &last));
+    }
+    for (int64_t l = 0; l < config->n_layer; l++)
+        config->layers[l].dense = (l + 1) % step != 0 || l % every != 0 || l < first || l > last;
+    return mdp_ok();
+}
+
 static mdp_status read_dense(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
-    int64_t step, n_dense = 0;
-    MDP_TRY(mdp_config_int(json, &family->sparse_step, path, &step));
-    for (int64_t l = 0; l < config->n_layer; l++) config->layers[l].dense = (l + 1) % step != 0;
+    int64_t n_dense = 0;
+    const json_t *types = family->mlp_types == NULL ? NULL : json_object_get(json, family->mlp_types);
+    MDP_TRY(read_steps(json, family, path, config));
+    if (types != NULL && !json_is_null(types)) MDP_TRY(read_mlp_types(types, family, path, config));
     MDP_TRY(mark_dense(json, family->dense_layers, path, config));
     for (int64_t l = 0; l < config->n_layer; l++) n_dense += config->layers[l].dense;
     if (n_dense < config->n_layer) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: none of the %lld layers has experts ('%s', '%s'); there is nothing to prune.",
-                     path, (long long)config->n_layer, family->sparse_step.name, family->dense_layers);
+    char keys[200];
+    mdp_layers_dense_keys(family, keys, sizeof keys);
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: none of the %lld layers has experts (%s); there is nothing to prune.", path,
+                     (long long)config->n_layer, keys);
 }
 
 /* The list layer_types gives every layer its type. */
@@ -71,8 +119,10 @@ static mdp_status read_windows(const json_t *json, const mdp_family *family, con
     if (config->window == 0) return mdp_ok();
     int64_t end = config->n_layer;
     if (family->window_end.name != NULL) MDP_TRY(mdp_config_int(json, &family->window_end, path, &end));
-    for (int64_t l = 0; l < config->n_layer && l < end; l++) {
-        if (family->window_rule == MDP_WINDOW_ALL || l % 2 == 0) config->layers[l].window = config->window;
+    for (int64_t l = 0; l < config->n_layer; l++) {
+        bool slides = family->window_rule == MDP_WINDOW_FROM ? l >= end : l < end;
+        if (family->window_rule == MDP_WINDOW_EVEN && l % 2 != 0) slides = false;
+        if (slides) config->layers[l].window = config->window;
     }
     return mdp_ok();
 }

@@ -266,6 +266,38 @@ static mdp_status set_type(const rope_source *s, const char *type, mdp_rope *rop
                      s->path, type, s->dict_name);
 }
 
+/* A factor between 0 and 1, of config.json or of the dict. */
+static mdp_status check_factor(const rope_source *s, const char *key, const json_t *value, double *out) {
+    *out = json_is_number(value) ? json_number_value(value) : 0.0;
+    if (*out > 0.0 && *out <= 1.0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s (%g); expected a number above 0, at most 1.", s->path, key,
+                     mdp_config_kind(value), *out);
+}
+
+/* Rotated values of a head where the family may leave some alone: by partial_rotary_factor of the dict, then of
+ * config.json, then by the older key for their number. Cut down to a whole number as the library does. */
+static mdp_status find_rotated(rope_source *s, const mdp_family *family) {
+    const char *key = "partial_rotary_factor";
+    double part = family->partial_rotary;
+    const json_t *value = json_object_get(s->dict, key), *top = json_object_get(s->json, key);
+    const json_t *number = json_object_get(s->json, family->rotary_dim);
+    if (value == NULL || json_is_null(value)) value = top;
+    if (value != NULL && !json_is_null(value)) {
+        MDP_TRY(check_factor(s, key, value, &part));
+    } else if (number != NULL && !json_is_null(number)) {
+        if (!json_is_integer(number) || json_integer_value(number) < 2 || json_integer_value(number) > s->dim) {
+            return MDP_ERROR(
+                MDP_BAD_INPUT, "%s: '%s' is %s (%lld); expected a whole number from 2 to the %lld of a head.", s->path,
+                family->rotary_dim, mdp_config_kind(number), (long long)json_integer_value(number), (long long)s->dim);
+        }
+        part = (double)json_integer_value(number) / (double)s->dim;
+    }
+    s->dim = (int64_t)((double)s->dim * part);
+    if (s->dim >= 2 && s->dim % 2 == 0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: %lld values of each head are rotated ('%s'); expected an even number.",
+                     s->path, (long long)s->dim, key);
+}
+
 static mdp_status refuse_partial(const rope_source *s, const char *type) {
     const json_t *value = json_object_get(s->dict, "partial_rotary_factor");
     if (value == NULL) value = json_object_get(s->json, "partial_rotary_factor");
@@ -284,7 +316,7 @@ mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp
     MDP_TRY(find_dict(&s));
     MDP_TRY(find_theta(&s, family->rope_theta));
     MDP_TRY(find_type(&s, &type));
-    MDP_TRY(refuse_partial(&s, type));
+    MDP_TRY(family->partial_rotary > 0.0 ? find_rotated(&s, family) : refuse_partial(&s, type));
     mdp_rope rope = {
         .layout = family->rope_layout,
         .n_pair = s.dim / 2,

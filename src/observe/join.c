@@ -36,7 +36,9 @@ static mdp_status check_same(const mdp_stats *first, const mdp_stats *other, con
     for (int64_t l = 0; same && l < first->n_layer; l++)
         same = first->layers[l].layer == other->layers[l].layer &&
                first->layers[l].n_expert == other->layers[l].n_expert &&
-               first->layers[l].top_k == other->layers[l].top_k;
+               first->layers[l].top_k == other->layers[l].top_k &&
+               first->layers[l].n_group == other->layers[l].n_group &&
+               first->layers[l].n_open == other->layers[l].n_open;
     if (same && first->pruned_inputs != other->pruned_inputs)
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: these statistics are of %s inputs, those of %s are not; they cannot be added.", path,
@@ -152,8 +154,11 @@ static mdp_status describe(mdp_stats *const *all, const double *weight, int n, m
     MDP_TRY(MDP_ALLOC(&out->layers, first->n_layer, "statistics"));
     out->n_layer = first->n_layer;
     for (int64_t l = 0; l < out->n_layer; l++)
-        out->layers[l] = (mdp_layer_stats){
-            .layer = first->layers[l].layer, .n_expert = first->layers[l].n_expert, .top_k = first->layers[l].top_k};
+        out->layers[l] = (mdp_layer_stats){.layer = first->layers[l].layer,
+                                           .n_expert = first->layers[l].n_expert,
+                                           .top_k = first->layers[l].top_k,
+                                           .n_group = first->layers[l].n_group,
+                                           .n_open = first->layers[l].n_open};
     return mdp_ok();
 }
 

@@ -79,6 +79,8 @@ static mdp_status fill_new(const mdp_model *model, const mdp_tokens *tokens, mdp
         layer->layer = l;
         layer->n_expert = model->layers[l].moe.n_expert;
         layer->top_k = model->layers[l].moe.top_k;
+        layer->n_group = model->layers[l].moe.rule.n_group;
+        layer->n_open = model->layers[l].moe.rule.n_open;
         MDP_TRY(mdp_layer_stats_allocate(layer, stats->n_category));
     }
     return mdp_ok();

@@ -109,6 +109,18 @@ static mdp_status check_layer(const mdp_stats *stats, const mdp_layer_stats *lay
     return mdp_ok();
 }
 
+/* Groups of experts; without the attributes there is one. */
+static bool read_groups(hid_t group, mdp_layer_stats *layer) {
+    int64_t n_group = 1, n_open = 1;
+    bool grouped = H5Aexists(group, "n_group") > 0;
+    if (grouped &&
+        !(read_number_attribute(group, "n_group", &n_group) && read_number_attribute(group, "n_open", &n_open)))
+        return false;
+    layer->n_group = (int32_t)n_group;
+    layer->n_open = (int32_t)n_open;
+    return n_group >= 1 && n_group <= layer->n_expert && n_open >= 1 && n_open <= n_group;
+}
+
 static mdp_status read_layer(hid_t group, mdp_stats *stats, mdp_layer_stats *layer, const char *path) {
     int64_t n_expert, top_k;
     if (!read_number_attribute(group, "n_expert", &n_expert) || !read_number_attribute(group, "top_k", &top_k) ||
@@ -117,6 +129,7 @@ static mdp_status read_layer(hid_t group, mdp_stats *stats, mdp_layer_stats *lay
     }
     layer->n_expert = (int32_t)n_expert;
     layer->top_k = (int32_t)top_k;
+    if (!read_groups(group, layer)) return unreadable(path, "the groups of experts of a layer");
     int64_t n = stats->n_category * n_expert;
     hsize_t shape[3] = {(hsize_t)stats->n_category, (hsize_t)n_expert, MDP_LIMBS};
     hid_t counts = open_shaped(group, "counts", 2, shape); /* before memory is taken for all that it claims */

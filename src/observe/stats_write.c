@@ -119,6 +119,9 @@ static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_st
     if (counts >= 0) good = H5Dclose(counts) >= 0 && good;
     good = good && write_number_attribute(group, "n_expert", layer->n_expert) &&
            write_number_attribute(group, "top_k", layer->top_k);
+    if (layer->n_group > 1)
+        good = good && write_number_attribute(group, "n_group", layer->n_group) &&
+               write_number_attribute(group, "n_open", layer->n_open);
     for (int id = 0; good && id < MDP_N_SUM; id++) good = write_sum(group, stats, layer, id, values);
     for (int id = MDP_N_SUM; good && id < MDP_N_STATISTIC; id++) good = write_max(group, stats, layer, id);
     return H5Gclose(group) >= 0 && good;

@@ -67,11 +67,11 @@ static mdp_status layer_all(void *context, int64_t number) {
     return mdp_ok();
 }
 
-static mdp_status new_layers(const mdp_model *model, int32_t keep, window_run *run) {
+static mdp_status new_layers(const mdp_model *model, mdp_reader *reader, int32_t keep, window_run *run) {
     MDP_TRY(MDP_ALLOC(&run->layers, model->n_layer, "proficiencies"));
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
-        MDP_TRY(mdp_proficiency_new(&model->layers[l].moe, keep, &run->layers[l]));
+        MDP_TRY(mdp_proficiency_new(reader, &model->layers[l].moe, keep, &run->layers[l]));
         if (model->layers[l].moe.n_expert > run->widest) run->widest = model->layers[l].moe.n_expert;
     }
     return mdp_ok();
@@ -87,7 +87,7 @@ mdp_status mdp_proficiency_all(const mdp_comm *comm, const mdp_model *model, mdp
                                mdp_proficiency ***out) {
     window_run run = {.comm = comm, .tokens = tokens};
     *out = NULL;
-    mdp_status status = mdp_agree_all(comm, new_layers(model, keep, &run));
+    mdp_status status = mdp_agree_all(comm, new_layers(model, reader, keep, &run));
     if (status.code == MDP_OK) {
         mdp_observers observers = {.routed = take_logits, .context = &run};
         mdp_forward forward = {.comm = comm,

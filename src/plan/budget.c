@@ -88,9 +88,17 @@ static int32_t used_by_token(const mdp_budget_layer *layer, const mdp_budget_opt
     return options->top_k > 0 ? options->top_k : layer->top_k;
 }
 
+/* Fewest experts with which every token finds those that it uses. */
+static int32_t fewest(const mdp_budget_layer *layer, const mdp_budget_options *options) {
+    int32_t k = used_by_token(layer, options);
+    if (options->n_group <= 1 || options->n_open < 1) return k;
+    int32_t each = (k + options->n_open - 1) / options->n_open;
+    return options->n_group * (each > 2 ? each : 2);
+}
+
 /* Fewest and most experts that a layer may keep, in units. */
 static void bounds_of(const mdp_budget_layer *layer, const mdp_budget_options *options, int32_t *low, int32_t *high) {
-    int32_t unit = mdp_budget_unit(options), least = used_by_token(layer, options);
+    int32_t unit = mdp_budget_unit(options), least = fewest(layer, options);
     if (options->min_keep > least) least = options->min_keep;
     *low = (least + unit - 1) / unit * unit;
     *high = layer->n_alive / unit * unit;
@@ -132,6 +140,12 @@ static mdp_status check_keep(const mdp_budget_layer *layer, int32_t keep, const 
         return MDP_ERROR(MDP_USAGE,
                          "layer %lld: %d experts to keep are not a multiple of %d (--keep-multiple-of, groups).", l,
                          (int)keep, (int)unit);
+    if (keep < fewest(layer, options))
+        return MDP_ERROR(MDP_USAGE,
+                         "layer %lld: keeping %d experts leaves %d to each of the %d groups, of which a token sees %d "
+                         "and uses %d experts; each group needs 2 or more, so keep %d or more.",
+                         l, (int)keep, (int)(keep / options->n_group), (int)options->n_group, (int)options->n_open,
+                         (int)k, (int)fewest(layer, options));
     if (!spread) return mdp_ok();
     if (options->min_keep != 0 && (options->min_keep < k || options->min_keep > keep))
         return MDP_ERROR(MDP_USAGE,

@@ -56,6 +56,29 @@ static const char *name_of(const mdp_plan *plan) {
     return plan->path ? plan->path : "the plan";
 }
 
+/* Every group of experts keeps equally many, at least two, and those that a token sees hold the k that it uses. */
+static mdp_status check_groups(const mdp_plan *plan, const mdp_plan_layer *planned, const mdp_router_rule *rule,
+                               int32_t k) {
+    if (rule->n_group <= 1) return mdp_ok();
+    int32_t each = planned->n_kept / rule->n_group, i = 0;
+    for (int32_t g = 0; g < rule->n_group; g++) {
+        int32_t n = 0;
+        for (; i < planned->n_kept && planned->kept[i].from[0] / rule->group_size == g; i++) n++;
+        if (n == each && n >= 2) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layer %lld: group %d keeps %d of its %d experts, %d are kept in %d groups (n_group); "
+                         "every group must keep the same number, 2 or more.",
+                         name_of(plan), (long long)planned->layer, (int)g, (int)n, (int)rule->group_size,
+                         (int)planned->n_kept, (int)rule->n_group);
+    }
+    if (each * rule->n_open >= k) return mdp_ok();
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: layer %lld: a token sees %d groups (topk_group) of %d kept experts, fewer than the %d that it "
+        "uses; keep more.",
+        name_of(plan), (long long)planned->layer, (int)rule->n_open, (int)each, (int)k);
+}
+
 static mdp_status check_layer(const mdp_plan *plan, const mdp_plan_layer *planned, const mdp_model *model) {
     long long l = (long long)planned->layer;
     if (planned->layer >= model->n_layer || !model->layers[planned->layer].is_moe)
@@ -84,7 +107,7 @@ static mdp_status check_layer(const mdp_plan *plan, const mdp_plan_layer *planne
             "%s: layer %lld: the plan keeps %d of %d experts, fewer than the %d that each token uses; keep "
             "more.",
             name_of(plan), l, (int)planned->n_kept, (int)planned->n_expert, (int)k);
-    return mdp_ok();
+    return check_groups(plan, planned, &moe->rule, k);
 }
 
 /* Every layer with experts is planned; the plan's layers ascend, so the two lists are walked together. */

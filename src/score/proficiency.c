@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-mdp_status mdp_proficiency_new(const mdp_moe *moe, int32_t keep, mdp_proficiency **out) {
+mdp_status mdp_proficiency_new(mdp_reader *reader, const mdp_moe *moe, int32_t keep, mdp_proficiency **out) {
     mdp_proficiency *p = NULL;
     mdp_status status;
     *out = NULL;
@@ -20,6 +20,7 @@ mdp_status mdp_proficiency_new(const mdp_moe *moe, int32_t keep, mdp_proficiency
     MDP_TRY_GOTO(status, fail, MDP_ALLOC(&p->share_sum, p->n_expert, "proficiencies"));
     MDP_TRY_GOTO(status, fail, MDP_ALLOC(&p->score, p->n_expert, "proficiencies"));
     MDP_TRY_GOTO(status, fail, MDP_ALLOC(&p->gate_sum, p->n_expert, "proficiencies"));
+    if (moe->choice_bias.tensor) MDP_TRY_GOTO(status, fail, mdp_matrix_load(reader, &moe->choice_bias, &p->bias));
     for (mdp_expert_t e = 0; e < p->n_expert; e++) p->alive[e] = e;
     *out = p;
     return mdp_ok();
@@ -30,6 +31,7 @@ fail:
 
 void mdp_proficiency_destroy(mdp_proficiency *proficiency) {
     if (!proficiency) return;
+    mdp_free(proficiency->bias);
     mdp_free(proficiency->alive);
     mdp_free(proficiency->share_sum);
     mdp_free(proficiency->score);
@@ -40,13 +42,15 @@ void mdp_proficiency_destroy(mdp_proficiency *proficiency) {
 /* Room for one token. */
 typedef struct scratch {
     double *logits; /* [n_alive] */
+    double *choice; /* [2 n_alive] */
     mdp_expert_t *index;
     float *weight; /* both [top_k] */
 } scratch;
 
 static mdp_status add_token(mdp_proficiency *p, const double *logits, const scratch *room) {
     for (int32_t i = 0; i < p->n_alive; i++) room->logits[i] = logits[p->alive[i]];
-    mdp_route_logits(&p->rule, room->logits, p->n_alive, p->top_k, room->index, room->weight);
+    mdp_route_set set = {.n = p->n_alive, .source = p->alive, .bias = p->bias};
+    mdp_route_logits(&p->rule, &set, room->logits, p->top_k, room->choice, room->index, room->weight);
     for (int32_t j = 0; j < p->top_k; j++) {
         mdp_expert_t expert = p->alive[room->index[j]];
         if (!mdp_exact_add(&p->gate_sum[expert], (double)room->weight[j]))
@@ -58,23 +62,33 @@ static mdp_status add_token(mdp_proficiency *p, const double *logits, const scra
 }
 
 mdp_status mdp_proficiency_add(mdp_proficiency *proficiency, const double *logits, int64_t n_token) {
-    scratch room = {NULL, NULL, NULL};
+    scratch room = {NULL, NULL, NULL, NULL};
     mdp_status status = MDP_ALLOC(&room.logits, proficiency->n_alive, "logits of a token");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&room.choice, 2 * proficiency->n_alive, "logits of a token");
     if (status.code == MDP_OK) status = MDP_ALLOC(&room.index, proficiency->top_k, "routes of a token");
     if (status.code == MDP_OK) status = MDP_ALLOC(&room.weight, proficiency->top_k, "routes of a token");
     for (int64_t t = 0; t < n_token && status.code == MDP_OK; t++)
         status = add_token(proficiency, logits + t * proficiency->n_expert, &room);
     mdp_free(room.logits);
+    mdp_free(room.choice);
     mdp_free(room.index);
     mdp_free(room.weight);
     return status;
 }
 
-/* Position in `alive` of the smallest score; of equal ones the lowest expert. */
+/* Has the group of an expert more than its part of what is kept? */
+static bool may_go(const mdp_proficiency *p, mdp_expert_t expert) {
+    int32_t size = p->rule.n_group > 1 ? p->rule.group_size : p->n_expert, n = 0;
+    for (int32_t i = 0; i < p->n_alive; i++) n += p->alive[i] / size == expert / size;
+    return n > p->keep / (p->rule.n_group > 1 ? p->rule.n_group : 1);
+}
+
+/* Position in `alive` of the smallest score among those that may go; of equal ones the lowest expert. */
 static int32_t weakest(const mdp_proficiency *p) {
-    int32_t at = 0;
-    for (int32_t i = 1; i < p->n_alive; i++) {
-        if (mdp_round30(p->score[p->alive[i]]) < mdp_round30(p->score[p->alive[at]])) at = i;
+    int32_t at = -1;
+    for (int32_t i = 0; i < p->n_alive; i++) {
+        if (!may_go(p, p->alive[i])) continue;
+        if (at < 0 || mdp_round30(p->score[p->alive[i]]) < mdp_round30(p->score[p->alive[at]])) at = i;
     }
     return at;
 }

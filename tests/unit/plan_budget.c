@@ -135,6 +135,9 @@ static void groups_keep_equally_many(void **state) {
     expect(one_sided, (mdp_budget_options){.keep = 2}, 0x3, 0xc, 0xc);
     refuse(one_sided, (mdp_budget_options){.keep = 3, .n_group = 2}, "layer 1: 3 experts to keep are not a multiple");
     refuse(one_sided, (mdp_budget_options){.keep = 3, .n_group = 3}, "layer 1");
+    refuse(one_sided, (mdp_budget_options){.keep = 2, .n_group = 2, .n_open = 1},
+           "layer 1: keeping 2 experts leaves 1 to");
+    expect(one_sided, (mdp_budget_options){.keep = 4, .n_group = 2, .n_open = 1}, 0xf, 0xf, 0xf);
     /* one ranking keeps 1, 4, 4 (see above); nine in all become ten */
     expect(plain, (mdp_budget_options){.budget = MDP_BUDGET_GLOBAL, .keep = 3, .multiple_of = 2}, 0x3, 0xf, 0xf);
     expect(plain, (mdp_budget_options){.budget = MDP_BUDGET_GLOBAL, .keep = 2, .n_group = 2}, 0x5, 0xa, 0xa);

@@ -171,6 +171,35 @@ static void check_refused(const mdp_plan *plan, const tiny *t, const char *part,
         fail_msg("'%s' lacks '%s' or '%s'", status.text, part, other);
 }
 
+static void groups_keep_equally_many(void **state) {
+    (void)state;
+    mdp_plan *plan = NULL;
+    assert_int_equal(mdp_plan_new(1, &plan).code, MDP_OK);
+    tiny t;
+    make_tiny(&t);
+    t.layers[3].is_moe = false;
+    t.layers[1].moe = (mdp_moe){.n_expert = 8, .top_k = 4, .rule = {.n_group = 2, .n_open = 1, .group_size = 4}};
+    strcpy(plan->fingerprint, t.catalogue.fingerprint);
+    strcpy(plan->model_type, "mixtral");
+    plan->uniform = true;
+    plan->layers[0] = (mdp_plan_layer){.layer = 1, .n_expert = 8, .n_kept = 6};
+    assert_int_equal(MDP_ALLOC(&plan->layers[0].kept, 8, "kept").code, MDP_OK);
+    static const mdp_expert_t uneven[6] = {0, 1, 2, 3, 5, 6}, even[6] = {0, 1, 3, 4, 6, 7},
+                              all[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    mdp_expert_t own[8];
+    for (int i = 0; i < 8; i++) plan->layers[0].kept[i] = (mdp_plan_expert){.n_from = 1, .from = &own[i]};
+    memcpy(own, uneven, sizeof uneven);
+    check_refused(plan, &t, "layer 1: group 0 keeps 4 of its 4 experts", "every group must keep the same number");
+    memcpy(own, even, sizeof even);
+    check_refused(plan, &t, "layer 1: a token sees 1 groups", "of 3 kept experts, fewer than the 4");
+    plan->layers[0].n_kept = 8;
+    memcpy(own, all, sizeof all);
+    mdp_status status = mdp_plan_check(plan, &t.model);
+    if (status.code != MDP_OK) fail_msg("%s", status.text);
+    plan->layers[0].n_kept = 0;
+    mdp_plan_destroy(plan);
+}
+
 static void a_plan_is_checked_against_its_model(void **state) {
     (void)state;
     mdp_plan *plan = scored_plan();
@@ -206,6 +235,7 @@ int main(void) {
         cmocka_unit_test(what_this_version_does_not_know_is_refused),
         cmocka_unit_test(other_files_and_newer_versions_are_refused),
         cmocka_unit_test(a_plan_is_checked_against_its_model),
+        cmocka_unit_test(groups_keep_equally_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
