@@ -1,5 +1,7 @@
 """Checkpoints of random parameters, made and saved by transformers, and what it computes of them."""
+import contextlib
 import json
+import re
 
 import h5py
 import numpy as np
@@ -16,10 +18,13 @@ def save_random(model_type, settings, folder):
     """Save such a model: matrices that make lively routers and attention, norms around 1, biases around 0."""
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **settings))
     rng = np.random.default_rng(5)
+    stored = [*model.named_parameters(), *(b for b in model.named_buffers() if b[0].endswith("e_score_correction_bias"))]
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted(dict(stored).items()):
             values = rng.standard_normal(tuple(parameter.shape))
-            if parameter.dim() == 1:
+            if name.endswith("e_score_correction_bias"):
+                values = 0.2 * values - 0.3  # sums below zero, where closed groups at zero would show
+            elif parameter.dim() == 1:
                 values = 1 + 0.3 * values if "norm" in name else 0.3 * values
             else:
                 values *= parameter.shape[-1] ** -0.5
@@ -39,6 +44,34 @@ def load(folder):
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not info.get(kind), (kind, info[kind])
     return model.eval()
+
+
+@contextlib.contextmanager
+def masked(model, kept):
+    """The model with experts that are not in kept[layer] at minus infinity when a token chooses: their logits, and where the
+    router has them their biases."""
+    masks, linear = {}, torch.nn.functional.linear
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        match = re.search(r"layers\.(\d+)\..*(gate|router|wg)\b.*weight$|layers\.(\d+)\..*e_score_correction_bias$", name)
+        if not match or "shared" in name:
+            continue
+        mask = torch.full((parameter.shape[-1] if match[3] else len(parameter),), -torch.inf)
+        mask[kept[int(match[1] or match[3])]] = 0
+        if match[3]:
+            parameter.data += mask
+        else:
+            masks[parameter.data_ptr()] = mask
+    assert len(masks) == len(kept)
+
+    def masking(x, weight, bias=None):
+        y = linear(x, weight, bias)
+        return y + masks[weight.data_ptr()] if weight.data_ptr() in masks else y
+
+    torch.nn.functional.linear = masking
+    try:
+        yield model
+    finally:
+        torch.nn.functional.linear = linear
 
 
 def write_tokens(vocabulary, path):

@@ -8,10 +8,10 @@
 #define LAYER "model.layers.{layer}."
 
 /* Keys that all rows call the same, and the same absent value in each of their classes. */
+#define SILU_KEY .activation_key = "hidden_act", .activation = "silu"
 #define COMMON_KEYS                                                                                                    \
     .head_dim = {.name = "head_dim", .null_is_absent = true},                                                          \
-    .tied = {.name = "tie_word_embeddings", .absent = false}, .activation_key = "hidden_act", .activation = "silu",    \
-    .rope_layout = MDP_ROPE_HALF
+    .tied = {.name = "tie_word_embeddings", .absent = false}, SILU_KEY, .rope_layout = MDP_ROPE_HALF
 
 #define COMMON_TENSORS                                                                                                 \
     .embedding = "model.embed_tokens.weight", .final_norm = "model.norm.weight", .head = "lm_head.weight",             \
@@ -34,19 +34,39 @@
     }
 
 /* One tensor per matrix of an expert: as the public checkpoints have it. */
-#define SEPARATE_EXPERTS                                                                                               \
-    {                                                                                                                  \
-        .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                            \
-        .gate = LAYER "mlp.experts.{expert}.gate_proj.weight", .up = LAYER "mlp.experts.{expert}.up_proj.weight",      \
-        .down = LAYER "mlp.experts.{expert}.down_proj.weight",                                                         \
-    }
+#define SEPARATE_EXPERT_NAMES                                                                                          \
+    .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                                \
+    .gate = LAYER "mlp.experts.{expert}.gate_proj.weight", .up = LAYER "mlp.experts.{expert}.up_proj.weight",          \
+    .down = LAYER "mlp.experts.{expert}.down_proj.weight"
 
 /* As transformers 5 holds the experts in memory and some tools save them. */
+#define FUSED_EXPERT_NAMES                                                                                             \
+    .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                                \
+    .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj"
+
+#define SEPARATE_EXPERTS                                                                                               \
+    { SEPARATE_EXPERT_NAMES }
 #define FUSED_EXPERTS                                                                                                  \
-    {                                                                                                                  \
-        .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                            \
-        .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
-    }
+    { FUSED_EXPERT_NAMES }
+/* The same with a bias for choosing. */
+#define BIASED_SEPARATE_EXPERTS(bias)                                                                                  \
+    { SEPARATE_EXPERT_NAMES, .choice_bias = (bias) }
+#define BIASED_FUSED_EXPERTS(bias)                                                                                     \
+    { FUSED_EXPERT_NAMES, .choice_bias = (bias) }
+#define BIAS_OF_GATE LAYER "mlp.gate.e_score_correction_bias"
+#define BIAS_OF_BLOCK LAYER "mlp.e_score_correction_bias"
+#define BIAS_OF_STATICS LAYER "mlp.moe_statics.e_score_correction_bias"
+
+/* A router of sigmoids with a correction bias, as DeepSeek-V3 introduced it, with its keys. */
+#define SIGMOID_ROUTER                                                                                                 \
+    .score = MDP_SIGMOID, .normalise = MDP_NORMALISE_BY_FLAG, .normalise_added = 1e-20,                                \
+    .group_score = MDP_GROUP_BEST_TWO
+
+static const mdp_fixed_key SIGMOID_ONLY[] = {{"scoring_func", "\"sigmoid\""}, {NULL, NULL}};
+static const mdp_fixed_key NO_BIAS_ONLY[] = {{"use_bias", "false"}, {NULL, NULL}};
+static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},   {"qk_norm_type", "\"per_layer\""},
+                                                {"use_qk_norm", "true"},           {"use_routing_bias", "true"},
+                                                {"shared_intermediate_size", "0"}, {NULL, NULL}};
 
 /* The same of families that call the router by its name. */
 #define FUSED_EXPERTS_OF_ROUTER                                                                                        \
@@ -55,13 +75,15 @@
         .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
     }
 
+#define MIXTRAL_EXPERT_NAMES                                                                                           \
+    .router = LAYER "block_sparse_moe.gate.weight", .experts = LAYER "block_sparse_moe.experts.",                      \
+    .gate = LAYER "block_sparse_moe.experts.{expert}.w1.weight",                                                       \
+    .up = LAYER "block_sparse_moe.experts.{expert}.w3.weight",                                                         \
+    .down = LAYER "block_sparse_moe.experts.{expert}.w2.weight"
 #define MIXTRAL_EXPERTS                                                                                                \
-    {                                                                                                                  \
-        .router = LAYER "block_sparse_moe.gate.weight", .experts = LAYER "block_sparse_moe.experts.",                  \
-        .gate = LAYER "block_sparse_moe.experts.{expert}.w1.weight",                                                   \
-        .up = LAYER "block_sparse_moe.experts.{expert}.w3.weight",                                                     \
-        .down = LAYER "block_sparse_moe.experts.{expert}.w2.weight",                                                   \
-    }
+    { MIXTRAL_EXPERT_NAMES }
+#define BIASED_MIXTRAL_EXPERTS                                                                                         \
+    { MIXTRAL_EXPERT_NAMES, .choice_bias = LAYER "block_sparse_moe.e_score_correction_bias" }
 
 #define GRANITE_EXPERTS                                                                                                \
     {                                                                                                                  \
@@ -184,6 +206,135 @@ static const mdp_family FAMILIES[] = {
         .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
     },
     {
+        .model_type = "minimax_m2",
+        SILU_KEY,
+        .d_model = {.name = "hidden_size", .absent = 3072},
+        .d_ff = {.name = "intermediate_size", .absent = 1536},
+        .n_layer = {.name = "num_hidden_layers", .absent = 62},
+        .n_head = {.name = "num_attention_heads", .absent = 48},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 8},
+        .head_dim = {.name = "head_dim", .absent = 128},
+        .tied = {.name = "tie_word_embeddings", .absent = false},
+        .vocab_size = {.name = "vocab_size", .absent = 200064},
+        .max_position = {.name = "max_position_embeddings", .absent = 196608},
+        .n_expert = {.name = "num_local_experts", .other = "num_experts", .absent = 256},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .fixed = MINIMAX_M2_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .rope_layout = MDP_ROPE_HALF,
+        .rope_theta = 5e6,
+        .partial_rotary = 1.0,
+        .rotary_dim = "rotary_dim",
+        .score = MDP_SIGMOID,
+        .normalise = MDP_NORMALISE_ALWAYS,
+        .qk_norm = MDP_QK_NORM_WHOLE,
+        COMMON_TENSORS,
+        QK_NORMS,
+        .layouts = {BIASED_MIXTRAL_EXPERTS, BIASED_FUSED_EXPERTS(BIAS_OF_BLOCK)},
+    },
+    {
+        .model_type = "glm4_moe",
+        COMMON_KEYS,
+        SIGMOID_ROUTER,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1408},
+        .n_layer = {.name = "num_hidden_layers", .absent = 46},
+        .n_head = {.name = "num_attention_heads", .absent = 96},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 8},
+        .vocab_size = {.name = "vocab_size", .absent = 151552},
+        .max_position = {.name = "max_position_embeddings", .absent = 131072},
+        .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 128},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .first_sparse = {.name = "first_k_dense_replace", .absent = 1, .may_be_zero = true},
+        .dense_ff = {.name = "intermediate_size", .absent = 10944},
+        .n_shared = {.name = "n_shared_experts", .absent = 1, .null_is_absent = true, .may_be_zero = true},
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 1.0},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true},
+        .fixed = SIGMOID_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .bias = {.name = "attention_bias", .absent = false},
+        .qk_norm = MDP_QK_NORM_HEAD,
+        .qk_norm_flag = {.name = "use_qk_norm", .absent = false},
+        .rope_theta = 1e4,
+        .partial_rotary = 0.5,
+        COMMON_TENSORS,
+        QKV_BIASES,
+        QK_NORMS,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
+    },
+    {
+        .model_type = "dots1",
+        COMMON_KEYS,
+        SIGMOID_ROUTER,
+        .d_model = {.name = "hidden_size", .absent = 4608},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1408},
+        .n_layer = {.name = "num_hidden_layers", .absent = 62},
+        .n_head = {.name = "num_attention_heads", .absent = 32},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 32, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 152064},
+        .max_position = {.name = "max_position_embeddings", .absent = 2048},
+        .n_expert = {.name = "n_routed_experts", .other = "num_local_experts"},
+        .top_k = {.name = "num_experts_per_tok"},
+        .first_sparse = {.name = "first_k_dense_replace", .may_be_zero = true},
+        .dense_ff = {.name = "intermediate_size", .absent = 10944},
+        .n_shared = {.name = "n_shared_experts", .null_is_absent = true, .may_be_zero = true},
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 1.0},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = false},
+        .fixed = SIGMOID_ONLY,
+        .window = {.name = "sliding_window", .absent = 4096, .null_is_absent = true},
+        .window_end = {.name = "max_window_layers", .absent = 62, .may_be_zero = true},
+        .window_flag = {.absent = true},
+        .window_rule = MDP_WINDOW_FROM,
+        .layer_types = "layer_types",
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .bias = {.name = "attention_bias", .absent = false},
+        .qk_norm = MDP_QK_NORM_HEAD,
+        .rope_theta = 1e4,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        QK_NORMS,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
+    },
+    {
+        .model_type = "ernie4_5_moe",
+        SILU_KEY,
+        .d_model = {.name = "hidden_size", .absent = 2560},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1536},
+        .head_dim = {.name = "head_dim", .null_is_absent = true},
+        .n_layer = {.name = "num_hidden_layers", .absent = 28},
+        .n_head = {.name = "num_attention_heads", .absent = 20},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 4, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 103424},
+        .max_position = {.name = "max_position_embeddings", .absent = 131072},
+        .tied = {.name = "tie_word_embeddings", .absent = true},
+        .rope_layout = MDP_ROPE_PAIR,
+        .n_expert = {.name = "moe_num_experts", .other = "num_experts", .absent = 64},
+        .top_k = {.name = "moe_k", .other = "num_experts_per_tok", .absent = 6},
+        .sparse_step = {.name = "moe_layer_interval", .absent = 1},
+        .first_sparse = {.name = "moe_layer_start_index", .absent = 1, .may_be_zero = true},
+        .last_sparse = {.name = "moe_layer_end_index", .may_be_zero = true, .minus_one_is_absent = true},
+        .dense_ff = {.name = "intermediate_size", .absent = 12288},
+        .n_shared = {.name = "moe_num_shared_experts", .absent = 2, .null_is_absent = true, .may_be_zero = true},
+        .fixed = NO_BIAS_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .rope_theta = 5e5,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_ALWAYS,
+        .normalise_least = {.name = "moe_norm_min", .absent = 1e-12},
+        COMMON_TENSORS,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_STATICS), BIASED_FUSED_EXPERTS(BIAS_OF_STATICS)},
+    },
+    {
         .model_type = "granitemoe",
         COMMON_KEYS,
         .d_model = {.name = "hidden_size", .absent = 4096},
@@ -242,7 +393,8 @@ static const mdp_family FAMILIES[] = {
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[] = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", NULL};
+static const char *const NAMES[] = {"mixtral", "qwen2_moe",    "qwen3_moe",  "olmoe",  "minimax_m2", "glm4_moe",
+                                    "dots1",   "ernie4_5_moe", "granitemoe", "phimoe", NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mdp
 
-NAMES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
+NAMES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe", "minimax_m2"]
 
 
 def flop_of_one_token(folder):
@@ -48,6 +48,7 @@ def test_parameters_in_all_and_of_one_token(name):
     found = json.loads(said.stdout)
     sizes = {key: t.numel() for path in model.glob("*.safetensors") for key, t in load_file(path).items()}
     experts = sum(n for key, n in sizes.items() if ".experts." in key)
-    n_expert = config.get("num_experts", config.get("num_local_experts"))
+    n_expert = next(config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") if key in config)
+    top_k = config.get("num_experts_per_tok", config.get("moe_k"))
     assert found["parameters"] == sum(sizes.values())
-    assert found["active_parameters"] == sum(sizes.values()) - experts * (n_expert - config["num_experts_per_tok"]) // n_expert
+    assert found["active_parameters"] == sum(sizes.values()) - experts * (n_expert - top_k) // n_expert

@@ -3,7 +3,6 @@ experts' logits at minus infinity.
 
 The checkpoints are made and saved by transformers, all parameters at random.
 """
-import contextlib
 import re
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import mdp
-from families import SIZES, assert_dump_equals, assert_same_logits, load, prune, save_random, write_tokens
+from families import SIZES, assert_dump_equals, assert_same_logits, load, masked, prune, save_random, write_tokens
 
 N_EXPERT = 6
 MOE = dict(**SIZES, num_local_experts=N_EXPERT, num_experts_per_tok=2)
@@ -23,29 +22,6 @@ VARIANTS = {
     "phimoe": ("phimoe", dict(**MOE, attention_bias=True, lm_head_bias=True, router_jitter_noise=0.2)),
     "phimoe, window, no biases": ("phimoe", dict(**MOE, sliding_window=7)),
 }
-
-
-@contextlib.contextmanager
-def masked(model, kept):
-    """The model with the logits of experts that are not in kept[layer] at minus infinity."""
-    masks, linear = {}, torch.nn.functional.linear
-    for name, parameter in model.named_parameters():
-        match = re.search(r"layers\.(\d+)\..*(gate|router|wg)\b.*weight$", name)
-        if match and len(parameter) == N_EXPERT:
-            mask = torch.full((N_EXPERT,), -torch.inf)
-            mask[kept[int(match[1])]] = 0
-            masks[id(parameter)] = mask
-    assert len(masks) == len(kept)
-
-    def masking(x, weight, bias=None):
-        y = linear(x, weight, bias)
-        return y + masks[id(weight)] if id(weight) in masks else y
-
-    torch.nn.functional.linear = masking
-    try:
-        yield model
-    finally:
-        torch.nn.functional.linear = linear
 
 
 def test_long_sequences_take_the_long_frequencies(tmp_path):

@@ -274,7 +274,7 @@ static void settings_that_cannot_be_are_named(void **state) {
     must_refuse(qwen2(-1, QWEN2(", \"mlp_only_layers\": 1")), "'mlp_only_layers' is a whole number; expected a list");
     must_refuse(qwen2(-1, QWEN2(", \"mlp_only_layers\": [\"1\"]")), "'mlp_only_layers' holds a text; expected a list");
     must_refuse(qwen2(-1, QWEN2(", \"mlp_only_layers\": [0, 1, 2]")), "none of the 3 layers has experts");
-    must_refuse(qwen2(-1, QWEN2(", \"decoder_sparse_step\": 4")), "none of the 3 layers has experts ('decoder_sparse");
+    must_refuse(qwen2(-1, QWEN2(", \"decoder_sparse_step\": 4")), "none of the 3 layers has experts (decoder_sparse");
     must_refuse(qwen2(-1, QWEN2(", \"decoder_sparse_step\": 0")),
                 "'decoder_sparse_step' is 0; expected a number from 1");
     must_refuse(qwen2(-1, QWEN2(ON ", \"max_window_layers\": -1")),
