@@ -412,9 +412,8 @@ static mdp_status bind_router(binder *b, const mdp_expert_layout *layout, int64_
     const wanted w = {layout->router, "router", layer, -1, 2, {moe->n_expert, b->config->d_model, 0}, keys};
     MDP_TRY(bind_whole(b, &w, false, &moe->router)); /* its rows vouch for the number before memory is taken */
     bool fused = layout->fused_gate_up != NULL;
-    MDP_TRY(MDP_ALLOC(&moe->expert_tensors,
-                      2 + 2 * (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert) /* with scales */,
-                      "the expert tensors of a layer"));
+    int64_t n_tensor = 2 + 2 * (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert); /* with scales */
+    MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
     moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = moe->router.tensor, .expert = -1};
     return bind_choice_bias(b, layout, layer, count, moe);
 }
