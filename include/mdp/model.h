@@ -14,11 +14,11 @@ typedef enum mdp_normalise { MDP_NORMALISE_NEVER, MDP_NORMALISE_ALWAYS, MDP_NORM
 /* What a group of experts is chosen by: its best expert, or the sum of its two best. */
 typedef enum mdp_group_score { MDP_GROUP_BEST, MDP_GROUP_BEST_TWO } mdp_group_score;
 
-/* The router of a layer, resolved for the model at hand. z = W x; p = score(z); c = p, with the layer's choice bias
- * where it has one; the k largest c are chosen (ties: lower index) among the experts of the open groups; g = p of the
- * chosen, if `normalise` divided by max(their sum + added, least), then times scale. All in f64.
- * MDP_SOFTMAX_CHOSEN takes the softmax over the chosen alone. MDP_SPARSEMIXER always chooses two, and weighs each by
- * itself (sparsemixer.c); it has neither bias nor groups. */
+/* The router of a layer, resolved for the model at hand. z = W x (+ bias); p = score(z); c = p, with the layer's choice
+ * bias where it has one; the k largest c are chosen (ties: lower index) among the experts of the open groups; g = p of
+ * the chosen, if `normalise` divided by max(their sum + added, least), then times scale. All in f64. MDP_SOFTMAX_CHOSEN
+ * takes the softmax over the chosen alone. MDP_SPARSEMIXER always chooses two, and weighs each by itself
+ * (sparsemixer.c); it has neither bias nor groups. */
 typedef struct mdp_router_rule {
     mdp_router_score score;
     bool normalise;
@@ -57,13 +57,16 @@ typedef struct mdp_attention {
     mdp_matrix q_bias, k_bias, v_bias, o_bias; /* [1, rows of the matrix]; tensor == NULL: none */
     mdp_qk_norm qk_norm;                       /* of queries and keys before rotation: each head, or the whole vector */
     mdp_matrix q_norm, k_norm;                 /* [1, head_dim] or [1, whole vector] */
+    mdp_matrix sinks;                          /* [1, n_head] a score that takes weight from the keys' and gives no
+                                                * value; tensor == NULL: none */
     double clip;                               /* q, k, v are clamped to +-clip after their norms; 0: not */
     int64_t window;                            /* keys visible to a query, itself included; 0: all before it */
     double scale;                              /* of q . k */
 } mdp_attention;
 
 typedef struct mdp_expert {
-    mdp_matrix gate, up, down; /* [d_ff, d_model], [d_ff, d_model], [d_model, d_ff] */
+    mdp_matrix gate, up, down;                /* [d_ff, d_model], [d_ff, d_model], [d_model, d_ff] */
+    mdp_matrix gate_bias, up_bias, down_bias; /* [1, rows of the matrix]; tensor == NULL: all three have none */
 } mdp_expert;
 
 /* One stored tensor that belongs to the experts of a layer, with how to slice it: what a transform walks over. */
@@ -80,9 +83,11 @@ typedef struct mdp_moe {
     int64_t d_ff;
     mdp_router_rule rule;
     mdp_matrix router;      /* [n_expert, d_model] */
+    mdp_matrix router_bias; /* [1, n_expert] added to z; tensor == NULL: none */
     mdp_matrix choice_bias; /* [1, n_expert] added to p for choosing alone; tensor == NULL: none */
     mdp_expert *experts;    /* [n_expert] */
     mdp_activation activation;
+    float alpha, limit;     /* of MDP_SWIGLU_CLAMPED */
     mdp_expert shared;      /* sees every token; gate.tensor == NULL: none */
     int64_t shared_ff;      /* rows of its gate */
     mdp_matrix shared_gate; /* [1, d_model]: its output is times sigmoid(shared_gate . x); tensor == NULL: times 1 */

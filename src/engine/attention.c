@@ -37,6 +37,7 @@ typedef struct attention_buffers {
     float *norm;       /* as loaded */
     float *bias[4];    /* of q, k, v, o; NULL: none */
     float *qk_norm[2]; /* of queries and keys; NULL: none */
+    float *sinks;      /* [n_head] or NULL */
     mdp_rows *tiles;   /* scratch list */
     query_tile *queries;
     group_pack *packs;
@@ -156,8 +157,8 @@ static void attend(const mdp_engine *engine, const mdp_layer *layer, const atten
     float *q = buffers->q + (tile->first + tile->query) * ldq + tile->head * hd;
     const float *k = buffers->k + tile->first * ldk + kv_head * hd, *v = buffers->v + tile->first * ldk + kv_head * hd;
     for (int i = 0; i < MDP_QUERY_ROWS; i++) {
-        maximum[i] = -INFINITY;
-        total[i] = 0.0;
+        maximum[i] = buffers->sinks ? buffers->sinks[tile->head] : -INFINITY; /* a key without a value */
+        total[i] = buffers->sinks ? 1.0 : 0.0;
     }
     memset(sum, 0, MDP_QUERY_ROWS * (size_t)hd * sizeof *sum);
     int64_t end = tile->query + tile->n_query, window = layer->attention.window;
@@ -292,6 +293,7 @@ static void destroy_buffers(attention_buffers *buffers) {
     mdp_free(buffers->norm);
     for (int i = 0; i < 4; i++) mdp_free(buffers->bias[i]);
     for (int i = 0; i < 2; i++) mdp_free(buffers->qk_norm[i]);
+    mdp_free(buffers->sinks);
     mdp_free(buffers->tiles);
     mdp_free(buffers->queries);
     mdp_free(buffers->packs);
@@ -310,6 +312,7 @@ static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, atten
     MDP_TRY(load_optional(engine, &attention->k_bias, &buffers->bias[1]));
     MDP_TRY(load_optional(engine, &attention->v_bias, &buffers->bias[2]));
     MDP_TRY(load_optional(engine, &attention->o_bias, &buffers->bias[3]));
+    MDP_TRY(load_optional(engine, &attention->sinks, &buffers->sinks));
     MDP_TRY(load_optional(engine, &attention->q_norm, &buffers->qk_norm[0]));
     return load_optional(engine, &attention->k_norm, &buffers->qk_norm[1]);
 }

@@ -313,16 +313,19 @@ static mdp_status load_router(mdp_engine *engine, int64_t layer, const mdp_matri
 /* Everything of a MoE layer before tokens travel. Local. */
 static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **norm) {
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
-    float *router = NULL, *bias = NULL;
+    float *router = NULL, *logit_bias = NULL, *bias = NULL;
     MDP_TRY(fork_states(engine, layer_number));
     MDP_TRY(set_views(engine, layer_number));
     MDP_TRY(mdp_norm_load(engine, &engine->model->layers[layer_number].norm2, norm));
     mdp_status status = load_router(engine, layer_number, &moe->router, engine->model->d_model, &router);
+    if (status.code == MDP_OK && moe->router_bias.tensor)
+        status = load_router(engine, layer_number, &moe->router_bias, 1, &logit_bias);
     if (status.code == MDP_OK && moe->choice_bias.tensor)
         status = load_router(engine, layer_number, &moe->choice_bias, 1, &bias);
-    if (status.code == MDP_OK)
-        status = mdp_route(engine, layer_number, &(mdp_router_rows){.norm = *norm, .router = router, .bias = bias});
+    const mdp_router_rows rows = {.norm = *norm, .router = router, .logit_bias = logit_bias, .bias = bias};
+    if (status.code == MDP_OK) status = mdp_route(engine, layer_number, &rows);
     mdp_free(router);
+    mdp_free(logit_bias);
     mdp_free(bias);
     return status;
 }

@@ -70,9 +70,15 @@ mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first
  * tile; bias [n_row of the matrix] or NULL. */
 mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
                            int64_t n_tile);
-/* Take the panels of a gate and an up matrix (alternating) and compute y = act(x Wg^T) * (x Wu^T). `scratch` holds
- * MDP_TILE_ROWS * MDP_PANEL_ROWS values per thread. */
-mdp_status mdp_gated_take(mdp_engine *engine, mdp_activation activation, const mdp_matrix *gate, const mdp_rows *tiles,
+/* What becomes of the products with a gate and an up matrix. */
+typedef struct mdp_gating {
+    mdp_activation activation;
+    float alpha, limit;               /* of MDP_SWIGLU_CLAMPED */
+    const float *gate_bias, *up_bias; /* [rows of the matrices] or NULL */
+} mdp_gating;
+/* Take the panels of a gate and an up matrix (alternating) and compute y = act(x Wg^T + bg) * (x Wu^T + bu). `scratch`
+ * holds MDP_TILE_ROWS * MDP_PANEL_ROWS values per thread. */
+mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const mdp_matrix *gate, const mdp_rows *tiles,
                           int64_t n_tile, float *scratch);
 
 /* ---- norm.c --------------------------------------------------------------------------------------------------- */
@@ -115,9 +121,10 @@ int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, i
 
 /* What the routers of a layer need, in the numbering of the model. */
 typedef struct mdp_router_rows {
-    const float *norm;   /* [d_model] */
-    const float *router; /* [n_expert, d_model] */
-    const float *bias;   /* [n_expert] added for choosing; NULL: none */
+    const float *norm;       /* [d_model] */
+    const float *router;     /* [n_expert, d_model] */
+    const float *logit_bias; /* [n_expert] added to logits; NULL: none */
+    const float *bias;       /* [n_expert] added for choosing; NULL: none */
 } mdp_router_rows;
 /* Choose experts for every local token of every state: fills index and weight. Local. */
 mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_rows *rows);
@@ -185,6 +192,8 @@ typedef struct mdp_expert_scratch {
     float *x;       /* [n_tile, MDP_TILE_ROWS, d_model] */
     float *h;       /* [n_tile, MDP_TILE_ROWS, d_ff] */
     float *up;      /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    float *bias;    /* [2 d_ff + d_model] of gate, up and down; NULL: experts have none */
+    void *stored;   /* room to read them */
     mdp_panel_list panels;
 } mdp_expert_scratch;
 

@@ -50,6 +50,16 @@ static mdp_status observe_group(mdp_engine *engine, int64_t layer_number, const 
     return failed;
 }
 
+/* Biases of an expert, where it has some, into scratch->bias. */
+static mdp_status load_biases(const mdp_engine *engine, const mdp_expert *expert, const mdp_expert_scratch *scratch) {
+    const mdp_matrix *biases[] = {&expert->gate_bias, &expert->up_bias, &expert->down_bias};
+    float *to = scratch->bias;
+    for (int i = 0; scratch->bias && i < 3; to += biases[i++]->n_col) {
+        MDP_TRY(mdp_matrix_read(engine->reader, biases[i], 0, 1, scratch->stored, to));
+    }
+    return mdp_ok();
+}
+
 /* Tiles of one expert, at most scratch->n_tile of them. */
 static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
                                 const mdp_tile_place *tiles, int64_t n_tile, mdp_round *round,
@@ -62,6 +72,12 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int6
     MDP_TRY(mdp_panel_list_add_pair(&scratch->panels, &expert->gate, &expert->up));
     MDP_TRY(mdp_panel_list_add(&scratch->panels, &expert->down));
     MDP_TRY(mdp_panel_stream_start(engine->stream, scratch->panels.items, scratch->panels.n));
+    MDP_TRY(load_biases(engine, expert, scratch));
+    const mdp_gating gating = {.activation = layer->moe.activation,
+                               .alpha = layer->moe.alpha,
+                               .limit = layer->moe.limit,
+                               .gate_bias = scratch->bias,
+                               .up_bias = scratch->bias ? scratch->bias + f : NULL};
     gather_group(engine, tiles, n_tile, round, scratch);
     for (int64_t t = 0; t < n_tile; t++) {
         rows[t] = (mdp_rows){.x = scratch->x + t * MDP_TILE_ROWS * d,
@@ -70,7 +86,7 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int6
                              .ldy = f,
                              .n_row = tiles[t].n_row};
     }
-    MDP_TRY(mdp_gated_take(engine, layer->moe.activation, &expert->gate, rows, n_tile, scratch->up));
+    MDP_TRY(mdp_gated_take(engine, &gating, &expert->gate, rows, n_tile, scratch->up));
     for (int64_t t = 0; t < n_tile; t++) {
         rows[t] = (mdp_rows){.x = scratch->h + t * MDP_TILE_ROWS * f,
                              .ldx = f,
@@ -78,7 +94,8 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int6
                              .ldy = d,
                              .n_row = tiles[t].n_row};
     }
-    MDP_TRY(mdp_linear_take(engine, &expert->down, NULL, rows, n_tile));
+    const float *down_bias = scratch->bias ? scratch->bias + 2 * f : NULL;
+    MDP_TRY(mdp_linear_take(engine, &expert->down, down_bias, rows, n_tile));
     return observe_group(engine, layer_number, tiles, n_tile, round, scratch);
 }
 

@@ -68,18 +68,24 @@ mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const f
 }
 
 /* One item of the gated product: columns of one panel pair for one tile. */
-static void gated_item(mdp_activation activation, const mdp_rows *tile, const mdp_panel *gate, const mdp_panel *up,
+static void gated_item(const mdp_gating *gating, const mdp_rows *tile, const mdp_panel *gate, const mdp_panel *up,
                        float *scratch) {
     int k = (int)gate->matrix->n_col, m = (int)gate->n_row;
     float *h = tile->y + gate->row0;
     mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, gate->data, k, h, (int)tile->ldy);
     mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, up->data, k, scratch, MDP_PANEL_ROWS);
-    for (int32_t i = 0; i < tile->n_row; i++) {
-        mdp_gate(activation, scratch + (size_t)i * MDP_PANEL_ROWS, m, h + (size_t)i * (size_t)tile->ldy);
+    for (int32_t i = 0; i < tile->n_row; i++, h += tile->ldy, scratch += MDP_PANEL_ROWS) {
+        if (gating->gate_bias) mdp_axpy(1.0F, gating->gate_bias + gate->row0, m, h);
+        if (gating->up_bias) mdp_axpy(1.0F, gating->up_bias + up->row0, m, scratch);
+        if (gating->activation == MDP_SWIGLU_CLAMPED) {
+            mdp_gate_clamped(gating->alpha, gating->limit, scratch, m, h);
+        } else {
+            mdp_gate(gating->activation, scratch, m, h);
+        }
     }
 }
 
-mdp_status mdp_gated_take(mdp_engine *engine, mdp_activation activation, const mdp_matrix *gate, const mdp_rows *tiles,
+mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const mdp_matrix *gate, const mdp_rows *tiles,
                           int64_t n_tile, float *scratch) {
     int64_t n_pair = (gate->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
     mdp_panel panels[64];
@@ -91,7 +97,7 @@ mdp_status mdp_gated_take(mdp_engine *engine, mdp_activation activation, const m
         for (int p = 0; p < n; p++) {
             for (int64_t t = 0; t < n_tile; t++) {
                 float *own = scratch + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
-                gated_item(activation, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
+                gated_item(gating, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
             }
         }
         first += n;

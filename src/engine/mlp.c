@@ -82,7 +82,8 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const md
                                       .ldy = f,
                                       .n_row = buffers->tiles[t].n_row};
     }
-    MDP_TRY(mdp_gated_take(engine, mlp->activation, &mlp->expert->gate, buffers->rows, n_tile, buffers->up));
+    const mdp_gating gating = {.activation = mlp->activation};
+    MDP_TRY(mdp_gated_take(engine, &gating, &mlp->expert->gate, buffers->rows, n_tile, buffers->up));
     for (int64_t t = 0; t < n_tile; t++) {
         buffers->rows[t] = (mdp_rows){.x = buffers->h + t * MDP_TILE_ROWS * f,
                                       .ldx = f,

@@ -247,6 +247,8 @@ static void destroy_buffers(mdp_moe_buffers *buffers) {
     mdp_free(buffers->scratch.x);
     mdp_free(buffers->scratch.h);
     mdp_free(buffers->scratch.up);
+    mdp_free(buffers->scratch.bias);
+    mdp_free(buffers->scratch.stored);
     mdp_free(buffers->scratch.panels.items);
     mdp_free(buffers->notes);
     mdp_free(buffers->counts);
@@ -275,6 +277,11 @@ static mdp_status new_buffers(const mdp_engine *engine, const mdp_moe *moe, mdp_
     MDP_TRY(MDP_ALLOC(&scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
     MDP_TRY(MDP_ALLOC(&scratch->up, engine->n_thread * thread_scratch(d), "expert scratch"));
     MDP_TRY(MDP_ALLOC(&buffers->notes, n, "notes of a round"));
+    if (moe->experts[0].gate_bias.tensor) {
+        MDP_TRY(MDP_ALLOC(&scratch->bias, 2 * d_ff + d, "biases of an expert"));
+        MDP_TRY(
+            mdp_alloc(&scratch->stored, mdp_matrix_scratch(&moe->experts[0].gate_bias, 1), 1, "biases of an expert"));
+    }
     if (moe->shared_gate.tensor) MDP_TRY(mdp_matrix_load(engine->reader, &moe->shared_gate, &buffers->shared_gate));
     return MDP_ALLOC(&buffers->counts, 10 * (int64_t)engine->comm->size, "row counts");
 }

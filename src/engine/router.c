@@ -143,6 +143,7 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
     for (int32_t e = 0; e < state->n_expert; e++) {
         mdp_expert_t row = state->source ? state->source[e] : e;
         scratch->logits[e] = mdp_dot(scratch->x, rows->router + row * d, d);
+        if (rows->logit_bias) scratch->logits[e] += (double)rows->logit_bias[row];
     }
     mdp_route_logits(&moe->rule, &set, scratch->logits, state->top_k, scratch->choice, index, weight);
     if (engine->observers.routed) {

@@ -86,6 +86,14 @@ static void gate_gelu(const float *restrict u, int64_t n, float *restrict h) {
     }
 }
 
+MDP_CLONES void mdp_gate_clamped(float alpha, float limit, const float *restrict u, int64_t n, float *restrict h) {
+    for (int64_t i = 0; i < n; i++) {
+        float g = h[i] > limit ? limit : h[i];
+        float c = u[i] > limit ? limit : u[i] < -limit ? -limit : u[i];
+        h[i] = g / (1.0F + exponential(-alpha * g)) * (c + 1.0F);
+    }
+}
+
 void mdp_gate(mdp_activation activation, const float *u, int64_t n, float *h) {
     switch (activation) {
     case MDP_SILU:
@@ -96,6 +104,8 @@ void mdp_gate(mdp_activation activation, const float *u, int64_t n, float *h) {
         break;
     case MDP_GELU_TANH:
         gate_gelu_tanh(u, n, h);
+        break;
+    case MDP_SWIGLU_CLAMPED: /* mdp_gate_clamped */
         break;
     }
 }

@@ -195,6 +195,7 @@ static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     MDP_TRY(bind_whole(b, &o, false, &out->o));
     if (c->bias) MDP_TRY(bind_biases(b, layer, out));
     if (c->qk_norm) MDP_TRY(bind_qk_norms(b, layer, out));
+    if (f->sinks != NULL) MDP_TRY(bind_vector(b, f->sinks, "sinks", layer, c->n_head, f->n_head.name, &out->sinks));
     out->clip = c->clip;
     out->window = c->layers[layer].window;
     out->scale = c->attention_scale;
@@ -337,12 +338,64 @@ static mdp_status bind_separate(binder *b, const mdp_expert_layout *layout, int6
     return mdp_ok();
 }
 
-/* Rows row0 .. row0+n_row-1 of entry `expert` of a fused tensor [n_expert, n, n_col], whose whole is given. */
-static mdp_matrix fused_part(const mdp_matrix *whole, mdp_expert_t expert, int64_t row0, int64_t n_row) {
-    mdp_matrix part = *whole;
-    part.n_row = n_row;
-    part.first = (expert * whole->tensor->shape[1] + row0) * whole->n_col;
-    return part;
+/* The matrices of one entry of a fused tensor lie at every `step`-th row from row0; a row is a column where the tensor
+ * is stored transposed. */
+typedef struct fused_rows {
+    int64_t row0, n_row, n_col, step;
+    bool transposed;
+} fused_rows;
+
+static mdp_matrix fused_part(const mdp_matrix *whole, mdp_expert_t expert, const fused_rows *part) {
+    int64_t width = whole->n_col, first = expert * whole->tensor->shape[1] * width;
+    mdp_matrix out = *whole;
+    int64_t row_stride = part->transposed ? 1 : width, col_stride = part->transposed ? width : 1;
+    out.n_row = part->n_row;
+    out.n_col = part->n_col;
+    out.first = first + part->row0 * row_stride;
+    out.row_stride = part->step * row_stride;
+    out.col_stride = col_stride;
+    return out;
+}
+
+/* Every step-th value from `from` of entry `expert` of fused biases. */
+static mdp_matrix fused_bias(const mdp_matrix *whole, mdp_expert_t expert, int64_t from, int64_t n, int64_t step) {
+    int64_t width = whole->n_col;
+    return (mdp_matrix){.tensor = whole->tensor,
+                        .n_row = 1,
+                        .n_col = n,
+                        .first = expert * width + from,
+                        .row_stride = width,
+                        .col_stride = step};
+}
+
+static mdp_status bind_fused_biases(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
+    const int64_t d_ff = b->config->d_ff, d_model = b->config->d_model, step = layout->interleaved ? 2 : 1;
+    const mdp_family *f = b->family;
+    mdp_matrix gate_up = {0}, down = {0};
+    char in_keys[160], out_keys[160];
+    if (layout->fused_gate_up_bias == NULL) return mdp_ok();
+    (void)snprintf(in_keys, sizeof in_keys, "%s, 2 x %s", f->n_expert.name, f->d_ff.name);
+    (void)snprintf(out_keys, sizeof out_keys, "%s, %s", f->n_expert.name, f->d_model.name);
+    const wanted first = {
+        layout->fused_gate_up_bias, "stack of gate and up biases", layer, -1, 2, {moe->n_expert, 2 * d_ff, 0}, in_keys};
+    const wanted second = {
+        layout->fused_down_bias, "stack of down biases", layer, -1, 2, {moe->n_expert, d_model, 0}, out_keys};
+    MDP_TRY(bind_whole(b, &first, false, &gate_up));
+    MDP_TRY(bind_whole(b, &second, false, &down));
+    for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
+        moe->experts[e].gate_bias = fused_bias(&gate_up, e, 0, d_ff, step);
+        moe->experts[e].up_bias = fused_bias(&gate_up, e, layout->interleaved ? 1 : d_ff, d_ff, step);
+        moe->experts[e].down_bias = fused_bias(&down, e, 0, d_model, 1);
+    }
+    list_tensors(moe, &gate_up, -1, NULL, NULL);
+    list_tensors(moe, &down, -1, NULL, NULL);
+    return mdp_ok();
+}
+
+static void swap(int64_t *a, int64_t *b) {
+    int64_t kept = *a;
+    *a = *b;
+    *b = kept;
 }
 
 static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
@@ -350,27 +403,43 @@ static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t
     mdp_matrix gate_up = {0}, down = {0};
     char in_keys[160], out_keys[160];
     const mdp_family *f = b->family;
-    (void)snprintf(in_keys, sizeof in_keys, "%s, 2 x %s, %s", f->n_expert.name, f->d_ff.name, f->d_model.name);
-    (void)snprintf(out_keys, sizeof out_keys, "%s, %s, %s", f->n_expert.name, f->d_model.name, f->d_ff.name);
-    const wanted first = {layout->fused_gate_up,
-                          "stack of gate and up projections",
-                          layer,
-                          -1,
-                          3,
-                          {moe->n_expert, 2 * d_ff, d_model},
-                          in_keys};
-    const wanted second = {
+    (void)snprintf(in_keys, sizeof in_keys, "%s, 2 x %s, %s%s", f->n_expert.name, f->d_ff.name, f->d_model.name,
+                   layout->transposed ? ", transposed" : "");
+    (void)snprintf(out_keys, sizeof out_keys, "%s, %s, %s%s", f->n_expert.name, f->d_model.name, f->d_ff.name,
+                   layout->transposed ? ", transposed" : "");
+    wanted first = {layout->fused_gate_up,
+                    "stack of gate and up projections",
+                    layer,
+                    -1,
+                    3,
+                    {moe->n_expert, 2 * d_ff, d_model},
+                    in_keys};
+    wanted second = {
         layout->fused_down, "stack of down projections", layer, -1, 3, {moe->n_expert, d_model, d_ff}, out_keys};
+    if (layout->transposed) {
+        swap(&first.shape[1], &first.shape[2]);
+        swap(&second.shape[1], &second.shape[2]);
+    }
     MDP_TRY(bind_whole(b, &first, false, &gate_up));
     MDP_TRY(bind_whole(b, &second, false, &down));
+    if (layout->transposed && (gate_up.scaling.tensor != NULL || down.scaling.tensor != NULL)) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layer %lld: '%s' is stored in few bits with scales, which is not supported "
+                         "for stacks of experts that are stored transposed.",
+                         b->catalogue->path, (long long)layer, gate_up.tensor->name);
+    }
+    const fused_rows gate = {0, d_ff, d_model, layout->interleaved ? 2 : 1, layout->transposed};
+    fused_rows up = gate;
+    up.row0 = layout->interleaved ? 1 : d_ff;
+    const fused_rows out = {0, d_model, d_ff, 1, layout->transposed};
     for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
-        moe->experts[e].gate = fused_part(&gate_up, e, 0, d_ff);
-        moe->experts[e].up = fused_part(&gate_up, e, d_ff, d_ff);
-        moe->experts[e].down = fused_part(&down, e, 0, d_model);
+        moe->experts[e].gate = fused_part(&gate_up, e, &gate);
+        moe->experts[e].up = fused_part(&gate_up, e, &up);
+        moe->experts[e].down = fused_part(&down, e, &out);
     }
     list_tensors(moe, &gate_up, -1, NULL, NULL);
     list_tensors(moe, &down, -1, NULL, NULL);
-    return mdp_ok();
+    return bind_fused_biases(b, layout, layer, moe);
 }
 
 static mdp_status count_experts(const binder *b, const mdp_expert_layout *layout, int64_t layer, int32_t *out) {
@@ -412,9 +481,13 @@ static mdp_status bind_router(binder *b, const mdp_expert_layout *layout, int64_
     const wanted w = {layout->router, "router", layer, -1, 2, {moe->n_expert, b->config->d_model, 0}, keys};
     MDP_TRY(bind_whole(b, &w, false, &moe->router)); /* its rows vouch for the number before memory is taken */
     bool fused = layout->fused_gate_up != NULL;
-    int64_t n_tensor = 2 + 2 * (fused ? 2 : (int64_t)N_PROJECTION * moe->n_expert); /* with scales */
+    int64_t n_tensor = 3 + 2 * (fused ? 4 : (int64_t)N_PROJECTION * moe->n_expert); /* with scales */
     MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
     moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = moe->router.tensor, .expert = -1};
+    if (layout->router_bias != NULL) {
+        MDP_TRY(bind_vector(b, layout->router_bias, "router bias", layer, moe->n_expert, count, &moe->router_bias));
+        list_tensors(moe, &moe->router_bias, -1, NULL, NULL);
+    }
     return bind_choice_bias(b, layout, layer, count, moe);
 }
 
@@ -449,6 +522,8 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
     moe->top_k = (int32_t)b->config->top_k;
     moe->d_ff = b->config->d_ff;
     moe->activation = b->config->activation;
+    moe->alpha = (float)b->config->alpha;
+    moe->limit = (float)b->config->limit;
     bool fused = layout->fused_gate_up != NULL;
     MDP_TRY(resolve_rule(b, layer, moe));
     MDP_TRY(bind_router(b, layout, layer, moe));
@@ -520,7 +595,8 @@ static void count_parameters(const binder *b) {
     model->n_active = model->n_parameter;
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_moe *moe = &model->layers[l].moe;
-        model->n_active -= (moe->n_expert - moe->top_k) * 3 * moe->d_ff * model->d_model;
+        int64_t n_bias = moe->n_expert > 0 && moe->experts[0].gate_bias.tensor ? 2 * moe->d_ff + model->d_model : 0;
+        model->n_active -= (moe->n_expert - moe->top_k) * (3 * moe->d_ff * model->d_model + n_bias);
     }
 }
 

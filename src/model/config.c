@@ -127,6 +127,19 @@ static mdp_status read_window(const json_t *json, const mdp_family *family, cons
     return mdp_ok();
 }
 
+/* The number of a key that may be null, then its class default holds. */
+static mdp_status read_positive(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
+    *out = key->absent;
+    if (json_is_null(json_object_get(json, key->name))) return mdp_ok();
+    return read_factor(json, key, key->absent, path, out);
+}
+
+static mdp_status read_clamps(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    c->activation = MDP_SWIGLU_CLAMPED;
+    MDP_TRY(read_positive(json, &family->alpha, path, &c->alpha));
+    return read_positive(json, &family->limit, path, &c->limit);
+}
+
 static mdp_status read_activation(const json_t *json, const mdp_family *family, const char *path, mdp_activation *out) {
     static const struct {
         const char *name;
@@ -276,7 +289,8 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
     if (family->qk_norm_flag.name == NULL) c.qk_norm = true;
     if (family->qk_norm == MDP_QK_NORM_NONE) c.qk_norm = false;
     MDP_TRY(read_bool(json, &family->tied, path, &c.tied));
-    MDP_TRY(read_activation(json, family, path, &c.activation));
+    MDP_TRY(family->limit.name != NULL ? read_clamps(json, family, path, &c)
+                                       : read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));
     MDP_TRY(read_factors(json, family, path, &c));
     MDP_TRY(read_routing(json, family, path, &c));

@@ -9,8 +9,8 @@
 
 /* Keys that all rows call the same, and the same absent value in each of their classes. */
 #define SILU_KEY .activation_key = "hidden_act", .activation = "silu"
-#define COMMON_KEYS                                                                                                    \
-    .head_dim = {.name = "head_dim", .null_is_absent = true},                                                          \
+#define COMMON_KEYS .head_dim = {.name = "head_dim", .null_is_absent = true}, KEYS_BESIDE_HEADS
+#define KEYS_BESIDE_HEADS                                                                                              \
     .tied = {.name = "tie_word_embeddings", .absent = false}, SILU_KEY, .rope_layout = MDP_ROPE_HALF
 
 #define COMMON_TENSORS                                                                                                 \
@@ -84,6 +84,15 @@ static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},
     { MIXTRAL_EXPERT_NAMES }
 #define BIASED_MIXTRAL_EXPERTS                                                                                         \
     { MIXTRAL_EXPERT_NAMES, .choice_bias = LAYER "block_sparse_moe.e_score_correction_bias" }
+
+/* Widened from MXFP4, as transformers saves them: columns of gate and up alternate. */
+#define GPT_OSS_EXPERTS                                                                                                \
+    {                                                                                                                  \
+        .router = LAYER "mlp.router.weight", .router_bias = LAYER "mlp.router.bias", .experts = LAYER "mlp.experts.",  \
+        .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
+        .fused_gate_up_bias = LAYER "mlp.experts.gate_up_proj_bias",                                                   \
+        .fused_down_bias = LAYER "mlp.experts.down_proj_bias", .transposed = true, .interleaved = true,                \
+    }
 
 #define GRANITE_EXPERTS                                                                                                \
     {                                                                                                                  \
@@ -389,12 +398,43 @@ static const mdp_family FAMILIES[] = {
         QKVO_BIASES,
         .layouts = {MIXTRAL_EXPERTS, FUSED_EXPERTS_OF_ROUTER},
     },
+    {
+        .model_type = "gpt_oss",
+        KEYS_BESIDE_HEADS,
+        .d_model = {.name = "hidden_size", .absent = 2880},
+        .d_ff = {.name = "intermediate_size", .absent = 2880},
+        .n_layer = {.name = "num_hidden_layers", .absent = 36},
+        .n_head = {.name = "num_attention_heads", .absent = 64},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 8, .null_is_absent = true},
+        .head_dim = {.name = "head_dim", .absent = 64, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 201088},
+        .max_position = {.name = "max_position_embeddings", .absent = 131072},
+        .n_expert = {.name = "num_local_experts", .other = "num_experts", .absent = 128},
+        .top_k = {.name = "num_experts_per_tok", .other = "experts_per_token", .absent = 4},
+        .sparse_step = {.absent = 1},
+        .window = {.name = "sliding_window", .absent = 128, .null_is_absent = true},
+        .window_flag = {.absent = true},
+        .window_rule = MDP_WINDOW_EVEN,
+        .layer_types = "layer_types",
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .bias = {.name = "attention_bias", .absent = true},
+        .alpha = {.name = "swiglu_alpha", .absent = 1.702},
+        .limit = {.name = "swiglu_limit", .absent = 7.0},
+        .rope_theta = 150000.0,
+        .rope_default = "{\"rope_type\": \"yarn\", \"factor\": 32.0, \"truncate\": false, "
+                        "\"original_max_position_embeddings\": 4096}",
+        .score = MDP_SOFTMAX_CHOSEN,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        .sinks = LAYER "self_attn.sinks",
+        .layouts = {GPT_OSS_EXPERTS},
+    },
 };
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
 static const char *const NAMES[] = {"mixtral", "qwen2_moe",    "qwen3_moe",  "olmoe",  "minimax_m2", "glm4_moe",
-                                    "dots1",   "ernie4_5_moe", "granitemoe", "phimoe", NULL};
+                                    "dots1",   "ernie4_5_moe", "granitemoe", "phimoe", "gpt_oss",    NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

@@ -44,12 +44,16 @@ typedef enum mdp_window_rule { MDP_WINDOW_ALL, MDP_WINDOW_EVEN, MDP_WINDOW_FROM 
 /* One way in which the experts of a layer are stored. {layer} and {expert} stand for their numbers. */
 typedef struct mdp_expert_layout {
     const char *router;
+    const char *router_bias; /* [n_expert] added to logits; NULL: none */
     const char *choice_bias; /* [n_expert] or [1, n_expert]; NULL: none */
     const char *experts;     /* what every tensor of the experts begins with */
     /* one tensor per expert: [d_ff, d_model], [d_ff, d_model], [d_model, d_ff] */
     const char *gate, *up, *down;
     /* or fused: [n_expert, 2 d_ff, d_model] with the gate's rows first, and [n_expert, d_model, d_ff] */
     const char *fused_gate_up, *fused_down;
+    const char *fused_gate_up_bias, *fused_down_bias; /* [n_expert, 2 d_ff], [n_expert, d_model]; NULL: none */
+    bool transposed;  /* fused matrices are stored [n_expert, d_model, 2 d_ff] and [n_expert, d_ff, d_model] */
+    bool interleaved; /* the gate's and up's rows alternate in the fused matrix (and bias) */
 } mdp_expert_layout;
 
 #define MDP_MAX_LAYOUT 2
@@ -90,9 +94,11 @@ struct mdp_family {
     mdp_real_key normalise_least;
     mdp_real_key weight_scale; /* name == NULL: 1 */
     const char *activation_key, *activation;
-    double rope_theta;      /* class default */
-    double partial_rotary;  /* class default of partial_rotary_factor; 0: the family rotates whole heads */
-    const char *rotary_dim; /* older key of the rotated values of a head; NULL: none */
+    mdp_real_key alpha, limit; /* name != NULL: MDP_SWIGLU_CLAMPED, whatever activation_key says */
+    const char *rope_default;  /* class default of rope_parameters as JSON, but for rope_theta; NULL: plain */
+    double rope_theta;         /* class default */
+    double partial_rotary;     /* class default of partial_rotary_factor; 0: the family rotates whole heads */
+    const char *rotary_dim;    /* older key of the rotated values of a head; NULL: none */
     /* ---- rules ---- */
     mdp_router_score score;
     mdp_normalise normalise;
@@ -106,6 +112,7 @@ struct mdp_family {
     const char *norm1_bias, *norm2_bias, *final_norm_bias; /* NULL: none */
     const char *head_bias;                                 /* where head_bias_flag says so */
     const char *q_bias, *k_bias, *v_bias, *o_bias;         /* NULL: that projection has none */
+    const char *sinks;                                     /* NULL: none */
     const char *q_norm, *k_norm;                           /* when there is a qk_norm */
     mdp_mlp_names dense, shared;
     const char *shared_gate;                   /* [1, d_model]; NULL: the shared expert counts in full */

@@ -308,12 +308,14 @@ static mdp_status refuse_partial(const rope_source *s, const char *type) {
                      s->path, json_number_value(value));
 }
 
-mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,
-                         mdp_rope *out) {
+/* defaults: the class default of rope_parameters, or NULL. */
+static mdp_status read_rope(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,
+                            const json_t *defaults, mdp_rope *out) {
     rope_source s = {.json = json, .dict_name = "rope_parameters", .path = path, .config = config};
     const char *type;
     s.dim = config->head_dim;
     MDP_TRY(find_dict(&s));
+    if (s.dict == NULL) s.dict = defaults;
     MDP_TRY(find_theta(&s, family->rope_theta));
     MDP_TRY(find_type(&s, &type));
     MDP_TRY(family->partial_rotary > 0.0 ? find_rotated(&s, family) : refuse_partial(&s, type));
@@ -335,6 +337,17 @@ mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp
     }
     *out = rope;
     return mdp_ok();
+}
+
+mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,
+                         mdp_rope *out) {
+    json_t *defaults = NULL;
+    if (family->rope_default != NULL)
+        MDP_TRY(
+            mdp_json_parse(family->rope_default, (int64_t)strlen(family->rope_default), "rope_parameters", &defaults));
+    mdp_status status = read_rope(json, family, config, path, defaults, out);
+    json_decref(defaults);
+    return status;
 }
 
 /* Base of dynamic rope for a sequence longer than max_position, in the library's f32 steps. */

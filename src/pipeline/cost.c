@@ -33,7 +33,8 @@ static double forward_flop(const mdp_model *model, const mdp_tokens *tokens, con
 }
 
 static int64_t mlp_bytes(const mdp_expert *mlp) {
-    return mdp_matrix_bytes(&mlp->gate) + mdp_matrix_bytes(&mlp->up) + mdp_matrix_bytes(&mlp->down);
+    return mdp_matrix_bytes(&mlp->gate) + mdp_matrix_bytes(&mlp->up) + mdp_matrix_bytes(&mlp->down) +
+           mdp_matrix_bytes(&mlp->gate_bias) + mdp_matrix_bytes(&mlp->up_bias) + mdp_matrix_bytes(&mlp->down_bias);
 }
 
 static int64_t norm_bytes(const mdp_norm *norm) {
@@ -42,8 +43,8 @@ static int64_t norm_bytes(const mdp_norm *norm) {
 
 static int64_t attention_bytes(const mdp_layer *layer) {
     const mdp_attention *a = &layer->attention;
-    const mdp_matrix *matrices[] = {&a->q,      &a->k,      &a->v,      &a->o,      &a->q_bias,
-                                    &a->k_bias, &a->v_bias, &a->o_bias, &a->q_norm, &a->k_norm};
+    const mdp_matrix *matrices[] = {&a->q,      &a->k,      &a->v,      &a->o,      &a->q_bias, &a->k_bias,
+                                    &a->v_bias, &a->o_bias, &a->q_norm, &a->k_norm, &a->sinks};
     int64_t n_byte = norm_bytes(&layer->norm1);
     for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += mdp_matrix_bytes(matrices[i]);
     return n_byte;
@@ -56,7 +57,8 @@ static int64_t dense_bytes(const mdp_layer *layer) {
 /* What every node reads of a MoE block: all but its routed experts. */
 static int64_t block_bytes(const mdp_layer *layer) {
     return norm_bytes(&layer->norm2) + mdp_matrix_bytes(&layer->moe.router) +
-           mdp_matrix_bytes(&layer->moe.shared_gate) + mlp_bytes(&layer->moe.shared);
+           mdp_matrix_bytes(&layer->moe.router_bias) + mdp_matrix_bytes(&layer->moe.shared_gate) +
+           mlp_bytes(&layer->moe.shared);
 }
 
 /* Bytes of weights that one batch meets, on all nodes together: experts once, the rest on every node. */

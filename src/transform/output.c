@@ -14,7 +14,7 @@
 typedef struct role {
     const mdp_expert_tensor *tensor; /* NULL: copied as it is */
     const mdp_plan_layer *planned;   /* NULL: the layer stays as it is */
-    bool is_down;                    /* the down projection of an expert, or of all */
+    bool is_down;                    /* the down projection (or its bias) of an expert, or of all */
 } role;
 
 /* ---- segments ------------------------------------------------------------------------------------------------ */
@@ -137,7 +137,9 @@ static void assign_roles(const mdp_model *model, const mdp_plan *plan, role *rol
             const mdp_expert_tensor *tensor = &moe->expert_tensors[j];
             const mdp_expert *expert = &moe->experts[tensor->expert < 0 ? 0 : tensor->expert];
             roles[tensor->tensor - model->catalogue->tensors] =
-                (role){.tensor = tensor, .planned = planned, .is_down = expert->down.tensor == tensor->tensor};
+                (role){.tensor = tensor,
+                       .planned = planned,
+                       .is_down = expert->down.tensor == tensor->tensor || expert->down_bias.tensor == tensor->tensor};
         }
     }
 }

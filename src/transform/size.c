@@ -8,7 +8,8 @@ static int64_t count_values(const mdp_matrix *matrix) {
 /* Values of one expert; experts of a layer are alike. */
 static int64_t count_expert(const mdp_moe *moe) {
     const mdp_expert *expert = &moe->experts[0];
-    return count_values(&expert->gate) + count_values(&expert->up) + count_values(&expert->down);
+    return count_values(&expert->gate) + count_values(&expert->up) + count_values(&expert->down) +
+           count_values(&expert->gate_bias) + count_values(&expert->up_bias) + count_values(&expert->down_bias);
 }
 
 /* Values of one expert's entries in everything that changes when experts are removed: its matrices, its router row. */

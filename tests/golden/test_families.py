@@ -31,7 +31,7 @@ VARIANTS = {
     "olmoe, biases, clamped, normalised": ("olmoe", dict(
         **SIZES, num_experts=6, num_experts_per_tok=2, attention_bias=True, clip_qkv=0.8, norm_topk_prob=True)),
 }
-GOLDEN = ["qwen2_moe", "qwen3_moe", "qwen3_moe_bf16", "olmoe", "granitemoe", "phimoe"]
+GOLDEN = ["qwen2_moe", "qwen3_moe", "qwen3_moe_bf16", "olmoe", "granitemoe", "phimoe", "gpt_oss"]
 
 
 def make(variant, folder):

@@ -21,6 +21,7 @@ VARIANTS = {
         **{**MOE, "num_key_value_heads": 1}, attention_bias=True, tie_word_embeddings=True, attention_multiplier=0.3)),
     "phimoe": ("phimoe", dict(**MOE, attention_bias=True, lm_head_bias=True, router_jitter_noise=0.2)),
     "phimoe, window, no biases": ("phimoe", dict(**MOE, sliding_window=7)),
+    "gpt_oss": ("gpt_oss", dict(**MOE, head_dim=10, sliding_window=6, swiglu_alpha=1.3, swiglu_limit=0.9)),
 }
 
 

@@ -183,8 +183,43 @@ static long double activated(mdp_activation activation, long double x) {
         return 0.5L * x * erfcl(-x * sqrtl(0.5L));
     case MDP_GELU_TANH:
         return 0.5L * x * (1.0L + tanhl(sqrtl(2.0L / acosl(-1.0L)) * (x + 0.044715L * x * x * x)));
+    case MDP_SWIGLU_CLAMPED:
+        return x / (1.0L + expl(-1.702L * x));
     }
     return NAN;
+}
+
+static void a_clamped_gate_is_its_formula(void **state) {
+    (void)state;
+    static float h[LONGEST], u[LONGEST], before[LONGEST];
+    for (int64_t i = 0; i < LONGEST; i++) {
+        h[i] = before[i] = 9.0F * value(11, i);
+        u[i] = 9.0F * value(12, i);
+    }
+    mdp_gate_clamped(1.702F, 5.0F, u, LONGEST, h);
+    for (int64_t i = 0; i < LONGEST; i++) {
+        long double up = fmaxl(fminl(u[i], 5.0L), -5.0L) + 1.0L;
+        long double expected = activated(MDP_SWIGLU_CLAMPED, fminl(before[i], 5.0L)) * up;
+        assert_true(fabsl(expected - h[i]) <= 2e-6L * fabsl(expected) + 1e-6L);
+    }
+}
+
+static void a_layer_norm_has_mean_and_deviation_taken_out(void **state) {
+    (void)state;
+    static float x[LONGEST], w[LONGEST], b[LONGEST], y[LONGEST];
+    fill(13, LONGEST, w);
+    fill(14, LONGEST, b);
+    for (int64_t n = 1; n <= LONGEST; n = 2 * n + 1) {
+        long double mean = 0.0L, variance = 0.0L;
+        for (int64_t i = 0; i < n; i++) x[i] = 3.0F + value(15, i);
+        for (int64_t i = 0; i < n; i++) mean += x[i] / (long double)n;
+        for (int64_t i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean) / (long double)n;
+        mdp_layer_norm(x, w, b, 1e-5, n, y);
+        for (int64_t i = 0; i < n; i++) {
+            long double expected = (x[i] - mean) / sqrtl(variance + 1e-5L) * w[i] + b[i];
+            assert_true(fabsl(expected - y[i]) <= 1e-6L * (1.0L + fabsl(expected)));
+        }
+    }
 }
 
 static void gates_are_their_formulas(void **state) {
@@ -256,6 +291,8 @@ int main(void) {
         cmocka_unit_test(exp_is_within_2e_7_of_double_exp),
         cmocka_unit_test(exp_shift_equals_exp_one_by_one_bit_for_bit),
         cmocka_unit_test(gates_are_their_formulas),
+        cmocka_unit_test(a_clamped_gate_is_its_formula),
+        cmocka_unit_test(a_layer_norm_has_mean_and_deviation_taken_out),
         cmocka_unit_test(rope_rotates_halves_or_pairs),
         cmocka_unit_test(rotation_has_the_same_bits_at_every_width),
     };
