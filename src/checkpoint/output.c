@@ -33,17 +33,9 @@ void mdp_output_destroy(mdp_output *output) {
 
 /* ---- consistency --------------------------------------------------------------------------------------------- */
 
-bool mdp_output_tensor_bytes(mdp_dtype type, int n_dim, const int64_t *shape, int64_t *n_byte) {
-    int64_t n_bit = mdp_dtype_bits(type);
-    for (int d = 0; d < n_dim; d++)
-        if (!mdp_multiply(n_bit, shape[d], &n_bit)) return false;
-    *n_byte = n_bit / 8;
-    return n_bit % 8 == 0;
-}
-
 static mdp_status check_tensor(const mdp_output_tensor *tensor) {
     int64_t n_byte = 0, n_copied = 0;
-    if (!mdp_output_tensor_bytes(tensor->type, tensor->n_dim, tensor->shape, &n_byte) || n_byte != tensor->n_byte)
+    if (!mdp_dtype_bytes(tensor->type, tensor->n_dim, tensor->shape, &n_byte) || n_byte != tensor->n_byte)
         return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result has %lld bytes, its shape and type make %lld.",
                          tensor->name, (long long)tensor->n_byte, (long long)n_byte);
     for (int64_t i = 0; i < tensor->n_segment; i++) {

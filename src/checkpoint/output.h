@@ -4,8 +4,6 @@
 
 #include "mdp/checkpoint.h"
 
-/* Bytes of a stored tensor of that shape; false on overflow or when they are not a whole number. */
-bool mdp_output_tensor_bytes(mdp_dtype type, int n_dim, const int64_t *shape, int64_t *n_byte);
 /* Names ascending, sizes equal to shapes and to segments, segments inside their sources. MDP_INTERNAL otherwise. */
 mdp_status mdp_output_check_tensors(const mdp_output *output);
 /* May `path` be created, or replaced by something of that kind? An empty folder counts as absent. */
