@@ -83,6 +83,14 @@ int64_t mdp_fault_count(void);
  * come. Every wrapper of a fallible system or library call begins with MDP_TRY(mdp_fault(...)). Thread-safe. */
 mdp_status mdp_fault(mdp_code code, const char *what);
 
+/* ---- stopping on request ------------------------------------------------------------------------------------- */
+
+/* From now on SIGUSR1 and SIGTERM only ask this process to stop; a second SIGTERM ends it. The command looks at safe
+ * points (mdp_watch_look_all). */
+mdp_status mdp_stop_listen(void);
+/* The signal that asked first; 0: none. */
+int mdp_stop_signal(void);
+
 /* ---- memory -------------------------------------------------------------------------------------------------- */
 
 /* Allocate n elements of `size` bytes, zeroed, aligned to 64 bytes; *out is set (n = 0 gives a valid pointer).
@@ -172,6 +180,8 @@ bool mdp_parse_size(const char *text, int64_t *out);
 /* 281234567890 -> "281.2 GB"; 12345678 -> "12,345,678". Written to `out` (at least 32 bytes); returns out. */
 char *mdp_print_bytes(char out[32], int64_t n_byte);
 char *mdp_print_count(char out[32], int64_t n);
+/* "90", "90s", "10min", "1.5h" -> seconds; false when it is not such a text. */
+bool mdp_parse_seconds(const char *text, double *out);
 char *mdp_print_seconds(char out[32], double seconds); /* "4.2 s", "3 min 10 s", "1 h 24 min" */
 /* The entry of names[n] nearest to `text` by edit distance, or NULL when none is within 3 edits. */
 const char *mdp_nearest(const char *text, const char *const *names, int n);
@@ -196,6 +206,8 @@ typedef struct mdp_progress mdp_progress;
 mdp_status mdp_progress_new(mdp_progress **out, mdp_log *log, const char *phase, const char *step, int64_t n_step,
                             const char *unit);
 void mdp_progress_update(mdp_progress *progress, int64_t n_done, double amount_done);
+/* n_done steps were done by an earlier run: they do not count in speeds. */
+void mdp_progress_go_on(mdp_progress *progress, int64_t n_done, double amount_done);
 void mdp_progress_destroy(mdp_progress *progress); /* ends the line; NULL is allowed */
 
 /* ---- JSON (jansson) ------------------------------------------------------------------------------------------ */

@@ -46,6 +46,35 @@ mdp_status mdp_gather_bytes_all(const mdp_comm *comm, const void *data, int64_t 
 /* Root's new-allocated text (n_byte bytes and a 0 byte) becomes a new text on every rank; on root *text is kept. */
 mdp_status mdp_bcast_text_all(const mdp_comm *comm, char **text, int64_t *n_byte, int root);
 
+/* ---- safe points --------------------------------------------------------------------------------------------- */
+
+/* What a command does at a safe point, where all it has done can be saved. */
+typedef enum mdp_verdict { MDP_GO_ON, MDP_SAVE, MDP_STOP } mdp_verdict;
+
+/* When a command saves and when it stops. Rank 0's clock counts. */
+typedef struct mdp_watch {
+    double start;        /* mdp_seconds() when the command began */
+    double max_seconds;  /* from then on; 0: no bound */
+    double every;        /* seconds from one resume point to the next */
+    int64_t stop_at;     /* stop at the safe point of this number, for tests; 0: at none */
+    int64_t n_look;      /* safe points so far */
+    double last_save;    /* when something was saved; 0: never */
+    double last_look;    /* the last safe point */
+    double longest_step; /* seconds between two safe points of the phase */
+    double longest_save; /* seconds that saving takes */
+    char reason[64];     /* why it stops: "SIGUSR1", "--max-seconds" */
+} mdp_watch;
+
+/* Steps of another length begin, whose results take about n_byte (over all ranks) to save. Local, on every rank. */
+void mdp_watch_begin_phase(mdp_watch *watch, int64_t n_byte);
+/* A safe point after a step: save when that is due; stop when any rank was sent a signal, or when the time left is too
+ * short for another step and for saving. Collective on `comm`. */
+mdp_status mdp_watch_look_all(const mdp_comm *comm, mdp_watch *watch, mdp_verdict *out);
+/* Is it worth saving what a finished phase has made, so that it is not made again? Collective on `comm`. */
+mdp_status mdp_watch_worth_all(const mdp_comm *comm, const mdp_watch *watch, double phase_start, bool *out);
+/* Saving began at `start` and is done. Local, on every rank. */
+void mdp_watch_saved(mdp_watch *watch, double start);
+
 /* ---- row exchange -------------------------------------------------------------------------------------------- */
 
 /* Write rows first .. first+n-1 of the sequence meant for rank `peer` to buffer [n, row_byte]. */

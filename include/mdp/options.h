@@ -13,6 +13,7 @@ typedef enum mdp_option_type {
     MDP_OPTION_SIZE,      /* a count or bytes with units (mdp_parse_size), within [minimum, maximum] */
     MDP_OPTION_RATIO,     /* 0 < value < 1 */
     MDP_OPTION_REAL,      /* value > 0 */
+    MDP_OPTION_SECONDS,   /* a time with units (mdp_parse_seconds), in value->real */
     MDP_OPTION_CHOICE     /* one of choice(0), choice(1), ... */
 } mdp_option_type;
 
@@ -37,7 +38,7 @@ typedef struct mdp_option_value {
     bool present;     /* has a value: given or by default */
     bool flag;        /* FLAG */
     int64_t integer;  /* INTEGER, SIZE; CHOICE: its index */
-    double real;      /* RATIO, REAL */
+    double real;      /* RATIO, REAL, SECONDS */
     const char *text; /* TEXT, CHOICE, or the text that a number came from; borrowed from texts */
     int n_text;
     char **texts; /* [n_text] owned */

@@ -104,7 +104,9 @@ struct mdp_progress {
     char phase[40], step[40]; /* "observe", "layer" */
     char unit[40];            /* "tokens"; empty: no rate is shown */
     int64_t n_step;
-    double start;      /* mdp_seconds at the beginning */
+    double start;     /* mdp_seconds at the beginning */
+    int64_t old_step; /* steps and amount that an earlier run has done */
+    double old_amount;
     double last_plain; /* when a plain line was last written to a batch log; negative: never */
     double last_file;  /* the same for run.log */
     double last_draw;  /* the same for the terminal */
@@ -140,13 +142,15 @@ static void print_tail(const mdp_progress *progress, int64_t n_done, double amou
     double elapsed = mdp_seconds() - progress->start;
     char rate[32], time_text[32];
     out[0] = '\0';
-    if (n_done <= 0) return;
+    int64_t n_new = n_done - progress->old_step;
+    amount -= progress->old_amount;
+    if (n_new <= 0) return;
     if (progress->unit[0] && amount > 0 && elapsed > 0) {
         print_rate(rate, amount / elapsed);
         snprintf(out, n_byte, "  %s %s/s", rate, progress->unit);
     }
     bool finished = n_done >= progress->n_step;
-    double seconds = finished ? elapsed : elapsed * (double)(progress->n_step - n_done) / (double)n_done;
+    double seconds = finished ? elapsed : elapsed * (double)(progress->n_step - n_done) / (double)n_new;
     size_t used = strlen(out);
     snprintf(out + used, n_byte - used, finished ? "  in %s" : "  %s left", mdp_print_seconds(time_text, seconds));
 }
@@ -173,6 +177,12 @@ static void draw(mdp_progress *progress, int64_t n_done, const char *head, const
         fprintf(stderr, "\r\033[K%.*s", columns - 1, head);
     fflush(stderr);
     progress->log->drawn = true;
+}
+
+void mdp_progress_go_on(mdp_progress *progress, int64_t n_done, double amount_done) {
+    if (!progress) return;
+    progress->old_step = n_done;
+    progress->old_amount = amount_done;
 }
 
 /* Is a line due: the first, the last, or `interval` seconds after the one before? */

@@ -123,6 +123,11 @@ static mdp_status set_value(mdp_options *options, int i, const char *text, bool 
     case MDP_OPTION_REAL:
         MDP_TRY(parse_real(option, text, &value->real));
         break;
+    case MDP_OPTION_SECONDS:
+        if (!mdp_parse_seconds(text, &value->real))
+            return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a time; write seconds, or a number with s, min or h.",
+                             option->name, text);
+        break;
     case MDP_OPTION_CHOICE:
         MDP_TRY(parse_choice(options, option, text, &value->integer));
         break;

@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -45,6 +46,22 @@ bool mdp_parse_size(const char *text, int64_t *out) {
     if (!mdp_multiply(whole, factor, &value) || !mdp_add(value, fraction * factor / scale, &value)) return false;
     *out = value;
     return true;
+}
+
+bool mdp_parse_seconds(const char *text, double *out) {
+    static const struct {
+        const char *name;
+        double factor;
+    } units[] = {{"", 1.0}, {"s", 1.0}, {"min", 60.0}, {"h", 3600.0}};
+    char *end = NULL;
+    if (!isdigit((unsigned char)*text)) return false;
+    double value = strtod(text, &end);
+    for (size_t i = 0; i < sizeof units / sizeof units[0]; i++) {
+        if (strcmp(end, units[i].name) != 0) continue;
+        *out = value * units[i].factor;
+        return isfinite(*out);
+    }
+    return false;
 }
 
 char *mdp_print_bytes(char out[32], int64_t n_byte) {
