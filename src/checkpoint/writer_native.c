@@ -5,6 +5,7 @@
  * tensors they own, each for itself; rank 0 fills in the checksums and adds `complete`; all sync; rank 0 renames. Which
  * rank wrote what leaves no trace: metadata is rank 0's alone and every dataset has its place before ranks start. */
 #include "checkpoint/h5_make.h"
+#include "checkpoint/h5_parallel.h"
 #include "checkpoint/native_layout.h"
 #include "checkpoint/output.h"
 
@@ -93,32 +94,6 @@ static mdp_status make_file(native_writer *writer) {
 }
 
 /* ---- all ranks fill it --------------------------------------------------------------------------------------- */
-
-/* Collective on writer->comm. */
-static mdp_status open_file_all(native_writer *writer) {
-    /* Try alone first: a rank that cannot see the file must be known before the collective open. */
-    int fd = -1;
-    mdp_status status = mdp_file_open_write(writer->partial, &fd);
-    if (status.code == MDP_OK) status = mdp_file_close(writer->partial, fd);
-    MDP_AGREE(writer->comm, status);
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    if (access < 0 || H5Pset_fapl_mpio(access, writer->comm->world, MPI_INFO_NULL) < 0 ||
-        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) < 0)
-        status = mdp_h5_error(MDP_IO, "set up", "parallel access", writer->partial);
-    status = mdp_agree_all(writer->comm, status);
-    if (status.code == MDP_OK) {
-        writer->file = H5Fopen(writer->partial, H5F_ACC_RDWR, access);
-        if (writer->file < 0) status = mdp_h5_error(MDP_IO, "open", "the file for all ranks", writer->partial);
-        status = mdp_agree_all(writer->comm, status);
-        if (status.code != MDP_OK && writer->file >= 0) {
-            /* Open here, failed elsewhere: closing is collective and would wait for ever. */
-            fprintf(stderr, "moe-dist-prune: %s\n", status.text);
-            MPI_Abort(writer->comm->world, status.code);
-        }
-    }
-    if (access >= 0) H5Pclose(access);
-    return status;
-}
 
 static void close_set(native_writer *writer) {
     if (writer->space >= 0) H5Sclose(writer->space);
@@ -215,7 +190,7 @@ static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byt
 
 /* Collective on writer->comm. */
 static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
-    MDP_TRY(open_file_all(writer));
+    MDP_TRY(mdp_h5_open_all(writer->comm, writer->partial, &writer->file));
     mdp_copy copy = {.reader = reader,
                      .items = writer->layout.items,
                      .first = writer->first,
@@ -276,16 +251,6 @@ static mdp_status complete_file(const native_writer *writer) {
     return mdp_hdf5_close_written(file, writer->partial, status);
 }
 
-/* What this node still holds in memory goes to storage: another node's sync does not do that. */
-static mdp_status sync_file(const native_writer *writer) {
-    if (writer->comm->node_rank != 0) return mdp_ok();
-    int fd = -1;
-    MDP_TRY(mdp_file_open_write(writer->partial, &fd));
-    mdp_status status = mdp_file_sync(writer->partial, fd);
-    mdp_status closed = mdp_file_close(writer->partial, fd);
-    return status.code != MDP_OK ? status : closed;
-}
-
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
 static mdp_status prepare(native_writer *writer) {
@@ -307,7 +272,7 @@ static mdp_status write_all(native_writer *writer, mdp_reader *reader) {
     MDP_TRY(mdp_output_gather_all(comm, writer->digests, writer->last - writer->first, writer->layout.n_item,
                                   &writer->all_digests));
     MDP_AGREE(comm, comm->rank == 0 ? complete_file(writer) : mdp_ok());
-    MDP_AGREE(comm, sync_file(writer));
+    MDP_TRY(mdp_h5_sync_all(comm, writer->partial));
     MDP_AGREE(comm, comm->rank == 0 ? mdp_output_publish(writer->partial, writer->path) : mdp_ok());
     return mdp_ok();
 }

@@ -1,0 +1,72 @@
+/* resume.h - resume points: what an unfinished command leaves, so that --resume can go on with it on any number of
+ * ranks.
+ *
+ * They lie in one folder beside the result (DIR/.state, or FILE.state), which is made when the first is taken and
+ * removed when the command succeeds. identity.json in it says what the results depend on; it is compared before
+ * anything is used. A pass of the forward has a file of its own (mdp_point); a checkpoint that is being written has a
+ * journal of the tensors that are safe on disk. Each is complete or absent, and replaced only by a complete one. */
+#ifndef MDP_RESUME_H
+#define MDP_RESUME_H
+
+#include "mdp/checkpoint.h"
+
+typedef struct mdp_resume {
+    char *folder;   /* without slashes at its end; owned */
+    char *identity; /* what identity.json holds or would hold; owned */
+    char digest[33];
+    bool exists;    /* the folder is there, of this very command; the same on every rank */
+    bool continues; /* it was there when the command began, and --resume was given */
+    mdp_watch watch;
+    int n_pass; /* forward passes begun: they come in the same order in every run */
+    mdp_log *log;
+} mdp_resume;
+
+void mdp_resume_destroy(mdp_resume *resume); /* NULL is allowed */
+/* Make the folder, unless it is there. Collective on `comm`. */
+mdp_status mdp_resume_make_folder_all(const mdp_comm *comm, mdp_resume *resume);
+/* Remove the folder and what is in it. Rank 0. */
+mdp_status mdp_resume_remove(const mdp_resume *resume);
+/* name in the folder, new text. */
+mdp_status mdp_resume_path(const mdp_resume *resume, const char *name, char **out);
+
+/* ---- points ---------------------------------------------------------------------------------------------------- */
+
+/* An array over all ranks, cut into items. An item lies whole on one rank and has a checksum. */
+typedef struct mdp_section {
+    char *name; /* owned */
+    mdp_dtype type;
+    int64_t n_item;
+    int64_t *offset; /* [n_item + 1] numbers before each item; owned */
+} mdp_section;
+
+/* Items of a section that this rank has, one after another in memory. */
+typedef struct mdp_part {
+    int section;
+    int64_t first, n; /* items */
+    void *data;       /* borrowed */
+} mdp_part;
+
+/* The content of one resume point. Sections are the same on every rank, parts are this rank's. */
+typedef struct mdp_point {
+    int n_section, n_part;
+    mdp_section *sections;
+    mdp_part *parts;
+} mdp_point;
+
+/* A new section of items of n_number[i] numbers each (or of `each` where n_number is NULL); its index. Local. */
+mdp_status mdp_point_add_section(mdp_point *point, const char *name, mdp_dtype type, int64_t n_item,
+                                 const int64_t *n_number, int64_t each, int *out);
+mdp_status mdp_point_add_part(mdp_point *point, int section, int64_t first, int64_t n, void *data);
+void mdp_point_clear(mdp_point *point);
+
+/* Write `path` through path.partial: parallel HDF5, checksums, completion mark, fsync, rename. Every item must be in a
+ * part of one rank. `text` (the same on every rank) describes the point. Collective on `comm`. */
+mdp_status mdp_point_write_all(const mdp_comm *comm, const char *path, const char *text, const mdp_point *point);
+/* Its text, new, on every rank; NULL when there is no such file. Collective on `comm`. MDP_BAD_INPUT: not a complete
+ * resume point. */
+mdp_status mdp_point_read_text_all(const mdp_comm *comm, const char *path, char **text);
+/* Read every rank's parts into their memory and compare the checksums. Items may be wanted by several ranks or by none.
+ * Collective on `comm`. */
+mdp_status mdp_point_read_all(const mdp_comm *comm, const char *path, const mdp_point *point);
+
+#endif
