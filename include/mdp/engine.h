@@ -140,6 +140,10 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
 
 /* Load the embeddings of this rank's tokens of a batch: all streams share one state. Collective. */
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch);
+/* Take up a batch between two layers: its tokens, and n_state states whose rows the caller fills. leader [n_state] and
+ * stream_state [n_stream] as they were. Collective. */
+mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_state, const int *leader,
+                                        const int *stream_state);
 /* Attention and MoE block of a layer, for all states; states fork where views first differ. Collective. */
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
 /* The MoE block of the layer just computed once more, from the same input, as the stream's view of it is by now; this
@@ -156,8 +160,9 @@ typedef struct mdp_local_batch {
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
 int mdp_engine_n_state(const mdp_engine *engine);
 int mdp_engine_state_of(const mdp_engine *engine, int stream);
-/* The residual stream [n_token of the batch, d_model] of a state after the last layer computed; until the next call. */
-const float *mdp_engine_residual(const mdp_engine *engine, int state);
+int mdp_engine_leader_of(const mdp_engine *engine, int state); /* the stream whose view is the state's */
+/* The residual stream of a state between two layers, [n_token of the local batch, d_model]; the engine's. */
+float *mdp_engine_residual(const mdp_engine *engine, int state);
 
 /* The experts that a router chooses among. */
 typedef struct mdp_route_set {

@@ -4,6 +4,7 @@
 #define MDP_EVALUATE_H
 
 #include "mdp/engine.h"
+#include "mdp/resume.h"
 
 /* Sums over predicted positions: every token but a sequence's first. */
 typedef struct mdp_eval_stream {
@@ -98,6 +99,11 @@ mdp_status mdp_evaluation_add_choices(mdp_evaluation *evaluation, const mdp_loss
 /* Sum over ranks, the same on every rank afterwards. Once for text, once for tasks. Collective on `comm`. */
 mdp_status mdp_evaluation_reduce_all(const mdp_comm *comm, mdp_evaluation *evaluation);
 mdp_status mdp_evaluation_reduce_choices_all(const mdp_comm *comm, mdp_evaluation *evaluation);
+/* For a resume point: bring the sums of text, or of tasks, to rank 0 and leave nothing elsewhere. Collective on `comm`.
+ */
+mdp_status mdp_evaluation_gather_all(const mdp_comm *comm, mdp_evaluation *evaluation, bool tasks);
+/* What they are, rank 0's. Local. */
+mdp_status mdp_evaluation_describe(const mdp_comm *comm, mdp_evaluation *evaluation, bool tasks, mdp_point *point);
 
 /* --dump: the arrays of a forward pass, sequence by sequence (cli.md), in parallel HDF5. Refused (MDP_USAGE) above
  * 1 GiB. Collective on `comm`. */

@@ -4,6 +4,7 @@
 #define MDP_OBSERVE_H
 
 #include "mdp/engine.h"
+#include "mdp/resume.h"
 
 typedef enum mdp_statistic_id {
     MDP_GATE_SUM,            /* sum over T_e of g_te */
@@ -105,6 +106,12 @@ void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engin
 /* After each layer of each batch: bring the layer's vector sums to the rank that keeps them. Collective on `comm`.
  * MDP_BAD_INPUT: a sum is not finite or out of range (names layer, expert and statistic). */
 mdp_status mdp_collector_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer);
+/* For a resume point: bring every layer's sums to the rank that keeps its vectors, and leave nothing elsewhere.
+ * Collective on `comm`. */
+mdp_status mdp_collector_gather_all(const mdp_comm *comm, mdp_collector *collector);
+/* What has been collected, when the vectors of all layers of the model below n_layer have been (makes room for them
+ * where they are to be kept). Local. */
+mdp_status mdp_collector_describe(const mdp_comm *comm, mdp_collector *collector, int64_t n_layer, mdp_point *point);
 /* Is there anything to collect in a layer of the model? */
 bool mdp_collector_sees(const mdp_collector *collector, int64_t layer);
 /* Merge all ranks' statistics of a layer at rank 0, in normal form, after its last batch; vectors stay where they are.

@@ -4,6 +4,7 @@
 
 #include "mdp/evaluate.h"
 #include "mdp/observe.h"
+#include "mdp/resume.h"
 #include "mdp/transform.h"
 
 typedef struct mdp_forward_options {
@@ -12,6 +13,7 @@ typedef struct mdp_forward_options {
     int64_t memory;       /* bytes per rank; 0: no limit */
     mdp_log *log;
     bool progress;
+    mdp_resume *resume; /* NULL: no resume points, no stopping */
 } mdp_forward_options;
 
 /* What a forward pass will take, from headers alone (the largest rank where ranks differ). */

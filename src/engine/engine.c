@@ -180,7 +180,8 @@ static mdp_status read_embeddings(mdp_engine *engine) {
     return failed;
 }
 
-static mdp_status begin_local(mdp_engine *engine) {
+/* The batch's tokens, and n_state empty residual streams. */
+static mdp_status take_tokens(mdp_engine *engine, int n_state) {
     int64_t n = engine->batch.n_token;
     mdp_free(engine->ids);
     mdp_free(engine->category);
@@ -193,18 +194,33 @@ static mdp_status begin_local(mdp_engine *engine) {
     MDP_TRY(mdp_tokens_read(engine->tokens, engine->batch.first_token, n, engine->ids));
     fill_categories(engine);
     for (int s = 0; s < engine->n_state; s++) free_state(&engine->states[s]);
-    engine->n_state = 1;
-    memset(engine->stream_state, 0, (size_t)engine->n_stream * sizeof *engine->stream_state);
-    MDP_TRY(MDP_ALLOC(&engine->states[0].x, n * engine->model->d_model, "the residual stream"));
+    engine->n_state = n_state;
+    for (int s = 0; s < n_state; s++)
+        MDP_TRY(MDP_ALLOC(&engine->states[s].x, n * engine->model->d_model, "the residual stream"));
     mdp_free(engine->input);
     engine->input = NULL;
-    if (engine->recompute) MDP_TRY(MDP_ALLOC(&engine->input, n * engine->model->d_model, "the input of a MoE block"));
+    if (!engine->recompute) return mdp_ok();
+    return MDP_ALLOC(&engine->input, n * engine->model->d_model, "the input of a MoE block");
+}
+
+static mdp_status begin_local(mdp_engine *engine) {
+    MDP_TRY(take_tokens(engine, 1));
+    memset(engine->stream_state, 0, (size_t)engine->n_stream * sizeof *engine->stream_state);
     return read_embeddings(engine);
 }
 
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch) {
     describe_batch(engine, batch);
     return mdp_agree_all(engine->comm, begin_local(engine));
+}
+
+mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_state, const int *leader,
+                                        const int *stream_state) {
+    describe_batch(engine, batch);
+    MDP_AGREE(engine->comm, take_tokens(engine, n_state));
+    for (int s = 0; s < n_state; s++) engine->states[s].leader = leader[s];
+    memcpy(engine->stream_state, stream_state, (size_t)engine->n_stream * sizeof *stream_state);
+    return mdp_ok();
 }
 
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine) {
@@ -219,7 +235,11 @@ int mdp_engine_state_of(const mdp_engine *engine, int stream) {
     return engine->stream_state[stream];
 }
 
-const float *mdp_engine_residual(const mdp_engine *engine, int state) {
+int mdp_engine_leader_of(const mdp_engine *engine, int state) {
+    return engine->states[state].leader;
+}
+
+float *mdp_engine_residual(const mdp_engine *engine, int state) {
     return engine->states[state].x;
 }
 

@@ -257,10 +257,19 @@ mdp_observers mdp_collector_observers(mdp_collector *collector) {
 
 /* ---- over ranks ---------------------------------------------------------------------------------------------- */
 
+static int keeper_of(const mdp_comm *comm, int64_t layer_index) {
+    return (int)(layer_index % comm->size);
+}
+
+static mdp_status make_room(const mdp_stats *stats, mdp_layer_stats *layer) {
+    if (layer->output_sum) return mdp_ok();
+    return MDP_ALLOC(&layer->output_sum, layer->n_expert * stats->d_model, "sums of expert outputs");
+}
+
 /* The layer's keeper adds what all ranks collected. */
 static mdp_status keep_vectors(const mdp_collector *collector, mdp_layer_stats *layer) {
     int64_t n = layer->n_expert * collector->stats->d_model;
-    if (!layer->output_sum) MDP_TRY(MDP_ALLOC(&layer->output_sum, n, "sums of expert outputs"));
+    MDP_TRY(make_room(collector->stats, layer));
     for (int64_t i = 0; i < n; i++) {
         for (int j = 0; j < MDP_SHORT_LIMBS; j++) layer->output_sum[i].limb[j] += collector->vectors[i].limb[j];
         mdp_short_normalise(&layer->output_sum[i]);
@@ -273,7 +282,7 @@ mdp_status mdp_collector_layer_all(const mdp_comm *comm, mdp_collector *collecto
     if (!rule->stats) return mdp_ok();
     MDP_AGREE(comm, collector->failed);
     int64_t n = rule->stats->n_expert * collector->stats->d_model;
-    int keeper = (int)(rule->index % comm->size);
+    int keeper = keeper_of(comm, rule->index);
     for (int64_t i = 0; i < n; i++) mdp_short_normalise(&collector->vectors[i]);
     MDP_TRY(mdp_sum_i64_to_root_all(comm, &collector->vectors[0].limb[0], n * MDP_SHORT_LIMBS, keeper));
     mdp_status status = mdp_ok();
@@ -307,16 +316,24 @@ bool mdp_collector_sees(const mdp_collector *collector, int64_t layer) {
     return collector->layers[layer].stats != NULL;
 }
 
+/* All ranks' sums of a layer to one rank, which adds them to its own; nothing is left elsewhere. */
+static mdp_status gather_layer_all(const mdp_comm *comm, const mdp_stats *stats, mdp_layer_stats *layer, int root) {
+    int64_t n = (int64_t)stats->n_category * layer->n_expert;
+    for (int64_t i = 0; i < n * MDP_N_SUM; i++) mdp_exact_normalise(&layer->sums[i]);
+    MDP_TRY(mdp_sum_i64_to_root_all(comm, layer->counts, n, root));
+    MDP_TRY(mdp_sum_i64_to_root_all(comm, &layer->sums[0].limb[0], n * MDP_N_SUM * MDP_LIMBS, root));
+    MDP_TRY(raise_all(comm, layer->maxima, n * MDP_N_MAX));
+    if (comm->rank == root) return mdp_ok();
+    memset(layer->counts, 0, (size_t)n * sizeof *layer->counts);
+    memset(layer->sums, 0, (size_t)(n * MDP_N_SUM) * sizeof *layer->sums);
+    return mdp_ok();
+}
+
 mdp_status mdp_collector_finish_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer) {
     layer_rule *rule = &collector->layers[layer];
-    mdp_layer_stats *sums = rule->stats;
-    int64_t n = (int64_t)collector->stats->n_category * sums->n_expert;
     mdp_status status = mdp_ok();
-    for (int64_t i = 0; i < n * MDP_N_SUM; i++) mdp_exact_normalise(&sums->sums[i]);
-    MDP_TRY(mdp_sum_i64_to_root_all(comm, sums->counts, n, 0));
-    MDP_TRY(mdp_sum_i64_to_root_all(comm, &sums->sums[0].limb[0], n * MDP_N_SUM * MDP_LIMBS, 0));
-    MDP_TRY(raise_all(comm, sums->maxima, n * MDP_N_MAX));
-    if (comm->rank == 0) status = normalise_layer(collector->stats, sums);
+    MDP_TRY(gather_layer_all(comm, collector->stats, rule->stats, 0));
+    if (comm->rank == 0) status = normalise_layer(collector->stats, rule->stats);
     rule->finished = true;
     return mdp_agree_all(comm, status);
 }
@@ -327,4 +344,74 @@ mdp_status mdp_collector_finish_all(const mdp_comm *comm, mdp_collector *collect
             MDP_TRY(mdp_collector_finish_layer_all(comm, collector, l));
     }
     return mdp_ok();
+}
+
+/* ---- resume points ------------------------------------------------------------------------------------------- */
+
+/* Who has a layer's sums of scalars once they are gathered. */
+static int owner_of(const mdp_comm *comm, const layer_rule *rule) {
+    return rule->finished ? 0 : keeper_of(comm, rule->index);
+}
+
+mdp_status mdp_collector_gather_all(const mdp_comm *comm, mdp_collector *collector) {
+    for (int64_t l = 0; l < collector->n_layer; l++) {
+        const layer_rule *rule = &collector->layers[l];
+        if (rule->stats) MDP_TRY(gather_layer_all(comm, collector->stats, rule->stats, owner_of(comm, rule)));
+    }
+    return mdp_ok();
+}
+
+/* A section of `each` numbers for every expert and category, whose memory in a layer is `of` it. */
+static mdp_status describe_scalars(const mdp_comm *comm, const mdp_collector *collector, const char *name,
+                                   mdp_dtype type, int64_t each, void *(*of)(const mdp_layer_stats *layer),
+                                   mdp_point *point) {
+    const mdp_stats *stats = collector->stats;
+    int64_t *n_number = NULL;
+    int section;
+    MDP_TRY(MDP_ALLOC(&n_number, stats->n_layer, "layers of a resume point"));
+    for (int64_t l = 0; l < stats->n_layer; l++) n_number[l] = stats->layers[l].n_expert * stats->n_category * each;
+    mdp_status status = mdp_point_add_section(point, name, type, stats->n_layer, n_number, 0, &section);
+    for (int64_t l = 0; l < collector->n_layer && status.code == MDP_OK; l++) {
+        const layer_rule *rule = &collector->layers[l];
+        if (rule->stats && comm->rank == owner_of(comm, rule))
+            status = mdp_point_add_part(point, section, rule->index, 1, of(rule->stats));
+    }
+    mdp_free(n_number);
+    return status;
+}
+
+static void *counts_of(const mdp_layer_stats *layer) {
+    return layer->counts;
+}
+
+static void *sums_of(const mdp_layer_stats *layer) {
+    return layer->sums;
+}
+
+static void *maxima_of(const mdp_layer_stats *layer) {
+    return layer->maxima;
+}
+
+static mdp_status describe_vectors(const mdp_comm *comm, const mdp_stats *stats, int64_t n_layer, mdp_point *point) {
+    int64_t *n_number = NULL;
+    int section;
+    MDP_TRY(MDP_ALLOC(&n_number, stats->n_layer, "layers of a resume point"));
+    for (int64_t l = 0; l < stats->n_layer && stats->layers[l].layer < n_layer; l++)
+        n_number[l] = stats->layers[l].n_expert * stats->d_model * MDP_SHORT_LIMBS;
+    mdp_status status = mdp_point_add_section(point, "output-sums", MDP_I64, stats->n_layer, n_number, 0, &section);
+    for (int64_t l = comm->rank; l < stats->n_layer && status.code == MDP_OK; l += comm->size) {
+        if (n_number[l] == 0) continue;
+        status = make_room(stats, &stats->layers[l]);
+        if (status.code == MDP_OK) status = mdp_point_add_part(point, section, l, 1, stats->layers[l].output_sum);
+    }
+    mdp_free(n_number);
+    return status;
+}
+
+mdp_status mdp_collector_describe(const mdp_comm *comm, mdp_collector *collector, int64_t n_layer, mdp_point *point) {
+    const mdp_stats *stats = collector->stats;
+    MDP_TRY(describe_scalars(comm, collector, "counts", MDP_I64, 1, counts_of, point));
+    MDP_TRY(describe_scalars(comm, collector, "sums", MDP_I64, MDP_N_SUM * MDP_LIMBS, sums_of, point));
+    MDP_TRY(describe_scalars(comm, collector, "maxima", MDP_F64, MDP_N_MAX, maxima_of, point));
+    return describe_vectors(comm, stats, n_layer, point);
 }

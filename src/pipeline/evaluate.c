@@ -44,6 +44,18 @@ static mdp_status head_all(void *context, mdp_engine *engine) {
     return status;
 }
 
+static mdp_status gather_all(void *context) {
+    const evaluation_run *run = context;
+    return mdp_evaluation_gather_all(run->comm, run->evaluation, run->tasks != NULL);
+}
+
+static mdp_status describe(void *context, const mdp_position *at, bool taken, mdp_point *point) {
+    const evaluation_run *run = context;
+    (void)at;
+    (void)taken;
+    return mdp_evaluation_describe(run->comm, run->evaluation, run->tasks != NULL, point);
+}
+
 static mdp_status measure_all(evaluation_run *run, const mdp_forward *base, const mdp_eval_request *requests,
                               const char *dump_path) {
     mdp_observers observers;
@@ -53,6 +65,7 @@ static mdp_status measure_all(evaluation_run *run, const mdp_forward *base, cons
                                  dump_path, &run->dump));
         observers = mdp_dump_observers(run->dump);
         forward.observers = &observers;
+        forward.describe = NULL; /* a dump is for small inputs, and is not continued */
     }
     mdp_status status = mdp_forward_all(&forward);
     return run->dump ? mdp_dump_finish_all(run->dump, status) : status;
@@ -82,6 +95,8 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
                            .begin_batch = begin_batch,
                            .layer_done = layer_done,
                            .head_all = head_all,
+                           .gather_all = gather_all,
+                           .describe = describe,
                            .context = run};
     status = measure_all(run, &forward, requests, dump_path);
     mdp_free(views);

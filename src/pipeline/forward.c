@@ -2,59 +2,89 @@
  *
  * In: a model, tokens, streams. Out: whatever observers and the caller's steps take from it. Weights are read once for
  * each batch; nothing of the model is kept. */
-#include "pipeline/forward.h"
+#include "pipeline/stage.h"
 
-static mdp_status run_batch_all(const mdp_forward *forward, mdp_engine *engine, int64_t batch, int64_t n_batch,
+/* What n_step layers of all batches amount to. */
+static double tokens_of(const mdp_stage *stage, int64_t n_step) {
+    const mdp_forward *forward = stage->forward;
+    return (double)forward->tokens->n_token * (double)n_step /
+           (double)(stage->partition->n_batch * forward->model->n_layer);
+}
+
+/* Layers and head of the batch at stage->at, from where it stands. */
+static mdp_status run_batch_all(const mdp_forward *forward, mdp_engine *engine, mdp_stage *stage,
                                 mdp_progress *progress) {
     const mdp_comm *comm = forward->comm;
-    int64_t n_layer = forward->model->n_layer;
-    MDP_TRY(mdp_engine_begin_batch_all(engine, batch));
+    int64_t n_layer = forward->model->n_layer, batch = stage->at.batch;
+    if (stage->at.layer == 0) MDP_TRY(mdp_engine_begin_batch_all(engine, batch));
     if (forward->begin_batch) MDP_AGREE(comm, forward->begin_batch(forward->context, engine));
-    for (int64_t layer = 0; layer < n_layer; layer++) {
+    for (int64_t layer = stage->at.layer; layer < n_layer; layer++) {
         MDP_TRY(mdp_engine_layer_all(engine, layer));
         if (forward->layer_done) MDP_AGREE(comm, forward->layer_done(forward->context, layer));
         if (forward->layer_all) MDP_TRY(forward->layer_all(forward->context, layer));
         if (forward->pass.recompute) MDP_TRY(mdp_engine_recompute_all(engine, layer));
         int64_t done = batch * n_layer + layer + 1;
-        if (progress) {
-            mdp_progress_update(progress, done,
-                                (double)forward->tokens->n_token * (double)done / (double)(n_batch * n_layer));
-        }
+        mdp_progress_update(progress, done, tokens_of(stage, done));
+        if (layer < n_layer - 1 || forward->head_all)
+            MDP_TRY(mdp_stage_look_all(stage, engine, (mdp_position){batch, layer + 1}));
     }
-    return forward->head_all ? forward->head_all(forward->context, engine) : mdp_ok();
+    if (forward->head_all) MDP_TRY(forward->head_all(forward->context, engine));
+    return mdp_stage_look_all(stage, engine, (mdp_position){batch + 1, 0});
 }
 
-static mdp_status run_all(const mdp_forward *forward, const mdp_partition *partition) {
+/* Bytes of the residual streams of the largest batch, of all ranks: most of a resume point. */
+static int64_t residual_bytes(const mdp_forward *forward, const mdp_partition *partition) {
+    return forward->pass.n_stream * partition->batch_tokens * forward->model->d_model * (int64_t)sizeof(float);
+}
+
+static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     mdp_engine *engine = NULL;
     mdp_progress *progress = NULL;
     mdp_engine_options options = {.n_thread = forward->options->n_thread,
                                   .pass = forward->pass,
                                   .views = forward->views,
                                   .observers = forward->observers};
-    MDP_TRY(mdp_engine_new_all(forward->comm, forward->model, forward->reader, forward->tokens, partition, &options,
-                               &engine));
+    MDP_TRY(mdp_engine_new_all(forward->comm, forward->model, forward->reader, forward->tokens, stage->partition,
+                               &options, &engine));
     mdp_status status = mdp_ok();
     if (forward->options->progress) {
         status = mdp_progress_new(&progress, forward->options->log, forward->phase, "layer",
-                                  partition->n_batch * forward->model->n_layer, "tokens");
+                                  stage->partition->n_batch * forward->model->n_layer, "tokens");
     }
     status = mdp_agree_all(forward->comm, status);
-    for (int64_t batch = 0; status.code == MDP_OK && batch < partition->n_batch; batch++) {
-        status = run_batch_all(forward, engine, batch, partition->n_batch, progress);
-    }
+    if (status.code == MDP_OK) status = mdp_stage_restore_all(stage, engine);
+    int64_t old = stage->at.batch * forward->model->n_layer + stage->at.layer;
+    mdp_progress_go_on(progress, old, tokens_of(stage, old));
+    if (stage->resume) mdp_watch_begin_phase(&stage->resume->watch, residual_bytes(forward, stage->partition));
+    while (status.code == MDP_OK && !mdp_stage_is_finished(stage))
+        status = run_batch_all(forward, engine, stage, progress);
     mdp_progress_destroy(progress);
     mdp_engine_destroy(engine);
     return status;
 }
 
-mdp_status mdp_forward_all(const mdp_forward *forward) {
+/* A pass that goes on keeps the batches that it began with. */
+static mdp_status cut(const mdp_forward *forward, mdp_stage *stage, mdp_partition **partition) {
     mdp_forward_cost cost;
+    mdp_forward_options options = *forward->options;
+    if (stage->batch_tokens > 0) options.batch_tokens = stage->batch_tokens;
+    MDP_TRY(mdp_forward_cost_of(forward->comm, forward->model, forward->tokens, &forward->pass, &options, &cost));
+    MDP_TRY(mdp_partition_new(forward->tokens, cost.batch_tokens, partition));
+    return mdp_stage_cut(stage, *partition, cost.batch_tokens);
+}
+
+mdp_status mdp_forward_all(const mdp_forward *forward) {
     mdp_partition *partition = NULL;
-    mdp_status status =
-        mdp_forward_cost_of(forward->comm, forward->model, forward->tokens, &forward->pass, forward->options, &cost);
-    if (status.code == MDP_OK) status = mdp_partition_new(forward->tokens, cost.batch_tokens, &partition);
-    status = mdp_agree_all(forward->comm, status);
-    if (status.code == MDP_OK && partition) status = run_all(forward, partition); /* agreed: there on every rank */
+    mdp_stage stage;
+    mdp_status status = mdp_stage_open_all(forward, &stage);
+    if (status.code == MDP_OK) status = mdp_agree_all(forward->comm, cut(forward, &stage, &partition));
+    if (status.code == MDP_OK && partition) { /* agreed: there on every rank */
+        if (mdp_stage_is_finished(&stage))
+            status = mdp_stage_restore_all(&stage, NULL);
+        else
+            status = run_all(forward, &stage);
+    }
+    mdp_stage_close(&stage);
     mdp_partition_destroy(partition);
     return status;
 }

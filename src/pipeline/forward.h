@@ -4,6 +4,12 @@
 
 #include "mdp/pipeline.h"
 
+/* Between two layers, or between two batches: `layer` layers of batch `batch` are done (all of them: the head is not).
+ */
+typedef struct mdp_position {
+    int64_t batch, layer;
+} mdp_position;
+
 typedef struct mdp_forward {
     const mdp_comm *comm;
     const mdp_model *model;
@@ -21,6 +27,13 @@ typedef struct mdp_forward {
     mdp_status (*layer_all)(void *context, int64_t layer);
     /* Collective. Runs the head and uses what it gives. */
     mdp_status (*head_all)(void *context, mdp_engine *engine);
+    /* For resume points; without them the pass takes none. gather_all (collective): bring what ranks have added up to
+     * the ranks that keep it, and leave nothing elsewhere. describe (local): sections for what has been added up at a
+     * position, and this rank's parts of them; `taken` when they are about to be read. restored_all (collective, may be
+     * NULL): they have been read. */
+    mdp_status (*gather_all)(void *context);
+    mdp_status (*describe)(void *context, const mdp_position *at, bool taken, mdp_point *point);
+    mdp_status (*restored_all)(void *context, const mdp_position *at);
     void *context;
 } mdp_forward;
 

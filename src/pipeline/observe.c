@@ -7,6 +7,7 @@ typedef struct observe_run {
     const mdp_comm *comm;
     mdp_stats *stats;
     mdp_collector *collector;
+    int64_t n_layer;                    /* of the model */
     const mdp_propagation *propagation; /* NULL: inputs from the layers as they are */
 } observe_run;
 
@@ -25,8 +26,32 @@ static mdp_status layer_all(void *context, int64_t layer) {
     return propagation->decide_all(propagation->context, layer, run->stats, propagation->view);
 }
 
+static mdp_status gather_all(void *context) {
+    const observe_run *run = context;
+    return mdp_collector_gather_all(run->comm, run->collector);
+}
+
+static mdp_status describe(void *context, const mdp_position *at, bool taken, mdp_point *point) {
+    const observe_run *run = context;
+    (void)taken;
+    return mdp_collector_describe(run->comm, run->collector, at->batch > 0 ? INT64_MAX : at->layer, point);
+}
+
+/* Decide again what was decided: the same statistics say the same. */
+static mdp_status restored_all(void *context, const mdp_position *at) {
+    const observe_run *run = context;
+    const mdp_propagation *propagation = run->propagation;
+    for (int64_t l = 0; propagation && (at->batch > 0 || l < at->layer) && l < run->n_layer; l++) {
+        if (!mdp_collector_sees(run->collector, l)) continue;
+        MDP_TRY(mdp_collector_finish_layer_all(run->comm, run->collector, l));
+        MDP_TRY(propagation->decide_all(propagation->context, l, run->stats, propagation->view));
+    }
+    return mdp_ok();
+}
+
 static mdp_status new_collection(const mdp_model *model, const mdp_tokens *tokens, observe_run *run) {
     MDP_TRY(mdp_stats_new(model, tokens, &run->stats));
+    run->n_layer = model->n_layer;
     run->stats->pruned_inputs = run->propagation != NULL;
     return mdp_collector_new(model, run->stats, &run->collector);
 }
@@ -44,6 +69,9 @@ static mdp_status collect_all(observe_run *run, mdp_forward *forward, const mdp_
         forward->observers = &observers;
         forward->begin_batch = begin_batch;
         forward->layer_all = layer_all;
+        forward->gather_all = gather_all;
+        forward->describe = describe;
+        forward->restored_all = restored_all;
         forward->context = run;
         status = mdp_forward_all(forward);
     }

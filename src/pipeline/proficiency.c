@@ -10,7 +10,9 @@
 typedef struct window_run {
     const mdp_comm *comm;
     const mdp_tokens *tokens;
-    mdp_proficiency **layers; /* [layers of the model] NULL: without experts */
+    int64_t n_layer;
+    mdp_proficiency **layers; /* [n_layer] NULL: without experts */
+    int64_t *numbers;         /* [n_layer, 2] experts alive and windows, for a resume point */
     int64_t widest;           /* experts of the largest layer */
     double *logits;           /* [n_token, experts of the layer] of this rank's tokens of the batch */
     mdp_local_batch batch;
@@ -32,12 +34,14 @@ static mdp_status begin_batch(void *context, const mdp_engine *engine) {
     return MDP_ALLOC(&run->logits, run->batch.n_token * run->widest, "router logits of a batch");
 }
 
-/* The batch is a range of tokens that begins where the one before it ended. */
+/* The range of tokens that all ranks' shares of the batch make together. */
 static mdp_status find_range_all(window_run *run) {
-    int64_t end = run->batch.n_token > 0 ? run->batch.first_token + run->batch.n_token : 0;
-    MDP_TRY(mdp_max_i64_all(run->comm, &end, 1));
-    run->first = run->end;
-    run->end = end;
+    bool any = run->batch.n_token > 0;
+    int64_t bound[2] = {any ? run->batch.first_token + run->batch.n_token : 0,
+                        any ? -run->batch.first_token : INT64_MIN};
+    MDP_TRY(mdp_max_i64_all(run->comm, bound, 2));
+    run->first = -bound[1];
+    run->end = bound[0];
     run->begun = false;
     return mdp_ok();
 }
@@ -67,7 +71,66 @@ static mdp_status layer_all(void *context, int64_t number) {
     return mdp_ok();
 }
 
+/* ---- resume points ---- */
+
+/* The window in the making to rank 0; what windows have decided is the same on every rank. */
+static mdp_status gather_all(void *context) {
+    const window_run *run = context;
+    for (int64_t l = 0; l < run->n_layer; l++) {
+        mdp_proficiency *layer = run->layers[l];
+        if (!layer) continue;
+        for (mdp_expert_t e = 0; e < layer->n_expert; e++) mdp_exact_normalise(&layer->gate_sum[e]);
+        MDP_TRY(mdp_sum_i64_all(run->comm, &layer->gate_sum[0].limb[0], (int64_t)layer->n_expert * MDP_LIMBS));
+        if (run->comm->rank != 0) memset(layer->gate_sum, 0, (size_t)layer->n_expert * sizeof *layer->gate_sum);
+        run->numbers[2 * l] = layer->n_alive;
+        run->numbers[2 * l + 1] = layer->n_window;
+    }
+    return mdp_ok();
+}
+
+/* One item in a section of its own. */
+static mdp_status describe_array(const char *what, int64_t layer, mdp_dtype type, int64_t n, void *data, bool wanted,
+                                 mdp_point *point) {
+    char name[64];
+    int section;
+    snprintf(name, sizeof name, "%s-%lld", what, (long long)layer);
+    MDP_TRY(mdp_point_add_section(point, name, type, 1, NULL, n, &section));
+    return wanted ? mdp_point_add_part(point, section, 0, 1, data) : mdp_ok();
+}
+
+static mdp_status describe(void *context, const mdp_position *at, bool taken, mdp_point *point) {
+    const window_run *run = context;
+    bool first = run->comm->rank == 0, wanted = first || taken;
+    (void)at;
+    MDP_TRY(describe_array("numbers", 0, MDP_I64, 2 * run->n_layer, run->numbers, wanted, point));
+    for (int64_t l = 0; l < run->n_layer; l++) {
+        mdp_proficiency *layer = run->layers[l];
+        if (!layer) continue;
+        int64_t n = layer->n_expert;
+        MDP_TRY(describe_array("alive", l, MDP_I32, n, layer->alive, wanted, point));
+        MDP_TRY(describe_array("share-sum", l, MDP_F64, n, layer->share_sum, wanted, point));
+        MDP_TRY(describe_array("score", l, MDP_F64, n, layer->score, wanted, point));
+        MDP_TRY(describe_array("gate-sum", l, MDP_I64, n * MDP_LIMBS, layer->gate_sum, first, point));
+    }
+    return mdp_ok();
+}
+
+static mdp_status restored_all(void *context, const mdp_position *at) {
+    const window_run *run = context;
+    (void)at;
+    for (int64_t l = 0; l < run->n_layer; l++) {
+        if (!run->layers[l]) continue;
+        run->layers[l]->n_alive = (int32_t)run->numbers[2 * l];
+        run->layers[l]->n_window = run->numbers[2 * l + 1];
+    }
+    return mdp_ok();
+}
+
+/* ---- the pass ---- */
+
 static mdp_status new_layers(const mdp_model *model, mdp_reader *reader, int32_t keep, window_run *run) {
+    run->n_layer = model->n_layer;
+    MDP_TRY(MDP_ALLOC(&run->numbers, 2 * model->n_layer, "proficiencies"));
     MDP_TRY(MDP_ALLOC(&run->layers, model->n_layer, "proficiencies"));
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
@@ -100,10 +163,14 @@ mdp_status mdp_proficiency_all(const mdp_comm *comm, const mdp_model *model, mdp
                                .observers = &observers,
                                .begin_batch = begin_batch,
                                .layer_all = layer_all,
+                               .gather_all = gather_all,
+                               .describe = describe,
+                               .restored_all = restored_all,
                                .context = &run};
         status = mdp_forward_all(&forward);
     }
     mdp_free(run.logits);
+    mdp_free(run.numbers);
     if (status.code != MDP_OK) {
         mdp_proficiencies_destroy(run.layers, model->n_layer);
         return status;
