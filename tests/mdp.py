@@ -25,6 +25,9 @@ CALIB = FIXTURES / "text" / "calib.h5"
 EVAL = FIXTURES / "text" / "eval.h5"
 TASKS = FIXTURES / "text" / "tasks.h5"
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # for rank.py, as any user
+TWO_ITEMS = {"context_ids": [0, 5, 6, 0, 7], "context_offsets": [0, 3, 5], "item_offsets": [0, 2, 5],
+             "choice_ids": [8, 9, 10, 11, 12, 13], "choice_offsets": [0, 1, 3, 4, 5, 6], "choice_bytes": [2, 5, 1, 1, 1],
+             "answer": [1, 2]}  # of one task
 CRITERIA = ["frequency", "soft", "ean", "ean-mean", "weighted-ean", "reap"]
 
 
@@ -100,6 +103,15 @@ def write_tokens(path, categories):
         for name, sequences in categories.items():
             out[f"{name}/input_ids"] = np.concatenate([*sequences, []]).astype(np.uint32)
             out[f"{name}/offsets"] = np.cumsum([0, *map(len, sequences)]).astype(np.int64)
+    return path
+
+
+def write_tasks(path, tasks):
+    """{task: {dataset: values}} -> tasks.h5."""
+    with h5py.File(path, "w") as out:
+        for task, rows in tasks.items():
+            for name, values in rows.items():
+                out[f"{task}/{name}"] = np.array(values, np.int64)
     return path
 
 

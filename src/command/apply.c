@@ -1,4 +1,5 @@
 /* apply.c - the command `apply`: a model and a plan -> the pruned checkpoint (model.h5, hf). */
+#include "command/continue.h"
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/opening.h"
@@ -31,6 +32,7 @@ static mdp_status check_outputs_all(const mdp_session *session, const mdp_output
 static mdp_status write_result_all(mdp_session *session, const mdp_output *output) {
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     mdp_estimate estimate = {.phase = "apply"};
+    MDP_TRY(mdp_session_open_resume_all(session, true));
     MDP_TRY(check_outputs_all(session, output));
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, output->tensor_byte);
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));

@@ -41,6 +41,9 @@ typedef enum mdp_option_id {
     OPTION_JSON,
     OPTION_PEAK,
     OPTION_DRY_RUN,
+    OPTION_RESUME,
+    OPTION_CHECKPOINT_EVERY,
+    OPTION_MAX_SECONDS,
     OPTION_GFLOPS,
     OPTION_MEMORY,
     OPTION_BATCH_TOKENS,
@@ -52,6 +55,7 @@ typedef enum mdp_option_id {
     OPTION_FAULT_EVERY,
     OPTION_FAULT_SEED,
     OPTION_FAULT_RANK,
+    OPTION_STOP_AT,
 #endif
     N_OPTION
 } mdp_option_id;
@@ -94,9 +98,11 @@ typedef struct mdp_session {
     mdp_tasks *tasks;
     mdp_keep_entry *keep_list; /* [n_keep] of --keep-file, or made from --top-k alone; owned */
     int64_t n_keep;
-    char *recipe;        /* what --method stands for, when it names a recipe; owned */
-    bool folder_created; /* this run made the folder --out (rank 0) */
-    bool result_kept;    /* something in it is worth keeping when the run fails later (rank 0) */
+    mdp_resume *resume;    /* resume points; NULL: the command takes none; owned */
+    char plans_digest[33]; /* of the texts of all plans read */
+    char *recipe;          /* what --method stands for, when it names a recipe; owned */
+    bool folder_created;   /* this run made the folder --out (rank 0) */
+    bool result_kept;      /* something in it is worth keeping when the run fails later (rank 0) */
 } mdp_session;
 
 typedef struct mdp_command {

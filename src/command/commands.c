@@ -2,8 +2,8 @@
  *
  * In: words of the command line, the same on every rank. Out: the command's status, the same on every rank; rank 0 has
  * said the one sentence when it is an error. */
+#include "command/continue.h"
 #include "command/recipes.h"
-#include "command/session.h"
 
 #include <hdf5.h>
 #include <string.h>
@@ -110,7 +110,9 @@ static mdp_status perform_all(mdp_session *session) {
         return mdp_ok();
     }
     MDP_TRY(mdp_session_start_all(session));
-    return command->run_all(session);
+    MDP_AGREE(session->comm, mdp_session_listen(session));
+    MDP_TRY(command->run_all(session));
+    return mdp_session_end_resume_all(session);
 }
 
 /* One rank speaks, with its log when there is one already. */
@@ -131,6 +133,7 @@ mdp_status mdp_command_main_all(const mdp_comm *comm, int n_word, char **words) 
     }
     mdp_status status = perform_all(&session);
     if (status.code != MDP_OK) report_error(&session, &status);
+    if (status.code == MDP_STOPPED) mdp_session_say_how_to_go_on(&session);
     mdp_session_close(&session, status.code != MDP_OK);
     return status;
 }

@@ -1,5 +1,6 @@
 /* eval.c - the command `eval`: measures of a model and of any number of plans, applied in memory, in one forward over
  * text and one over multiple choice. */
+#include "command/continue.h"
 #include "command/feasible.h"
 #include "command/opening.h"
 
@@ -41,6 +42,8 @@ static mdp_status add_plan_all(mdp_session *session, const char *path, int strea
 static mdp_status open_all(mdp_session *session, streams *all) {
     const mdp_option_value *plans = mdp_session_option(session, OPTION_PLAN);
     const char *dump = mdp_session_option(session, OPTION_DUMP)->text;
+    if (dump && mdp_session_option(session, OPTION_RESUME)->flag)
+        return MDP_ERROR(MDP_USAGE, "--resume does not go with --dump, which is for small inputs.");
     MDP_AGREE(session->comm, allocate_streams(1 + plans->n_text, all));
     MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
@@ -48,6 +51,7 @@ static mdp_status open_all(mdp_session *session, streams *all) {
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     MDP_TRY(mdp_session_open_tasks_all(session));
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
+    MDP_TRY(mdp_session_open_resume_all(session, false));
     MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, 0));
     return dump ? mdp_session_check_output_all(session, dump, 0) : mdp_ok();
 }
@@ -119,7 +123,6 @@ static mdp_status write_result_all(const mdp_session *session, const mdp_evaluat
 
 static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_estimate estimate = {.phase = "eval"};
-    mdp_forward_options options = mdp_session_forward_options(session);
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
     mdp_pass pass = {.n_stream = all->n, .with_head = true};
@@ -127,6 +130,7 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, pass, &estimate));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    mdp_forward_options options = mdp_session_forward_options(session);
     mdp_status status = mdp_evaluate_all(session->comm, session->model, session->reader, session->tokens, all->requests,
                                          all->n, &options, mdp_session_option(session, OPTION_DUMP)->text, &evaluation);
     if (status.code == MDP_OK && session->tasks)

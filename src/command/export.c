@@ -1,5 +1,6 @@
 /* export.c - the command `export`: a model (usually a model.h5) -> a Hugging Face folder, bit for bit. What determined
  * the bytes of a model.h5 travels with it, so that the files equal those of the direct route. */
+#include "command/continue.h"
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/opening.h"
@@ -35,6 +36,7 @@ static mdp_status describe(const mdp_session *session, mdp_output **out) {
 static mdp_status write_all(mdp_session *session, const mdp_output *output) {
     const char *folder = mdp_session_option(session, OPTION_OUT)->text;
     mdp_estimate estimate = {.phase = "export"};
+    MDP_TRY(mdp_session_open_resume_all(session, false));
     MDP_TRY(mdp_session_check_output_all(session, folder, output->tensor_byte));
     mdp_estimate_add_copy(&estimate, output->tensor_byte);
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));

@@ -1,5 +1,6 @@
 /* feasible.c - checks before anything heavy: see feasible.h. */
 #include "command/feasible.h"
+#include "command/continue.h"
 
 #include <math.h>
 #include <string.h>
@@ -219,8 +220,7 @@ bool mdp_session_wants_hf(const mdp_session *session) {
 }
 
 mdp_status mdp_session_check_output_all(const mdp_session *session, const char *path, int64_t n_byte) {
-    return mdp_output_check_all(session->comm, path, session->catalogue,
-                                mdp_session_option(session, OPTION_OVERWRITE)->flag, n_byte);
+    return mdp_output_check_all(session->comm, path, session->catalogue, mdp_session_may_replace(session), n_byte);
 }
 
 /* What is at --out: nothing (0), a folder (1); anything else cannot be written into. Local, rank 0. */

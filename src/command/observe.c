@@ -1,4 +1,5 @@
 /* observe.c - the command `observe`: run the model on text, write the statistics of its experts (stats.h5). */
+#include "command/continue.h"
 #include "command/feasible.h"
 #include "command/opening.h"
 
@@ -11,13 +12,13 @@ static mdp_status open_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
+    MDP_TRY(mdp_session_open_resume_all(session, false));
     return mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text,
                                         estimate_stats(session));
 }
 
 mdp_status mdp_command_observe_all(mdp_session *session) {
     mdp_estimate estimate = {.phase = "observe"};
-    mdp_forward_options options = mdp_session_forward_options(session);
     mdp_stats *stats = NULL;
     MDP_TRY(open_all(session));
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, (mdp_pass){.n_stream = 1}, &estimate));
@@ -25,6 +26,7 @@ mdp_status mdp_command_observe_all(mdp_session *session) {
     estimate.bytes_written = estimate_stats(session);
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    mdp_forward_options options = mdp_session_forward_options(session);
     mdp_status status =
         mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options, &stats);
     if (status.code == MDP_OK)

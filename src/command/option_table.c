@@ -7,6 +7,7 @@
 #define CHOOSES (COMMAND_RUN | COMMAND_PLAN)
 #define WRITES (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_APPLY | COMMAND_EVAL | COMMAND_EXPORT)
 #define PRUNES (COMMAND_RUN | COMMAND_APPLY)
+#define CONTINUES (WRITES & ~(unsigned)COMMAND_PLAN)
 #define GROUP_KEEP 1
 #define MAX_EXPERT 1000000
 
@@ -250,6 +251,21 @@ const mdp_option mdp_option_table[N_OPTION] = {
                         .type = MDP_OPTION_FLAG,
                         .help = "say what it would take, from headers alone, and stop",
                         .commands = WRITES & ~(unsigned)COMMAND_PLAN},
+    [OPTION_RESUME] = {.name = "resume",
+                       .type = MDP_OPTION_FLAG,
+                       .help = "go on with what the same command left when it was stopped; on any number of ranks",
+                       .commands = CONTINUES},
+    [OPTION_CHECKPOINT_EVERY] = {.name = "checkpoint-every",
+                                 .type = MDP_OPTION_SECONDS,
+                                 .value = "TIME",
+                                 .fallback = "10min",
+                                 .help = "save what is done so far this often, for --resume (90s, 10min, 2h)",
+                                 .commands = CONTINUES},
+    [OPTION_MAX_SECONDS] = {.name = "max-seconds",
+                            .type = MDP_OPTION_SECONDS,
+                            .value = "TIME",
+                            .help = "save and stop before this time is over (exit 75); SIGUSR1 does so at once",
+                            .commands = CONTINUES},
     [OPTION_GFLOPS] = {.name = "gflops-per-rank",
                        .type = MDP_OPTION_REAL,
                        .value = "X",
@@ -306,5 +322,11 @@ const mdp_option mdp_option_table[N_OPTION] = {
                            .help = "on this rank only (-1: on all)",
                            .minimum = -1,
                            .commands = COMMAND_ALL},
+    [OPTION_STOP_AT] = {.name = "stop-at",
+                        .type = MDP_OPTION_INTEGER,
+                        .value = "N",
+                        .fallback = "0",
+                        .help = "save and stop at the N-th safe point (0: at none)",
+                        .commands = CONTINUES},
 #endif
 };

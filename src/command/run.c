@@ -2,6 +2,7 @@
  *
  * Order: everything that can be refused is refused; then statistics and plan are computed and written (they stay when a
  * later step fails); the plan is tried in memory on --eval-tokens; then the checkpoint is written; then the report. */
+#include "command/continue.h"
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/opening.h"
@@ -119,6 +120,7 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     mdp_pass both = {.n_stream = 2, .with_head = true}; /* original and pruned */
     mdp_estimate estimate = {.phase = name_phases(session)};
     MDP_TRY(open_all(session, made));
+    MDP_TRY(mdp_session_open_resume_all(session, true));
     int64_t result_byte = mdp_transform_estimate(session->model, made->budget.keep);
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(check_outputs_all(session, n_container * result_byte));

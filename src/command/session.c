@@ -1,6 +1,7 @@
 /* session.c - opening and closing what a command needs: see session.h. */
 #include "command/session.h"
 #include "command/categories.h"
+#include "command/continue.h"
 #include "command/threads.h"
 
 #include <string.h>
@@ -50,13 +51,15 @@ static void remove_folder(const mdp_session *session) {
 
 void mdp_session_close(mdp_session *session, bool failed) {
     mdp_log_destroy(session->log);
-    if (failed && session->folder_created && !session->result_kept) remove_folder(session);
+    bool kept = session->result_kept || (session->resume && session->resume->exists);
+    if (failed && session->folder_created && !kept) remove_folder(session);
     mdp_tokens_destroy(session->tokens);
     mdp_tokens_destroy(session->eval_tokens);
     mdp_tasks_destroy(session->tasks);
     mdp_reader_destroy(session->reader);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
+    mdp_resume_destroy(session->resume);
     mdp_free(session->recipe);
     mdp_free(session->keep_list);
     mdp_options_destroy(session->options);
@@ -123,6 +126,7 @@ mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp
     int64_t n_byte = 0;
     *out = NULL;
     MDP_TRY(mdp_session_read_text_all(session->comm, path, &content, &n_byte));
+    mdp_session_note_plan(session, content, n_byte);
     mdp_status status = mdp_agree_all(session->comm, parse_plan(session, content, n_byte, path, out));
     if (status.code == MDP_OK && text) {
         *text = content;
@@ -142,7 +146,8 @@ mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
                                  .batch_tokens = mdp_session_option(session, OPTION_BATCH_TOKENS)->integer,
                                  .memory = mdp_session_option(session, OPTION_MEMORY)->integer,
                                  .log = session->log,
-                                 .progress = true};
+                                 .progress = true,
+                                 .resume = session->resume};
 }
 
 mdp_status mdp_session_compare_blas_all(const mdp_session *session) {

@@ -8,16 +8,7 @@ import pytest
 import mdp
 
 JSONL = mdp.FIXTURES / "text" / "tasks.jsonl"
-GOOD = {"context_ids": [0, 5, 6, 0, 7], "context_offsets": [0, 3, 5], "item_offsets": [0, 2, 5], "choice_ids": [8, 9, 10, 11, 12, 13],
-        "choice_offsets": [0, 1, 3, 4, 5, 6], "choice_bytes": [2, 5, 1, 1, 1], "answer": [1, 2]}
-
-
-def write_tasks(path, tasks):
-    with h5py.File(path, "w") as out:
-        for task, rows in tasks.items():
-            for name, values in rows.items():
-                out[f"{task}/{name}"] = np.array(values, np.int64)
-    return path
+GOOD = mdp.TWO_ITEMS
 
 
 def few_tokens(path):
@@ -66,7 +57,7 @@ def test_tokenize_refuses_items(item, sentence, tmp_path):
 
 def test_items_may_have_different_numbers_of_choices(tmp_path):
     """The log-likelihoods are those of the logits of the whole sequences."""
-    result = evaluate(2, tmp_path, "eval", write_tasks(tmp_path / "tasks.h5", {"b": GOOD, "a": GOOD}))[0]["tasks"]
+    result = evaluate(2, tmp_path, "eval", mdp.write_tasks(tmp_path / "tasks.h5", {"b": GOOD, "a": GOOD}))[0]["tasks"]
     sequences = [[0, 5, 6, 8], [0, 5, 6, 9, 10], [0, 7, 11], [0, 7, 12], [0, 7, 13]]
     tokens = mdp.write_tokens(tmp_path / "whole.h5", {"whole": sequences})
     mdp.succeed(1, "eval", "--model", mdp.DEMO, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "whole.json")
@@ -90,7 +81,7 @@ def test_items_may_have_different_numbers_of_choices(tmp_path):
 def test_equal_choices_go_to_the_first(tmp_path):
     rows = {"context_ids": [0, 5], "context_offsets": [0, 1, 2], "item_offsets": [0, 2, 4], "choice_ids": [9] * 4,
             "choice_offsets": [0, 1, 2, 3, 4], "choice_bytes": [1] * 4, "answer": [0, 1]}
-    task = evaluate(1, tmp_path, "eval", write_tasks(tmp_path / "tasks.h5", {"same": rows}))[0]["tasks"]["same"]
+    task = evaluate(1, tmp_path, "eval", mdp.write_tasks(tmp_path / "tasks.h5", {"same": rows}))[0]["tasks"]["same"]
     assert [task[name] for name in ("accuracy_sum", "accuracy_token", "accuracy_byte")] == [0.5] * 3
 
 
@@ -109,7 +100,7 @@ def test_equal_choices_go_to_the_first(tmp_path):
     ({"choice_bytes": [2, 0, 1, 1, 1]}, r"item 0: choice 1 is empty"),
 ])
 def test_refuses_tasks_that_do_not_fit(change, sentence, tmp_path):
-    tasks = write_tasks(tmp_path / "tasks.h5", {"a good one": GOOD, "bad": {**GOOD, **change}})
+    tasks = mdp.write_tasks(tmp_path / "tasks.h5", {"a good one": GOOD, "bad": {**GOOD, **change}})
     mdp.refuse(2, 65, sentence, "eval", "--model", mdp.DEMO, "--tokens", few_tokens(tmp_path / "t.h5"), "--tasks", tasks,
                "--out", tmp_path / "eval.json")
     assert not (tmp_path / "eval.json").exists()
@@ -118,7 +109,7 @@ def test_refuses_tasks_that_do_not_fit(change, sentence, tmp_path):
 def test_refuses_a_file_of_another_kind(tmp_path):
     words = ["eval", "--model", mdp.DEMO, "--tokens", few_tokens(tmp_path / "t.h5"), "--out", tmp_path / "eval.json", "--tasks"]
     mdp.refuse(2, 65, r"there is no dataset /c/context_ids", *words, mdp.EVAL)
-    mdp.refuse(1, 65, r"there is no task", *words, write_tasks(tmp_path / "empty.h5", {}))
+    mdp.refuse(1, 65, r"there is no task", *words, mdp.write_tasks(tmp_path / "empty.h5", {}))
 
 
 def test_streams_are_the_same_on_any_number_of_ranks_and_threads(tmp_path):
@@ -139,7 +130,7 @@ def test_streams_are_the_same_on_any_number_of_ranks_and_threads(tmp_path):
 
 def test_run_answers_tasks_without_text(tmp_path):
     result = mdp.succeed(2, "run", "--model", mdp.DEMO, "--tokens", few_tokens(tmp_path / "t.h5"), "--tasks",
-                         write_tasks(tmp_path / "tasks.h5", {"only": GOOD}), "--method", "frequency", "--keep", 4, "--out", tmp_path / "out")
+                         mdp.write_tasks(tmp_path / "tasks.h5", {"only": GOOD}), "--method", "frequency", "--keep", 4, "--out", tmp_path / "out")
     before, after = mdp.read_json(tmp_path / "out" / "eval.json")["streams"]
     assert before["nll"] == after["kl_to_original"] == {"total": None, "categories": {}}
     assert before["tasks"]["only"]["loglikelihood"] != after["tasks"]["only"]["loglikelihood"]
