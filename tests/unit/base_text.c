@@ -61,6 +61,18 @@ static void sizes_are_read_with_their_units(void **unused) {
     assert_int_equal(largest, INT64_C(9223372036853676296));
 }
 
+static void times_are_read_with_their_units(void **state) {
+    (void)state;
+    double value = -1.0;
+    assert_true(mdp_parse_seconds("90", &value) && value == 90.0);
+    assert_true(mdp_parse_seconds("0", &value) && value == 0.0);
+    assert_true(mdp_parse_seconds("1.5h", &value) && value == 5400.0);
+    assert_true(mdp_parse_seconds("10min", &value) && value == 600.0);
+    assert_true(mdp_parse_seconds("2s", &value) && value == 2.0);
+    static const char *const bad[] = {"", "s", "-1", "nan", "inf", "1e999", "5m", "5 min", "1h30min"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) assert_false(mdp_parse_seconds(bad[i], &value));
+}
+
 static void numbers_are_printed_for_people(void **unused) {
     (void)unused;
     char out[32];
@@ -224,6 +236,7 @@ static void checksums_equal_those_of_xxhash_for_python(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_are_read_with_their_units),
+        cmocka_unit_test(times_are_read_with_their_units),
         cmocka_unit_test(numbers_are_printed_for_people),
         cmocka_unit_test(a_slip_of_the_finger_finds_its_name),
         cmocka_unit_test(time_goes_forward),
