@@ -283,11 +283,13 @@ typedef struct mdp_write_options {
     int64_t buffer_byte; /* memory for copying per rank, bytes */
     mdp_written_fn *written;
     void *context;
+    struct mdp_resume *resume; /* what makes it possible to stop and to go on; NULL: it is not */
 } mdp_write_options;
 
 /* Write path (model.h5): rank 0 creates all datasets under path.partial; all ranks copy the tensors they own (balanced
  * by bytes) with parallel HDF5, independent transfers; rank 0 writes checksums and last `complete`; agree; fsync;
- * rename; fsync of the folder. On any error nothing is left under the final name. Collective on `comm`. */
+ * rename; fsync of the folder. On any error nothing is left under the final name. With options->resume, path.partial
+ * stays for a run that goes on. Collective on `comm`. */
 mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
                                 const mdp_write_options *options);
 /* Write a HF folder (safetensors shards, index, config.json, side files, moe-dist-prune.json with provenance and

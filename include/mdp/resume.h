@@ -10,7 +10,8 @@
 
 #include "mdp/checkpoint.h"
 
-typedef struct mdp_resume {
+typedef struct mdp_resume mdp_resume;
+struct mdp_resume {
     char *folder;   /* without slashes at its end; owned */
     char *identity; /* what identity.json holds or would hold; owned */
     char digest[33];
@@ -19,7 +20,7 @@ typedef struct mdp_resume {
     mdp_watch watch;
     int n_pass; /* forward passes begun: they come in the same order in every run */
     mdp_log *log;
-} mdp_resume;
+};
 
 void mdp_resume_destroy(mdp_resume *resume); /* NULL is allowed */
 /* Make the folder, unless it is there. Collective on `comm`. */

@@ -27,7 +27,7 @@ mdp_status mdp_h5_open_all(const mdp_comm *comm, const char *path, hid_t *file) 
     return status;
 }
 
-static mdp_status sync_file(const char *path) {
+mdp_status mdp_h5_sync(const char *path) {
     int fd = -1;
     MDP_TRY(mdp_file_open_write(path, &fd));
     mdp_status status = mdp_file_sync(path, fd);
@@ -36,5 +36,5 @@ static mdp_status sync_file(const char *path) {
 }
 
 mdp_status mdp_h5_sync_all(const mdp_comm *comm, const char *path) {
-    return mdp_agree_all(comm, comm->node_rank == 0 ? sync_file(path) : mdp_ok());
+    return mdp_agree_all(comm, comm->node_rank == 0 ? mdp_h5_sync(path) : mdp_ok());
 }

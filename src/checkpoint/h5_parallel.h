@@ -6,8 +6,9 @@
 
 /* Open for writing with the MPI driver; *file is to be closed by all. Collective on `comm`. */
 mdp_status mdp_h5_open_all(const mdp_comm *comm, const char *path, hid_t *file);
-/* fsync of a closed file, by one rank of every node: what a node still holds in memory goes to storage, which another
- * node's sync does not do. Collective on `comm`. */
+/* fsync: what this node holds in memory of the file goes to storage. Local. */
+mdp_status mdp_h5_sync(const char *path);
+/* The same by one rank of every node, because one node's does nothing for another. Collective on `comm`. */
 mdp_status mdp_h5_sync_all(const mdp_comm *comm, const char *path);
 
 #endif

@@ -6,9 +6,11 @@
  * every file is synced by who wrote it; rank 0 renames. The bytes depend on the output and the shard size alone. */
 #include "checkpoint/hf_layout.h"
 #include "checkpoint/output.h"
+#include "checkpoint/work.h"
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct hf_writer {
@@ -19,13 +21,11 @@ typedef struct hf_writer {
     char *partial; /* folder.partial */
     bool made;     /* rank 0: the partial folder is ours and to be removed on error */
     mdp_hf_layout layout;
-    int64_t first, last;        /* this rank's items */
-    mdp_digest *digests;        /* [last - first] */
-    mdp_digest *all_digests;    /* [layout.n_item] on rank 0 */
-    int64_t n_byte_own, n_byte; /* this rank's bytes: all, written so far */
-    int64_t file;               /* index of the file open now, -1: none */
-    char *path;                 /* of that */
-    int fd;                     /* of that */
+    mdp_work work;
+    int64_t n_byte; /* that this rank has written */
+    int64_t file;   /* index of the file open now, -1: none */
+    char *path;     /* of that */
+    int fd;         /* of that */
 } hf_writer;
 
 /* ---- rank 0 makes the files ---------------------------------------------------------------------------------- */
@@ -97,28 +97,29 @@ static mdp_status enter_file(hf_writer *writer, int64_t index) {
 
 static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byte, const void *data) {
     hf_writer *writer = context;
-    int64_t index = writer->layout.item_file[item];
+    int64_t number = writer->work.number[item], index = writer->layout.item_file[number];
     MDP_TRY(enter_file(writer, index));
-    int64_t place = writer->layout.files[index].data_start + writer->layout.item_offset[item] + offset;
+    int64_t place = writer->layout.files[index].data_start + writer->layout.item_offset[number] + offset;
     MDP_TRY(mdp_file_pwrite(writer->path, writer->fd, data, n_byte, place));
     writer->n_byte += n_byte;
-    mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->n_byte_own);
+    mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->work.n_byte_own);
     return mdp_ok();
 }
 
-static mdp_status fill_files(hf_writer *writer, mdp_reader *reader) {
+static mdp_status settle(void *context) {
+    return leave_file(context);
+}
+
+/* Collective on writer->comm. */
+static mdp_status fill_files_all(hf_writer *writer, mdp_reader *reader) {
     mdp_copy copy = {.reader = reader,
-                     .items = writer->layout.items,
-                     .first = writer->first,
-                     .last = writer->last,
                      .buffer_byte = writer->options->buffer_byte,
                      .count_max = INT64_MAX, /* pwrite has no such limit */
                      .put = put,
-                     .context = writer,
-                     .digests = writer->digests};
-    mdp_status status = mdp_copy_run(&copy);
+                     .context = writer};
+    mdp_status status = mdp_work_run_all(&writer->work, &copy, settle);
     mdp_status left = leave_file(writer);
-    return status.code != MDP_OK ? status : left;
+    return mdp_agree_all(writer->comm, status.code != MDP_OK ? status : left);
 }
 
 /* ---- rank 0 adds what describes them ------------------------------------------------------------------------- */
@@ -178,7 +179,7 @@ static mdp_status write_manifest(const hf_writer *writer, const int64_t *by_name
            *checksums = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++)
         json_object_set_new(checksums, writer->output->tensors[i].name,
-                            json_string(writer->all_digests[by_name[i]].hex));
+                            json_string(writer->work.all_digests[by_name[i]].hex));
     mdp_status status = add_member(root, "provenance", writer->output->provenance_text);
     if (status.code == MDP_OK) status = add_member(root, "plan", writer->output->plan_text);
     json_object_set_new(root, "checksums", checksums);
@@ -210,22 +211,32 @@ static void remove_partial(const hf_writer *writer) {
 static mdp_status prepare(hf_writer *writer, const char *folder) {
     MDP_TRY(mdp_output_trim(&writer->folder, folder));
     MDP_TRY(mdp_format(&writer->partial, "%s.partial", writer->folder));
-    MDP_TRY(mdp_hf_layout_make(writer->output, writer->options->shard_byte, &writer->layout));
-    const mdp_hf_layout *layout = &writer->layout;
-    mdp_copy_share(layout->items, layout->n_item, writer->comm->size, writer->comm->rank, &writer->first,
-                   &writer->last);
-    for (int64_t i = writer->first; i < writer->last; i++) writer->n_byte_own += layout->items[i].n_byte;
-    return MDP_ALLOC(&writer->digests, writer->last - writer->first, "checksums");
+    return mdp_hf_layout_make(writer->output, writer->options->shard_byte, &writer->layout);
+}
+
+/* Rank 0: does the partial folder have every file at its size? */
+static bool partial_is_whole(const hf_writer *writer) {
+    for (int64_t i = 0; i < writer->layout.n_file; i++) {
+        char *path = NULL;
+        struct stat info;
+        if (mdp_path_join(&path, writer->partial, writer->layout.files[i].name).code != MDP_OK) return false;
+        bool whole = stat(path, &info) == 0 && info.st_size == writer->layout.files[i].n_byte;
+        mdp_free(path);
+        if (!whole) return false;
+    }
+    return true;
 }
 
 /* Collective on writer->comm. Every return is agreed. */
 static mdp_status write_all(hf_writer *writer, mdp_reader *reader, const char *folder) {
     const mdp_comm *comm = writer->comm;
     MDP_AGREE(comm, prepare(writer, folder));
-    MDP_AGREE(comm, comm->rank == 0 ? make_files(writer) : mdp_ok());
-    MDP_AGREE(comm, fill_files(writer, reader));
-    MDP_TRY(mdp_output_gather_all(comm, writer->digests, writer->last - writer->first, writer->layout.n_item,
-                                  &writer->all_digests));
+    bool there = comm->rank == 0 && writer->options->resume && partial_is_whole(writer);
+    MDP_TRY(mdp_work_open_all(comm, writer->options, writer->output, writer->folder, there, writer->layout.items,
+                              writer->layout.n_item, &writer->work));
+    writer->made = comm->rank == 0 && writer->work.continues;
+    if (!writer->work.continues) MDP_AGREE(comm, comm->rank == 0 ? make_files(writer) : mdp_ok());
+    MDP_TRY(fill_files_all(writer, reader));
     MDP_AGREE(comm, comm->rank == 0 ? describe_files(writer) : mdp_ok());
     MDP_AGREE(comm, comm->rank == 0 ? mdp_output_publish(writer->partial, writer->folder) : mdp_ok());
     return mdp_ok();
@@ -235,10 +246,9 @@ mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_
                             const mdp_write_options *options) {
     hf_writer writer = {.comm = comm, .output = output, .options = options, .file = -1, .fd = -1};
     mdp_status status = write_all(&writer, reader, folder);
-    if (status.code != MDP_OK && writer.made) remove_partial(&writer);
+    if (status.code != MDP_OK && writer.made && !writer.work.recorded) remove_partial(&writer);
     mdp_hf_layout_destroy(&writer.layout);
-    mdp_free(writer.digests);
-    mdp_free(writer.all_digests);
+    mdp_work_close(&writer.work);
     mdp_free(writer.path);
     mdp_free(writer.partial);
     mdp_free(writer.folder);

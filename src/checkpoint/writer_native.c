@@ -8,6 +8,7 @@
 #include "checkpoint/h5_parallel.h"
 #include "checkpoint/native_layout.h"
 #include "checkpoint/output.h"
+#include "checkpoint/work.h"
 
 #include <errno.h>
 #include <string.h>
@@ -21,10 +22,8 @@ typedef struct native_writer {
     char *partial;
     bool made; /* rank 0: path.partial is ours and to be removed on error */
     mdp_native_layout layout;
-    int64_t first, last;        /* this rank's items */
-    mdp_digest *digests;        /* [last - first] */
-    mdp_digest *all_digests;    /* [layout.n_item] on rank 0 */
-    int64_t n_byte_own, n_byte; /* this rank's bytes: all, written so far */
+    mdp_work work;
+    int64_t n_byte;             /* that this rank has written */
     hid_t file;                 /* opened by all ranks */
     int64_t set;                /* dataset open now, -1: none */
     hid_t dataset, space, type; /* of that */
@@ -170,10 +169,10 @@ static mdp_status write_block(const native_writer *writer, const mdp_native_set 
 
 static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byte, const void *data) {
     native_writer *writer = context;
-    int64_t index = writer->layout.item_set[item];
+    int64_t number = writer->work.number[item], index = writer->layout.item_set[number];
     const mdp_native_set *set = &writer->layout.sets[index];
     MDP_TRY(open_set(writer, index));
-    int64_t at = (item - set->first_item) * set->n_element + offset / set->unit;
+    int64_t at = (number - set->first_item) * set->n_element + offset / set->unit;
     int64_t n_left = n_byte / set->unit;
     const char *from = data;
     while (n_left > 0) {
@@ -184,23 +183,26 @@ static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byt
         from += n_written * set->unit;
     }
     writer->n_byte += n_byte;
-    mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->n_byte_own);
+    mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->work.n_byte_own);
     return mdp_ok();
+}
+
+/* What this rank's node has put so far becomes durable. */
+static mdp_status settle(void *context) {
+    native_writer *writer = context;
+    close_set(writer);
+    return writer->comm->node_rank == 0 ? mdp_h5_sync(writer->partial) : mdp_ok();
 }
 
 /* Collective on writer->comm. */
 static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
     MDP_TRY(mdp_h5_open_all(writer->comm, writer->partial, &writer->file));
     mdp_copy copy = {.reader = reader,
-                     .items = writer->layout.items,
-                     .first = writer->first,
-                     .last = writer->last,
                      .buffer_byte = writer->options->buffer_byte,
                      .count_max = writer->comm->count_max,
                      .put = put,
-                     .context = writer,
-                     .digests = writer->digests};
-    mdp_status status = mdp_copy_run(&copy);
+                     .context = writer};
+    mdp_status status = mdp_work_run_all(&writer->work, &copy, settle);
     close_set(writer);
     /* Closing is collective: every rank does it, whatever happened before. No rank has metadata to write. */
     if (H5Fclose(writer->file) < 0 && status.code == MDP_OK)
@@ -213,7 +215,7 @@ static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
 static mdp_status write_digests(const native_writer *writer, hid_t file, const mdp_native_set *set, char *scratch) {
     MDP_TRY(mdp_fault(MDP_IO, "write an attribute"));
     for (int64_t i = 0; i < set->n_item; i++)
-        memcpy(scratch + 32 * i, writer->all_digests[set->first_item + i].hex, 32);
+        memcpy(scratch + 32 * i, writer->work.all_digests[set->first_item + i].hex, 32);
     hid_t type = mdp_h5_text_type(32);
     /* By way of the dataset: an attribute opened by H5Aopen_by_name cannot be written in HDF5 1.10.8. */
     hid_t dataset = H5Dopen2(file, set->path, H5P_DEFAULT), attribute = -1;
@@ -239,7 +241,8 @@ static mdp_status write_marks(const native_writer *writer, hid_t file) {
     return mdp_h5_make_attribute(file, "complete", H5T_STD_I32LE, -1, &one, writer->partial);
 }
 
-static mdp_status complete_file(const native_writer *writer) {
+static mdp_status complete_file(native_writer *writer) {
+    MDP_TRY(mdp_work_forget(&writer->work)); /* from here on the metadata may be half written */
     MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
     if (access >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
@@ -255,22 +258,19 @@ static mdp_status complete_file(const native_writer *writer) {
 
 static mdp_status prepare(native_writer *writer) {
     MDP_TRY(mdp_format(&writer->partial, "%s.partial", writer->path));
-    MDP_TRY(mdp_native_layout_make(writer->output, &writer->layout));
-    const mdp_native_layout *layout = &writer->layout;
-    mdp_copy_share(layout->items, layout->n_item, writer->comm->size, writer->comm->rank, &writer->first,
-                   &writer->last);
-    for (int64_t i = writer->first; i < writer->last; i++) writer->n_byte_own += layout->items[i].n_byte;
-    return MDP_ALLOC(&writer->digests, writer->last - writer->first, "checksums");
+    return mdp_native_layout_make(writer->output, &writer->layout);
 }
 
 /* Collective on writer->comm. Every return is agreed. */
 static mdp_status write_all(native_writer *writer, mdp_reader *reader) {
     const mdp_comm *comm = writer->comm;
     MDP_AGREE(comm, prepare(writer));
-    MDP_AGREE(comm, comm->rank == 0 ? make_file(writer) : mdp_ok());
+    bool there = comm->rank == 0 && mdp_path_exists(writer->partial);
+    MDP_TRY(mdp_work_open_all(comm, writer->options, writer->output, writer->path, there, writer->layout.items,
+                              writer->layout.n_item, &writer->work));
+    writer->made = comm->rank == 0 && writer->work.continues;
+    if (!writer->work.continues) MDP_AGREE(comm, comm->rank == 0 ? make_file(writer) : mdp_ok());
     MDP_TRY(fill_file_all(writer, reader));
-    MDP_TRY(mdp_output_gather_all(comm, writer->digests, writer->last - writer->first, writer->layout.n_item,
-                                  &writer->all_digests));
     MDP_AGREE(comm, comm->rank == 0 ? complete_file(writer) : mdp_ok());
     MDP_TRY(mdp_h5_sync_all(comm, writer->partial));
     MDP_AGREE(comm, comm->rank == 0 ? mdp_output_publish(writer->partial, writer->path) : mdp_ok());
@@ -283,11 +283,10 @@ mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const 
     writer.set = writer.file = writer.dataset = writer.space = writer.type = -1;
     mdp_h5_silence silence = mdp_h5_silence_begin();
     mdp_status status = write_all(&writer, reader);
-    if (status.code != MDP_OK && writer.made) unlink(writer.partial);
+    if (status.code != MDP_OK && writer.made && !writer.work.recorded) unlink(writer.partial);
     mdp_h5_silence_end(silence);
     mdp_native_layout_destroy(&writer.layout);
-    mdp_free(writer.digests);
-    mdp_free(writer.all_digests);
+    mdp_work_close(&writer.work);
     mdp_free(writer.partial);
     return status;
 }

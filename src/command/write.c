@@ -1,6 +1,9 @@
 /* write.c - a described result to files: see write.h. */
 #include "command/write.h"
+#include "command/continue.h"
 #include "command/feasible.h"
+
+#include <string.h>
 
 #define COPY_BYTE (16ll << 20) /* memory for copying, per rank */
 #define STEP_BYTE 1000000ll
@@ -15,21 +18,63 @@ static void show(void *context, int64_t n_byte_done, int64_t n_byte_total) {
     mdp_progress_update(context, n_step, (double)n_byte_done);
 }
 
-static mdp_status write_with_all(mdp_container container, const mdp_session *session, const mdp_output *output,
-                                 const char *path) {
+static mdp_status copy_all(mdp_container container, const mdp_session *session, const mdp_output *output,
+                           const char *path) {
     mdp_progress *progress = NULL;
     mdp_status status = mdp_agree_all(session->comm, mdp_progress_new(&progress, session->log, "write", "MB",
                                                                       count_steps(output->tensor_byte), "bytes"));
-    mdp_write_options options = {.overwrite = mdp_session_option(session, OPTION_OVERWRITE)->flag,
+    mdp_write_options options = {.overwrite = mdp_session_may_replace(session),
                                  .shard_byte = mdp_session_option(session, OPTION_SHARD_SIZE)->integer,
                                  .buffer_byte = COPY_BYTE,
                                  .written = show,
-                                 .context = progress};
+                                 .context = progress,
+                                 .resume = session->resume};
     if (status.code == MDP_OK && container == MDP_NATIVE)
         status = mdp_write_native_all(session->comm, session->reader, output, path, &options);
     else if (status.code == MDP_OK)
         status = mdp_write_hf_all(session->comm, session->reader, output, path, &options);
     mdp_progress_destroy(progress);
+    return status;
+}
+
+/* The file that says that a checkpoint was written, among the resume points. */
+static mdp_status name_mark(const mdp_session *session, const char *path, char **out) {
+    const char *slash = strrchr(path, '/');
+    char *name = NULL;
+    MDP_TRY(mdp_format(&name, "write-%s.done", slash ? slash + 1 : path));
+    mdp_status status = mdp_resume_path(session->resume, name, out);
+    mdp_free(name);
+    return status;
+}
+
+static mdp_status is_done_all(const mdp_session *session, const char *path, const char *mark, bool *out) {
+    int64_t done =
+        session->comm->rank == 0 && session->resume->continues && mdp_path_exists(mark) && mdp_path_exists(path);
+    MDP_TRY(mdp_bcast_all(session->comm, &done, (int64_t)sizeof done, 0));
+    *out = done != 0;
+    return mdp_ok();
+}
+
+static mdp_status mark_all(const mdp_session *session, const char *mark, double start) {
+    bool worth = session->resume->exists;
+    if (!worth) MDP_TRY(mdp_watch_worth_all(session->comm, &session->resume->watch, start, &worth));
+    if (!worth) return mdp_ok();
+    MDP_TRY(mdp_resume_make_folder_all(session->comm, session->resume));
+    return mdp_agree_all(session->comm, session->comm->rank == 0 ? mdp_file_write_all(mark, "", 0) : mdp_ok());
+}
+
+/* Write a checkpoint unless an earlier run of the command has. */
+static mdp_status write_with_all(mdp_container container, const mdp_session *session, const mdp_output *output,
+                                 const char *path) {
+    char *mark = NULL;
+    bool done = false;
+    double start = mdp_seconds();
+    MDP_AGREE(session->comm, name_mark(session, path, &mark));
+    mdp_status status = is_done_all(session, path, mark, &done);
+    if (status.code == MDP_OK && done) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s is written already", path);
+    if (status.code == MDP_OK && !done) status = copy_all(container, session, output, path);
+    if (status.code == MDP_OK && !done) status = mark_all(session, mark, start);
+    mdp_free(mark);
     return status;
 }
 

@@ -94,6 +94,44 @@ def test_eval_of_plans_and_tasks(tokens, tmp_path):
     assert measures(tmp_path / "whole.json") == measures(tmp_path / "parts.json")
 
 
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    mdp.succeed(1, "plan", "--model", mdp.DEMO, "--method", "random", "--keep", 7, "--out", path)
+    return path
+
+
+@pytest.mark.parametrize("container", ["hdf5", "safetensors"])
+def test_apply_goes_on_with_what_is_on_disk(container, plan, tmp_path):
+    words = ["apply", "--model", mdp.DEMO, "--plan", plan, "--format", container, "--shard-size", "2MB"]
+    mdp.succeed(2, *words, "--out", tmp_path / "whole")
+    said = go_on(tmp_path / "parts", *words, ranks=(1, 3, 2))
+    name = "model.h5" if container == "hdf5" else "hf"
+    assert len(said) > 3 and all(re.search(rf"after .* of .* of .*parts/{name};", line) for line in said), said
+    done = [float(re.search(r"after ([\d.]+) MB", line).group(1)) for line in said]
+    assert done == sorted(set(done)), done
+    assert_same(tmp_path / "whole", tmp_path / "parts", [name])
+    mdp.succeed(1, "verify", tmp_path / "parts" / name)
+
+
+def test_export_goes_on(plan, tmp_path):
+    mdp.succeed(1, "apply", "--model", mdp.DEMO, "--plan", plan, "--out", tmp_path / "model")
+    words = ["export", "--model", tmp_path / "model" / "model.h5"]
+    mdp.succeed(2, *words, "--out", tmp_path / "whole")
+    assert len(go_on(tmp_path / "parts", *words, steps=2, ranks=(1, 2))) > 1
+    assert mdp.digests(tmp_path / "whole") == mdp.digests(tmp_path / "parts")
+
+
+def test_partial_checkpoint_that_was_tampered_with_is_made_again(plan, tmp_path):
+    words = ["apply", "--model", mdp.DEMO, "--plan", plan, "--format", "safetensors"]
+    mdp.succeed(2, *words, "--out", tmp_path / "whole")
+    assert set(mdp.run(1, *words, "--out", tmp_path / "parts", "--stop-at", 3).codes) == {75}
+    shard = tmp_path / "parts" / "hf.partial" / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    mdp.succeed(2, *words, "--out", tmp_path / "parts", "--resume")
+    assert_same(tmp_path / "whole", tmp_path / "parts", ["hf"])
+
+
 # ---- what is refused
 
 
