@@ -71,6 +71,7 @@ typedef struct mdp_tile {
     const float *h;          /* [n_row, d_ff] */
     const float *y;          /* [n_row, d_model] unweighted output */
     const float *gate;       /* [n_row] applied weight */
+    bool weighed;            /* it multiplied x: y has it already */
     const int32_t *category; /* [n_row] */
     const int64_t *token;    /* [n_row] number of the token in the tokens file */
 } mdp_tile;
@@ -99,6 +100,7 @@ typedef struct mdp_combined_token {
     const float *residual;     /* [d_model] residual stream entering the block, before the norm */
     const float *routed;       /* [d_model] sum of weight * y */
     const float *shared;       /* [d_model] output of the shared expert; NULL: none */
+    bool weighed;              /* y has the weights already */
     float scale;               /* routed + shared are multiplied by it when they join the residual stream */
 } mdp_combined_token;
 

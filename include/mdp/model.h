@@ -22,7 +22,8 @@ typedef enum mdp_group_score { MDP_GROUP_BEST, MDP_GROUP_BEST_TWO } mdp_group_sc
 typedef struct mdp_router_rule {
     mdp_router_score score;
     bool normalise;
-    double jitter; /* of MDP_SPARSEMIXER */
+    double jitter;    /* of MDP_SPARSEMIXER */
+    bool weigh_input; /* weights multiply what experts read, not what they return */
     double added, least;
     double scale;
     int32_t n_group, n_open; /* experts lie in runs of group_size; a token sees the n_open best (ties: lower) */
@@ -56,11 +57,16 @@ typedef struct mdp_attention {
     mdp_matrix k, v;                           /* [n_kv_head * head_dim, d_model] */
     mdp_matrix q_bias, k_bias, v_bias, o_bias; /* [1, rows of the matrix]; tensor == NULL: none */
     mdp_qk_norm qk_norm;                       /* of queries and keys before rotation: each head, or the whole vector */
-    mdp_matrix q_norm, k_norm;                 /* [1, head_dim] or [1, whole vector] */
+    mdp_matrix q_norm, k_norm;                 /* [1, head_dim] or [1, whole vector]; tensor == NULL: weights of 1 */
     mdp_matrix sinks;                          /* [1, n_head] a score that takes weight from the keys' and gives no
                                                 * value; tensor == NULL: none */
     double clip;                               /* q, k, v are clamped to +-clip after their norms; 0: not */
     int64_t window;                            /* keys visible to a query, itself included; 0: all before it */
+    int64_t chunk;                             /* keys before the query's own run of so many are not; 0: they are */
+    bool plain;                                /* queries and keys are not rotated */
+    bool qk_norm_last;                         /* they are normalised after they are rotated */
+    double temper_scale;                       /* queries are multiplied by 1 + temper_scale * log(1 + s), s whole */
+    int64_t temper_floor;                      /* steps of temper_floor positions; 0: they are not */
     double scale;                              /* of q . k */
 } mdp_attention;
 

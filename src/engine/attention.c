@@ -99,14 +99,25 @@ static void clamp_row(float bound, int64_t n, float *row) {
     for (int64_t i = 0; i < n; i++) row[i] = row[i] > bound ? bound : row[i] < -bound ? -bound : row[i];
 }
 
+static void normalise_row(const mdp_engine *engine, const mdp_attention *attention, const attention_buffers *buffers,
+                          float *q, float *k) {
+    if (attention->qk_norm == MDP_QK_NORM_NONE) return;
+    normalise_heads(engine, attention->qk_norm, buffers->qk_norm[0], engine->model->n_head, q);
+    normalise_heads(engine, attention->qk_norm, buffers->qk_norm[1], engine->model->n_kv_head, k);
+}
+
+/* Queries at far positions grow, so that attention over many keys stays sharp. */
+static void temper_row(const mdp_engine *engine, const mdp_attention *attention, int64_t position, float *q) {
+    int64_t step = (position + 1) / attention->temper_floor;
+    float scale = (float)log1p((double)step) * (float)attention->temper_scale + 1.0F;
+    for (int64_t i = 0; i < engine->model->n_head * engine->model->head_dim; i++) q[i] *= scale;
+}
+
 /* What some families do to queries, keys and values of one row before rotation: norms, then a clamp. */
 static void condition_row(const mdp_engine *engine, const mdp_attention *attention, const attention_buffers *buffers,
                           float *q, float *k, float *v) {
     const mdp_model *model = engine->model;
-    if (attention->qk_norm != MDP_QK_NORM_NONE) {
-        normalise_heads(engine, attention->qk_norm, buffers->qk_norm[0], model->n_head, q);
-        normalise_heads(engine, attention->qk_norm, buffers->qk_norm[1], model->n_kv_head, k);
-    }
+    if (!attention->qk_norm_last) normalise_row(engine, attention, buffers, q, k);
     if (attention->clip > 0.0) {
         clamp_row((float)attention->clip, model->n_head * model->head_dim, q);
         clamp_row((float)attention->clip, model->n_kv_head * model->head_dim, k);
@@ -114,16 +125,22 @@ static void condition_row(const mdp_engine *engine, const mdp_attention *attenti
     }
 }
 
+/* The first key that a query sees. Later queries never see an earlier one. */
+static int64_t first_seen(const mdp_attention *attention, int64_t query) {
+    int64_t by_window = attention->window > 0 ? query - attention->window + 1 : 0;
+    int64_t by_chunk = attention->chunk > 0 ? query / attention->chunk * attention->chunk : 0;
+    return by_window > by_chunk ? by_window : by_chunk;
+}
+
 /* Scale, mask and exponentiate one tile of scores; update the running maximum and sum, and rescale the output so far.
  */
 static void softmax_step(const mdp_layer *layer, const query_tile *tile, int64_t key, int32_t n_key, float *scores,
                          float *maximum, double *total, float *sum, int64_t head_dim) {
     float scale = (float)layer->attention.scale;
-    int64_t window = layer->attention.window;
     for (int32_t i = 0; i < tile->n_query; i++) {
         float *row = scores + (size_t)i * MDP_KEY_ROWS;
         int64_t query = tile->query + i;
-        int64_t low = window > 0 && query - window + 1 > key ? query - window + 1 - key : 0;
+        int64_t seen = first_seen(&layer->attention, query), low = seen > key ? seen - key : 0;
         int64_t high = query + 1 - key < n_key ? query + 1 - key : n_key; /* visible: low <= j < high */
         if (low >= high) {
             memset(row, 0, (size_t)n_key * sizeof *row);
@@ -161,8 +178,7 @@ static void attend(const mdp_engine *engine, const mdp_layer *layer, const atten
         total[i] = buffers->sinks ? 1.0 : 0.0;
     }
     memset(sum, 0, MDP_QUERY_ROWS * (size_t)hd * sizeof *sum);
-    int64_t end = tile->query + tile->n_query, window = layer->attention.window;
-    int64_t start = window > 0 && tile->query - window + 1 > 0 ? tile->query - window + 1 : 0;
+    int64_t end = tile->query + tile->n_query, start = first_seen(&layer->attention, tile->query);
     for (int64_t key = start / MDP_KEY_ROWS * MDP_KEY_ROWS; key < end; key += MDP_KEY_ROWS) {
         int32_t n_key = (int32_t)(tile->length - key < MDP_KEY_ROWS ? tile->length - key : MDP_KEY_ROWS);
         mdp_gemm_nt(tile->n_query, n_key, (int)hd, q, (int)ldq, k + key * ldk, (int)ldk, scores, MDP_KEY_ROWS);
@@ -243,7 +259,9 @@ static void rotate_group(const mdp_engine *engine, const mdp_layer *layer, const
             for (int64_t i = 0; i < length; i++) {
                 float *q = buffers->q + (first + i) * ldq, *k = buffers->k + (first + i) * ldk;
                 condition_row(engine, &layer->attention, buffers, q, k, buffers->v + (first + i) * ldk);
-                rotate_row(engine, length, i, q, k);
+                if (!layer->attention.plain) rotate_row(engine, length, i, q, k);
+                if (layer->attention.qk_norm_last) normalise_row(engine, &layer->attention, buffers, q, k);
+                if (layer->attention.temper_floor > 0) temper_row(engine, &layer->attention, i, q);
             }
         }
     }
@@ -304,6 +322,16 @@ static mdp_status load_optional(mdp_engine *engine, const mdp_matrix *matrix, fl
     return matrix->tensor ? mdp_matrix_load(engine->reader, matrix, out) : mdp_ok();
 }
 
+/* Weights of a norm of queries or keys: stored ones, or 1. */
+static mdp_status load_qk_norm(mdp_engine *engine, const mdp_attention *attention, const mdp_matrix *weights,
+                               float **out) {
+    if (attention->qk_norm == MDP_QK_NORM_NONE || weights->tensor) return load_optional(engine, weights, out);
+    int64_t n = attention->q.n_row > attention->k.n_row ? attention->q.n_row : attention->k.n_row;
+    MDP_TRY(MDP_ALLOC(out, n, "weights of 1"));
+    for (int64_t i = 0; i < n; i++) (*out)[i] = 1.0F;
+    return mdp_ok();
+}
+
 /* Norms and biases of the layer's attention. */
 static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
     const mdp_attention *attention = &layer->attention;
@@ -313,8 +341,8 @@ static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, atten
     MDP_TRY(load_optional(engine, &attention->v_bias, &buffers->bias[2]));
     MDP_TRY(load_optional(engine, &attention->o_bias, &buffers->bias[3]));
     MDP_TRY(load_optional(engine, &attention->sinks, &buffers->sinks));
-    MDP_TRY(load_optional(engine, &attention->q_norm, &buffers->qk_norm[0]));
-    return load_optional(engine, &attention->k_norm, &buffers->qk_norm[1]);
+    MDP_TRY(load_qk_norm(engine, attention, &attention->q_norm, &buffers->qk_norm[0]));
+    return load_qk_norm(engine, attention, &attention->k_norm, &buffers->qk_norm[1]);
 }
 
 /* Room for a group: n_row rows of at most that many packs. */

@@ -7,16 +7,18 @@
 #include <omp.h>
 #include <string.h>
 
-/* Gather the rows of a group's tiles into consecutive buffers. */
-static void gather_group(const mdp_engine *engine, const mdp_tile_place *tiles, int64_t n_tile, const mdp_round *round,
-                         const mdp_expert_scratch *scratch) {
+/* Gather the rows of a group's tiles into consecutive buffers; `weigh`: times their weights. */
+static void gather_group(const mdp_engine *engine, bool weigh, const mdp_tile_place *tiles, int64_t n_tile,
+                         const mdp_round *round, const mdp_expert_scratch *scratch) {
     int64_t d = engine->model->d_model;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread) collapse(2)
     for (int64_t t = 0; t < n_tile; t++) {
         for (int32_t i = 0; i < MDP_TILE_ROWS; i++) {
             if (i >= tiles[t].n_row) continue;
-            memcpy(scratch->x + (t * MDP_TILE_ROWS + i) * d, round->x + round->source[tiles[t].position + i] * d,
-                   (size_t)d * sizeof(float));
+            int32_t at = tiles[t].position + i;
+            float *x = scratch->x + (t * MDP_TILE_ROWS + i) * d;
+            memcpy(x, round->x + round->source[at] * d, (size_t)d * sizeof(float));
+            for (int64_t j = 0; weigh && j < d; j++) x[j] *= round->gate[at];
         }
     }
 }
@@ -39,6 +41,7 @@ static mdp_status observe_group(mdp_engine *engine, int64_t layer_number, const 
                          .h = scratch->h + t * MDP_TILE_ROWS * f,
                          .y = round->y + at * d,
                          .gate = round->gate + at,
+                         .weighed = engine->model->layers[layer_number].moe.rule.weigh_input,
                          .category = round->category + at,
                          .token = round->token + at};
         mdp_status status = engine->observers.tile(engine->observers.context, &tile);
@@ -78,7 +81,7 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int6
                                .limit = layer->moe.limit,
                                .gate_bias = scratch->bias,
                                .up_bias = scratch->bias ? scratch->bias + f : NULL};
-    gather_group(engine, tiles, n_tile, round, scratch);
+    gather_group(engine, layer->moe.rule.weigh_input, tiles, n_tile, round, scratch);
     for (int64_t t = 0; t < n_tile; t++) {
         rows[t] = (mdp_rows){.x = scratch->x + t * MDP_TILE_ROWS * d,
                              .ldx = d,

@@ -128,13 +128,14 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
                     float *scratch) {
     mdp_state *state = &engine->states[state_number];
     int64_t d = engine->model->d_model, k = state->top_k;
+    bool weighed = engine->model->layers[layer_number].moe.rule.weigh_input;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
     for (int64_t i = 0; i < w->n_local; i++) {
         int64_t local = w->first_local + i;
         const float *weight = state->weight + local * k, *y = w->y + (w->state_first[state_number] + i * k) * d;
         float *routed = scratch + (size_t)omp_get_thread_num() * (size_t)d, *x = state->x + local * d;
         memset(routed, 0, (size_t)d * sizeof *routed);
-        for (int64_t slot = 0; slot < k; slot++) mdp_axpy(weight[slot], y + slot * d, d, routed);
+        for (int64_t slot = 0; slot < k; slot++) mdp_axpy(weighed ? 1.0F : weight[slot], y + slot * d, d, routed);
         if (engine->observers.combined) {
             mdp_combined_token token = {.layer = layer_number,
                                         .state = state_number,
@@ -145,6 +146,7 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
                                         .y = y,
                                         .residual = x,
                                         .scale = (float)engine->model->residual_scale,
+                                        .weighed = weighed,
                                         .routed = routed,
                                         .shared = shared ? shared + i * d : NULL};
             engine->observers.combined(engine->observers.context, &token);

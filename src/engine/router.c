@@ -46,16 +46,16 @@ static double sum_of_exponentials(const double *logits, int32_t n, double top) {
     return sum;
 }
 
-/* What experts are chosen by. Softmax keeps the order of logits, which tell apart what p rounds to the same. */
+/* What experts are chosen by. Where p alone decides, its logits do, which tell apart what p rounds to the same. */
 static void fill_choice(const mdp_router_rule *rule, const mdp_route_set *set, const double *logits, double *choice) {
     bool grouped_by_sums = rule->n_group > 1 && rule->group_score == MDP_GROUP_BEST_TWO;
-    if (rule->score == MDP_SIGMOID) {
+    if (!set->bias && !grouped_by_sums) {
+        memcpy(choice, logits, (size_t)set->n * sizeof *choice);
+    } else if (rule->score == MDP_SIGMOID) {
         for (int32_t e = 0; e < set->n; e++) choice[e] = sigmoid(logits[e]);
-    } else if (set->bias || grouped_by_sums) {
+    } else {
         double top = largest(logits, set->n), all = sum_of_exponentials(logits, set->n, top);
         for (int32_t e = 0; e < set->n; e++) choice[e] = exp(logits[e] - top) / all;
-    } else {
-        memcpy(choice, logits, (size_t)set->n * sizeof *choice);
     }
     for (int32_t e = 0; set->bias && e < set->n; e++) choice[e] += (double)set->bias[set->source ? set->source[e] : e];
 }

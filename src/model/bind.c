@@ -173,6 +173,8 @@ static mdp_status bind_qk_norms(binder *b, int64_t layer, mdp_attention *out) {
     int64_t n_k = whole ? c->n_kv_head * c->head_dim : c->head_dim;
     const char *keys = whole ? "all heads" : "head size";
     out->qk_norm = b->family->qk_norm;
+    out->qk_norm_last = b->family->qk_norm_last;
+    if (b->family->q_norm == NULL) return mdp_ok();
     MDP_TRY(bind_vector(b, b->family->q_norm, "query norm", layer, n_q, keys, &out->q_norm));
     return bind_vector(b, b->family->k_norm, "key norm", layer, n_k, keys, &out->k_norm);
 }
@@ -194,10 +196,14 @@ static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     MDP_TRY(bind_whole(b, &v, false, &out->v));
     MDP_TRY(bind_whole(b, &o, false, &out->o));
     if (c->bias) MDP_TRY(bind_biases(b, layer, out));
-    if (c->qk_norm) MDP_TRY(bind_qk_norms(b, layer, out));
+    if (c->qk_norm && !c->layers[layer].plain) MDP_TRY(bind_qk_norms(b, layer, out));
     if (f->sinks != NULL) MDP_TRY(bind_vector(b, f->sinks, "sinks", layer, c->n_head, f->n_head.name, &out->sinks));
     out->clip = c->clip;
     out->window = c->layers[layer].window;
+    out->chunk = c->layers[layer].chunk;
+    out->plain = c->layers[layer].plain;
+    out->temper_scale = c->temper_scale;
+    out->temper_floor = out->plain ? c->temper_floor : 0;
     out->scale = c->attention_scale;
     return mdp_ok();
 }
@@ -498,6 +504,7 @@ static mdp_status resolve_rule(const binder *b, int64_t layer, mdp_moe *moe) {
     moe->rule = (mdp_router_rule){.score = f->score,
                                   .normalise = c->normalise,
                                   .jitter = c->jitter,
+                                  .weigh_input = f->weigh_input,
                                   .added = f->normalise_added,
                                   .least = c->normalise_least,
                                   .scale = c->weight_scale,

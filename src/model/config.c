@@ -29,6 +29,22 @@ const char *mdp_config_kind(const json_t *value) {
     return "unknown";
 }
 
+/* A list becomes its first entry; all must be the same. */
+static mdp_status first_of_equals(const char *name, const char *path, const json_t **value) {
+    const json_t *list = *value, *other;
+    size_t i;
+    if (!json_is_array(list) || json_array_size(list) == 0) return mdp_ok();
+    *value = json_array_get(list, 0);
+    json_array_foreach(list, i, other) {
+        if (json_equal(*value, other)) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: '%s' has different numbers for layers 0 and %zu; supported is the same "
+                         "number for all layers.",
+                         path, name, i);
+    }
+    return mdp_ok();
+}
+
 /* One spelling of a whole-number key. *found tells whether it is there (null counts as absent where it may be). */
 static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, const char *name, const char *path,
                                 bool *found, int64_t *out) {
@@ -36,6 +52,7 @@ static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, cons
     bool minus_one = json_is_integer(value) && json_integer_value(value) == -1;
     *found = value != NULL && !(json_is_null(value) && key->null_is_absent) && !(minus_one && key->minus_one_is_absent);
     if (!*found) return mdp_ok();
+    if (key->may_be_list) MDP_TRY(first_of_equals(name, path, &value));
     if (!json_is_integer(value)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number.", path, name, mdp_config_kind(value));
     }
@@ -218,6 +235,15 @@ static mdp_status missing_key(const mdp_int_key *key, const char *path) {
     return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is missing; expected a whole number.", path, key->name);
 }
 
+/* What layers without rotation do to their queries. */
+static mdp_status read_temper(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    bool flag;
+    MDP_TRY(read_bool(json, &family->temper_flag, path, &flag));
+    if (!flag) return mdp_ok();
+    MDP_TRY(read_real(json, &family->temper_scale, path, &c->temper_scale));
+    return mdp_config_int(json, &family->temper_floor, path, &c->temper_floor);
+}
+
 static mdp_status read_routing(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
     MDP_TRY(mdp_config_int(json, &family->n_expert, path, &c->n_expert));
     MDP_TRY(mdp_config_int(json, &family->top_k, path, &c->top_k));
@@ -293,6 +319,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
                                        : read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));
     MDP_TRY(read_factors(json, family, path, &c));
+    MDP_TRY(read_temper(json, family, path, &c));
     MDP_TRY(read_routing(json, family, path, &c));
     *out = c;
     return mdp_ok();

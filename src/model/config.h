@@ -8,6 +8,8 @@
 typedef struct mdp_layer_config {
     bool dense;     /* a gated MLP in the place of experts */
     int64_t window; /* keys that a query sees, itself included; 0: all before it */
+    int64_t chunk;  /* keys before the query's own run of so many are not seen; 0: they are */
+    bool plain;     /* no rotation */
 } mdp_layer_config;
 
 /* How weights of few bits are stored. */
@@ -25,6 +27,9 @@ typedef struct mdp_config {
     double normalise_least, weight_scale; /* of the router's rule */
     int64_t window;                       /* of the layers that have one; 0: none has */
     double norm_eps;
+    int64_t chunk;       /* of the layers that have chunks; 0: none has */
+    double temper_scale; /* of queries in layers without rotation (mdp_attention); 0: none */
+    int64_t temper_floor;
     double clip; /* bound of queries, keys and values; 0: none */
     double embedding_scale, residual_scale, logit_divisor;
     double attention_scale; /* of q . k */

@@ -64,6 +64,7 @@
 
 static const mdp_fixed_key SIGMOID_ONLY[] = {{"scoring_func", "\"sigmoid\""}, {NULL, NULL}};
 static const mdp_fixed_key NO_BIAS_ONLY[] = {{"use_bias", "false"}, {NULL, NULL}};
+static const mdp_fixed_key HUNYUAN_ONLY[] = {{"use_qk_norm", "true"}, {"use_cla", "false"}, {NULL, NULL}};
 static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},   {"qk_norm_type", "\"per_layer\""},
                                                 {"use_qk_norm", "true"},           {"use_routing_bias", "true"},
                                                 {"shared_intermediate_size", "0"}, {NULL, NULL}};
@@ -99,6 +100,60 @@ static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},
         .router = LAYER "block_sparse_moe.router.layer.weight", .experts = LAYER "block_sparse_moe.",                  \
         .fused_gate_up = LAYER "block_sparse_moe.input_linear.weight",                                                 \
         .fused_down = LAYER "block_sparse_moe.output_linear.weight",                                                   \
+    }
+
+#define HUNYUAN_EXPERTS                                                                                                \
+    {                                                                                                                  \
+        .router = LAYER "mlp.gate.wg.weight", .experts = LAYER "mlp.experts.",                                         \
+        .gate = LAYER "mlp.experts.{expert}.gate_proj.weight", .up = LAYER "mlp.experts.{expert}.up_proj.weight",      \
+        .down = LAYER "mlp.experts.{expert}.down_proj.weight",                                                         \
+    }
+#define HUNYUAN_FUSED_EXPERTS                                                                                          \
+    {                                                                                                                  \
+        .router = LAYER "mlp.gate.wg.weight", .experts = LAYER "mlp.experts.",                                         \
+        .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
+    }
+
+/* The text part of Llama 4, by itself or within a model of text and images ("language_model."). */
+#define LLAMA4_KEYS                                                                                                    \
+    .tied = {.name = "tie_word_embeddings", .absent = false}, SILU_KEY,                                                \
+    .d_model = {.name = "hidden_size", .absent = 5120}, .d_ff = {.name = "intermediate_size", .absent = 8192},         \
+    .n_layer = {.name = "num_hidden_layers", .absent = 48}, .n_head = {.name = "num_attention_heads", .absent = 40},   \
+    .n_kv_head = {.name = "num_key_value_heads", .absent = 8, .null_is_absent = true},                                 \
+    .head_dim = {.name = "head_dim", .absent = 128, .null_is_absent = true},                                           \
+    .vocab_size = {.name = "vocab_size", .absent = 202048},                                                            \
+    .max_position = {.name = "max_position_embeddings", .absent = 131072},                                             \
+    .n_expert = {.name = "num_local_experts", .absent = 16}, .top_k = {.name = "num_experts_per_tok", .absent = 1},    \
+    .sparse_step = {.name = "interleave_moe_layer_step", .absent = 1}, .sparse_layers = "moe_layers",                  \
+    .dense_ff = {.name = "intermediate_size_mlp", .absent = 16384},                                                    \
+    .shared_ff = {.name = "intermediate_size", .absent = 8192}, .layer_types = "layer_types",                          \
+    .plain_layers = "no_rope_layers", .plain_step = {.name = "no_rope_layer_interval", .absent = 4},                   \
+    .chunk = {.name = "attention_chunk_size", .absent = 8192},                                                         \
+    .temper_flag = {.name = "attn_temperature_tuning", .absent = true},                                                \
+    .temper_scale = {.name = "attn_scale", .absent = 0.1}, .temper_floor = {.name = "floor_scale", .absent = 8192},    \
+    .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5}, .bias = {.name = "attention_bias", .absent = false},         \
+    .qk_norm_flag = {.name = "use_qk_norm", .absent = true}, .rope_theta = 500000.0, .rope_layout = MDP_ROPE_PAIR,     \
+    .score = MDP_SIGMOID, .weigh_input = true, .qk_norm = MDP_QK_NORM_HEAD, .qk_norm_last = true
+#define LLAMA4_TENSORS(root)                                                                                           \
+    .embedding = root "model.embed_tokens.weight", .final_norm = root "model.norm.weight",                             \
+    .head = root "lm_head.weight", .norm1 = root LAYER "input_layernorm.weight",                                       \
+    .norm2 = root LAYER "post_attention_layernorm.weight", .q = root LAYER "self_attn.q_proj.weight",                  \
+    .k = root LAYER "self_attn.k_proj.weight", .v = root LAYER "self_attn.v_proj.weight",                              \
+    .o = root LAYER "self_attn.o_proj.weight", .q_bias = root LAYER "self_attn.q_proj.bias",                           \
+    .k_bias = root LAYER "self_attn.k_proj.bias", .v_bias = root LAYER "self_attn.v_proj.bias",                        \
+    .o_bias = root LAYER "self_attn.o_proj.bias", .dense = LLAMA4_MLP(root, ""),                                       \
+    .shared = LLAMA4_MLP(root, "shared_expert.")
+#define LLAMA4_MLP(root, part)                                                                                         \
+    {                                                                                                                  \
+        .gate = root LAYER "feed_forward." part "gate_proj.weight",                                                    \
+        .up = root LAYER "feed_forward." part "up_proj.weight",                                                        \
+        .down = root LAYER "feed_forward." part "down_proj.weight",                                                    \
+    }
+#define LLAMA4_EXPERTS(root)                                                                                           \
+    {                                                                                                                  \
+        .router = root LAYER "feed_forward.router.weight", .experts = root LAYER "feed_forward.experts.",              \
+        .fused_gate_up = root LAYER "feed_forward.experts.gate_up_proj",                                               \
+        .fused_down = root LAYER "feed_forward.experts.down_proj", .transposed = true,                                 \
     }
 
 static const mdp_family FAMILIES[] = {
@@ -429,12 +484,55 @@ static const mdp_family FAMILIES[] = {
         .sinks = LAYER "self_attn.sinks",
         .layouts = {GPT_OSS_EXPERTS},
     },
+    {
+        .model_type = "hunyuan_v1_moe",
+        COMMON_KEYS,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "intermediate_size", .absent = 11008},
+        .n_layer = {.name = "num_hidden_layers", .absent = 32},
+        .n_head = {.name = "num_attention_heads", .absent = 32},
+        .n_kv_head = {.name = "num_key_value_heads", .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 290943},
+        .max_position = {.name = "max_position_embeddings", .absent = 2048},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 1, .may_be_list = true},
+        .top_k = {.name = "moe_topk", .other = "num_experts_per_tok", .absent = 1, .may_be_list = true},
+        .sparse_step = {.absent = 1},
+        .shared_ff = {.name = "intermediate_size", .absent = 11008},
+        .fixed = HUNYUAN_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .bias = {.name = "attention_bias", .absent = false},
+        .rope_theta = 1e4,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_ALWAYS,
+        .qk_norm = MDP_QK_NORM_HEAD,
+        .qk_norm_last = true,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        .q_norm = LAYER "self_attn.query_layernorm.weight",
+        .k_norm = LAYER "self_attn.key_layernorm.weight",
+        .shared = GATED_MLP("shared_mlp."),
+        .layouts = {HUNYUAN_EXPERTS, HUNYUAN_FUSED_EXPERTS},
+    },
+    {
+        .model_type = "llama4_text",
+        LLAMA4_KEYS,
+        LLAMA4_TENSORS(""),
+        .layouts = {LLAMA4_EXPERTS("")},
+    },
+    {
+        .model_type = "llama4",
+        .scope = "text_config",
+        LLAMA4_KEYS,
+        LLAMA4_TENSORS("language_model."),
+        .layouts = {LLAMA4_EXPERTS("language_model.")},
+    },
 };
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[] = {"mixtral", "qwen2_moe",    "qwen3_moe",  "olmoe",  "minimax_m2", "glm4_moe",
-                                    "dots1",   "ernie4_5_moe", "granitemoe", "phimoe", "gpt_oss",    NULL};
+static const char *const NAMES[] = {"mixtral",  "qwen2_moe",      "qwen3_moe",    "olmoe",      "minimax_m2",
+                                    "glm4_moe", "dots1",          "ernie4_5_moe", "granitemoe", "phimoe",
+                                    "gpt_oss",  "hunyuan_v1_moe", "llama4_text",  "llama4",     NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

@@ -12,6 +12,7 @@ typedef struct mdp_int_key {
     const char *other;   /* second spelling, or NULL */
     int64_t absent;      /* class default */
     bool null_is_absent; /* null is allowed, and the reader of the key says what it then means */
+    bool may_be_list;    /* one number for each layer, all equal */
     bool may_be_zero;
     bool minus_one_is_absent;
 } mdp_int_key;
@@ -61,6 +62,7 @@ typedef struct mdp_expert_layout {
 struct mdp_family {
     const char *model_type;
     /* ---- config.json ---- */
+    const char *scope; /* the object of config.json that has all other keys; NULL, or not there: the whole */
     mdp_int_key d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     mdp_int_key n_expert, top_k;
     /* layer l has experts when l + 1 is a multiple of sparse_step and l one of sparse_every (absent: 1), l lies in
@@ -68,6 +70,7 @@ struct mdp_family {
      * mlp_types, which stands for the former where it is given; the others have a gated MLP of dense_ff */
     mdp_int_key sparse_step, sparse_every, first_sparse, last_sparse, dense_ff;
     const char *dense_layers, *mlp_types;
+    const char *sparse_layers;   /* list of the layers with experts, which stands for the steps; NULL: no such key */
     mdp_int_key shared_ff;       /* of the shared expert; name == NULL: n_shared times d_ff */
     mdp_int_key n_shared;        /* name == NULL: none */
     mdp_int_key n_group, n_open; /* of experts (mdp_router_rule); name == NULL: one group */
@@ -80,6 +83,13 @@ struct mdp_family {
     mdp_bool_key window_flag;
     mdp_window_rule window_rule;
     const char *layer_types;
+    /* layers without rotation: zeros of the list plain_layers, else every plain_step-th; name == NULL: none. They have
+     * no norms of queries and keys either, see all keys, and with temper_flag queries grow by temper_scale with the
+     * logarithm of the position in steps of temper_floor. In the others a query sees the keys of its own chunk. */
+    const char *plain_layers;
+    mdp_int_key plain_step, chunk, temper_floor;
+    mdp_bool_key temper_flag;
+    mdp_real_key temper_scale;
     mdp_real_key norm_eps;
     mdp_real_key clip; /* of queries, keys and values; name == NULL: none */
     /* multipliers; name == NULL: 1, and for attention_scale 1 / sqrt(head_dim) */
@@ -105,6 +115,8 @@ struct mdp_family {
     mdp_group_score group_score;
     mdp_rope_layout rope_layout;
     mdp_qk_norm qk_norm;
+    bool qk_norm_last; /* queries and keys are normalised after they are rotated */
+    bool weigh_input;  /* routing weights multiply what experts read, not what they return */
     mdp_norm_kind norm_kind;
     /* ---- tensors ---- */
     const char *embedding, *final_norm, *head;
@@ -113,7 +125,7 @@ struct mdp_family {
     const char *head_bias;                                 /* where head_bias_flag says so */
     const char *q_bias, *k_bias, *v_bias, *o_bias;         /* NULL: that projection has none */
     const char *sinks;                                     /* NULL: none */
-    const char *q_norm, *k_norm;                           /* when there is a qk_norm */
+    const char *q_norm, *k_norm;                           /* when there is a qk_norm; NULL: weights of 1 */
     mdp_mlp_names dense, shared;
     const char *shared_gate;                   /* [1, d_model]; NULL: the shared expert counts in full */
     mdp_expert_layout layouts[MDP_MAX_LAYOUT]; /* used ones first; router == NULL ends them */

@@ -7,7 +7,8 @@
 
 void mdp_layers_dense_keys(const mdp_family *family, char *out, size_t n_byte) {
     const char *const keys[] = {family->sparse_step.name, family->sparse_every.name, family->first_sparse.name,
-                                family->last_sparse.name, family->dense_layers,      family->mlp_types};
+                                family->last_sparse.name, family->dense_layers,      family->mlp_types,
+                                family->sparse_layers};
     size_t used = 0;
     out[0] = '\0';
     for (size_t i = 0; i < sizeof keys / sizeof keys[0] && used < n_byte; i++) {
@@ -69,12 +70,23 @@ static mdp_status read_steps(const json_t *json, const mdp_family *family, const
     return mdp_ok();
 }
 
+/* Layers in the list sparse_layers have experts, the others have none. */
+static mdp_status read_sparse(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    const json_t *list = family->sparse_layers == NULL ? NULL : json_object_get(json, family->sparse_layers);
+    if (list == NULL || json_is_null(list)) return mdp_ok();
+    for (int64_t l = 0; l < config->n_layer; l++) config->layers[l].dense = false;
+    MDP_TRY(mark_dense(json, family->sparse_layers, path, config));
+    for (int64_t l = 0; l < config->n_layer; l++) config->layers[l].dense = !config->layers[l].dense;
+    return mdp_ok();
+}
+
 static mdp_status read_dense(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
     int64_t n_dense = 0;
     const json_t *types = family->mlp_types == NULL ? NULL : json_object_get(json, family->mlp_types);
     MDP_TRY(read_steps(json, family, path, config));
     if (types != NULL && !json_is_null(types)) MDP_TRY(read_mlp_types(types, family, path, config));
     MDP_TRY(mark_dense(json, family->dense_layers, path, config));
+    MDP_TRY(read_sparse(json, family, path, config));
     for (int64_t l = 0; l < config->n_layer; l++) n_dense += config->layers[l].dense;
     if (n_dense < config->n_layer) return mdp_ok();
     char keys[200];
@@ -98,11 +110,13 @@ static mdp_status read_types(const json_t *list, const mdp_family *family, const
         const json_t *value = json_array_get(list, (size_t)l);
         const char *type = json_is_string(value) ? json_string_value(value) : mdp_config_kind(value);
         bool slides = strcmp(type, "sliding_attention") == 0;
-        if (!slides && strcmp(type, "full_attention") != 0) {
-            return MDP_ERROR(MDP_BAD_INPUT,
-                             "%s: layer %lld is '%s' ('%s'); supported are full_attention and sliding_attention.", path,
-                             (long long)l, type, key);
+        bool chunked = family->chunk.name != NULL && strcmp(type, "chunked_attention") == 0;
+        if (!slides && !chunked && strcmp(type, "full_attention") != 0) {
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld is '%s' ('%s'); supported are full_attention and %s.", path,
+                             (long long)l, type, key,
+                             family->chunk.name != NULL ? "chunked_attention" : "sliding_attention");
         }
+        config->layers[l].chunk = chunked ? config->chunk : 0;
         if (slides && config->window == 0) {
             return MDP_ERROR(MDP_BAD_INPUT,
                              "%s: layer %lld is 'sliding_attention' ('%s'), but there is no window ('%s').", path,
@@ -127,8 +141,30 @@ static mdp_status read_windows(const json_t *json, const mdp_family *family, con
     return mdp_ok();
 }
 
+/* Layers without rotation, and the chunks of the others. */
+static mdp_status read_plain(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    int64_t step;
+    if (family->plain_layers == NULL) return mdp_ok();
+    const json_t *list = json_object_get(json, family->plain_layers);
+    bool given = json_is_array(list) && json_array_size(list) > 0;
+    if ((list != NULL && !json_is_null(list) && !json_is_array(list)) ||
+        (given && (int64_t)json_array_size(list) != config->n_layer)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' must be a list of 0 or 1 for each of %lld layers, or null.", path,
+                         family->plain_layers, (long long)config->n_layer);
+    }
+    MDP_TRY(mdp_config_int(json, &family->plain_step, path, &step));
+    MDP_TRY(mdp_config_int(json, &family->chunk, path, &config->chunk));
+    for (int64_t l = 0; l < config->n_layer; l++) {
+        mdp_layer_config *layer = &config->layers[l];
+        layer->plain = given ? json_integer_value(json_array_get(list, (size_t)l)) == 0 : (l + 1) % step == 0;
+        layer->chunk = layer->plain ? 0 : config->chunk;
+    }
+    return mdp_ok();
+}
+
 mdp_status mdp_layers_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
     MDP_TRY(MDP_ALLOC(&config->layers, config->n_layer, "what the layers differ in"));
     MDP_TRY(read_dense(json, family, path, config));
+    MDP_TRY(read_plain(json, family, path, config));
     return read_windows(json, family, path, config);
 }

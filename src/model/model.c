@@ -16,10 +16,17 @@ static mdp_status find_family(const json_t *json, const char *where, const mdp_f
     return mdp_family_find(json_string_value(type), where, out);
 }
 
+/* The object that has the family's keys: the whole, or a part of it. */
+static const json_t *find_scope(const json_t *json, const mdp_family *family) {
+    const json_t *part = family->scope == NULL ? NULL : json_object_get(json, family->scope);
+    return json_is_object(part) ? part : json;
+}
+
 static mdp_status read_config(const json_t *json, const char *where, mdp_model *model, mdp_config *config) {
     MDP_TRY(find_family(json, where, &model->family));
     mdp_quantisation quantisation; /* refused before anything else is */
     MDP_TRY(mdp_quantisation_read(json, model->catalogue, where, &quantisation));
+    json = find_scope(json, model->family);
     MDP_TRY(mdp_config_read(json, model->family, where, config));
     config->quantisation = quantisation;
     if (config->n_layer > model->catalogue->n_tensor) { /* before memory is taken for every layer */

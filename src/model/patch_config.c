@@ -60,9 +60,9 @@ static bool is_key(const char *text, span key, const char *name) {
     return same;
 }
 
-/* The value of the outermost object's member `name`; false when there is none. */
-static bool find_member(const char *text, const char *name, span *value) {
-    int64_t at = skip_space(text, 0);
+/* The value of the member `name` of the object at `from`; false when there is none. */
+static bool find_member(const char *text, int64_t from, const char *name, span *value) {
+    int64_t at = skip_space(text, from);
     if (text[at] != '{') return false;
     at = skip_space(text, at + 1);
     while (text[at] == '"') {
@@ -79,9 +79,9 @@ static bool find_member(const char *text, const char *name, span *value) {
     return false;
 }
 
-/* A new member right after the first brace, spaced as the first member is. */
-static mdp_status make_insertion(const char *text, const char *name, int64_t value, edit *out) {
-    int64_t brace = skip_space(text, 0);
+/* A new member right after the brace of the object at `from`, spaced as the first member is. */
+static mdp_status make_insertion(const char *text, int64_t from, const char *name, int64_t value, edit *out) {
+    int64_t brace = skip_space(text, from);
     int64_t first = skip_space(text, brace + 1);
     out->old.begin = out->old.end = brace + 1;
     return mdp_format(&out->text, "%.*s\"%s\": %lld%s", (int)(first - brace - 1), text + brace + 1, name,
@@ -89,18 +89,19 @@ static mdp_status make_insertion(const char *text, const char *name, int64_t val
 }
 
 /* Set every spelling of a key that is there, or insert the first. */
-static mdp_status set_key(const char *text, const mdp_int_key *key, int64_t value, edit edits[MAX_EDIT], int *n_edit) {
+static mdp_status set_key(const char *text, int64_t from, const mdp_int_key *key, int64_t value, edit edits[MAX_EDIT],
+                          int *n_edit) {
     const char *names[MAX_SPELLING] = {key->name, key->other};
     int n_before = *n_edit;
     span old;
     for (int i = 0; i < MAX_SPELLING; i++) {
-        if (names[i] == NULL || !find_member(text, names[i], &old)) continue;
+        if (names[i] == NULL || !find_member(text, from, names[i], &old)) continue;
         edits[*n_edit].old = old;
         MDP_TRY(mdp_format(&edits[*n_edit].text, "%lld", (long long)value));
         (*n_edit)++;
     }
     if (*n_edit > n_before) return mdp_ok();
-    MDP_TRY(make_insertion(text, names[0], value, &edits[*n_edit]));
+    MDP_TRY(make_insertion(text, from, names[0], value, &edits[*n_edit]));
     (*n_edit)++;
     return mdp_ok();
 }
@@ -118,8 +119,12 @@ static void sort_edits(edit *edits, int n_edit) {
 static mdp_status make_edits(const mdp_model *model, int64_t n_expert, int64_t top_k, edit edits[MAX_EDIT],
                              int *n_edit) {
     const char *text = model->catalogue->config_text;
-    MDP_TRY(set_key(text, &model->family->n_expert, n_expert, edits, n_edit));
-    if (top_k > 0) MDP_TRY(set_key(text, &model->family->top_k, top_k, edits, n_edit));
+    int64_t from = 0;
+    span scope;
+    if (model->family->scope != NULL && find_member(text, 0, model->family->scope, &scope) && text[scope.begin] == '{')
+        from = scope.begin;
+    MDP_TRY(set_key(text, from, &model->family->n_expert, n_expert, edits, n_edit));
+    if (top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, top_k, edits, n_edit));
     sort_edits(edits, *n_edit);
     return mdp_ok();
 }

@@ -118,6 +118,13 @@ static mdp_status set_linear(const rope_source *s, mdp_rope *rope) {
 
 /* The base grows with the length of the sequence beyond max_position_embeddings; up to there it is theta. */
 static mdp_status set_dynamic(const rope_source *s, mdp_rope *rope) {
+    double alpha;
+    MDP_TRY(dict_number(s, "alpha", 0.0, &alpha));
+    if (alpha > 0.0 && s->dim >= 4) { /* Hunyuan's: a base of its own, the same for every length */
+        rope_source stretched = *s;
+        stretched.theta *= pow(alpha, (double)s->dim / (double)(s->dim - 2));
+        return set_default(&stretched, rope);
+    }
     MDP_TRY(dict_positive(s, "factor", &rope->factor));
     if (s->dim < 4) return MDP_ERROR(MDP_BAD_INPUT, "%s: dynamic rope needs heads of 4 values.", s->path);
     rope->dynamic = true;

@@ -135,14 +135,14 @@ static const mdp_statistic_id tile_sums[] = {MDP_GATE_SUM, MDP_NORM_SUM, MDP_GAT
 
 static void add_row(const mdp_tile *tile, int32_t row, double partial[MDP_N_STATISTIC]) {
     const float *x = tile->x + row * tile->d_model, *y = tile->y + row * tile->d_model;
-    double gate = (double)tile->gate[row];
+    double gate = (double)tile->gate[row], weight = tile->weighed ? 1.0 : gate; /* of y */
     double square = mdp_sum_squares(y, tile->d_model), norm = sqrt(square);
     double turn = 1.0 - cosine(mdp_dot(x, y, tile->d_model), mdp_sum_squares(x, tile->d_model), square);
     partial[MDP_GATE_SUM] += gate;
     partial[MDP_NORM_SUM] += norm;
-    partial[MDP_GATE_NORM_SUM] += gate * norm;
+    partial[MDP_GATE_NORM_SUM] += weight * norm;
     partial[MDP_NORM2_SUM] += square;
-    partial[MDP_TURN_SUM] += gate * norm * turn;
+    partial[MDP_TURN_SUM] += weight * norm * turn;
     double largest = (double)mdp_max_abs(y, tile->d_model);
     if (largest > partial[MDP_MAX_ABS]) partial[MDP_MAX_ABS] = largest;
 }
@@ -240,7 +240,7 @@ static mdp_status add_shift(const mdp_collector *collector, const mdp_combined_t
         double norm = sqrt(mdp_sum_squares(token->y + j * d, d));
         MDP_TRY(add_sum(collector->stats, layer, MDP_SHIFT_SUM, category,
                         number_in_model(collector, token->layer, token->index[j]),
-                        (double)token->weight[j] * norm * shift));
+                        (token->weighed ? 1.0 : (double)token->weight[j]) * norm * shift));
     }
     return mdp_ok();
 }

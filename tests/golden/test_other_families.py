@@ -3,10 +3,12 @@ experts' logits at minus infinity.
 
 The checkpoints are made and saved by transformers, all parameters at random.
 """
+import json
 import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import mdp
@@ -14,6 +16,8 @@ from families import SIZES, assert_dump_equals, assert_same_logits, load, masked
 
 N_EXPERT = 6
 MOE = dict(**SIZES, num_local_experts=N_EXPERT, num_experts_per_tok=2)
+LLAMA4 = dict(**{**MOE, "num_experts_per_tok": 1}, head_dim=8, intermediate_size_mlp=56, no_rope_layer_interval=2, attention_chunk_size=9,
+              floor_scale=4, attn_scale=0.3)
 VARIANTS = {
     "granitemoe": ("granitemoe", dict(
         **MOE, attention_multiplier=0.3, embedding_multiplier=1.7, residual_multiplier=0.6, logits_scaling=2.5)),
@@ -21,6 +25,15 @@ VARIANTS = {
         **{**MOE, "num_key_value_heads": 1}, attention_bias=True, tie_word_embeddings=True, attention_multiplier=0.3)),
     "phimoe": ("phimoe", dict(**MOE, attention_bias=True, lm_head_bias=True, router_jitter_noise=0.2)),
     "phimoe, window, no biases": ("phimoe", dict(**MOE, sliding_window=7)),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", dict(
+        **SIZES, num_experts=N_EXPERT, moe_topk=[2, 2, 2], head_dim=10,
+        rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, alpha=1000.0, factor=1.0))),
+    "llama4_text": ("llama4_text", dict(**LLAMA4, rms_norm_eps=1e-2)),
+    "llama4_text, dense layers, no norms, other chunks, llama3 rope": ("llama4_text", dict(
+        **{**LLAMA4, "num_experts_per_tok": 2}, use_qk_norm=False, moe_layers=[0, 2], no_rope_layers=[1, 0, 0], attention_bias=True,
+        attn_temperature_tuning=False, layer_types=["full_attention", "chunked_attention", "full_attention"],
+        rope_parameters=dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=1.0,
+                             original_max_position_embeddings=64))),
     "gpt_oss": ("gpt_oss", dict(**MOE, head_dim=10, sliding_window=6, swiglu_alpha=1.3, swiglu_limit=0.9)),
 }
 
@@ -37,6 +50,28 @@ def test_long_sequences_take_the_long_frequencies(tmp_path):
     rotary.register_forward_pre_hook(lambda module, args, kwargs: setattr(
         module, "rope_init_fn", lambda config: longrope(config, seq_len=kwargs["position_ids"].shape[1])), with_kwargs=True)
     assert_dump_equals(tmp_path / "dump.h5", tokens, model)
+
+
+def test_text_part_of_a_larger_model_is_pruned_like_the_text_model(tmp_path):
+    """Llama 4 with images: keys in text_config, tensors under language_model., and what else there is stays."""
+    flat = save_random(*VARIANTS["llama4_text"], tmp_path / "flat")
+    tokens = write_tokens(96, tmp_path / "tokens.h5")
+    config, tensors = mdp.read_json(flat / "config.json"), load_file(flat / "model.safetensors")
+    nested = tmp_path / "nested"
+    nested.mkdir()
+    whole = {"vision_config": {"num_local_experts": 77}, "model_type": "llama4", "text_config": config, "num_local_experts": 78}
+    (nested / "config.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
+    save_file({**{f"language_model.{name}": tensor for name, tensor in tensors.items()}, "vision_model.weight": torch.ones(6, 2)},
+              nested / "model.safetensors", metadata={"format": "pt"})
+    found = {}
+    for folder in (flat, nested):
+        pruned = prune(folder, tokens, 3, tmp_path / f"{folder.name}-out")
+        found[folder.name] = mdp.read_json(pruned / "config.json"), load_file(pruned / "model.safetensors")
+    assert found["flat"][0] == {**config, "num_local_experts": 3}
+    assert found["nested"][0] == {**whole, "text_config": found["flat"][0]}
+    assert torch.equal(found["nested"][1].pop("vision_model.weight"), torch.ones(6, 2))
+    assert {name.removeprefix("language_model."): tensor.tolist() for name, tensor in found["nested"][1].items()} == \
+        {name: tensor.tolist() for name, tensor in found["flat"][1].items()}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

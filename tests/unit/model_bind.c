@@ -329,7 +329,7 @@ static void bad_configs_are_named(void **state) {
     refuse_config("{\"model_type\": 3}", "'model_type' is a whole number");
     refuse_config("{\"model_type\": \"mixtrale\"}",
                   "model_type 'mixtrale' is not supported (did you mean 'mixtral'?); supported: mixtral");
-    refuse_config("{\"model_type\": \"llama\"}", "model_type 'llama' is not supported; supported: mixtral");
+    refuse_config("{\"model_type\": \"gemma\"}", "model_type 'gemma' is not supported; supported: mixtral");
     refuse_config("{\"model_type\": \"mixtral\", \"num_attention_heads\": 0}",
                   "'num_attention_heads' is 0; expected a number from 1");
     refuse_config("{\"model_type\": \"mixtral\", \"hidden_size\": -8}", "'hidden_size' is -8");
