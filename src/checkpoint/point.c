@@ -70,12 +70,13 @@ static bool transfer(hid_t dataset, hid_t type, int64_t first, int64_t n, char *
     hid_t space = H5Dget_space(dataset);
     bool good = space >= 0;
     for (int64_t done = 0; good && done < n;) {
-        hsize_t start = (hsize_t)(first + done), count = (hsize_t)(n - done < most ? n - done : most);
+        int64_t at = first + done, size = n - done < most ? n - done : most;
+        hsize_t start = (hsize_t)at, count = (hsize_t)size;
         hid_t memory = H5Screate_simple(1, &count, NULL);
         good = memory >= 0 && H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &count, NULL) >= 0 &&
                move(dataset, type, memory, space, H5P_DEFAULT, data + done * unit) >= 0;
         if (memory >= 0) H5Sclose(memory);
-        done += (int64_t)count;
+        done += size;
     }
     if (space >= 0) H5Sclose(space);
     return good;
@@ -285,7 +286,8 @@ static mdp_status compare(const char *path, const mdp_section *section, const md
     for (int64_t i = 0; i < part->n; i++) {
         if (memcmp(digests + i * DIGEST_CHAR, digest_of(section, part, part->first + i).hex, DIGEST_CHAR) == 0)
             continue;
-        snprintf(what, sizeof what, "item %lld of %s", (long long)(part->first + i), section->name);
+        int64_t item = part->first + i;
+        snprintf(what, sizeof what, "item %lld of %s", (long long)item, section->name);
         return damaged(path, what);
     }
     return mdp_ok();

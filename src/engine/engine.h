@@ -76,7 +76,7 @@ typedef struct mdp_gating {
     float alpha, limit;               /* of MDP_SWIGLU_CLAMPED */
     const float *gate_bias, *up_bias; /* [rows of the matrices] or NULL */
 } mdp_gating;
-/* Take the panels of a gate and an up matrix (alternating) and compute y = act(x Wg^T + bg) * (x Wu^T + bu). `scratch`
+/* Take the panels of a gate and an up matrix (alternating) and compute y = act(x Wg^T + b) * (x Wu^T + c). `scratch`
  * holds MDP_TILE_ROWS * MDP_PANEL_ROWS values per thread. */
 mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const mdp_matrix *gate, const mdp_rows *tiles,
                           int64_t n_tile, float *scratch);

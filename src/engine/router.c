@@ -86,7 +86,7 @@ static void score_groups(const mdp_router_rule *rule, const mdp_route_set *set, 
 static bool is_open(const mdp_router_rule *rule, const double *score, int32_t g) {
     int32_t n_better = 0;
     for (int32_t other = 0; other < rule->n_group; other++)
-        n_better += score[other] > score[g] || (score[other] == score[g] && other < g);
+        n_better += score[other] > score[g] || (other < g && score[other] == score[g]);
     return n_better < rule->n_open;
 }
 

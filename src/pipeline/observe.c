@@ -9,6 +9,7 @@ typedef struct observe_run {
     mdp_collector *collector;
     int64_t n_layer;                    /* of the model */
     const mdp_propagation *propagation; /* NULL: inputs from the layers as they are */
+    mdp_observers observers;            /* of the collector */
 } observe_run;
 
 static mdp_status begin_batch(void *context, const mdp_engine *engine) {
@@ -63,10 +64,10 @@ static mdp_status collect_all(observe_run *run, mdp_forward *forward, const mdp_
     if (status.code == MDP_OK) {
         /* the observers' context is the collector, the steps' context the run */
         mdp_collector_use_view(run->collector, seen);
-        mdp_observers observers = mdp_collector_observers(run->collector);
+        run->observers = mdp_collector_observers(run->collector);
         forward->comm = run->comm;
         forward->phase = "observe";
-        forward->observers = &observers;
+        forward->observers = &run->observers;
         forward->begin_batch = begin_batch;
         forward->layer_all = layer_all;
         forward->gather_all = gather_all;
