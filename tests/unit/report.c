@@ -21,7 +21,7 @@ typedef struct fixture {
     mdp_output output;
     mdp_evaluation evaluation;
     mdp_eval_stream streams[2];
-    mdp_exact nll[2][2], kl[2][2];
+    mdp_exact nll[2][2], kl[2][2], layer_square[2][1];
     int64_t n_predicted[2], n_sequence[2], n_agree[2][2], n_exact[2][2];
     char *category[2];
     mdp_tokens tokens;
@@ -74,15 +74,19 @@ static void make_evaluation(fixture *f) {
                                           .plan = (char *)(s == 0 ? NULL : "p"),
                                           .nll = f->nll[s],
                                           .kl = f->kl[s],
+                                          .layer_square = f->layer_square[s],
                                           .n_agree = f->n_agree[s],
                                           .n_exact = f->n_exact[s]};
     assert_true(mdp_exact_add(&f->nll[0][0], 10 * 0.69314718055994531));
     assert_true(mdp_exact_add(&f->nll[1][0], 10 * 1.38629436111989062));
     assert_true(mdp_exact_add(&f->kl[1][0], 10 * 0.25));
+    assert_true(mdp_exact_add(&f->layer_square[0][0], 16.0));
+    assert_true(mdp_exact_add(&f->layer_square[1][0], 1.0));
     f->evaluation = (mdp_evaluation){.n_category = 2,
                                      .category = f->category,
                                      .n_predicted = f->n_predicted,
                                      .n_sequence = f->n_sequence,
+                                     .n_layer = 1,
                                      .n_stream = 2,
                                      .streams = f->streams};
 }
@@ -178,6 +182,8 @@ static void the_document_has_the_same_numbers_and_null_for_what_is_not(void **st
     assert_true(json_real_value(json_object_get(json_object_get(perplexity, "total"), "after")) > 3.999);
     const json_t *none = json_object_get(json_object_get(perplexity, "categories"), "nothing");
     assert_true(json_is_null(json_object_get(none, "before")));
+    const json_t *layer = json_array_get(json_object_get(root, "layers"), 0);
+    assert_true(json_real_value(json_object_get(layer, "error")) == 0.25);
     json_decref(root);
     mdp_free(text);
     destroy(f);
