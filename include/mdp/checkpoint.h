@@ -174,17 +174,21 @@ void mdp_panel_stream_stop(mdp_panel_stream *stream);
 
 /* What was read. */
 typedef struct mdp_verified {
-    int64_t n_byte;    /* of tensors and side files */
+    int64_t n_byte;    /* of all that was compared */
     int64_t n_without; /* side files of a folder that have no checksum */
 } mdp_verified;
 
 typedef void mdp_verified_fn(void *context, int64_t n_byte_done, int64_t n_byte_total);
 
-/* Read every byte of the tensors and side files of a model.h5, or of a HF folder with moe-dist-prune.json, and compare
- * with the checksums beside them. `shown` (may be NULL) tells progress on rank 0. Collective on `comm`.
- * Errors: MDP_BAD_INPUT naming the first tensor, side file or text that differs or has no checksum. */
+/* Read every byte of a model.h5, or of all that a HF folder with moe-dist-prune.json says is its, and compare with the
+ * checksums there. `shown` (may be NULL) tells progress on rank 0. Collective on `comm`.
+ * Errors: MDP_BAD_INPUT naming the first text, tensor or file that differs, is missing, or has no checksum. */
 mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, mdp_verified_fn *shown, void *context,
                           mdp_verified *out);
+
+/* Every byte of another HDF5 file of ours (stats.h5) against its seal; *n_byte: how many. Local: rank 0; main thread.
+ */
+mdp_status mdp_verify_sealed(const char *path, int64_t *n_byte);
 
 /* ---- tokens -------------------------------------------------------------------------------------------------- */
 
@@ -301,6 +305,14 @@ mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_
  * end of a program that closes such a file by H5Fclose alone. MDP_IO when metadata cannot be written. Local; main
  * thread. */
 mdp_status mdp_hdf5_close_written(int64_t file, const char *path, mdp_status status);
+/* A run of bytes of a file. */
+typedef struct mdp_run {
+    int64_t offset, n_byte;
+} mdp_run;
+/* The seal of an HDF5 file of ours (formats.md): make room for it in the open file (its hid_t); when the file is closed
+ * fill it in, for all bytes but the runs covered [n], which have checksums of their own. Local: rank 0; main thread. */
+mdp_status mdp_seal_make(int64_t file, const char *path);
+mdp_status mdp_seal_write(const char *path, const mdp_run *covered, int64_t n);
 /* Does the file hold all values of a dataset (its hid_t)? A shape costs a file nothing, but reading by it costs memory:
  * ask before that is taken. Compressed bytes are believed as far as deflate can compress. Local; main thread. */
 bool mdp_hdf5_is_written(int64_t dataset);

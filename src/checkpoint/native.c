@@ -239,9 +239,9 @@ static mdp_status add_side_file(walk *w, const char *place, hid_t dataset) {
 
 /* Everything that is not a text of ours or a side file is a tensor: names need not begin with "model.". */
 static mdp_status add_object(walk *w, hid_t root, const char *name) {
-    static const char *const texts[] = {"config", "plan", "provenance"};
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        if (strcmp(name, texts[i]) == 0) return mdp_ok();
+    static const char *const ours[] = {"config", "plan", "provenance", "seal"};
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+        if (strcmp(name, ours[i]) == 0) return mdp_ok();
     }
     char *place = NULL;
     MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));

@@ -1,9 +1,10 @@
-/* verify.c - every byte of a checkpoint of ours against the checksums beside it.
+/* verify.c - every byte of a checkpoint of ours against the checksums in it.
  *
- * In: a model.h5, or a HF folder with moe-dist-prune.json. What the file says about itself is read by rank 0; every
- * tensor and side file is read once, in order, by the rank to which it falls, each rank having one run of them, so that
- * the first fault is the same for any number of ranks. Refused: checksums of what is not there, tensors without one.
- * Shares nothing with the writers but the hash. */
+ * In: a model.h5, or a HF folder with moe-dist-prune.json. What the file says about itself is read by rank 0, with all
+ * bytes that belong to no tensor: those of a model.h5 under its seal, those of a folder as headers of shards, whole
+ * files, and the record itself. Every tensor and side file is read once, in order, by the rank to which it falls, each
+ * rank having one run of them, so that the first fault is the same for any number of ranks. Refused: checksums of what
+ * is not there, tensors without one. Shares nothing with the writers but the hash. */
 #include "checkpoint/hdf5_read.h"
 #include "checkpoint/native.h"
 
@@ -15,13 +16,18 @@
 #define MANIFEST "moe-dist-prune.json"
 #define MANIFEST_FORMAT "moe-dist-prune manifest"
 #define MAX_MANIFEST_BYTE ((int64_t)1 << 30)
+#define MAX_HEADER_BYTE 100000000u
+#define INDEX "model.safetensors.index.json"
 #define SIDE_FILES "/files/"
+#define SEAL "/seal"
+#define SEAL_BYTE 32
 
 /* What the checkpoint says: items are the tensors of the catalogue, then its side files. */
 typedef struct verifier {
     const mdp_catalogue *catalogue;
     int64_t n_item;
     mdp_digest *digests; /* [n_item]; "" where none is known */
+    int64_t n_byte;      /* rank 0: compared beside the items */
 } verifier;
 
 /* ---- items --------------------------------------------------------------------------------------------------- */
@@ -61,7 +67,8 @@ static bool is_digest(const char *text, size_t n_char) {
 
 /* Take the checksum of item i (-1: there is none of that name); n_char characters, not ended by a 0. */
 static mdp_status note(verifier *v, const char *path, const char *name, int64_t i, const char *hex, size_t n_char) {
-    if (i < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: there is a checksum of '%s', but no such tensor.", path, name);
+    if (i < 0)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: there is a checksum of '%s', but no such tensor or file.", path, name);
     if (!is_digest(hex, n_char))
         return MDP_ERROR(MDP_BAD_INPUT, "%s: the checksum of '%s' is not 32 hexadecimal digits (XXH3-128).", path,
                          name);
@@ -71,6 +78,104 @@ static mdp_status note(verifier *v, const char *path, const char *name, int64_t 
 }
 
 /* ---- what a Hugging Face folder says (rank 0) ---------------------------------------------------------------- */
+
+static mdp_status differs(const char *path, const char *what, const char *found, const char *expected) {
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: %s has checksum %s; expected %s. The file is damaged, or was changed after it was written; "
+                     "copy or write it again.",
+                     path, what, found, expected);
+}
+
+/* Compare n_byte bytes read on rank 0 with a checksum of n_char characters. */
+static mdp_status compare(verifier *v, const char *path, const char *what, const void *data, int64_t n_byte,
+                          const char *hex, size_t n_char) {
+    mdp_digest found = mdp_hash_bytes(data, n_byte);
+    v->n_byte += n_byte;
+    if (n_char == 32 && memcmp(found.hex, hex, 32) == 0) return mdp_ok();
+    return differs(path, what, found.hex, n_char == 32 ? hex : "32 hexadecimal digits");
+}
+
+/* The record ends with the checksum of all of it before that. */
+static mdp_status check_record(verifier *v, const char *path, const char *text, int64_t n_byte) {
+    static const char before[] = ",\n \"seal\": \"", after[] = "\"\n}\n";
+    char hex[33] = {0};
+    int64_t n_before = (int64_t)strlen(before), n_after = (int64_t)strlen(after);
+    int64_t n_sealed = n_byte - n_before - 32 - n_after;
+    if (n_sealed < 0 || memcmp(text + n_sealed, before, (size_t)n_before) != 0 ||
+        memcmp(text + n_byte - n_after, after, (size_t)n_after) != 0)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: it does not end with its own checksum (\"seal\"); it is damaged, was edited, or is of an "
+                         "older version.",
+                         path);
+    memcpy(hex, text + n_sealed + n_before, 32);
+    return compare(v, path, "the record up to its seal", text, n_sealed, hex, 32);
+}
+
+/* The bytes of a shard before its tensors. */
+static mdp_status check_header(verifier *v, const char *path, const char *hex) {
+    unsigned char raw[8];
+    char *header = NULL;
+    uint64_t length = 0;
+    int fd;
+    MDP_TRY(mdp_file_open_read(path, &fd));
+    mdp_status status = mdp_file_pread(path, fd, raw, 8, 0);
+    for (int i = 7; i >= 0; i--) length = length << 8 | raw[i];
+    if (status.code == MDP_OK && length > MAX_HEADER_BYTE)
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: the header length at byte 0 is %" PRIu64 ".", path, length);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&header, 8 + (int64_t)length, "a header");
+    if (status.code == MDP_OK) status = mdp_file_pread(path, fd, header, 8 + (int64_t)length, 0);
+    if (status.code == MDP_OK) status = compare(v, path, "the header", header, 8 + (int64_t)length, hex, strlen(hex));
+    mdp_free(header);
+    mdp_status closed = mdp_file_close(path, fd);
+    return status.code != MDP_OK ? status : closed;
+}
+
+/* A file that is no shard: config.json, which the catalogue holds, the index, or a side file, which is read later. */
+static mdp_status check_file(verifier *v, const char *record, const char *name, const char *hex) {
+    const mdp_catalogue *catalogue = v->catalogue;
+    char *path = NULL, *text = NULL;
+    int64_t n_byte = 0;
+    bool config = strcmp(name, "config.json") == 0;
+    if (!config && strcmp(name, INDEX) != 0) return note(v, record, name, find_side_file(v, name), hex, strlen(hex));
+    MDP_TRY(mdp_path_join(&path, catalogue->path, name));
+    mdp_status status = config ? mdp_ok() : mdp_file_read_all(path, MAX_MANIFEST_BYTE, &text, &n_byte);
+    if (status.code == MDP_OK)
+        status = config ? compare(v, path, "it", catalogue->config_text, catalogue->config_byte, hex, strlen(hex))
+                        : compare(v, path, "it", text, n_byte, hex, strlen(hex));
+    mdp_free(text);
+    mdp_free(path);
+    return status;
+}
+
+/* "files" and "headers" of the record: every shard and config.json must be there. */
+static mdp_status check_files(verifier *v, const char *record, json_t *files, json_t *headers) {
+    const mdp_catalogue *catalogue = v->catalogue;
+    const char *name;
+    json_t *value;
+    size_t n_shard = 0;
+    if (!json_is_object(files) || !json_is_object(headers) || !json_object_get(files, "config.json"))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: it has no checksums of config.json (\"files\") or of \"headers\".",
+                         record);
+    json_object_foreach(files, name, value) {
+        const char *hex = json_is_string(value) ? json_string_value(value) : "";
+        MDP_TRY(check_file(v, record, name, hex));
+    }
+    for (int32_t f = 0; f < catalogue->n_file; f++) {
+        const char *slash = strrchr(catalogue->files[f], '/'), *plain = slash ? slash + 1 : catalogue->files[f];
+        const char *hex = json_string_value(json_object_get(headers, plain));
+        if (!hex) continue;
+        MDP_TRY(check_header(v, catalogue->files[f], hex));
+        n_shard++;
+    }
+    for (int64_t i = 0; i < catalogue->n_tensor; i++) {
+        const char *path = catalogue->files[catalogue->tensors[i].file], *slash = strrchr(path, '/');
+        if (json_object_get(headers, slash ? slash + 1 : path)) continue;
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: there is no checksum of the header of %s.", record, path);
+    }
+    if (n_shard == json_object_size(headers)) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: it names %zu shards, but %zu are there.", record, json_object_size(headers),
+                     n_shard);
+}
 
 static mdp_status note_manifest(verifier *v, const char *path, const json_t *root) {
     const char *format = NULL, *name;
@@ -84,7 +189,7 @@ static mdp_status note_manifest(verifier *v, const char *path, const json_t *roo
         const char *hex = json_is_string(value) ? json_string_value(value) : "";
         MDP_TRY(note(v, path, name, find_tensor(v, name), hex, strlen(hex)));
     }
-    return mdp_ok();
+    return check_files(v, path, json_object_get(root, "files"), json_object_get(root, "headers"));
 }
 
 static mdp_status note_folder(verifier *v) {
@@ -99,6 +204,7 @@ static mdp_status note_folder(verifier *v) {
                            "writes one into every folder that it makes.",
                            v->catalogue->path);
     if (status.code == MDP_OK) status = mdp_file_read_all(path, MAX_MANIFEST_BYTE, &text, &n_byte);
+    if (status.code == MDP_OK) status = check_record(v, path, text, n_byte);
     if (status.code == MDP_OK) status = mdp_json_parse(text, n_byte, path, &root);
     if (status.code == MDP_OK) status = note_manifest(v, path, root);
     json_decref(root);
@@ -192,6 +298,107 @@ static mdp_status note_dataset(verifier *v, hid_t file, const char *place, hid_t
     return status;
 }
 
+/* ---- the seal of an HDF5 file (rank 0) ----------------------------------------------------------------------- */
+
+/* Where the seal lies in the open file. */
+static mdp_status find_seal(const char *path, hid_t file, int64_t *offset) {
+    int n_dim = 0;
+    int64_t shape[MDP_MAX_DIM] = {0};
+    MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
+    hid_t dataset = mdp_hdf5_has(file, SEAL) ? H5Dopen2(file, SEAL, H5P_DEFAULT) : H5I_INVALID_HID;
+    if (dataset < 0)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: it has no seal (/seal), so what is not a tensor cannot be verified; it was written by an "
+                         "older version, or is damaged.",
+                         path);
+    haddr_t address = H5Dget_offset(dataset);
+    bool whole = H5Dget_storage_size(dataset) == SEAL_BYTE && address < INT64_MAX;
+    mdp_status status = mdp_hdf5_shape(path, SEAL, dataset, &n_dim, shape);
+    H5Dclose(dataset);
+    *offset = (int64_t)address;
+    if (status.code == MDP_OK && (!whole || n_dim != 1 || shape[0] != SEAL_BYTE))
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: " SEAL " is not a seal of %d bytes.", path, SEAL_BYTE);
+    return status;
+}
+
+static int compare_runs(const void *left, const void *right) {
+    const mdp_run *a = left, *b = right;
+    return a->offset < b->offset ? -1 : a->offset > b->offset;
+}
+
+/* Hash what lies outside the runs [n]; where two overlap, the later is shorter. */
+static mdp_status hash_outside(const char *path, int fd, mdp_run *runs, int64_t n, char *buffer, mdp_hash *hash,
+                               int64_t *n_hashed) {
+    int64_t size, at = 0;
+    MDP_TRY(mdp_file_size(path, fd, &size));
+    qsort(runs, (size_t)n, sizeof *runs, compare_runs);
+    for (int64_t i = 0; i <= n; i++) {
+        int64_t end = i < n && runs[i].offset < size ? runs[i].offset : size;
+        for (; at < end; at += CHUNK_BYTE < end - at ? CHUNK_BYTE : end - at) {
+            int64_t now = end - at < CHUNK_BYTE ? end - at : CHUNK_BYTE;
+            MDP_TRY(mdp_file_pread(path, fd, buffer, now, at));
+            mdp_hash_update(hash, buffer, now);
+            *n_hashed += now;
+        }
+        if (i < n && runs[i].offset + runs[i].n_byte > at) at = runs[i].offset + runs[i].n_byte;
+    }
+    return mdp_ok();
+}
+
+static mdp_status compare_seal(const char *path, int fd, mdp_run *runs, int64_t n, int64_t seal, int64_t *n_byte) {
+    char hex[SEAL_BYTE + 1] = {0}, *buffer = NULL;
+    mdp_hash *hash = NULL;
+    mdp_status status = mdp_file_pread(path, fd, hex, SEAL_BYTE, seal);
+    if (status.code == MDP_OK) status = mdp_hash_new(&hash);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&buffer, CHUNK_BYTE, "the bytes to verify");
+    if (status.code == MDP_OK) status = hash_outside(path, fd, runs, n, buffer, hash, n_byte);
+    if (status.code == MDP_OK) {
+        mdp_digest found = mdp_hash_digest(hash);
+        if (memcmp(found.hex, hex, SEAL_BYTE) != 0)
+            status = differs(path, "what lies outside the tensors (structure, names, attributes, texts)", found.hex,
+                             is_digest(hex, SEAL_BYTE) ? hex : "32 hexadecimal digits");
+    }
+    mdp_free(buffer);
+    mdp_hash_destroy(hash);
+    return status;
+}
+
+/* Compare the file without the runs [n], of which the last is left for the seal itself, with its seal. */
+static mdp_status check_seal(const char *path, hid_t file, mdp_run *runs, int64_t n, int64_t *n_byte) {
+    int64_t seal;
+    int fd;
+    MDP_TRY(find_seal(path, file, &seal));
+    runs[n - 1] = (mdp_run){.offset = seal, .n_byte = SEAL_BYTE};
+    MDP_TRY(mdp_file_open_read(path, &fd));
+    mdp_status status = compare_seal(path, fd, runs, n, seal, n_byte);
+    mdp_status closed = mdp_file_close(path, fd);
+    return status.code != MDP_OK ? status : closed;
+}
+
+static mdp_status check_native_seal(verifier *v, hid_t file) {
+    mdp_run *runs = NULL;
+    MDP_TRY(MDP_ALLOC(&runs, v->n_item + 1, "places of tensors"));
+    for (int64_t i = 0; i < v->n_item; i++) {
+        item it = item_at(v, i);
+        runs[i] = (mdp_run){.offset = it.offset, .n_byte = it.n_byte};
+    }
+    mdp_status status = check_seal(v->catalogue->path, file, runs, v->n_item + 1, &v->n_byte);
+    mdp_free(runs);
+    return status;
+}
+
+mdp_status mdp_verify_sealed(const char *path, int64_t *n_byte) {
+    hid_t file;
+    mdp_run run;
+    *n_byte = 0;
+    MDP_TRY(mdp_hdf5_open(path, "an HDF5 file of moe-dist-prune", &file));
+    mdp_status status = check_seal(path, file, &run, 1, n_byte);
+    H5Fclose(file);
+    return status;
+}
+
+/* ---- the walk over a model.h5 (rank 0) ----------------------------------------------------------------------- */
+
 /* Context of a walk; the first error is kept and stops it. */
 typedef struct walk {
     verifier *v;
@@ -212,7 +419,7 @@ static mdp_status visit_dataset(verifier *v, hid_t file, const char *name) {
 
 static herr_t visit(hid_t file, const char *name, const H5O_info_t *info, void *context) {
     walk *w = context;
-    if (info->type != H5O_TYPE_DATASET) return 0;
+    if (info->type != H5O_TYPE_DATASET || strcmp(name, SEAL + 1) == 0) return 0;
     w->status = visit_dataset(w->v, file, name);
     return w->status.code == MDP_OK ? 0 : 1; /* not 0 stops the walk */
 }
@@ -222,6 +429,7 @@ static mdp_status note_native(verifier *v) {
     walk w = {.v = v, .status = mdp_ok()};
     MDP_TRY(mdp_hdf5_open(v->catalogue->path, "a model.h5 of moe-dist-prune", &file));
     herr_t code = H5Ovisit(file, H5_INDEX_NAME, H5_ITER_INC, visit, &w);
+    if (code >= 0 && w.status.code == MDP_OK) w.status = check_native_seal(v, file);
     H5Fclose(file);
     MDP_TRY(w.status);
     if (code >= 0) return mdp_ok();
@@ -332,7 +540,7 @@ mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, 
                           mdp_verified *out) {
     verifier v = {.catalogue = catalogue, .n_item = catalogue->n_tensor + catalogue->n_side_file};
     mdp_status status = verify_all(comm, &v, shown, context);
-    *out = (mdp_verified){0};
+    *out = (mdp_verified){.n_byte = v.n_byte};
     for (int64_t i = 0; i < v.n_item && status.code == MDP_OK; i++) {
         out->n_byte += item_at(&v, i).n_byte;
         out->n_without += v.digests[i].hex[0] == '\0';

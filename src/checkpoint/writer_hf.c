@@ -13,6 +13,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define INDEX "model.safetensors.index.json"
+#define MANIFEST "moe-dist-prune.json"
+
 typedef struct hf_writer {
     const mdp_comm *comm;
     const mdp_output *output;
@@ -124,24 +127,20 @@ static mdp_status fill_files_all(hf_writer *writer, mdp_reader *reader) {
 
 /* ---- rank 0 adds what describes them ------------------------------------------------------------------------- */
 
-/* Print and release `value` (NULL: memory ran out) into a file of the partial folder. */
-static mdp_status write_json(const hf_writer *writer, const char *name, json_t *value) {
-    char *text = NULL, *path = NULL;
-    mdp_status status =
-        value ? mdp_json_print(value, &text) : MDP_ERROR(MDP_INTERNAL, "no memory for the content of %s.", name);
-    json_decref(value);
-    if (status.code == MDP_OK) status = mdp_path_join(&path, writer->partial, name);
-    if (status.code == MDP_OK) status = mdp_file_write_all(path, text, (int64_t)strlen(text));
+static mdp_status write_text(const hf_writer *writer, const char *name, const char *text, int64_t n_byte) {
+    char *path = NULL;
+    MDP_TRY(mdp_path_join(&path, writer->partial, name));
+    mdp_status status = mdp_file_write_all(path, text, n_byte);
     mdp_free(path);
-    mdp_free(text);
     return status;
 }
 
-static mdp_status write_config(const hf_writer *writer) {
-    char *path = NULL;
-    MDP_TRY(mdp_path_join(&path, writer->partial, "config.json"));
-    mdp_status status = mdp_file_write_all(path, writer->output->config_text, writer->output->config_byte);
-    mdp_free(path);
+/* Print and release `value` (NULL: memory ran out). New text. */
+static mdp_status print_json(json_t *value, const char *name, char **out) {
+    *out = NULL;
+    mdp_status status =
+        value ? mdp_json_print(value, out) : MDP_ERROR(MDP_INTERNAL, "no memory for the content of %s.", name);
+    json_decref(value);
     return status;
 }
 
@@ -153,16 +152,22 @@ static mdp_status order_by_name(const hf_writer *writer, int64_t **out) {
     return mdp_ok();
 }
 
-static mdp_status write_index(const hf_writer *writer, const int64_t *by_name) {
+/* *digest: of its bytes; unchanged when one shard needs no index. */
+static mdp_status write_index(const hf_writer *writer, const int64_t *by_name, mdp_digest *digest) {
+    char *text = NULL;
     if (writer->layout.n_shard == 1) return mdp_ok();
     json_t *map = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++) {
         const mdp_hf_file *file = &writer->layout.files[writer->layout.item_file[by_name[i]]];
         json_object_set_new(map, writer->output->tensors[i].name, json_string(file->name));
     }
-    return write_json(writer, "model.safetensors.index.json",
-                      json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)writer->output->tensor_byte,
-                                "weight_map", map));
+    json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)writer->output->tensor_byte,
+                             "weight_map", map);
+    MDP_TRY(print_json(root, INDEX, &text));
+    *digest = mdp_hash_bytes(text, (int64_t)strlen(text));
+    mdp_status status = write_text(writer, INDEX, text, (int64_t)strlen(text));
+    mdp_free(text);
+    return status;
 }
 
 /* A text of the output as a member of the manifest; nothing when it is absent. */
@@ -174,26 +179,68 @@ static mdp_status add_member(json_t *root, const char *key, const char *text) {
     return mdp_ok();
 }
 
-static mdp_status write_manifest(const hf_writer *writer, const int64_t *by_name) {
+/* Checksums of all that is not a tensor: shards' headers, and the other files whole. */
+static mdp_status add_headers(const hf_writer *writer, json_t *headers) {
+    for (int64_t i = 0; i < writer->layout.n_shard; i++) {
+        char *header = NULL;
+        int64_t n_byte;
+        MDP_TRY(mdp_hf_layout_header(&writer->layout, i, &header, &n_byte));
+        json_object_set_new(headers, writer->layout.files[i].name, json_string(mdp_hash_bytes(header, n_byte).hex));
+        mdp_free(header);
+    }
+    return mdp_ok();
+}
+
+static void add_files(const hf_writer *writer, const mdp_digest *index, json_t *files) {
+    const mdp_output *output = writer->output;
+    mdp_digest config = mdp_hash_bytes(output->config_text, output->config_byte);
+    json_object_set_new(files, "config.json", json_string(config.hex));
+    if (index->hex[0]) json_object_set_new(files, INDEX, json_string(index->hex));
+    for (int64_t i = writer->layout.n_shard; i < writer->layout.n_file; i++) {
+        const mdp_hf_file *file = &writer->layout.files[i];
+        json_object_set_new(files, file->name, json_string(writer->work.all_digests[file->first_item].hex));
+    }
+}
+
+/* The manifest ends with the checksum of everything before that, so that nothing in it can change unseen. */
+static mdp_status write_sealed(const hf_writer *writer, json_t *root) {
+    static const char end[] = "\n}\n";
+    char *text = NULL, *sealed = NULL;
+    MDP_TRY(print_json(root, MANIFEST, &text));
+    int64_t n_byte = (int64_t)(strlen(text) - strlen(end));
+    mdp_status status =
+        mdp_format(&sealed, "%.*s,\n \"seal\": \"%s\"%s", (int)n_byte, text, mdp_hash_bytes(text, n_byte).hex, end);
+    if (status.code == MDP_OK) status = write_text(writer, MANIFEST, sealed, (int64_t)strlen(sealed));
+    mdp_free(sealed);
+    mdp_free(text);
+    return status;
+}
+
+static mdp_status write_manifest(const hf_writer *writer, const int64_t *by_name, const mdp_digest *index) {
     json_t *root = json_pack("{s:s, s:s}", "format", "moe-dist-prune manifest", "version", "1.0"),
-           *checksums = json_object();
+           *checksums = json_object(), *files = json_object(), *headers = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++)
         json_object_set_new(checksums, writer->output->tensors[i].name,
                             json_string(writer->work.all_digests[by_name[i]].hex));
     mdp_status status = add_member(root, "provenance", writer->output->provenance_text);
     if (status.code == MDP_OK) status = add_member(root, "plan", writer->output->plan_text);
+    if (status.code == MDP_OK) status = add_headers(writer, headers);
+    add_files(writer, index, files);
+    json_object_set_new(root, "files", files);
+    json_object_set_new(root, "headers", headers);
     json_object_set_new(root, "checksums", checksums);
-    if (status.code == MDP_OK) return write_json(writer, "moe-dist-prune.json", root);
+    if (status.code == MDP_OK) return write_sealed(writer, root);
     json_decref(root);
     return status;
 }
 
 static mdp_status describe_files(const hf_writer *writer) {
     int64_t *by_name = NULL;
+    mdp_digest index = {{0}};
     MDP_TRY(order_by_name(writer, &by_name));
-    mdp_status status = write_config(writer);
-    if (status.code == MDP_OK) status = write_index(writer, by_name);
-    if (status.code == MDP_OK) status = write_manifest(writer, by_name);
+    mdp_status status = write_text(writer, "config.json", writer->output->config_text, writer->output->config_byte);
+    if (status.code == MDP_OK) status = write_index(writer, by_name, &index);
+    if (status.code == MDP_OK) status = write_manifest(writer, by_name, &index);
     mdp_free(by_name);
     MDP_TRY(status);
     return mdp_folder_sync(writer->partial);

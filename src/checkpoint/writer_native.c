@@ -2,8 +2,9 @@
  *
  * In: an mdp_output and a reader of its source. Out: the file under its final name, complete, or nothing. Steps: rank 0
  * makes path.partial with every dataset and attribute in it; all ranks open it with the MPI driver and write the
- * tensors they own, each for itself; rank 0 fills in the checksums and adds `complete`; all sync; rank 0 renames. Which
- * rank wrote what leaves no trace: metadata is rank 0's alone and every dataset has its place before ranks start. */
+ * tensors they own, each for itself; rank 0 fills in the checksums, adds `complete` and seals; all sync; rank 0
+ * renames. Which rank wrote what leaves no trace: metadata is rank 0's alone and every dataset has its place before
+ * ranks start. */
 #include "checkpoint/h5_make.h"
 #include "checkpoint/h5_parallel.h"
 #include "checkpoint/native_layout.h"
@@ -75,7 +76,7 @@ static mdp_status make_root(const native_writer *writer, hid_t file) {
     const char *plan = output->plan_text, *provenance = output->provenance_text;
     if (plan) MDP_TRY(mdp_h5_make_text(file, "/plan", plan, (int64_t)strlen(plan), path));
     if (provenance) MDP_TRY(mdp_h5_make_text(file, "/provenance", provenance, (int64_t)strlen(provenance), path));
-    return mdp_ok();
+    return mdp_seal_make(file, path);
 }
 
 static mdp_status make_file(native_writer *writer) {
@@ -212,7 +213,9 @@ static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
 
 /* ---- rank 0 completes it ------------------------------------------------------------------------------------- */
 
-static mdp_status write_digests(const native_writer *writer, hid_t file, const mdp_native_set *set, char *scratch) {
+/* *run: where the bytes lie that they are of. */
+static mdp_status write_digests(const native_writer *writer, hid_t file, const mdp_native_set *set, char *scratch,
+                                mdp_run *run) {
     MDP_TRY(mdp_fault(MDP_IO, "write an attribute"));
     for (int64_t i = 0; i < set->n_item; i++)
         memcpy(scratch + 32 * i, writer->work.all_digests[set->first_item + i].hex, 32);
@@ -223,26 +226,29 @@ static mdp_status write_digests(const native_writer *writer, hid_t file, const m
     mdp_status status = mdp_ok();
     if (type < 0 || attribute < 0 || H5Awrite(attribute, type, scratch) < 0)
         status = mdp_h5_error(MDP_IO, "write the checksums of", set->path, writer->partial);
+    run->n_byte = set->n_item * set->n_element * set->unit;
+    run->offset = status.code == MDP_OK && run->n_byte > 0 ? (int64_t)H5Dget_offset(dataset) : 0;
     if (attribute >= 0) H5Aclose(attribute);
     if (dataset >= 0) H5Dclose(dataset);
     if (type >= 0) H5Tclose(type);
     return status;
 }
 
-static mdp_status write_marks(const native_writer *writer, hid_t file) {
+/* runs [layout.n_set] */
+static mdp_status write_marks(const native_writer *writer, hid_t file, mdp_run *runs) {
     char *scratch = NULL;
     MDP_TRY(MDP_ALLOC(&scratch, 32 * writer->layout.n_item, "checksums"));
     mdp_status status = mdp_ok();
     for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
-        status = write_digests(writer, file, &writer->layout.sets[i], scratch);
+        status = write_digests(writer, file, &writer->layout.sets[i], scratch, &runs[i]);
     mdp_free(scratch);
     MDP_TRY(status);
     const int32_t one = 1;
     return mdp_h5_make_attribute(file, "complete", H5T_STD_I32LE, -1, &one, writer->partial);
 }
 
-static mdp_status complete_file(native_writer *writer) {
-    MDP_TRY(mdp_work_forget(&writer->work)); /* from here on the metadata may be half written */
+/* runs [layout.n_set]: where the datasets lie, for the seal. */
+static mdp_status mark_file(const native_writer *writer, mdp_run *runs) {
     MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
     if (access >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
@@ -250,8 +256,18 @@ static mdp_status complete_file(native_writer *writer) {
     mdp_status status = file >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "open", "the file again", writer->partial);
     if (access >= 0) H5Pclose(access);
     MDP_TRY(status);
-    status = write_marks(writer, file);
+    status = write_marks(writer, file, runs);
     return mdp_hdf5_close_written(file, writer->partial, status);
+}
+
+static mdp_status complete_file(native_writer *writer) {
+    mdp_run *runs = NULL;
+    MDP_TRY(mdp_work_forget(&writer->work)); /* from here on the metadata may be half written */
+    MDP_TRY(MDP_ALLOC(&runs, writer->layout.n_set, "places of datasets"));
+    mdp_status status = mark_file(writer, runs);
+    if (status.code == MDP_OK) status = mdp_seal_write(writer->partial, runs, writer->layout.n_set);
+    mdp_free(runs);
+    return status;
 }
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */

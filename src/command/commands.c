@@ -18,7 +18,7 @@ const mdp_command mdp_commands[] = {
     {"export", "write a model.h5 as a Hugging Face folder", NULL, COMMAND_EXPORT, mdp_command_export_all},
     {"inspect", "show what a checkpoint, tokens, statistics or plan file holds", "PATH", COMMAND_INSPECT,
      mdp_command_inspect_all},
-    {"verify", "read every byte of a checkpoint of ours and compare its checksums", "PATH", COMMAND_VERIFY,
+    {"verify", "read every byte of a checkpoint or stats.h5 of ours and compare its checksums", "PATH", COMMAND_VERIFY,
      mdp_command_verify_all},
     {"info", "versions, ranks, threads, BLAS kernel, methods and families", NULL, COMMAND_INFO, mdp_command_info_all},
 };

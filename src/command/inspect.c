@@ -1,80 +1,12 @@
 /* inspect.c - the command `inspect`: what a file or folder of ours holds, as a table or, with --json, as one document.
  *
- * The kind of a file is told from its content: an HDF5 file by its attribute "format" (tokens files have none), a text
- * file by its JSON. Nothing but headers is read of a checkpoint. */
+ * Nothing but headers is read of a checkpoint. */
 #include "command/feasible.h"
+#include "command/kind.h"
 #include "command/opening.h"
 
-#include <hdf5.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef enum kind { KIND_CHECKPOINT, KIND_STATS, KIND_TOKENS, KIND_JSON, KIND_PLAN } kind;
-
-/* ---- what is it ---------------------------------------------------------------------------------------------- */
-
-/* The text attribute "format" of the root of an open file; empty when there is none. */
-static void read_format(hid_t file, char out[100]) {
-    out[0] = '\0';
-    if (H5Aexists(file, "format") <= 0) return;
-    hid_t attribute = H5Aopen(file, "format", H5P_DEFAULT);
-    hid_t stored = attribute >= 0 ? H5Aget_type(attribute) : -1;
-    hid_t wanted = H5Tcopy(H5T_C_S1);
-    bool fixed = stored >= 0 && H5Tget_class(stored) == H5T_STRING && H5Tis_variable_str(stored) == 0;
-    if (fixed && H5Tset_size(wanted, 100) >= 0 && H5Tset_cset(wanted, H5Tget_cset(stored)) >= 0 &&
-        H5Aread(attribute, wanted, out) < 0)
-        out[0] = '\0';
-    out[99] = '\0';
-    H5Tclose(wanted);
-    if (stored >= 0) H5Tclose(stored);
-    if (attribute >= 0) H5Aclose(attribute);
-}
-
-static mdp_status find_hdf5_kind(const char *path, kind *out) {
-    char format[100];
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    if (file < 0)
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: looks like an HDF5 file but cannot be opened; it may be incomplete.",
-                         path);
-    read_format(file, format);
-    H5Fclose(file);
-    *out = strstr(format, "checkpoint") ? KIND_CHECKPOINT : format[0] ? KIND_STATS : KIND_TOKENS;
-    return mdp_ok();
-}
-
-/* JSON: a plan, or another document of ours that is shown as it is. */
-static mdp_status find_json_kind(const char *path, kind *out) {
-    char *text = NULL;
-    int64_t n_byte = 0;
-    json_t *root = NULL;
-    MDP_TRY(mdp_file_read_all(path, 1ll << 30, &text, &n_byte));
-    mdp_status status = mdp_json_parse(text, n_byte, path, &root);
-    const char *format = json_string_value(json_object_get(root, "format"));
-    if (status.code == MDP_OK && (!format || strncmp(format, "moe-dist-prune ", 15) != 0))
-        status = MDP_ERROR(MDP_BAD_INPUT, "%s: is JSON, but not a file of moe-dist-prune (no such \"format\").", path);
-    if (status.code == MDP_OK) *out = strcmp(format, "moe-dist-prune plan") == 0 ? KIND_PLAN : KIND_JSON;
-    json_decref(root);
-    mdp_free(text);
-    return status;
-}
-
-static mdp_status find_kind(const char *path, kind *out) {
-    static const char signature[8] = {'\x89', 'H', 'D', 'F', '\r', '\n', '\x1a', '\n'};
-    char head[8] = {0};
-    int file = -1;
-    int64_t n_byte = 0;
-    if (mdp_path_is_folder(path)) {
-        *out = KIND_CHECKPOINT;
-        return mdp_ok();
-    }
-    MDP_TRY(mdp_file_open_read(path, &file));
-    mdp_status status = mdp_file_size(path, file, &n_byte);
-    if (status.code == MDP_OK && n_byte >= 8) status = mdp_file_pread(path, file, head, 8, 0);
-    mdp_status closed = mdp_file_close(path, file);
-    MDP_TRY(status);
-    MDP_TRY(closed);
-    return memcmp(head, signature, 8) == 0 ? find_hdf5_kind(path, out) : find_json_kind(path, out);
-}
 
 /* ---- one description of each kind, as JSON ------------------------------------------------------------------- */
 
@@ -241,15 +173,15 @@ static mdp_status inspect_stats(const mdp_session *session, const char *path) {
     return status;
 }
 
-static mdp_status inspect_json(const mdp_session *session, const char *path, kind what) {
+static mdp_status inspect_json(const mdp_session *session, const char *path, mdp_kind what) {
     char *text = NULL;
     int64_t n_byte = 0;
     mdp_plan *plan = NULL;
     json_t *root = NULL;
     MDP_TRY(mdp_file_read_all(path, 1ll << 30, &text, &n_byte));
     mdp_status status =
-        what == KIND_PLAN ? mdp_plan_parse(text, n_byte, path, &plan) : mdp_json_parse(text, n_byte, path, &root);
-    if (status.code == MDP_OK) status = show(session, what == KIND_PLAN ? describe_plan(plan, path) : root);
+        what == MDP_KIND_PLAN ? mdp_plan_parse(text, n_byte, path, &plan) : mdp_json_parse(text, n_byte, path, &root);
+    if (status.code == MDP_OK) status = show(session, what == MDP_KIND_PLAN ? describe_plan(plan, path) : root);
     mdp_plan_destroy(plan);
     mdp_free(text);
     return status;
@@ -257,14 +189,12 @@ static mdp_status inspect_json(const mdp_session *session, const char *path, kin
 
 mdp_status mdp_command_inspect_all(mdp_session *session) {
     const char *path = session->options->arguments[0];
-    kind what = KIND_CHECKPOINT;
+    mdp_kind what;
     mdp_status status = mdp_ok();
-    if (session->comm->rank == 0) status = find_kind(path, &what);
-    MDP_AGREE(session->comm, status);
-    MDP_TRY(mdp_bcast_all(session->comm, &what, (int64_t)sizeof what, 0));
-    if (what == KIND_CHECKPOINT) return inspect_checkpoint_all(session, path);
-    if (what == KIND_TOKENS) return inspect_tokens_all(session, path);
+    MDP_TRY(mdp_kind_find_all(session->comm, path, &what));
+    if (what == MDP_KIND_CHECKPOINT) return inspect_checkpoint_all(session, path);
+    if (what == MDP_KIND_TOKENS) return inspect_tokens_all(session, path);
     if (session->comm->rank == 0)
-        status = what == KIND_STATS ? inspect_stats(session, path) : inspect_json(session, path, what);
+        status = what == MDP_KIND_STATS ? inspect_stats(session, path) : inspect_json(session, path, what);
     return mdp_agree_all(session->comm, status);
 }

@@ -1,4 +1,5 @@
-/* verify.c - the command `verify`: every byte of a checkpoint of ours against the checksums beside it. */
+/* verify.c - the command `verify`: every byte of a checkpoint or of statistics of ours against the checksums in it. */
+#include "command/kind.h"
 #include "command/session.h"
 
 #define STEP_BYTE 1000000ll
@@ -15,10 +16,14 @@ static int64_t count_bytes(const mdp_catalogue *catalogue) {
     return n_byte;
 }
 
+static bool tells(const mdp_session *session) {
+    return session->comm->rank == 0 && !mdp_session_option(session, OPTION_QUIET)->flag;
+}
+
 static void tell(const mdp_session *session, const mdp_verified *verified) {
     const mdp_catalogue *catalogue = session->catalogue;
     char n_byte[32], n_tensor[32], others[64] = "";
-    if (session->comm->rank != 0 || mdp_session_option(session, OPTION_QUIET)->flag) return;
+    if (!tells(session)) return;
     if (verified->n_without > 0)
         snprintf(others, sizeof others, "; %lld side files have none", (long long)verified->n_without);
     printf("%s: %s bytes read; %s tensors and %lld side files equal their checksums%s\n", catalogue->path,
@@ -26,10 +31,10 @@ static void tell(const mdp_session *session, const mdp_verified *verified) {
            (long long)(catalogue->n_side_file - verified->n_without), others);
 }
 
-mdp_status mdp_command_verify_all(mdp_session *session) {
+static mdp_status verify_checkpoint_all(mdp_session *session, const char *path) {
     mdp_progress *progress = NULL;
     mdp_verified verified = {0};
-    MDP_TRY(mdp_catalogue_open_all(session->comm, session->options->arguments[0], &session->catalogue));
+    MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
     int64_t n_step = (count_bytes(session->catalogue) + STEP_BYTE - 1) / STEP_BYTE;
     mdp_status status =
         mdp_agree_all(session->comm, mdp_progress_new(&progress, session->log, "verify", "MB", n_step, "bytes"));
@@ -37,4 +42,29 @@ mdp_status mdp_command_verify_all(mdp_session *session) {
     mdp_progress_destroy(progress);
     if (status.code == MDP_OK) tell(session, &verified);
     return status;
+}
+
+/* Rank 0: readable as statistics, and under an unbroken seal. */
+static mdp_status verify_stats(const mdp_session *session, const char *path) {
+    mdp_stats *stats = NULL;
+    int64_t n_byte = 0;
+    char count[32];
+    MDP_TRY(mdp_stats_read(path, &stats));
+    mdp_stats_destroy(stats);
+    MDP_TRY(mdp_verify_sealed(path, &n_byte));
+    if (tells(session)) printf("%s: %s bytes read; they equal their checksum\n", path, mdp_print_count(count, n_byte));
+    return mdp_ok();
+}
+
+mdp_status mdp_command_verify_all(mdp_session *session) {
+    const char *path = session->options->arguments[0];
+    mdp_kind what;
+    MDP_TRY(mdp_kind_find_all(session->comm, path, &what));
+    if (what == MDP_KIND_CHECKPOINT) return verify_checkpoint_all(session, path);
+    if (what == MDP_KIND_STATS)
+        return mdp_agree_all(session->comm, session->comm->rank == 0 ? verify_stats(session, path) : mdp_ok());
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: verify reads checkpoints (model.h5, or a folder) and stats.h5; %s has no checksums of its own.", path,
+        what == MDP_KIND_TOKENS ? "a tokens file" : "a JSON file, which may be edited,");
 }

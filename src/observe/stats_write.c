@@ -231,7 +231,11 @@ static mdp_status write_partial_all(const mdp_comm *comm, const mdp_stats *stats
     if (status.code == MDP_OK) status = write_vectors_all(comm, file, stats, partial);
     if (comm->rank == 0 && status.code == MDP_OK && !write_number_attribute(file, "complete", 1))
         status = broken(partial, "its last part");
-    if (comm->rank == 0 && file >= 0) status = mdp_hdf5_close_written(file, partial, status);
+    if (comm->rank == 0 && file >= 0) {
+        if (status.code == MDP_OK) status = mdp_seal_make(file, partial);
+        status = mdp_hdf5_close_written(file, partial, status);
+        if (status.code == MDP_OK) status = mdp_seal_write(partial, NULL, 0);
+    }
     return mdp_agree_all(comm, status);
 }
 

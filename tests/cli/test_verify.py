@@ -1,11 +1,15 @@
-"""verify reads every byte of model.h5 and of a folder with moe-dist-prune.json: a flipped bit anywhere is named, the first one
-on any number of ranks. Where the bits lie is told by h5py and safetensors."""
+"""verify reads every byte of model.h5, stats.h5 and of a folder with moe-dist-prune.json: a flipped bit anywhere is seen, in a
+tensor it is named, the first one on any number of ranks. Where the bits lie is told by h5py and safetensors."""
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import h5py
+import numpy as np
 import pytest
+import xxhash
 
 import mdp
 
@@ -39,7 +43,7 @@ def native_places(path):
     places = {}
 
     def visit(name, item):
-        if not isinstance(item, h5py.Dataset) or item.id.get_offset() is None or item.dtype.kind in "SO":
+        if not isinstance(item, h5py.Dataset) or item.id.get_offset() is None or item.dtype.kind in "SO" or name == "seal":
             return
         begin, size = item.id.get_offset(), item.id.get_storage_size()
         hf_name = item.attrs.get("hf_name", name.split("/")[-1].encode())
@@ -67,8 +71,89 @@ def folder_places(path):
 def test_what_run_wrote_is_whole(small, ranks, name):
     result = mdp.succeed(ranks, "verify", small / name)
     n_tensor = len(folder_places(small / "hf" / "model.safetensors"))
-    sides = r"and 1 side files equal their checksums$" if name == "model.h5" else "and 0 side files equal their checksums; 1 side files have none$"
-    assert re.search(rf": [\d,]+ bytes read; {n_tensor} tensors {sides}", result.stdout, re.M), str(result)
+    assert re.search(rf": [\d,]+ bytes read; {n_tensor} tensors and 1 side files equal their checksums$", result.stdout, re.M), str(result)
+
+
+def test_statistics_are_whole_until_a_bit_flips(copy):
+    path = copy / "stats.h5"
+    n_byte = path.stat().st_size
+    assert f"{n_byte - 32:,} bytes read; they equal their checksum" in mdp.succeed(2, "verify", path).stdout
+    with h5py.File(path) as file:
+        at = file["layers/0/gate_sum"].id.get_offset()  # the sums for people, which no program reads
+    flip(path, at)
+    mdp.refuse(3, 65, r"stats\.h5: what lies outside the tensors .* has checksum \w{32}; expected \w{32}", "verify", path)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "stats.h5", "hf"])
+def test_any_flipped_bit_is_seen(copy, name):
+    """In data and outside of it. MDP_FLIPS lengthens it."""
+    program = mdp.PROGRAM.parent / "tests" / "flip"
+    env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    words = [program, os.environ.get("MDP_FLIPS", "60"), "1", copy / name]
+    result = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=1200)
+    assert result.returncode == 0 and ": 30 refused, 0 accepted" in result.stdout or "MDP_FLIPS" in os.environ, result.stdout + result.stderr
+
+
+def test_a_changed_attribute_or_object_is_seen(copy):
+    """By a program that keeps the file readable, and every checksum of a tensor right."""
+    def rename(file):
+        file["model/norm/weight"].attrs["hf_name"] = np.bytes_("model.norm.other")
+
+    def renumber(file):
+        stack = next(item for path, item in _datasets(file) if "original_expert" in item.attrs)
+        stack.attrs["original_expert"] = stack.attrs["original_expert"][::-1]
+
+    def add(file):
+        file.create_group("model/empty")
+
+    def lose(file):
+        del file["files/tokenizer.json"]
+
+    def unmark(file):
+        del file.attrs["complete"]
+
+    def unseal(file):
+        del file["seal"]
+
+    whole = (copy / "model.h5").read_bytes()
+    for change, sentence in ((rename, "what lies outside the tensors"), (renumber, "what lies outside the tensors"),
+                             (add, "what lies outside the tensors"), (lose, "what lies outside the tensors"),
+                             (unmark, "the file was not finished"), (unseal, "it has no seal")):
+        with h5py.File(copy / "model.h5", "r+") as file:
+            change(file)
+        mdp.refuse(1, 65, sentence, "verify", copy / "model.h5")
+        (copy / "model.h5").write_bytes(whole)
+    mdp.succeed(1, "verify", copy / "model.h5")
+
+
+def _datasets(file):
+    found = []
+    file.visititems(lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("config.json", "config.json: it has checksum"), ("tokenizer.json", "side file 'tokenizer.json' .* has checksum"),
+    ("moe-dist-prune.json", "the record up to its seal has checksum")])
+def test_a_changed_file_of_a_folder_is_named(copy, name, sentence):
+    path = copy / "hf" / name
+    content = path.read_bytes()
+    at = content.index(b"\n")  # white space: what it means stays the same
+    path.write_bytes(content[:at] + b" " + content[at + 1:])
+    mdp.refuse(2, 65, sentence, "verify", copy / "hf")
+    if name == "tokenizer.json":
+        path.unlink()
+        mdp.refuse(2, 65, "there is a checksum of 'tokenizer.json', but no such tensor or file", "verify", copy / "hf")
+
+
+def test_a_changed_header_is_named_and_an_own_file_is_no_fault(copy):
+    (copy / "hf" / "notes.txt").write_text("mine")
+    assert "; 1 side files have none" in mdp.succeed(1, "verify", copy / "hf").stdout
+    path = copy / "hf" / "model.safetensors"
+    content = path.read_bytes()
+    at = content.index(b'"pt"') + 1
+    path.write_bytes(content[:at] + b"q" + content[at + 1:])
+    mdp.refuse(1, 65, r"model\.safetensors: the header has checksum", "verify", copy / "hf")
 
 
 @pytest.mark.parametrize("which", [0, 1, -1])
@@ -119,7 +204,8 @@ def test_a_folder_without_record_or_with_a_wrong_one_is_refused(copy):
             ({k: v for k, v in whole["checksums"].items() if k != name}, rf"there is no checksum of tensor '{re.escape(name)}'"),
             ({**whole["checksums"], "extra": "0" * 32}, "there is a checksum of 'extra', but no such tensor"),
             ({**whole["checksums"], name: "0" * 31}, rf"the checksum of '{re.escape(name)}' is not 32 hexadecimal digits")):
-        record.write_text(json.dumps({**whole, "checksums": change}))
+        text = json.dumps({**{k: v for k, v in whole.items() if k != "seal"}, "checksums": change}, indent=1)[:-2]
+        record.write_text(f'{text},\n "seal": "{xxhash.xxh3_128_hexdigest(text.encode())}"\n}}\n')
         mdp.refuse(1, 65, sentence, "verify", copy / "hf")
     record.unlink()
     mdp.refuse(2, 65, r"there is no moe-dist-prune\.json in it", "verify", copy / "hf")
@@ -132,7 +218,7 @@ def test_a_truncated_file_is_refused(copy):
 
 
 def test_what_is_no_checkpoint_is_refused(small):
-    mdp.refuse(1, 65, "expected a .moe-dist-prune checkpoint", "verify", small / "stats.h5")
+    mdp.refuse(1, 65, "a JSON file, which may be edited, has no checksums of its own", "verify", small / "plan.json")
     mdp.refuse(1, 2, "verify needs a PATH", "verify")
 
 

@@ -29,7 +29,7 @@ static void add_text(fuzz_file *file, const char *path, const char *text) {
 }
 
 static fuzz_file *sample(void) {
-    static const int64_t one = 1, n_layer = 2, shape[] = {2, 3, 4}, n_side[] = {5}, n_fp8[] = {2, 8};
+    static const int64_t one = 1, n_layer = 2, shape[] = {2, 3, 4}, n_side[] = {5}, n_fp8[] = {2, 8}, n_seal[] = {32};
     fuzz_file *file = fuzz_file_new();
     fuzz_file_add_text(file, "/", "format", "moe-dist-prune checkpoint");
     fuzz_file_add_text(file, "/", "version", "1.0");
@@ -44,7 +44,20 @@ static fuzz_file *sample(void) {
     add_tensor(file, "/model/experts/w/weight", "model.experts.{expert}.w.weight", "F16", FUZZ_F16, 3, shape, 48);
     add_tensor(file, "/model/q/weight", "model.q.weight", "F8_E4M3", FUZZ_U8, 2, n_fp8, 16);
     fuzz_file_add(file, "/", "complete", FUZZ_I32, 0, NULL, &one, 4);
+    fuzz_file_add(file, "/seal", NULL, FUZZ_U8, 1, n_seal, weights, 32);
     return file;
+}
+
+/* Fill in the seal, where there is one, so that what is verified after it is reached. */
+static void seal(const mdp_catalogue *catalogue) {
+    mdp_run runs[64];
+    int64_t n = 0;
+    for (int64_t i = 0; i < catalogue->n_tensor && n < 64; i++)
+        runs[n++] = (mdp_run){.offset = catalogue->tensors[i].offset, .n_byte = catalogue->tensors[i].n_byte};
+    for (int64_t i = 0; i < catalogue->n_side_file && n < 64; i++)
+        runs[n++] = (mdp_run){.offset = catalogue->side_files[i].offset, .n_byte = catalogue->side_files[i].n_byte};
+    mdp_status ignored = mdp_seal_write(catalogue->path, runs, n);
+    (void)ignored;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_byte) {
@@ -64,6 +77,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_byte) {
     fuzz_check_catalogue(catalogue);
     status = mdp_catalogue_fingerprint_all(comm, catalogue);
     fuzz_require(status.code == MDP_OK, status.text);
+    seal(catalogue);
     fuzz_begin();
     status = mdp_verify_all(comm, catalogue, NULL, NULL, &verified);
     fuzz_end(&status);
