@@ -128,6 +128,7 @@ typedef struct mdp_engine_options {
     mdp_pass pass;
     const mdp_view *const *views;   /* [n_stream]; NULL entry: the model as it is */
     const mdp_observers *observers; /* may be NULL */
+    bool allow_nonfinite;           /* values that are not finite count as 0 instead of ending the pass */
 } mdp_engine_options;
 
 /* Everything that one forward pass needs; buffers are allocated by the calls that use them and their sizes are those of
@@ -146,7 +147,8 @@ mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch);
  * stream_state [n_stream] as they were. Collective. */
 mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_state, const int *leader,
                                         const int *stream_state);
-/* Attention and MoE block of a layer, for all states; states fork where views first differ. Collective. */
+/* Attention and MoE block of a layer, for all states; states fork where views first differ. Collective. Errors:
+ * MDP_BAD_INPUT for activations that are not finite, naming layer, expert, token and weight. */
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
 /* The MoE block of the layer just computed once more, from the same input, as the stream's view of it is by now; this
  * result goes on and observers see nothing of it. For passes that recompute. Collective. */
@@ -159,6 +161,9 @@ typedef struct mdp_local_batch {
     const uint32_t *ids;          /* [n_token] */
     const int32_t *category;      /* [n_token] */
 } mdp_local_batch;
+/* Values that counted as 0 because they were not finite, on all ranks, and the first layer with any (-1: none).
+ * Collective. */
+mdp_status mdp_engine_nonfinite_all(const mdp_engine *engine, int64_t *n, int64_t *layer);
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
 int mdp_engine_n_state(const mdp_engine *engine);
 int mdp_engine_state_of(const mdp_engine *engine, int stream);

@@ -14,6 +14,7 @@ typedef struct mdp_forward_options {
     mdp_log *log;
     bool progress;
     mdp_resume *resume; /* NULL: no resume points, no stopping */
+    bool allow_nonfinite; /* activations that are not finite count as 0 instead of ending the pass */
 } mdp_forward_options;
 
 /* What a forward pass will take, from headers alone (the largest rank where ranks differ). */

@@ -290,6 +290,12 @@ const mdp_option mdp_option_table[N_OPTION] = {
                         .minimum = 1,
                         .maximum = 1024,
                         .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
+    [OPTION_ALLOW_NONFINITE] =
+        {.name = "allow-nonfinite",
+         .type = MDP_OPTION_FLAG,
+         .help = "let activations that are NaN or infinite count as 0 and go on (default: stop, naming "
+                 "layer, expert, token and weight)",
+         .commands = FORWARD | COMMAND_PLAN},
     [OPTION_CONFIG] = {.name = "config",
                        .type = MDP_OPTION_TEXT,
                        .value = "FILE",

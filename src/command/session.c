@@ -147,7 +147,8 @@ mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
                                  .memory = mdp_session_option(session, OPTION_MEMORY)->integer,
                                  .log = session->log,
                                  .progress = true,
-                                 .resume = session->resume};
+                                 .resume = session->resume,
+                                 .allow_nonfinite = mdp_session_option(session, OPTION_ALLOW_NONFINITE)->flag};
 }
 
 mdp_status mdp_session_compare_blas_all(const mdp_session *session) {

@@ -96,6 +96,9 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->recompute = options->pass.recompute;
         engine->views = options->views;
         if (options->observers) engine->observers = *options->observers;
+        engine->allow_nonfinite = options->allow_nonfinite;
+        engine->nonfinite_key = INT64_MAX;
+        engine->first_nonfinite = -1;
         status = new_local(engine);
     }
     status = mdp_agree_all(comm, status);
@@ -357,7 +360,9 @@ static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status s
     status = mdp_agree_all(engine->comm, status);
     if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
     mdp_free(norm);
-    return status;
+    if (status.code == MDP_OK) status = mdp_finite_agree_all(engine, layer_number);
+    if (status.code != MDP_OK) return status;
+    return mdp_agree_all(engine->comm, mdp_finite_residual(engine, layer_number, "the output of the MoE block"));
 }
 
 static size_t residual_bytes(const mdp_engine *engine) {
@@ -367,7 +372,11 @@ static size_t residual_bytes(const mdp_engine *engine) {
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
     mdp_status status = mdp_attend(engine, layer);
-    if (status.code == MDP_OK && !layer->is_moe) status = mdp_dense(engine, layer);
+    if (status.code == MDP_OK) status = mdp_finite_residual(engine, layer_number, "the output of attention");
+    if (status.code == MDP_OK && !layer->is_moe) {
+        status = mdp_dense(engine, layer);
+        if (status.code == MDP_OK) status = mdp_finite_residual(engine, layer_number, "the output of the dense MLP");
+    }
     if (!layer->is_moe) return mdp_agree_all(engine->comm, status);
     if (engine->recompute && status.code == MDP_OK) memcpy(engine->input, engine->states[0].x, residual_bytes(engine));
     return moe_all(engine, layer_number, status);

@@ -46,6 +46,11 @@ struct mdp_engine {
     int n_state;
     mdp_state *states; /* [n_stream], the first n_state in use */
     int *stream_state; /* [n_stream] */
+
+    bool allow_nonfinite;
+    int64_t nonfinite_key;   /* lowest (expert, token) of this layer on this rank; INT64_MAX: none */
+    int64_t n_nonfinite;     /* values set to 0 on this rank */
+    int64_t first_nonfinite; /* first layer in which; -1: none */
 };
 
 /* ---- linear.c: apply stored matrices to row tiles, panel by panel --------------------------------------------- */
@@ -80,6 +85,19 @@ typedef struct mdp_gating {
  * holds MDP_TILE_ROWS * MDP_PANEL_ROWS values per thread. */
 mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const mdp_matrix *gate, const mdp_rows *tiles,
                           int64_t n_tile, float *scratch);
+
+/* ---- finite.c ------------------------------------------------------------------------------------------------- */
+
+bool mdp_finite_row(const float *x, int64_t n);
+/* Look at the residual stream of every state; `what` it is, for the error: MDP_BAD_INPUT naming the lowest token and
+ * the weights to blame. Local: agreed on, the error is the same for any number of ranks. */
+mdp_status mdp_finite_residual(mdp_engine *engine, int64_t layer, const char *what);
+/* Look at outputs y [n_row, d_model] of an expert. false: not finite, so observers are not to see them; the error comes
+ * at the end of the layer. Local, from several threads. */
+bool mdp_finite_outputs(mdp_engine *engine, int64_t layer, mdp_expert_t expert, float *y, const int64_t *token,
+                        int32_t n_row);
+/* The end of a layer: MDP_BAD_INPUT naming the lowest expert and token that was found. Collective. */
+mdp_status mdp_finite_agree_all(mdp_engine *engine, int64_t layer);
 
 /* ---- norm.c --------------------------------------------------------------------------------------------------- */
 

@@ -23,14 +23,17 @@ static void gather_group(const mdp_engine *engine, bool weigh, const mdp_tile_pl
     }
 }
 
+/* Observers see finite tiles only. */
 static mdp_status observe_group(mdp_engine *engine, int64_t layer_number, const mdp_tile_place *tiles, int64_t n_tile,
                                 const mdp_round *round, const mdp_expert_scratch *scratch) {
     int64_t d = engine->model->d_model, f = engine->model->layers[layer_number].moe.d_ff;
     mdp_status failed = mdp_ok();
-    if (!engine->observers.tile) return failed;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t t = 0; t < n_tile; t++) {
         int32_t at = tiles[t].position;
+        bool finite = mdp_finite_outputs(engine, layer_number, tiles[t].expert, round->y + at * d, round->token + at,
+                                         tiles[t].n_row);
+        if (!finite || !engine->observers.tile) continue;
         mdp_tile tile = {.layer = layer_number,
                          .state = tiles[t].state,
                          .expert = tiles[t].expert,

@@ -37,13 +37,26 @@ static int64_t residual_bytes(const mdp_forward *forward, const mdp_partition *p
     return forward->pass.n_stream * partition->batch_tokens * forward->model->d_model * (int64_t)sizeof(float);
 }
 
+/* Collective on forward->comm. */
+static mdp_status tell_nonfinite_all(const mdp_forward *forward, const mdp_engine *engine) {
+    int64_t n, layer;
+    char count[32];
+    MDP_TRY(mdp_engine_nonfinite_all(engine, &n, &layer));
+    if (n > 0)
+        mdp_log_message(forward->options->log, MDP_LEVEL_WARN,
+                        "%s: %s activations were not finite and counted as 0, the first in layer %lld", forward->phase,
+                        mdp_print_count(count, n), (long long)layer);
+    return mdp_ok();
+}
+
 static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     mdp_engine *engine = NULL;
     mdp_progress *progress = NULL;
     mdp_engine_options options = {.n_thread = forward->options->n_thread,
                                   .pass = forward->pass,
                                   .views = forward->views,
-                                  .observers = forward->observers};
+                                  .observers = forward->observers,
+                                  .allow_nonfinite = forward->options->allow_nonfinite};
     MDP_TRY(mdp_engine_new_all(forward->comm, forward->model, forward->reader, forward->tokens, stage->partition,
                                &options, &engine));
     mdp_status status = mdp_ok();
@@ -59,6 +72,7 @@ static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     while (status.code == MDP_OK && !mdp_stage_is_finished(stage))
         status = run_batch_all(forward, engine, stage, progress);
     mdp_progress_destroy(progress);
+    if (status.code == MDP_OK && forward->options->allow_nonfinite) status = tell_nonfinite_all(forward, engine);
     mdp_engine_destroy(engine);
     return status;
 }
