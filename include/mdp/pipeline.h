@@ -13,7 +13,7 @@ typedef struct mdp_forward_options {
     int64_t memory;       /* bytes per rank; 0: no limit */
     mdp_log *log;
     bool progress;
-    mdp_resume *resume; /* NULL: no resume points, no stopping */
+    mdp_resume *resume;   /* NULL: no resume points, no stopping */
     bool allow_nonfinite; /* activations that are not finite count as 0 instead of ending the pass */
 } mdp_forward_options;
 
