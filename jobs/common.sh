@@ -11,6 +11,8 @@
 #   PLACEMENT       numa: one rank a NUMA domain, threads on its cores; core: one rank a core    (numa)
 #   RANKS_PER_NODE, THREADS   override what PLACEMENT gives
 #   MDP_ARGUMENTS   the arguments, divided at blanks, where the batch system passes none to a script
+#   MDP_REQUEUE     what to do with a job whose command was stopped and can go on: a command line, or nothing    (scontrol requeue ID)
+#   MDP_REQUEUES    how often at most                                                                            (20)
 #
 # Arrays that may be empty are expanded as ${a[@]+"${a[@]}"}: bash before 4.4 takes them for unset.
 
@@ -71,13 +73,13 @@ mdp_is_open_mpi() {
 
 # mdp_start RANKS_PER_NODE THREADS PROGRAM ARG ...: on all nodes; a LAUNCH of the user's own decides the numbers by itself.
 mdp_start() {
-  local ranks=$1 threads=$2 hosts launch
+  local ranks=$1 threads=$2 exec=${exec:-} hosts launch
   shift 2
   # shellcheck disable=SC2153 # LAUNCH is the job script's
   case $LAUNCH in
     srun)
       # srun does not take cpus-per-task over from sbatch; --hint=nomultithread excludes --cpu-bind.
-      srun --ntasks-per-node="$ranks" --ntasks="$((ranks * $(mdp_count_nodes)))" --cpus-per-task="$threads" --threads-per-core=1 \
+      $exec srun --ntasks-per-node="$ranks" --ntasks="$((ranks * $(mdp_count_nodes)))" --cpus-per-task="$threads" --threads-per-core=1 \
         --cpu-bind=cores --distribution=block:block --kill-on-bad-exit=1 "$@"
       ;;
     mpirun)
@@ -89,13 +91,77 @@ mdp_start() {
       else
         launch=(mpirun -n "$((ranks * $(mdp_count_nodes)))" -ppn "$ranks" -bind-to "core:$threads")
       fi
-      "${launch[@]}" "$@"
+      $exec "${launch[@]}" "$@"
       ;;
     *)
       read -r -a launch <<<"$LAUNCH"
-      "${launch[@]}" "$@"
+      $exec "${launch[@]}" "$@"
       ;;
   esac
+}
+
+# mdp_start in the background, so that this shell can take signals meanwhile; the background process becomes the launcher.
+mdp_start_and_wait() {
+  local code=0 again
+  (
+    exec="exec"
+    mdp_start "$@"
+  ) &
+  MDP_CHILD=$!
+  MDP_SIGNALLED=
+  wait "$MDP_CHILD" || code=$?
+  # `wait` ends when a signal is trapped, before the program has ended.
+  while [ -n "$MDP_SIGNALLED" ]; do
+    MDP_SIGNALLED=
+    again=0
+    wait "$MDP_CHILD" || again=$?
+    [ "$again" -eq 127 ] || code=$again # 127: it had ended already
+  done
+  MDP_CHILD=
+  return "$code"
+}
+
+# The batch system says some minutes ahead that the time is over: SIGUSR1 to this shell, which passes it on to the launcher.
+mdp_pass_on() {
+  MDP_SIGNALLED=1
+  [ -n "${MDP_CHILD:-}" ] || return 0
+  echo "signal    SIGUSR1 at $(date '+%F %T'): saving and stopping"
+  kill -USR1 "$MDP_CHILD" 2>/dev/null || true
+}
+
+# How often this job was put back into the queue.
+mdp_restarts() {
+  echo "${SLURM_RESTART_COUNT:-${MDP_RESTARTS:-0}}"
+}
+
+# Holds how many command lines of the job are done, from the first until the job ends.
+mdp_done_file() {
+  echo ".moe-dist-prune.$(mdp_job_id).done"
+}
+
+# Commands that take resume points; without a name it is run.
+mdp_can_resume() {
+  local word
+  for word in "$@"; do if [ "$word" = --resume ]; then return 1; fi; done
+  case ${1:-} in run | observe | apply | eval | export | --*) return 0 ;; *) return 1 ;; esac
+}
+
+# After exit code 75, when all is saved: back into the queue.
+mdp_requeue() {
+  if [ "$(mdp_restarts)" -ge "${MDP_REQUEUES:-20}" ]; then
+    echo "requeue   not again: $(mdp_restarts) times were enough (MDP_REQUEUES)"
+    return 1
+  fi
+  if [ -n "${MDP_REQUEUE:-}" ]; then
+    echo "requeue   $MDP_REQUEUE"
+    bash -c "$MDP_REQUEUE"
+  elif [ -n "${SLURM_JOB_ID:-}" ] && command -v scontrol >/dev/null; then
+    echo "requeue   scontrol requeue $SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID"
+  else
+    echo "requeue   start this job again with --resume in its arguments"
+    return 1
+  fi
 }
 
 # ---- Staging -------------------------------------------------------------------------------------------------------------------
@@ -271,10 +337,17 @@ mdp_run_step() {
     words+=("$word")
     previous=$word
   done
+  MDP_STEP=$((MDP_STEP + 1))
+  if [ "$(mdp_restarts)" -gt 0 ] && [ "$MDP_STEP" -le "$(cat "$(mdp_done_file)" 2>/dev/null || echo 0)" ]; then
+    echo "command   $MDP_STEP was done before the job was put back into the queue"
+    return 0
+  fi
+  # A job that was put back into the queue begins again: its commands go on where they were stopped.
+  if [ "$(mdp_restarts)" -gt 0 ] && mdp_can_resume ${words[@]+"${words[@]}"}; then words+=(--resume); fi
   echo "command   $(printf '%q ' "$MDP_PROGRAM" ${words[@]+"${words[@]}"})"
-  mdp_start "$RANKS_PER_NODE" "$THREADS" "$MDP_PROGRAM" ${words[@]+"${words[@]}"} || code=$?
-  # An interrupted command cannot be continued: whatever the code, the job ends with it and is not put back into the queue.
+  mdp_start_and_wait "$RANKS_PER_NODE" "$THREADS" "$MDP_PROGRAM" ${words[@]+"${words[@]}"} || code=$?
   echo "ended     code $code after $((SECONDS - started)) s"
+  if [ "$code" -eq 0 ] && [ "$(mdp_job_id)" != none ]; then echo "$MDP_STEP" >"$(mdp_done_file)"; fi
   return "$code"
 }
 
@@ -294,6 +367,16 @@ mdp_run_steps() {
 
 # mdp_main ARG ...: the job; returns the exit code of the program that failed, else 0.
 mdp_main() {
+  local code=0
+  MDP_CHILD=
+  MDP_STEP=0
+  trap mdp_pass_on USR1
+  mdp_main_once "$@" || code=$?
+  if [ "$code" -eq 75 ]; then mdp_requeue || true; else rm -f "$(mdp_done_file)"; fi
+  return "$code"
+}
+
+mdp_main_once() {
   local value
   if [ $# -eq 0 ] && [ -n "${MDP_ARGUMENTS:-}" ]; then
     read -r -d '' -a MDP_WORDS <<<"$MDP_ARGUMENTS" || true

@@ -2,6 +2,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -14,9 +15,9 @@ MODEL = mdp.GOLDEN / "mixtral"
 HERE = "mpirun -n 2 --oversubscribe --bind-to none"
 
 
-def start(script, *words, **env):
+def start(script, *words, cwd=None, **env):
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    return subprocess.run(["bash", str(script), *map(str, words)], capture_output=True, text=True, check=False, timeout=300,
+    return subprocess.run(["bash", str(script), *map(str, words)], capture_output=True, text=True, check=False, timeout=300, cwd=cwd,
                           env={**os.environ, **root, "MDP_PROGRAM": str(mdp.PROGRAM), **env})
 
 
@@ -195,3 +196,47 @@ def test_a_copy_far_from_its_library_says_what_to_set(tmp_path, recorder):
         result = start(tmp_path / "spooled", "info", **far)
         assert result.returncode == 2 and "export MDP_JOBS" in result.stderr, result.stdout + result.stderr
         assert start(tmp_path / "spooled", "info", MDP_JOBS=str(JOBS), **far).returncode == 0
+
+
+@pytest.fixture
+def queue(recorder, tmp_path):
+    """A Slurm whose scontrol only notes what it is asked; the job runs where its files are."""
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    return {**recorder, "SLURM_JOB_ID": "7", "MDP_JOBS": str(JOBS)}
+
+
+def test_stopped_job_goes_back_into_the_queue_and_on(arguments, queue, tmp_path):
+    """Three command lines: the first is done when the second is stopped, and is not repeated."""
+    (tmp_path / "bin" / "mpirun").unlink()
+    model, tokens = arguments[1], arguments[3]
+    words = ["observe", "--model", model, "--tokens", tokens, "--out", tmp_path / "stats.h5", "--then",
+             "observe", "--model", model, "--tokens", tokens, "--out", tmp_path / "again.h5", "--max-seconds", "0.1", "--then",
+             "plan", "--stats", tmp_path / "again.h5", "--method", "reap", "--keep", 4, "--out", tmp_path / "plan.json"]
+    done = tmp_path / ".moe-dist-prune.7.done"
+    for n in range(10):
+        result = start(JOBS / "slurm.sbatch", *words, LAUNCH=HERE, SLURM_RESTART_COUNT=str(n), cwd=tmp_path, **queue)
+        assert ("1 was done before" in result.stdout) == (n > 0) and (" --resume" in result.stdout) == (n > 0), result.stdout
+        if result.returncode == 0:
+            break
+        assert result.returncode == 75 and "ended     code 75" in result.stdout and done.read_text() == "1\n", result.stdout + result.stderr
+    assert n > 0 and (tmp_path / "asked").read_text().count("requeue 7\n") == n and not done.exists()
+    assert (tmp_path / "stats.h5").read_bytes() == (tmp_path / "again.h5").read_bytes() and (tmp_path / "plan.json").exists()
+
+
+def test_signal_to_the_script_reaches_the_program(queue, tmp_path):
+    (tmp_path / "program").write_text("#!/bin/bash\ntrap 'echo saved; exit 75' USR1\necho ready\nwhile :; do sleep 0.1; done\n")
+    (tmp_path / "program").chmod(0o755)
+    process = subprocess.Popen(["bash", str(JOBS / "slurm.sbatch"), "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+                               env={**os.environ, **queue, "LAUNCH": "env", "MDP_PROGRAM": str(tmp_path / "program")})
+    while "ready" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGUSR1)
+    said, complaints = process.communicate(timeout=30)
+    assert process.returncode == 75 and "saved" in said and "requeue   scontrol requeue 7" in said, said + complaints
+    assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
+
+
+def test_a_job_does_not_go_back_for_ever(queue, tmp_path):
+    result = start(JOBS / "slurm.sbatch", "-c", "exit 75", LAUNCH="env", **{**queue, "MDP_PROGRAM": "bash", "SLURM_RESTART_COUNT": "20"})
+    assert result.returncode == 75 and "not again: 20 times" in result.stdout, result.stdout + result.stderr
