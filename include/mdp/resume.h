@@ -16,6 +16,7 @@ struct mdp_resume {
     char *identity; /* what identity.json holds or would hold; owned */
     char digest[33];
     bool exists;    /* the folder is there, of this very command; the same on every rank */
+    bool saved;     /* there is something in it to go on from; the same on every rank */
     bool continues; /* it was there when the command began, and --resume was given */
     mdp_watch watch;
     int n_pass; /* forward passes begun: they come in the same order in every run */

@@ -177,7 +177,7 @@ static mdp_status save_all(mdp_work *work, void *context, mdp_settle_fn *settle)
     MDP_TRY(collect_all(work));
     MDP_TRY(mdp_resume_make_folder_all(work->comm, work->resume));
     MDP_AGREE(work->comm, work->comm->rank == 0 ? write_journal(work) : mdp_ok());
-    work->recorded = true;
+    work->recorded = work->resume->saved = true;
     mdp_watch_saved(&work->resume->watch, start);
     return mdp_ok();
 }

@@ -221,7 +221,7 @@ mdp_status mdp_session_open_resume_all(mdp_session *session, bool in_folder) {
     mdp_resume *resume = session->resume;
     MDP_AGREE(comm, comm->rank == 0 ? look(session, resume, &found) : mdp_ok());
     MDP_TRY(mdp_bcast_all(comm, &found, (int64_t)sizeof found, 0));
-    resume->exists = resume->continues = found != 0;
+    resume->exists = resume->saved = resume->continues = found != 0;
     if (mdp_session_option(session, OPTION_RESUME)->flag && !found)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: nothing to go on from; starting from the beginning",
                         resume->folder);

@@ -263,7 +263,7 @@ static mdp_status write_record(const mdp_session *session) {
     return status;
 }
 
-/* Rank 0: the folder, its log, and the record of the options. */
+/* Rank 0: the folder and its log. */
 static mdp_status make_folder(mdp_session *session) {
     const char *folder = mdp_session_option(session, OPTION_OUT)->text;
     char *path = NULL;
@@ -273,14 +273,16 @@ static mdp_status make_folder(mdp_session *session) {
     MDP_TRY(mdp_session_path(session, "run.log", &path));
     mdp_status status = mdp_log_open_file(session->log, path);
     mdp_free(path);
-    MDP_TRY(status);
-    return write_record(session);
+    return status;
 }
 
 mdp_status mdp_session_make_folder_all(mdp_session *session) {
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0) status = make_folder(session);
-    return mdp_agree_all(session->comm, status);
+    MDP_AGREE(session->comm, status);
+    /* Whose folder it is, before anything else is in it: a run that is killed early goes on over what it has left. */
+    MDP_TRY(mdp_resume_make_folder_all(session->comm, session->resume));
+    return mdp_agree_all(session->comm, session->comm->rank == 0 ? write_record(session) : mdp_ok());
 }
 
 mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan *plan) {

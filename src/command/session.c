@@ -43,16 +43,19 @@ mdp_status mdp_session_start_all(mdp_session *session) {
 }
 
 /* A run that failed before it had any result leaves nothing behind. Failing to clean up is not worth a second error. */
-static void remove_folder(const mdp_session *session) {
+static void remove_rest(const mdp_session *session) {
     mdp_fault_configure(0, 0);
-    mdp_status status = mdp_folder_remove(mdp_session_option(session, OPTION_OUT)->text);
+    mdp_status status = mdp_ok();
+    if (session->resume && session->resume->exists && session->comm->rank == 0)
+        status = mdp_resume_remove(session->resume);
+    if (session->folder_created) status = mdp_folder_remove(mdp_session_option(session, OPTION_OUT)->text);
     (void)status;
 }
 
 void mdp_session_close(mdp_session *session, bool failed) {
     mdp_log_destroy(session->log);
-    bool kept = session->result_kept || (session->resume && session->resume->exists);
-    if (failed && session->folder_created && !kept) remove_folder(session);
+    bool kept = session->result_kept || (session->resume && session->resume->saved);
+    if (failed && !kept) remove_rest(session);
     mdp_tokens_destroy(session->tokens);
     mdp_tokens_destroy(session->eval_tokens);
     mdp_tasks_destroy(session->tasks);

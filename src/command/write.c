@@ -56,10 +56,11 @@ static mdp_status is_done_all(const mdp_session *session, const char *path, cons
 }
 
 static mdp_status mark_all(const mdp_session *session, const char *mark, double start) {
-    bool worth = session->resume->exists;
+    bool worth = session->resume->saved;
     if (!worth) MDP_TRY(mdp_watch_worth_all(session->comm, &session->resume->watch, start, &worth));
     if (!worth) return mdp_ok();
     MDP_TRY(mdp_resume_make_folder_all(session->comm, session->resume));
+    session->resume->saved = true;
     return mdp_agree_all(session->comm, session->comm->rank == 0 ? mdp_file_write_all(mark, "", 0) : mdp_ok());
 }
 

@@ -216,6 +216,7 @@ static mdp_status save_all(const mdp_stage *stage, const mdp_engine *engine) {
     MDP_TRY(stage->forward->gather_all(stage->forward->context));
     mdp_status status = write_point_all(stage, engine);
     mdp_watch_saved(&stage->resume->watch, start);
+    stage->resume->saved = stage->resume->saved || status.code == MDP_OK;
     return status;
 }
 
