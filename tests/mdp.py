@@ -28,6 +28,7 @@ PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable  # for 
 TWO_ITEMS = {"context_ids": [0, 5, 6, 0, 7], "context_offsets": [0, 3, 5], "item_offsets": [0, 2, 5],
              "choice_ids": [8, 9, 10, 11, 12, 13], "choice_offsets": [0, 1, 3, 4, 5, 6], "choice_bytes": [2, 5, 1, 1, 1],
              "answer": [1, 2]}  # of one task
+COUNT_KEYS = ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"]
 CRITERIA = ["frequency", "soft", "ean", "ean-mean", "weighted-ean", "reap"]
 
 
