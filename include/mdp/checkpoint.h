@@ -241,10 +241,11 @@ void mdp_tasks_destroy(mdp_tasks *tasks); /* NULL is allowed */
 
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
-/* A run of bytes copied from a stored tensor, or of zeros. */
+/* A run of bytes copied from a stored tensor, or of four bytes again and again. */
 typedef struct mdp_segment {
-    const mdp_tensor *source; /* NULL: zeros */
+    const mdp_tensor *source; /* NULL: `fill` */
     int64_t offset, n_byte;   /* inside the source tensor */
+    uint32_t fill;            /* the four bytes, the lowest first: one value of 4 bytes, two of 2; mostly 0 */
 } mdp_segment;
 
 /* One tensor of the result, under its HF name: the concatenation of its segments, bit for bit. */

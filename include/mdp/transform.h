@@ -9,10 +9,12 @@ mdp_status mdp_transform_check(const mdp_plan *plan);
 /* The checkpoint that the plan makes of the model: every tensor as segments of stored ones (experts dropped and
  * renumbered, router rows and fused tensors sliced, all else copied), config.json patched. plan == NULL: the model as
  * it is (export). When layers keep different numbers, config.json keeps the largest count: only model.h5, whose stacks
- * carry each layer's own number, can hold such a result. plan_text, provenance_text: copied; may be NULL. Local; every
- * rank does the same. */
+ * carry each layer's own number, can hold such a result, unless `pad` adds experts that are never chosen to the layers
+ * that keep fewer. plan_text, provenance_text: copied; may be NULL. Local; every rank does the same. */
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const char *plan_text,
-                                const char *provenance_text, mdp_output **out);
+                                const char *provenance_text, bool pad, mdp_output **out);
+/* Can layers be padded so that results stay as they are to the last bit? MDP_USAGE, saying why not. Local. */
+mdp_status mdp_transform_check_pad(const mdp_model *model);
 /* What the plan makes of the model (NULL: as it is): all values, scales not counted, and those that one token meets.
  * Local. */
 typedef struct mdp_result_size {

@@ -68,7 +68,7 @@ static int64_t piece_bytes(const copy_pump *pump, const cursor *at) {
 static mdp_status read_run(mdp_reader *reader, const mdp_segment *segment, int64_t offset, int64_t n, char *out) {
     const mdp_tensor *source = segment->source;
     if (source) return mdp_reader_read(reader, source->file, source->offset + segment->offset + offset, n, out);
-    memset(out, 0, (size_t)n);
+    for (int64_t i = 0; i < n; i++) out[i] = (char)(segment->fill >> (offset + i) % 4 * 8 & 0xff);
     return mdp_ok();
 }
 

@@ -42,7 +42,7 @@ static mdp_status check_tensor(const mdp_output_tensor *tensor) {
         const mdp_segment *segment = &tensor->segments[i];
         int64_t end;
         n_copied += segment->n_byte;
-        if (!segment->source) continue; /* zeros */
+        if (!segment->source) continue; /* filled */
         if (segment->offset < 0 || !mdp_add(segment->offset, segment->n_byte, &end) || end > segment->source->n_byte)
             return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result takes %lld bytes at %lld of %s, which has %lld.",
                              tensor->name, (long long)segment->n_byte, (long long)segment->offset,

@@ -16,7 +16,7 @@ static mdp_status describe(const mdp_session *session, const mdp_plan *plan, con
     char *provenance = NULL;
     MDP_TRY(mdp_session_check_uniform(session, plan));
     MDP_TRY(mdp_session_provenance(session, plan, &provenance));
-    mdp_status status = mdp_transform_output(session->model, plan, text, provenance, out);
+    mdp_status status = mdp_transform_output(session->model, plan, text, provenance, false, out);
     mdp_free(provenance);
     return status;
 }
@@ -29,7 +29,7 @@ static mdp_status check_outputs_all(const mdp_session *session, const mdp_output
     return mdp_session_check_folder_all(session, names, n_container * output->tensor_byte);
 }
 
-static mdp_status write_result_all(mdp_session *session, const mdp_output *output) {
+static mdp_status write_result_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     mdp_estimate estimate = {.phase = "apply"};
     MDP_TRY(mdp_session_open_resume_all(session, true));
@@ -38,7 +38,7 @@ static mdp_status write_result_all(mdp_session *session, const mdp_output *outpu
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    MDP_TRY(mdp_session_write_all(session, output));
+    MDP_TRY(mdp_session_write_all(session, plan, output));
     return mdp_session_log_memory_all(session);
 }
 
@@ -50,7 +50,7 @@ mdp_status mdp_command_apply_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan, &text));
     mdp_status status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
-    if (status.code == MDP_OK && output) status = write_result_all(session, output);
+    if (status.code == MDP_OK && output) status = write_result_all(session, plan, output);
     mdp_output_destroy(output);
     mdp_plan_destroy(plan);
     mdp_free(text);

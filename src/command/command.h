@@ -35,6 +35,7 @@ typedef enum mdp_option_id {
     OPTION_SEED,
     OPTION_OUT,
     OPTION_FORMAT,
+    OPTION_NON_UNIFORM,
     OPTION_SHARD_SIZE,
     OPTION_OVERWRITE,
     OPTION_DUMP,
@@ -80,6 +81,7 @@ extern const mdp_option mdp_option_table[N_OPTION];
 /* Indices of the choices of --propagate and --format. */
 typedef enum mdp_propagate_choice { PROPAGATE_ORIGINAL, PROPAGATE_PRUNED } mdp_propagate_choice;
 typedef enum mdp_format_choice { FORMAT_HDF5, FORMAT_SAFETENSORS, FORMAT_BOTH } mdp_format_choice;
+typedef enum mdp_non_uniform_choice { NON_UNIFORM_REFUSE, NON_UNIFORM_PAD } mdp_non_uniform_choice;
 
 /* Everything that one command works with. Opened by the functions of session.h; closed by mdp_session_close_all. */
 typedef struct mdp_session {

@@ -6,16 +6,21 @@
 #include "command/opening.h"
 #include "command/write.h"
 
-static mdp_status check_uniform(const mdp_session *session) {
+/* Do layers have different numbers of experts? Refused unless they are to be padded. */
+static mdp_status check_uniform(const mdp_session *session, bool *pad) {
     const mdp_model *model = session->model;
     int64_t first = -1;
+    *pad = false;
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
         if (first < 0) first = l;
         if (model->layers[l].moe.n_expert == model->layers[first].moe.n_expert) continue;
+        *pad = mdp_session_option(session, OPTION_NON_UNIFORM)->integer == NON_UNIFORM_PAD;
+        if (*pad) return mdp_ok();
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: layers differ: it has %d experts in layer %lld and %d in layer %lld, which no loader of "
-                         "Hugging Face folders accepts; use the model.h5, or prune again with --budget uniform.",
+                         "Hugging Face folders accepts; use the model.h5, --non-uniform pad, or prune again with "
+                         "--budget uniform.",
                          session->catalogue->path, (int)model->layers[first].moe.n_expert, (long long)first,
                          (int)model->layers[l].moe.n_expert, (long long)l);
     }
@@ -25,10 +30,11 @@ static mdp_status check_uniform(const mdp_session *session) {
 static mdp_status describe(const mdp_session *session, mdp_output **out) {
     const char *known = session->catalogue->provenance_text;
     char *provenance = NULL;
-    MDP_TRY(check_uniform(session));
+    bool pad;
+    MDP_TRY(check_uniform(session, &pad));
     if (!known) MDP_TRY(mdp_session_provenance(session, NULL, &provenance));
     mdp_status status =
-        mdp_transform_output(session->model, NULL, session->catalogue->plan_text, known ? known : provenance, out);
+        mdp_transform_output(session->model, NULL, session->catalogue->plan_text, known ? known : provenance, pad, out);
     mdp_free(provenance);
     return status;
 }

@@ -287,11 +287,13 @@ mdp_status mdp_session_make_folder_all(mdp_session *session) {
 
 mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan *plan) {
     if (plan->uniform || !mdp_session_wants_hf(session)) return mdp_ok();
+    if (mdp_session_option(session, OPTION_NON_UNIFORM)->integer == NON_UNIFORM_PAD)
+        return mdp_transform_check_pad(session->model);
     const mdp_plan_layer *first = &plan->layers[0], *other = first;
     while (other->n_kept == first->n_kept) other++;
     return MDP_ERROR(
         MDP_USAGE,
         "layers differ: the plan keeps %d experts in layer %lld and %d in layer %lld, which no loader of Hugging Face "
-        "folders accepts; use --format hdf5, or --budget uniform for the plan.",
+        "folders accepts; use --format hdf5, --non-uniform pad, or --budget uniform for the plan.",
         (int)first->n_kept, (long long)first->layer, (int)other->n_kept, (long long)other->layer);
 }

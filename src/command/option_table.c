@@ -48,6 +48,11 @@ static const char *format_name(int i) {
     return names[i];
 }
 
+static const char *non_uniform_name(int i) {
+    static const char *const names[] = {[NON_UNIFORM_REFUSE] = "refuse", [NON_UNIFORM_PAD] = "pad", NULL};
+    return names[i];
+}
+
 static const char *level_name(int i) {
     static const char *const names[] = {[MDP_LEVEL_ERROR] = "error",
                                         [MDP_LEVEL_WARN] = "warn",
@@ -223,6 +228,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .help = "model.h5, a Hugging Face folder hf, or both",
                        .choice = format_name,
                        .commands = PRUNES},
+    [OPTION_NON_UNIFORM] = {.name = "non-uniform",
+                            .type = MDP_OPTION_CHOICE,
+                            .fallback = "refuse",
+                            .help = "Hugging Face folder of layers that keep different numbers: pad adds experts that "
+                                    "are never chosen, where the router has a bias that makes that exact",
+                            .choice = non_uniform_name,
+                            .commands = PRUNES | COMMAND_EXPORT},
     [OPTION_SHARD_SIZE] = {.name = "shard-size",
                            .type = MDP_OPTION_SIZE,
                            .value = "BYTES",

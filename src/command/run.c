@@ -210,7 +210,8 @@ static mdp_status transform(const mdp_session *session, products *made) {
     MDP_TRY(mdp_session_check_uniform(session, made->plan));
     MDP_TRY(mdp_transform_view(session->model, made->plan, &made->view));
     MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
-    mdp_status status = mdp_transform_output(session->model, made->plan, made->plan_text, provenance, &made->output);
+    mdp_status status =
+        mdp_transform_output(session->model, made->plan, made->plan_text, provenance, false, &made->output);
     mdp_free(provenance);
     return status;
 }
@@ -407,7 +408,7 @@ static mdp_status perform_all(mdp_session *session, products *made) {
     end_phase(session, made, "plan");
     MDP_TRY(evaluate_all(session, made));
     if (evaluates(session)) end_phase(session, made, "evaluate");
-    MDP_TRY(mdp_session_write_all(session, made->output));
+    MDP_TRY(mdp_session_write_all(session, made->plan, made->output));
     end_phase(session, made, "write");
     return report_all(session, made);
 }

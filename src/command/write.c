@@ -96,13 +96,24 @@ static mdp_status write_below_all(mdp_container container, const mdp_session *se
     return status;
 }
 
-mdp_status mdp_session_write_all(mdp_session *session, const mdp_output *output) {
+/* The folder needs the same number of experts in every layer. */
+static mdp_status write_padded_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
+    mdp_output *padded = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_transform_output(session->model, plan, output->plan_text,
+                                                                          output->provenance_text, true, &padded));
+    if (status.code == MDP_OK && padded) status = write_below_all(MDP_HF_FOLDER, session, padded, "hf");
+    mdp_output_destroy(padded);
+    return status;
+}
+
+mdp_status mdp_session_write_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     if (mdp_session_wants_native(session)) {
         MDP_TRY(write_below_all(MDP_NATIVE, session, output, "model.h5"));
         session->result_kept = true;
     }
     if (mdp_session_wants_hf(session)) {
-        MDP_TRY(write_below_all(MDP_HF_FOLDER, session, output, "hf"));
+        MDP_TRY(output->uniform ? write_below_all(MDP_HF_FOLDER, session, output, "hf")
+                                : write_padded_all(session, plan, output));
         session->result_kept = true;
     }
     return mdp_ok();

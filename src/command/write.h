@@ -8,7 +8,8 @@
 mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_output *output, const char *path);
 /* Write `output` as a Hugging Face folder. Collective. */
 mdp_status mdp_session_write_hf_all(const mdp_session *session, const mdp_output *output, const char *folder);
-/* Write `output` below --out in the containers that --format asks for: model.h5, hf. Collective. */
-mdp_status mdp_session_write_all(mdp_session *session, const mdp_output *output);
+/* Write `output`, which `plan` makes, below --out in the containers that --format asks for: model.h5, hf. The latter
+ * padded where layers differ. Collective. */
+mdp_status mdp_session_write_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output);
 
 #endif

@@ -3,19 +3,43 @@
  * Tensors of kept experts are renamed by their pattern with the expert's new number; router rows and fused tensors are
  * sliced; everything else is copied. No value changes, so the result is bit for bit what was read, but for experts
  * that the plan zeroes: those keep their place and their router row, and their down projection is all zeros, so that
- * they return 0 in every loader of plain checkpoints. Refuses a plan that
- * does not fit the model (mdp_plan_check is the caller's gate; here only what would read out of bounds). */
-#include "mdp/transform.h"
+ * they return 0 in every loader of plain checkpoints. Where layers are to have equal numbers of experts although they
+ * keep different ones, experts that are never chosen make up the difference (pad.c). Refuses a plan that does not fit
+ * the model (mdp_plan_check is the caller's gate; here only what would read out of bounds). */
+#include "transform/pad.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+/* An expert of the result. */
+typedef struct place {
+    mdp_expert_t from; /* the expert of the model; -1: one that is never chosen (pad.c) */
+    bool zero;         /* it returns 0 */
+} place;
+
+/* What becomes of the experts of a layer. */
+typedef struct places {
+    int32_t n;            /* experts of the result */
+    place *place;         /* [n] owned; NULL: the layer stays as it is */
+    mdp_expert_t *number; /* [experts of the model] new number of each, -1: dropped; owned */
+} places;
+
 /* What a stored tensor is to the plan: found once for all tensors, so that the walk over the catalogue is linear. */
 typedef struct role {
     const mdp_expert_tensor *tensor; /* NULL: copied as it is */
-    const mdp_plan_layer *planned;   /* NULL: the layer stays as it is */
-    bool is_down;                    /* the down projection (or its bias) of an expert, or of all */
+    const mdp_moe *moe;              /* that it belongs to */
+    const places *places;            /* NULL: the layer stays as it is */
+    int64_t layer;
+    bool is_down; /* the down projection (or its bias) of an expert, or of all */
 } role;
+
+/* The description while it is made. */
+typedef struct maker {
+    const mdp_model *model;
+    const mdp_plan *plan; /* NULL: the model as it is */
+    places *layers;       /* [model->n_layer] owned */
+    mdp_output *output;
+} maker;
 
 /* ---- segments ------------------------------------------------------------------------------------------------ */
 
@@ -23,14 +47,15 @@ static void whole_segment(const mdp_tensor *tensor, mdp_output_tensor *out) {
     out->segments[out->n_segment++] = (mdp_segment){.source = tensor, .offset = 0, .n_byte = tensor->n_byte};
 }
 
-/* tensor NULL: zeros */
-static void append_segment(const mdp_tensor *tensor, int64_t offset, int64_t n_byte, mdp_output_tensor *out) {
-    int64_t n = out->n_segment;
-    if (n > 0 && out->segments[n - 1].source == tensor &&
-        (!tensor || out->segments[n - 1].offset + out->segments[n - 1].n_byte == offset))
-        out->segments[n - 1].n_byte += n_byte;
+/* tensor NULL: `fill` again and again */
+static void append_segment(const mdp_tensor *tensor, int64_t offset, int64_t n_byte, uint32_t fill,
+                           mdp_output_tensor *out) {
+    mdp_segment *last = out->n_segment > 0 ? &out->segments[out->n_segment - 1] : NULL;
+    if (last && last->source == tensor && (tensor ? last->offset + last->n_byte == offset : last->fill == fill))
+        last->n_byte += n_byte;
     else
-        out->segments[out->n_segment++] = (mdp_segment){.source = tensor, .offset = offset, .n_byte = n_byte};
+        out->segments[out->n_segment++] =
+            (mdp_segment){.source = tensor, .offset = offset, .n_byte = n_byte, .fill = fill};
 }
 
 static mdp_status describe(const mdp_tensor *tensor, int64_t max_segment, mdp_output_tensor *out) {
@@ -47,26 +72,28 @@ static mdp_status describe(const mdp_tensor *tensor, int64_t max_segment, mdp_ou
 /* Keep the planned entries of the axis along which a tensor holds its experts. */
 static mdp_status slice(const role *what, mdp_output_tensor *out) {
     const mdp_expert_tensor *tensor = what->tensor;
-    const mdp_plan_layer *planned = what->planned;
+    const places *to = what->places;
     const mdp_tensor *source = tensor->tensor;
     int64_t n_outer = 1;
     for (int i = 0; i < tensor->axis; i++) n_outer *= source->shape[i];
     int64_t n_entry = source->shape[tensor->axis];
-    if (n_entry != planned->n_expert || n_outer == 0 || source->n_byte % (n_outer * n_entry) != 0)
+    if (n_entry != what->moe->n_expert || n_outer == 0 || source->n_byte % (n_outer * n_entry) != 0)
         return MDP_ERROR(
             MDP_BAD_INPUT, "'%s' has %lld entries along axis %d, the plan speaks of %d experts in layer %lld.",
-            source->name, (long long)n_entry, tensor->axis, (int)planned->n_expert, (long long)planned->layer);
+            source->name, (long long)n_entry, tensor->axis, (int)what->moe->n_expert, (long long)what->layer);
     int64_t entry_byte = source->n_byte / (n_outer * n_entry);
-    MDP_TRY(describe(source, n_outer * planned->n_kept, out));
+    uint32_t never = mdp_pad_fill(what->moe, source);
+    MDP_TRY(describe(source, n_outer * to->n, out));
     for (int64_t o = 0; o < n_outer; o++) {
-        for (int32_t i = 0; i < planned->n_kept; i++) {
-            bool zero = what->is_down && planned->kept[i].action == MDP_ZERO;
-            int64_t offset = zero ? 0 : (o * n_entry + planned->kept[i].from[0]) * entry_byte;
-            append_segment(zero ? NULL : source, offset, entry_byte, out);
+        for (int32_t i = 0; i < to->n; i++) {
+            const place *at = &to->place[i];
+            bool filled = at->from < 0 || (what->is_down && at->zero);
+            append_segment(filled ? NULL : source, filled ? 0 : (o * n_entry + at->from) * entry_byte, entry_byte,
+                           at->from < 0 ? never : 0, out);
         }
     }
-    out->shape[tensor->axis] = planned->n_kept;
-    out->n_byte = n_outer * planned->n_kept * entry_byte;
+    out->shape[tensor->axis] = to->n;
+    out->n_byte = n_outer * to->n * entry_byte;
     return mdp_copy_text(&out->name, source->name);
 }
 
@@ -79,44 +106,41 @@ static mdp_status expert_name(const char *pattern, mdp_expert_t expert, char **o
     return mdp_format(out, "%.*s%d%s", (int)(mark - pattern), pattern, (int)expert, mark + strlen("{expert}"));
 }
 
-/* The new number of an expert, or -1 when the plan drops it. Kept experts ascend. */
-static mdp_expert_t new_number(const mdp_plan_layer *planned, mdp_expert_t expert) {
-    int32_t low = 0, high = planned->n_kept;
-    while (low < high) {
-        int32_t middle = low + (high - low) / 2;
-        if (planned->kept[middle].from[0] < expert)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < planned->n_kept && planned->kept[low].from[0] == expert ? low : -1;
-}
-
-static mdp_status copy_expert(const role *what, mdp_expert_t number, mdp_output_tensor *out) {
-    const mdp_expert_tensor *tensor = what->tensor;
-    bool zero = what->is_down && what->planned && what->planned->kept[number].action == MDP_ZERO;
+/* Expert `number` of the result in a stack of tensors like this one; `filled`: all zeros. */
+static mdp_status add_expert(const mdp_expert_tensor *tensor, mdp_expert_t number, bool filled, mdp_expert_t original,
+                             mdp_output *output) {
+    mdp_output_tensor *out = &output->tensors[output->n_tensor++];
     MDP_TRY(describe(tensor->tensor, 1, out));
-    append_segment(zero ? NULL : tensor->tensor, 0, tensor->tensor->n_byte, out);
+    append_segment(filled ? NULL : tensor->tensor, 0, tensor->tensor->n_byte, 0, out);
     out->expert = number;
-    out->original_expert = tensor->expert;
+    out->original_expert = original;
     MDP_TRY(mdp_copy_text(&out->stack, tensor->stack));
     return expert_name(tensor->stack, number, &out->name);
 }
 
 /* Append what becomes of a stored tensor, if anything, to the result. */
 static mdp_status append_tensor(const mdp_tensor *tensor, const role *what, mdp_output *output) {
-    mdp_output_tensor *out = &output->tensors[output->n_tensor];
     if (what->tensor && what->tensor->expert >= 0) {
-        mdp_expert_t number = what->planned ? new_number(what->planned, what->tensor->expert) : what->tensor->expert;
+        mdp_expert_t expert = what->tensor->expert, number = what->places ? what->places->number[expert] : expert;
         if (number < 0) return mdp_ok();
-        output->n_tensor++;
-        return copy_expert(what, number, out);
+        bool zero = what->is_down && what->places && what->places->place[number].zero;
+        return add_expert(what->tensor, number, zero, expert, output);
     }
-    output->n_tensor++;
-    if (what->tensor && what->planned) return slice(what, out);
+    mdp_output_tensor *out = &output->tensors[output->n_tensor++];
+    if (what->tensor && what->places) return slice(what, out);
     MDP_TRY(describe(tensor, 1, out));
     whole_segment(tensor, out);
     return mdp_copy_text(&out->name, tensor->name);
+}
+
+/* Experts that are never chosen, like those of a layer whose tensors stand alone: all zeros. */
+static mdp_status append_pads(const mdp_moe *moe, const places *to, mdp_output *output) {
+    for (int64_t j = 0; j < moe->n_expert_tensor; j++) {
+        if (moe->expert_tensors[j].expert != 0) continue; /* the first stands for all */
+        for (int32_t i = 0; i < to->n; i++)
+            if (to->place[i].from < 0) MDP_TRY(add_expert(&moe->expert_tensors[j], i, true, -1, output));
+    }
+    return mdp_ok();
 }
 
 static int compare_names(const void *left, const void *right) {
@@ -126,19 +150,18 @@ static int compare_names(const void *left, const void *right) {
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
-static void assign_roles(const mdp_model *model, const mdp_plan *plan, role *roles) {
-    int64_t i = 0; /* plan layers ascend like the model's */
-    for (int64_t l = 0; l < model->n_layer; l++) {
-        if (!model->layers[l].is_moe) continue;
-        const mdp_moe *moe = &model->layers[l].moe;
-        const mdp_plan_layer *planned = NULL;
-        if (plan && i < plan->n_layer && plan->layers[i].layer == l) planned = &plan->layers[i++];
+static void assign_roles(const maker *m, role *roles) {
+    for (int64_t l = 0; l < m->model->n_layer; l++) {
+        if (!m->model->layers[l].is_moe) continue;
+        const mdp_moe *moe = &m->model->layers[l].moe;
         for (int64_t j = 0; j < moe->n_expert_tensor; j++) {
             const mdp_expert_tensor *tensor = &moe->expert_tensors[j];
             const mdp_expert *expert = &moe->experts[tensor->expert < 0 ? 0 : tensor->expert];
-            roles[tensor->tensor - model->catalogue->tensors] =
+            roles[tensor->tensor - m->model->catalogue->tensors] =
                 (role){.tensor = tensor,
-                       .planned = planned,
+                       .moe = moe,
+                       .places = m->layers[l].place ? &m->layers[l] : NULL,
+                       .layer = l,
                        .is_down = expert->down.tensor == tensor->tensor || expert->down_bias.tensor == tensor->tensor};
         }
     }
@@ -192,15 +215,70 @@ static mdp_status copy_config(const mdp_model *model, const mdp_plan *plan, mdp_
     return mdp_ok();
 }
 
-static mdp_status fill_tensors(const mdp_model *model, const mdp_plan *plan, mdp_output *output) {
-    const mdp_catalogue *catalogue = model->catalogue;
+/* Places of the experts of a layer: those that stay, in order; where the layer is to have more, each group's are
+ * followed by ones that are never chosen. */
+static mdp_status make_places(const mdp_moe *moe, const mdp_plan_layer *planned, int32_t n, places *out) {
+    int32_t n_kept = planned ? planned->n_kept : moe->n_expert;
+    int32_t n_group = n > n_kept && moe->rule.n_group > 1 ? moe->rule.n_group : 1, each = n / n_group;
+    MDP_TRY(MDP_ALLOC(&out->place, n, "the experts of the result"));
+    MDP_TRY(MDP_ALLOC(&out->number, moe->n_expert, "the experts of the result"));
+    out->n = n;
+    for (int32_t i = 0; i < n; i++) out->place[i].from = -1;
+    for (mdp_expert_t e = 0; e < moe->n_expert; e++) out->number[e] = -1;
+    for (int32_t i = 0, group = 0, used = 0; i < n_kept; i++, used++) {
+        mdp_expert_t from = planned ? planned->kept[i].from[0] : i;
+        int32_t own = n_group > 1 ? from / moe->rule.group_size : 0;
+        if (own != group) used = 0;
+        group = own;
+        if (used >= each || group >= n_group)
+            return MDP_ERROR(MDP_INTERNAL, "group %d of experts keeps more than %d.", (int)group, (int)each);
+        out->number[from] = group * each + used;
+        out->place[group * each + used] = (place){.from = from, .zero = planned && planned->kept[i].action == MDP_ZERO};
+    }
+    return mdp_ok();
+}
+
+static mdp_status make_layers(maker *m, bool pad) {
+    int64_t i = 0, largest = largest_count(m->model, m->plan); /* plan layers ascend like the model's */
+    MDP_TRY(MDP_ALLOC(&m->layers, m->model->n_layer, "the layers of the result"));
+    for (int64_t l = 0; l < m->model->n_layer; l++) {
+        if (!m->model->layers[l].is_moe) continue;
+        const mdp_moe *moe = &m->model->layers[l].moe;
+        const mdp_plan_layer *planned = NULL;
+        if (m->plan && i < m->plan->n_layer && m->plan->layers[i].layer == l) planned = &m->plan->layers[i++];
+        int32_t n = pad ? (int32_t)largest : planned ? planned->n_kept : moe->n_expert;
+        if (planned || n != moe->n_expert) MDP_TRY(make_places(moe, planned, n, &m->layers[l]));
+    }
+    return mdp_ok();
+}
+
+/* Tensors of the result at most: those of the model, and those of experts that are added. */
+static int64_t count_tensors(const maker *m) {
+    int64_t n = m->model->catalogue->n_tensor;
+    for (int64_t l = 0; l < m->model->n_layer; l++) {
+        for (int32_t i = 0; m->layers[l].place && i < m->layers[l].n; i++)
+            if (m->layers[l].place[i].from < 0)
+                n += m->model->layers[l].moe.n_expert_tensor / m->model->layers[l].moe.n_expert;
+    }
+    return n;
+}
+
+static mdp_status append_all(const maker *m, const role *roles) {
+    const mdp_catalogue *catalogue = m->model->catalogue;
+    for (int64_t t = 0; t < catalogue->n_tensor; t++)
+        MDP_TRY(append_tensor(&catalogue->tensors[t], &roles[t], m->output));
+    for (int64_t l = 0; l < m->model->n_layer; l++)
+        if (m->layers[l].place) MDP_TRY(append_pads(&m->model->layers[l].moe, &m->layers[l], m->output));
+    return mdp_ok();
+}
+
+static mdp_status fill_tensors(const maker *m) {
+    mdp_output *output = m->output;
     role *roles = NULL;
-    MDP_TRY(MDP_ALLOC(&output->tensors, catalogue->n_tensor, "the tensors of the result"));
-    MDP_TRY(MDP_ALLOC(&roles, catalogue->n_tensor, "the tensors of the model"));
-    assign_roles(model, plan, roles);
-    mdp_status status = mdp_ok();
-    for (int64_t t = 0; t < catalogue->n_tensor && status.code == MDP_OK; t++)
-        status = append_tensor(&catalogue->tensors[t], &roles[t], output);
+    MDP_TRY(MDP_ALLOC(&output->tensors, count_tensors(m), "the tensors of the result"));
+    MDP_TRY(MDP_ALLOC(&roles, m->model->catalogue->n_tensor, "the tensors of the model"));
+    assign_roles(m, roles);
+    mdp_status status = append_all(m, roles);
     mdp_free(roles);
     MDP_TRY(status);
     qsort(output->tensors, (size_t)output->n_tensor, sizeof *output->tensors, compare_names);
@@ -208,30 +286,37 @@ static mdp_status fill_tensors(const mdp_model *model, const mdp_plan *plan, mdp
     return mdp_ok();
 }
 
-static mdp_status fill(const mdp_model *model, const mdp_plan *plan, const char *plan_text, const char *provenance_text,
-                       mdp_output *output) {
-    output->source = model->catalogue;
-    memcpy(output->model_type, model->model_type, sizeof output->model_type);
-    output->n_layer = model->n_layer;
-    output->uniform = is_uniform(model, plan);
-    MDP_TRY(fill_tensors(model, plan, output));
-    MDP_TRY(copy_config(model, plan, output));
+static mdp_status fill(maker *m, const char *plan_text, const char *provenance_text, bool pad) {
+    mdp_output *output = m->output;
+    output->source = m->model->catalogue;
+    memcpy(output->model_type, m->model->model_type, sizeof output->model_type);
+    output->n_layer = m->model->n_layer;
+    output->uniform = pad || is_uniform(m->model, m->plan);
+    MDP_TRY(make_layers(m, pad));
+    MDP_TRY(fill_tensors(m));
+    MDP_TRY(copy_config(m->model, m->plan, output));
     if (plan_text) MDP_TRY(mdp_copy_text(&output->plan_text, plan_text));
     if (provenance_text) MDP_TRY(mdp_copy_text(&output->provenance_text, provenance_text));
     return mdp_ok();
 }
 
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const char *plan_text,
-                                const char *provenance_text, mdp_output **out) {
-    mdp_output *output = NULL;
+                                const char *provenance_text, bool pad, mdp_output **out) {
+    maker m = {.model = model, .plan = plan};
     *out = NULL;
     if (plan) MDP_TRY(mdp_transform_check(plan));
-    MDP_TRY(MDP_ALLOC(&output, 1, "the description of the result"));
-    mdp_status status = fill(model, plan, plan_text, provenance_text, output);
+    if (pad) MDP_TRY(mdp_transform_check_pad(model));
+    MDP_TRY(MDP_ALLOC(&m.output, 1, "the description of the result"));
+    mdp_status status = fill(&m, plan_text, provenance_text, pad);
+    for (int64_t l = 0; m.layers && l < model->n_layer; l++) {
+        mdp_free(m.layers[l].place);
+        mdp_free(m.layers[l].number);
+    }
+    mdp_free(m.layers);
     if (status.code != MDP_OK) {
-        mdp_output_destroy(output);
+        mdp_output_destroy(m.output);
         return status;
     }
-    *out = output;
+    *out = m.output;
     return status;
 }

@@ -1,0 +1,100 @@
+"""Layers that keep different numbers of experts, as a folder that transformers loads: experts that are never chosen make up the
+difference, and nothing that is computed changes.
+"""
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import mdp
+import quantise
+from families import SIZES, assert_dump_equals, assert_same_logits, load, masked, save_random, write_tokens
+
+ROUTED = dict(**SIZES, num_experts_per_tok=2, moe_intermediate_size=24)
+GROUPED = dict(**SIZES, n_routed_experts=12, n_group=3, topk_group=2, num_experts_per_tok=3, moe_intermediate_size=24, head_dim=16)
+# What layers keep of their experts: in groups a multiple of their number, two or more each.
+CASES = {
+    "glm4_moe": ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), {"1": 3, "2": 5}),
+    "glm4_moe, groups": ("glm4_moe", dict(**GROUPED, first_k_dense_replace=0), {"0": 9, "1": 6, "2": 12}),
+    "minimax_m2, bf16": ("minimax_m2", dict(**SIZES, num_local_experts=6, num_experts_per_tok=2, head_dim=16, rotary_dim=8),
+                         {"0": 2, "1": 4, "2": 3}),
+    "glm4_moe, fp8": ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), {"1": 4, "2": 2}),
+}
+
+
+def make(case, tmp_path):
+    model_type, settings, keep = CASES[case]
+    folder = save_random(model_type, settings, tmp_path / "made")
+    if "bf16" in case:
+        tensors = {name: tensor.bfloat16() for name, tensor in quantise.load(folder).items()}
+        folder = quantise.save(tensors, mdp.read_json(folder / "config.json"), tmp_path / "bf16")
+    if "fp8" in case:
+        folder = quantise.fp8(folder, tmp_path / "fp8", (16, 32))
+    (tmp_path / "keep.json").write_text(json.dumps(keep), encoding="utf-8")
+    return folder
+
+
+def prune(model, tokens, tmp_path, *words):
+    return ["run", "--model", model, "--tokens", tokens, "--method", "reap", "--keep-file", tmp_path / "keep.json", "--format", "both",
+            "--out", tmp_path / "out", *words]
+
+
+def dump(ranks, model, tokens, out):
+    mdp.succeed(ranks, "eval", "--model", model, "--tokens", tokens, "--dump", out, "--out", out.with_suffix(".json"))
+    with h5py.File(out) as file:
+        return [file[f"original/text/{i}/logits"][...] for i in range(3)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_padded_folder_computes_what_model_h5_does(case, tmp_path):
+    original, tokens = make(case, tmp_path), write_tokens(96, tmp_path / "tokens.h5")
+    mdp.succeed(3, *prune(original, tokens, tmp_path, "--non-uniform", "pad"))
+    native, padded = tmp_path / "out" / "model.h5", tmp_path / "out" / "hf"
+    keep, config = CASES[case][2], mdp.read_json(original / "config.json")
+    key = next(key for key in ("n_routed_experts", "num_local_experts") if key in config)
+    assert mdp.read_json(padded / "config.json") == {**config, key: max(keep.values())}
+    assert all(np.array_equal(a, b) for a, b in zip(dump(1, native, tokens, tmp_path / "native.h5"),
+                                                    dump(2, padded, tokens, tmp_path / "padded.h5")))
+    n_bias = 0
+    for name, tensor in quantise.load(padded).items():
+        if name.endswith("e_score_correction_bias"):
+            n_bias += 1
+            values, n_group = tensor.float().numpy(), config.get("n_group", 1)
+            n_kept = keep[name.split(".")[2]] // n_group
+            assert np.isfinite(values).all()
+            in_groups = values.reshape(n_group, -1) < -1e29
+            assert not in_groups[:, :n_kept].any() and in_groups[:, n_kept:].all(), name
+    assert n_bias == len(keep)
+    mdp.succeed(2, "export", "--model", native, "--non-uniform", "pad", "--out", tmp_path / "exported")
+    assert mdp.digests(tmp_path / "exported") == mdp.digests(padded)
+    mdp.succeed(2, "verify", padded)
+
+
+@pytest.mark.parametrize("case", ["glm4_moe", "glm4_moe, groups"])
+def test_transformers_computes_the_padded_folder_as_the_original_without_the_removed_experts(case, tmp_path):
+    original, tokens = make(case, tmp_path), write_tokens(96, tmp_path / "tokens.h5")
+    mdp.succeed(2, *prune(original, tokens, tmp_path, "--non-uniform", "pad"))
+    assert_same_logits(tmp_path / "out" / "hf", tokens, tmp_path, 1)
+    kept = {layer["layer"]: [expert["from"][0] for expert in layer["experts"]]
+            for layer in mdp.read_json(tmp_path / "out" / "plan.json")["layers"]}
+    with masked(load(original), kept) as model, torch.no_grad():
+        assert_dump_equals(tmp_path / "hf.h5", tokens, model)
+
+
+def test_padding_is_refused_where_it_would_change_results(tmp_path):
+    """A softmax over all experts comes before the bias of ERNIE; Mixtral has none."""
+    settings = {"ernie4_5_moe": dict(**SIZES, moe_num_experts=6, moe_k=2, moe_intermediate_size=24),
+                "mixtral": dict(**SIZES, num_local_experts=6, num_experts_per_tok=2)}
+    for model_type in settings:
+        work = tmp_path / model_type
+        work.mkdir()
+        original, tokens = save_random(model_type, settings[model_type], work / "made"), write_tokens(96, work / "tokens.h5")
+        keep = {"ernie4_5_moe": {"1": 3, "2": 4}, "mixtral": {"0": 3, "1": 4, "2": 4}}[model_type]
+        (work / "keep.json").write_text(json.dumps(keep), encoding="utf-8")
+        mdp.refuse(2, 2, rf"--non-uniform pad: model_type '{model_type}' chooses experts by a softmax over all",
+                   *prune(original, tokens, work, "--non-uniform", "pad"))
+        assert not (work / "out" / "hf").exists() and not (work / "out" / "model.h5").exists()
+    mdp.succeed(2, "apply", "--model", original, "--plan", work / "out" / "plan.json", "--out", work / "native")
+    mdp.refuse(2, 65, r"layers differ.*--non-uniform pad", "export", "--model", work / "native" / "model.h5", "--out", work / "hf")
