@@ -344,6 +344,22 @@ static mdp_status bind_separate(binder *b, const mdp_expert_layout *layout, int6
     return mdp_ok();
 }
 
+/* A fused matrix of logical shape w->shape that is stored as MXFP4: blocks called w->pattern, and their scales. */
+static mdp_status bind_mxfp4(binder *b, const wanted *w, const char *scales_pattern, mdp_matrix *out) {
+    const char *patterns[2] = {w->pattern, scales_pattern};
+    const mdp_tensor *tensors[2];
+    for (int i = 0; i < 2; i++) {
+        char name[MDP_NAME_BYTES];
+        mdp_name_fill(patterns[i], w->layer, -1, name);
+        tensors[i] = mdp_catalogue_find(b->catalogue, name);
+        if (tensors[i] == NULL) return missing(b, w, name);
+        b->bound[tensors[i] - b->catalogue->tensors] = true;
+    }
+    b->model->n_value[tensors[0] - b->catalogue->tensors] *= 2;
+    b->model->n_value[tensors[1] - b->catalogue->tensors] = 0;
+    return mdp_mxfp4_bind(b->catalogue, tensors[0], tensors[1], w->shape, out);
+}
+
 /* The matrices of one entry of a fused tensor lie at every `step`-th row from row0; a row is a column where the tensor
  * is stored transposed. */
 typedef struct fused_rows {
@@ -426,8 +442,13 @@ static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t
         swap(&first.shape[1], &first.shape[2]);
         swap(&second.shape[1], &second.shape[2]);
     }
-    MDP_TRY(bind_whole(b, &first, false, &gate_up));
-    MDP_TRY(bind_whole(b, &second, false, &down));
+    if (layout->fused_gate_up_scales != NULL) {
+        MDP_TRY(bind_mxfp4(b, &first, layout->fused_gate_up_scales, &gate_up));
+        MDP_TRY(bind_mxfp4(b, &second, layout->fused_down_scales, &down));
+    } else {
+        MDP_TRY(bind_whole(b, &first, false, &gate_up));
+        MDP_TRY(bind_whole(b, &second, false, &down));
+    }
     if (layout->transposed && (gate_up.scaling.tensor != NULL || down.scaling.tensor != NULL)) {
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: layer %lld: '%s' is stored in few bits with scales, which is not supported "

@@ -70,6 +70,7 @@ mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char
     int64_t first = key->absent, other = 0;
     if (key->name != NULL) MDP_TRY(read_spelling(json, key, key->name, path, &has_first, &first));
     if (key->other != NULL) MDP_TRY(read_spelling(json, key, key->other, path, &has_other, &other));
+    if (has_first && key->other_yields) has_other = false;
     if (has_first && has_other && first != other) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %lld and '%s' is %lld; both mean the same, so make them equal.",
                          path, key->name, (long long)first, key->other, (long long)other);

@@ -86,13 +86,26 @@ static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},
 #define BIASED_MIXTRAL_EXPERTS                                                                                         \
     { MIXTRAL_EXPERT_NAMES, .choice_bias = LAYER "block_sparse_moe.e_score_correction_bias" }
 
-/* Widened from MXFP4, as transformers saves them: columns of gate and up alternate. */
+/* Columns (MXFP4: rows) of gate and up alternate. */
+#define GPT_OSS_LAYOUT                                                                                                 \
+    .router = LAYER "mlp.router.weight", .router_bias = LAYER "mlp.router.bias", .experts = LAYER "mlp.experts.",      \
+    .fused_gate_up_bias = LAYER "mlp.experts.gate_up_proj_bias",                                                       \
+    .fused_down_bias = LAYER "mlp.experts.down_proj_bias", .interleaved = true
+
+/* As it is published. */
+#define GPT_OSS_MXFP4_EXPERTS                                                                                          \
+    {                                                                                                                  \
+        GPT_OSS_LAYOUT, .fused_gate_up = LAYER "mlp.experts.gate_up_proj_blocks",                                      \
+                        .fused_gate_up_scales = LAYER "mlp.experts.gate_up_proj_scales",                               \
+                        .fused_down = LAYER "mlp.experts.down_proj_blocks",                                            \
+                        .fused_down_scales = LAYER "mlp.experts.down_proj_scales",                                     \
+    }
+
+/* Widened from MXFP4, as transformers saves it. */
 #define GPT_OSS_EXPERTS                                                                                                \
     {                                                                                                                  \
-        .router = LAYER "mlp.router.weight", .router_bias = LAYER "mlp.router.bias", .experts = LAYER "mlp.experts.",  \
-        .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj",                \
-        .fused_gate_up_bias = LAYER "mlp.experts.gate_up_proj_bias",                                                   \
-        .fused_down_bias = LAYER "mlp.experts.down_proj_bias", .transposed = true, .interleaved = true,                \
+        GPT_OSS_LAYOUT, .fused_gate_up = LAYER "mlp.experts.gate_up_proj",                                             \
+                        .fused_down = LAYER "mlp.experts.down_proj", .transposed = true,                               \
     }
 
 #define GRANITE_EXPERTS                                                                                                \
@@ -465,7 +478,7 @@ static const mdp_family FAMILIES[] = {
         .vocab_size = {.name = "vocab_size", .absent = 201088},
         .max_position = {.name = "max_position_embeddings", .absent = 131072},
         .n_expert = {.name = "num_local_experts", .other = "num_experts", .absent = 128},
-        .top_k = {.name = "num_experts_per_tok", .other = "experts_per_token", .absent = 4},
+        .top_k = {.name = "num_experts_per_tok", .other = "experts_per_token", .other_yields = true, .absent = 4},
         .sparse_step = {.absent = 1},
         .window = {.name = "sliding_window", .absent = 128, .null_is_absent = true},
         .window_flag = {.absent = true},
@@ -482,7 +495,7 @@ static const mdp_family FAMILIES[] = {
         COMMON_TENSORS,
         QKVO_BIASES,
         .sinks = LAYER "self_attn.sinks",
-        .layouts = {GPT_OSS_EXPERTS},
+        .layouts = {GPT_OSS_EXPERTS, GPT_OSS_MXFP4_EXPERTS},
     },
     {
         .model_type = "hunyuan_v1_moe",

@@ -10,6 +10,7 @@
 typedef struct mdp_int_key {
     const char *name;    /* NULL: the family has no such key and the default always holds */
     const char *other;   /* second spelling, or NULL */
+    bool other_yields;   /* the second spelling is read only where the first is absent; else both must agree */
     int64_t absent;      /* class default */
     bool null_is_absent; /* null is allowed, and the reader of the key says what it then means */
     bool may_be_list;    /* one number for each layer, all equal */
@@ -53,6 +54,9 @@ typedef struct mdp_expert_layout {
     /* or fused: [n_expert, 2 d_ff, d_model] with the gate's rows first, and [n_expert, d_model, d_ff] */
     const char *fused_gate_up, *fused_down;
     const char *fused_gate_up_bias, *fused_down_bias; /* [n_expert, 2 d_ff], [n_expert, d_model]; NULL: none */
+    /* [n_expert, 2 d_ff, d_model / 32] and [n_expert, d_model, d_ff / 32]: the fused matrices are MXFP4, 32 codes in 16
+     * bytes for each scale; NULL: they are not */
+    const char *fused_gate_up_scales, *fused_down_scales;
     bool transposed;  /* fused matrices are stored [n_expert, d_model, 2 d_ff] and [n_expert, d_ff, d_model] */
     bool interleaved; /* the gate's and up's rows alternate in the fused matrix (and bias) */
 } mdp_expert_layout;

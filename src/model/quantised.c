@@ -1,13 +1,13 @@
 /* quantised.c - weights of few bits. FP8 in blocks with scales (quant_method fp8) is read, its block size from
- * config.json; what other programs pack weights into is refused by the name of what packed them, before a missing
- * tensor is complained of: by quantization_config, or by tensors that only such a packing has (older files carry their
- * settings elsewhere). */
+ * config.json, and MXFP4, where the family has a layout for it; what other programs pack weights into is refused by the
+ * name of what packed them, before a missing tensor is complained of: by quantization_config, or by tensors that only
+ * such a packing has (older files carry their settings elsewhere). */
 #include "model/config.h"
 
 #include <string.h>
 
 #define USUAL_BLOCK 128
-#define READ_TYPES "f32, f16, bf16 and block-scaled fp8 (e4m3) weights"
+#define READ_TYPES "f32, f16, bf16, block-scaled fp8 (e4m3) and mxfp4 weights"
 
 /* How the names of tensors end that a packing adds beside or in the place of a weight; the surest sign first. */
 static const struct {
@@ -70,6 +70,7 @@ mdp_status mdp_quantisation_read(const json_t *json, const mdp_catalogue *catalo
     if (quantisation == NULL || json_is_null(quantisation)) return refuse_signs(catalogue);
     const char *method = json_string_value(json_object_get(quantisation, "quant_method"));
     if (method != NULL && strcmp(method, "fp8") == 0) return read_fp8(quantisation, path, out);
+    if (method != NULL && strcmp(method, "mxfp4") == 0) return mdp_ok(); /* has one form only */
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: the weights are quantised (quantization_config, quant_method %s); supported are " READ_TYPES
                      ", so start from the checkpoint before quantisation.",

@@ -63,3 +63,38 @@ mdp_status mdp_scales_find(const mdp_catalogue *catalogue, const mdp_quantisatio
                          .block_col = quantisation->block_col};
     return check_shape(catalogue, tensor, out);
 }
+
+enum { MXFP4_BLOCK = 32, MXFP4_BYTE = MXFP4_BLOCK / 2 };
+
+static mdp_status check_packed(const mdp_catalogue *catalogue, const mdp_tensor *tensor, int n_dim,
+                               const int64_t *shape) {
+    bool same = tensor->n_dim == n_dim && (tensor->type == MDP_U8 || (n_dim == 3 && tensor->type == MDP_F8_E8M0));
+    for (int i = 0; same && i < n_dim; i++) same = tensor->shape[i] == shape[i];
+    if (same) return mdp_ok();
+    char found[200], expected[200];
+    write_shape(tensor->n_dim, tensor->shape, found);
+    write_shape(n_dim, shape, expected);
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: '%s' is stored as %s [%s]; expected for MXFP4 weights U8 [%s], from the sizes in config.json.",
+        catalogue->path, tensor->name, mdp_dtype_name(tensor->type), found, expected);
+}
+
+mdp_status mdp_mxfp4_bind(const mdp_catalogue *catalogue, const mdp_tensor *blocks, const mdp_tensor *scales,
+                          const int64_t shape[3], mdp_matrix *out) {
+    const int64_t stored[4] = {shape[0], shape[1], shape[2] / MXFP4_BLOCK, MXFP4_BYTE};
+    if (shape[2] % MXFP4_BLOCK != 0) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s': rows of %" PRId64 " values cannot be MXFP4, which has blocks of %d.",
+                         catalogue->path, blocks->name, shape[2], MXFP4_BLOCK);
+    }
+    MDP_TRY(check_packed(catalogue, blocks, 4, stored));
+    MDP_TRY(check_packed(catalogue, scales, 3, stored));
+    const mdp_scaling scaling = {.tensor = scales,
+                                 .code = MDP_F4,
+                                 .n_row = shape[1],
+                                 .n_col = shape[2],
+                                 .block_row = 1,
+                                 .block_col = MXFP4_BLOCK};
+    *out = mdp_matrix_scaled(blocks, &scaling);
+    return mdp_ok();
+}

@@ -12,4 +12,9 @@
 mdp_status mdp_scales_find(const mdp_catalogue *catalogue, const mdp_quantisation *quantisation,
                            const mdp_tensor *tensor, mdp_scaling *out);
 
+/* An MXFP4 tensor [n_matrix, n_row, n_col / 32, 16] with its scales [n_matrix, n_row, n_col / 32] as one matrix.
+ * Errors: MDP_BAD_INPUT: types or shapes are others. */
+mdp_status mdp_mxfp4_bind(const mdp_catalogue *catalogue, const mdp_tensor *blocks, const mdp_tensor *scales,
+                          const int64_t shape[3], mdp_matrix *out);
+
 #endif

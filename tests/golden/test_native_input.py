@@ -5,7 +5,8 @@ import mdp
 import quantise
 from families import write_tokens
 
-NAMES = ["mixtral_bf16", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", "glm4_moe", "ernie4_5_moe", "minimax_m2", "gpt_oss"]
+NAMES = ["mixtral_bf16", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", "glm4_moe", "ernie4_5_moe", "minimax_m2",
+         "gpt_oss", "gpt_oss_mxfp4"]
 
 
 def check(model, tmp_path):

@@ -2,6 +2,8 @@
 
 Checkpoints are quantised here by ml_dtypes; the same checkpoint decoded to f32 by numpy must give the same bytes.
 """
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 
 import mdp
 import quantise
+from families import assert_dump_equals
 
 SIZES = dict(vocab_size=64, hidden_size=144, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=136,
              max_position_embeddings=128, num_experts_per_tok=2)
@@ -61,8 +64,9 @@ def expected(original, plan):
             if int(part[inside]) in kept[layer]:
                 part[inside] = str(kept[layer].index(int(part[inside])))
                 result[".".join(part)] = tensor
-        elif inside or part[-2:] == ["gate", "weight"]:
-            result[name] = tensor.view(torch.uint8)[kept[layer]].view(tensor.dtype)
+        elif inside or part[-2:] == ["gate", "weight"] or "router" in part:
+            codes = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor  # FP8 tensors cannot be indexed
+            result[name] = codes[kept[layer]].view(tensor.dtype)
         else:
             result[name] = tensor
     return result
@@ -105,6 +109,35 @@ def test_dropping_experts_keeps_codes_and_scales_bit_for_bit(kind, tmp_path):
     for path in (out / "model.h5", out / "hf"):
         written = logits(1, path, tokens, tmp_path / f"{path.name}-written.h5")
         assert all(np.array_equal(a, b) for a, b in zip(virtual, written)), path
+
+
+def test_dropping_experts_keeps_mxfp4_bit_for_bit_and_loads_in_transformers(tmp_path):
+    stored, tokens, out = mdp.GOLDEN / "gpt_oss_mxfp4", write_tokens(tmp_path / "tokens.h5"), tmp_path / "out"
+    mdp.succeed(3, "run", "--model", stored, "--tokens", tokens, "--method", "reap", "--keep", 4, "--format", "both", "--out", out)
+    ours, config = quantise.load(out / "hf"), mdp.read_json(stored / "config.json")
+    assert_bits(ours, expected(quantise.load(stored), mdp.read_json(out / "plan.json")))
+    assert mdp.read_json(out / "hf" / "config.json") == {**config, "num_local_experts": 4}
+    save_file(ours, tmp_path / "again.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "again.safetensors").read_bytes() == (out / "hf" / "model.safetensors").read_bytes()
+    mdp.succeed(1, "export", "--model", out / "model.h5", "--out", tmp_path / "exported")
+    assert mdp.digests(tmp_path / "exported") == mdp.digests(out / "hf")
+    logits(2, out / "hf", tokens, tmp_path / "ours.h5")
+    wide = transformers.AutoModelForCausalLM.from_pretrained(
+        out / "hf", quantization_config=transformers.Mxfp4Config(dequantize=True), dtype=torch.float32, attn_implementation="eager",
+        experts_implementation="eager")
+    assert_dump_equals(tmp_path / "ours.h5", tokens, wide.float().eval())
+    assert json.loads(mdp.succeed(1, "inspect", out / "hf", "--json").stdout)["parameters"] == wide.num_parameters()
+
+
+def test_damaged_mxfp4_is_named(tmp_path):
+    stored, tokens = mdp.GOLDEN / "gpt_oss_mxfp4", write_tokens(tmp_path / "tokens.h5")
+    tensors, config, name = quantise.load(stored), mdp.read_json(stored / "config.json"), "model.layers.1.mlp.experts.down_proj_scales"
+    wrong = [(rf"'{name}' is not in the checkpoint", None),
+             (rf"'{name}' is stored as U8 \[5, 96, 2\]; expected for MXFP4 weights U8 \[6, 96, 2\]", tensors[name][:5])]
+    for i, (sentence, changed) in enumerate(wrong):
+        kept = {key: changed if key == name else tensor for key, tensor in tensors.items() if key != name or changed is not None}
+        quantise.save(kept, config, tmp_path / f"bad{i}")
+        mdp.refuse(1, 65, sentence, "eval", "--model", tmp_path / f"bad{i}", "--tokens", tokens, "--out", tmp_path / "never.json")
 
 
 def test_model_h5_holds_codes_as_bytes_that_h5py_reads(tmp_path):
