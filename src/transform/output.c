@@ -50,6 +50,7 @@ static void whole_segment(const mdp_tensor *tensor, mdp_output_tensor *out) {
 /* tensor NULL: `fill` again and again */
 static void append_segment(const mdp_tensor *tensor, int64_t offset, int64_t n_byte, uint32_t fill,
                            mdp_output_tensor *out) {
+    if (!out->segments) return; /* none were asked for */
     mdp_segment *last = out->n_segment > 0 ? &out->segments[out->n_segment - 1] : NULL;
     if (last && last->source == tensor && (tensor ? last->offset + last->n_byte == offset : last->fill == fill))
         last->n_byte += n_byte;

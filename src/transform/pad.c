@@ -14,10 +14,11 @@ static const mdp_tensor *deciding_bias(const mdp_moe *moe) {
 }
 
 uint32_t mdp_pad_fill(const mdp_moe *moe, const mdp_tensor *tensor) {
-    if (tensor != deciding_bias(moe)) return 0;
-    if (tensor->type == MDP_F16) return 0xfbfffbffu;  /* -65504, twice */
-    if (tensor->type == MDP_BF16) return 0xf149f149u; /* -1e30 rounded, twice */
-    return 0xf149f2cau;                               /* -1e30 */
+    const mdp_tensor *bias = deciding_bias(moe);
+    if (!bias || tensor != bias) return 0;
+    if (bias->type == MDP_F16) return 0xfbfffbffu;  /* -65504, twice */
+    if (bias->type == MDP_BF16) return 0xf149f149u; /* -1e30 rounded, twice */
+    return 0xf149f2cau;                             /* -1e30 */
 }
 
 mdp_status mdp_transform_check_pad(const mdp_model *model) {
