@@ -52,7 +52,7 @@ def masked(model, kept):
     router has them their biases."""
     masks, linear = {}, torch.nn.functional.linear
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-        match = re.search(r"layers\.(\d+)\..*(gate|router|wg)\b.*weight$|layers\.(\d+)\..*e_score_correction_bias$", name)
+        match = re.search(r"(?:layers|blocks)\.(\d+)\..*(gate|router|wg)\b.*weight$|layers\.(\d+)\..*e_score_correction_bias$", name)
         if not match or "shared" in name:
             continue
         mask = torch.full((parameter.shape[-1] if match[3] else len(parameter),), -torch.inf)

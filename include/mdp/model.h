@@ -79,7 +79,8 @@ typedef struct mdp_expert {
 typedef struct mdp_expert_tensor {
     const mdp_tensor *tensor;
     mdp_expert_t expert; /* the expert it belongs to, or -1: a fused tensor or the router, sliced along `axis` */
-    int axis;            /* of the fused tensor: experts are the entries along it (0 for all families so far) */
+    int axis;            /* of the fused tensor: experts are the entries along it */
+    int64_t n_each;      /* entries of an expert along it; 0: one */
     const char *stack;   /* name pattern with {expert}; owned by the model; NULL for fused ones */
 } mdp_expert_tensor;
 

@@ -179,6 +179,28 @@ static mdp_status bind_qk_norms(binder *b, int64_t layer, mdp_attention *out) {
     return bind_vector(b, b->family->k_norm, "key norm", layer, n_k, keys, &out->k_norm);
 }
 
+/* Queries, keys and values as runs of rows of one tensor. */
+static mdp_status bind_qkv(binder *b, int64_t layer, int64_t q_width, int64_t kv_width, mdp_attention *out) {
+    char keys[200];
+    mdp_matrix all = {0};
+    (void)snprintf(keys, sizeof keys, "(%s + 2 x %s) x head size, %s", b->family->n_head.name,
+                   b->family->n_kv_head.name, b->family->d_model.name);
+    const wanted w = {b->family->qkv,
+                      "query, key and value projection",
+                      layer,
+                      -1,
+                      2,
+                      {q_width + 2 * kv_width, b->config->d_model, 0},
+                      keys};
+    MDP_TRY(bind_whole(b, &w, false, &all));
+    out->q = out->k = out->v = all;
+    out->q.n_row = q_width;
+    out->k.n_row = out->v.n_row = kv_width;
+    out->k.first = q_width * all.row_stride;
+    out->v.first = (q_width + kv_width) * all.row_stride;
+    return mdp_ok();
+}
+
 static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     const mdp_family *f = b->family;
     const mdp_config *c = b->config;
@@ -191,9 +213,13 @@ static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     const wanted k = {f->k, "key projection", layer, -1, 2, {kv_width, c->d_model, 0}, kv_keys};
     const wanted v = {f->v, "value projection", layer, -1, 2, {kv_width, c->d_model, 0}, kv_keys};
     const wanted o = {f->o, "output projection", layer, -1, 2, {c->d_model, q_width, 0}, o_keys};
-    MDP_TRY(bind_whole(b, &q, false, &out->q));
-    MDP_TRY(bind_whole(b, &k, false, &out->k));
-    MDP_TRY(bind_whole(b, &v, false, &out->v));
+    if (f->qkv != NULL) {
+        MDP_TRY(bind_qkv(b, layer, q_width, kv_width, out));
+    } else {
+        MDP_TRY(bind_whole(b, &q, false, &out->q));
+        MDP_TRY(bind_whole(b, &k, false, &out->k));
+        MDP_TRY(bind_whole(b, &v, false, &out->v));
+    }
     MDP_TRY(bind_whole(b, &o, false, &out->o));
     if (c->bias) MDP_TRY(bind_biases(b, layer, out));
     if (c->qk_norm && !c->layers[layer].plain) MDP_TRY(bind_qk_norms(b, layer, out));
@@ -284,7 +310,8 @@ static int64_t count_stored(const binder *b, const mdp_expert_layout *layout, in
     for (int64_t expert = 0;; expert++) {
         mdp_name_fill(first, layer, expert, name);
         const mdp_tensor *tensor = mdp_catalogue_find(b->catalogue, name);
-        if (layout->fused_gate_up != NULL) return tensor != NULL && tensor->n_dim > 0 ? tensor->shape[0] : 0;
+        int64_t n_each = layout->fused_up != NULL ? b->config->d_ff : 1;
+        if (layout->fused_gate_up != NULL) return tensor != NULL && tensor->n_dim > 0 ? tensor->shape[0] / n_each : 0;
         if (tensor == NULL) return expert;
     }
 }
@@ -469,6 +496,40 @@ static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t
     return bind_fused_biases(b, layout, layer, moe);
 }
 
+/* All rows of all experts under each other. */
+static mdp_status bind_rows(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
+    const int64_t d_ff = b->config->d_ff, d_model = b->config->d_model;
+    const char *patterns[N_PROJECTION] = {layout->fused_gate_up, layout->fused_up, layout->fused_down};
+    const char *what[N_PROJECTION] = {"rows of gates", "rows of up projections", "rows of down projections"};
+    mdp_matrix all[N_PROJECTION] = {{0}};
+    char keys[200];
+    (void)snprintf(keys, sizeof keys, "%s x %s, %s", b->family->n_expert.name, b->family->d_ff.name,
+                   b->family->d_model.name);
+    for (int p = 0; p < N_PROJECTION; p++) {
+        const wanted w = {patterns[p], what[p], layer, -1, 2, {moe->n_expert * d_ff, d_model, 0}, keys};
+        MDP_TRY(bind_whole(b, &w, false, &all[p]));
+        list_tensors(moe, &all[p], -1, NULL, NULL);
+        moe->expert_tensors[moe->n_expert_tensor - 1].n_each = d_ff;
+        if (all[p].scaling.tensor == NULL) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layer %lld: '%s' is stored in few bits with scales, which is not supported "
+                         "for rows of all experts in one tensor.",
+                         b->catalogue->path, (long long)layer, all[p].tensor->name);
+    }
+    for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
+        mdp_expert *expert = &moe->experts[e];
+        expert->gate = all[GATE];
+        expert->up = all[UP];
+        expert->down = all[DOWN];
+        expert->gate.n_row = expert->up.n_row = expert->down.n_col = d_ff;
+        expert->down.n_row = d_model;
+        expert->down.row_stride = 1;
+        expert->down.col_stride = d_model;
+        expert->gate.first = expert->up.first = expert->down.first = e * d_ff * d_model;
+    }
+    return mdp_ok();
+}
+
 static mdp_status count_experts(const binder *b, const mdp_expert_layout *layout, int64_t layer, int32_t *out) {
     int64_t n = b->config->n_expert;
     if (b->catalogue->container == MDP_NATIVE) n = count_stored(b, layout, layer);
@@ -556,7 +617,11 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
     MDP_TRY(resolve_rule(b, layer, moe));
     MDP_TRY(bind_router(b, layout, layer, moe));
     MDP_TRY(MDP_ALLOC(&moe->experts, moe->n_expert, "the experts of a layer"));
-    MDP_TRY(fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe));
+    if (layout->fused_up != NULL) {
+        MDP_TRY(bind_rows(b, layout, layer, moe));
+    } else {
+        MDP_TRY(fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe));
+    }
     return bind_shared(b, layer, moe);
 }
 

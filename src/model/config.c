@@ -29,6 +29,14 @@ const char *mdp_config_kind(const json_t *value) {
     return "unknown";
 }
 
+const json_t *mdp_config_get(const json_t *json, const char *key) {
+    const char *dot = key == NULL ? NULL : strchr(key, '.');
+    char part[64];
+    if (dot == NULL || (size_t)(dot - key) >= sizeof part) return json_object_get(json, key);
+    (void)snprintf(part, sizeof part, "%.*s", (int)(dot - key), key);
+    return mdp_config_get(json_object_get(json, part), dot + 1);
+}
+
 /* A list becomes its first entry; all must be the same. */
 static mdp_status first_of_equals(const char *name, const char *path, const json_t **value) {
     const json_t *list = *value, *other;
@@ -48,7 +56,7 @@ static mdp_status first_of_equals(const char *name, const char *path, const json
 /* One spelling of a whole-number key. *found tells whether it is there (null counts as absent where it may be). */
 static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, const char *name, const char *path,
                                 bool *found, int64_t *out) {
-    const json_t *value = json_object_get(json, name);
+    const json_t *value = mdp_config_get(json, name);
     bool minus_one = json_is_integer(value) && json_integer_value(value) == -1;
     *found = value != NULL && !(json_is_null(value) && key->null_is_absent) && !(minus_one && key->minus_one_is_absent);
     if (!*found) return mdp_ok();
@@ -81,7 +89,7 @@ mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char
 
 static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const char *path, bool *out) {
     *out = key->absent;
-    const json_t *value = key->name == NULL ? NULL : json_object_get(json, key->name);
+    const json_t *value = key->name == NULL ? NULL : mdp_config_get(json, key->name);
     if (value == NULL) return mdp_ok();
     if (!json_is_boolean(value)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", path, key->name,
@@ -94,7 +102,7 @@ static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const c
 /* A number that is not negative; the class default when it is absent. */
 static mdp_status read_real(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
     *out = key->absent;
-    const json_t *value = json_object_get(json, key->name);
+    const json_t *value = mdp_config_get(json, key->name);
     if (value == NULL) return mdp_ok();
     if (!json_is_number(value)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a number.", path, key->name, mdp_config_kind(value));
@@ -110,7 +118,7 @@ static mdp_status read_real(const json_t *json, const mdp_real_key *key, const c
 /* A bound above 0; absent and null mean that there is none. */
 static mdp_status read_clip(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
     *out = 0.0;
-    const json_t *value = key->name == NULL ? NULL : json_object_get(json, key->name);
+    const json_t *value = key->name == NULL ? NULL : mdp_config_get(json, key->name);
     if (value == NULL || json_is_null(value)) return mdp_ok();
     MDP_TRY(read_real(json, key, path, out));
     if (*out > 0.0) return mdp_ok();
@@ -141,14 +149,14 @@ static mdp_status read_window(const json_t *json, const mdp_family *family, cons
     MDP_TRY(read_bool(json, &family->window_flag, path, &flag));
     if (!flag) return mdp_ok();
     MDP_TRY(mdp_config_int(json, &family->window, path, out));
-    if (json_is_null(json_object_get(json, family->window.name))) *out = 0;
+    if (json_is_null(mdp_config_get(json, family->window.name))) *out = 0;
     return mdp_ok();
 }
 
 /* The number of a key that may be null, then its class default holds. */
 static mdp_status read_positive(const json_t *json, const mdp_real_key *key, const char *path, double *out) {
     *out = key->absent;
-    if (json_is_null(json_object_get(json, key->name))) return mdp_ok();
+    if (json_is_null(mdp_config_get(json, key->name))) return mdp_ok();
     return read_factor(json, key, key->absent, path, out);
 }
 
@@ -167,7 +175,7 @@ static mdp_status read_activation(const json_t *json, const mdp_family *family, 
         {"gelu_python", MDP_GELU},    {"gelu_new", MDP_GELU_TANH}, {"gelu_pytorch_tanh", MDP_GELU_TANH},
         {"gelu_fast", MDP_GELU_TANH},
     };
-    const json_t *value = json_object_get(json, family->activation_key);
+    const json_t *value = mdp_config_get(json, family->activation_key);
     const char *name = value == NULL ? family->activation : json_string_value(value);
     for (size_t i = 0; name != NULL && i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(name, known[i].name) == 0) {
@@ -204,7 +212,7 @@ static mdp_status check_heads(const mdp_family *family, const char *path, const 
 static mdp_status read_heads(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
     MDP_TRY(mdp_config_int(json, &family->n_head, path, &c->n_head));
     MDP_TRY(mdp_config_int(json, &family->n_kv_head, path, &c->n_kv_head));
-    bool as_many = c->n_kv_head == 0 || json_is_null(json_object_get(json, family->n_kv_head.name));
+    bool as_many = c->n_kv_head == 0 || json_is_null(mdp_config_get(json, family->n_kv_head.name));
     if (as_many) c->n_kv_head = c->n_head;
     MDP_TRY(mdp_config_int(json, &family->head_dim, path, &c->head_dim));
     if (c->head_dim == 0) {
@@ -221,7 +229,7 @@ static mdp_status read_heads(const json_t *json, const mdp_family *family, const
 /* Experts in groups of equal size, some of which are open to a token. */
 static mdp_status read_groups(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
     const char *method =
-        family->group_method_key == NULL ? NULL : json_string_value(json_object_get(json, family->group_method_key));
+        family->group_method_key == NULL ? NULL : json_string_value(mdp_config_get(json, family->group_method_key));
     bool counts = family->group_method == NULL || (method != NULL && strcmp(method, family->group_method) == 0);
     c->n_group = c->n_open = 1;
     if (family->n_group.name == NULL || !counts) return mdp_ok();
@@ -245,6 +253,15 @@ static mdp_status read_temper(const json_t *json, const mdp_family *family, cons
     return mdp_config_int(json, &family->temper_floor, path, &c->temper_floor);
 }
 
+/* Weights are divided by their p-norm where p is given: 1, for weights are positive and then add up to 1; or not. */
+static mdp_status read_power(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    const json_t *value = mdp_config_get(json, family->normalise_power);
+    c->normalise = !json_is_null(value);
+    if (value == NULL || json_is_null(value) || json_number_value(value) == 1.0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s (%g); supported are 1 and null.", path, family->normalise_power,
+                     mdp_config_kind(value), json_number_value(value));
+}
+
 static mdp_status read_routing(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
     MDP_TRY(mdp_config_int(json, &family->n_expert, path, &c->n_expert));
     MDP_TRY(mdp_config_int(json, &family->top_k, path, &c->top_k));
@@ -266,6 +283,7 @@ static mdp_status read_routing(const json_t *json, const mdp_family *family, con
     bool flag;
     MDP_TRY(read_bool(json, &family->normalise_flag, path, &flag));
     c->normalise = family->normalise == MDP_NORMALISE_ALWAYS || (family->normalise == MDP_NORMALISE_BY_FLAG && flag);
+    if (family->normalise_power != NULL) MDP_TRY(read_power(json, family, path, c));
     c->weight_scale = 1.0;
     if (family->weight_scale.name != NULL) MDP_TRY(read_real(json, &family->weight_scale, path, &c->weight_scale));
     MDP_TRY(read_real(json, &family->normalise_least, path, &c->normalise_least));
@@ -277,7 +295,7 @@ static mdp_status read_shared(const json_t *json, const mdp_family *family, cons
     int64_t n_shared;
     if (family->n_shared.name == NULL) return mdp_config_int(json, &family->shared_ff, path, &c->shared_ff);
     MDP_TRY(mdp_config_int(json, &family->n_shared, path, &n_shared));
-    if (json_is_null(json_object_get(json, family->n_shared.name))) n_shared = 0;
+    if (json_is_null(mdp_config_get(json, family->n_shared.name))) n_shared = 0;
     if (mdp_multiply(n_shared, c->d_ff, &c->shared_ff) && c->shared_ff <= INT32_MAX) return mdp_ok();
     return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld times '%s' %lld is beyond %d.", path, family->n_shared.name,
                      (long long)n_shared, family->d_ff.name, (long long)c->d_ff, INT32_MAX);
@@ -286,7 +304,7 @@ static mdp_status read_shared(const json_t *json, const mdp_family *family, cons
 /* Keys that would change how the model computes must say what the family computes. */
 static mdp_status check_fixed(const json_t *json, const mdp_family *family, const char *path) {
     for (const mdp_fixed_key *key = family->fixed; key != NULL && key->name != NULL; key++) {
-        const json_t *value = json_object_get(json, key->name);
+        const json_t *value = mdp_config_get(json, key->name);
         if (value == NULL || json_is_null(value)) continue;
         char found[64] = "";
         size_t n = json_dumpb(value, found, sizeof found - 1, JSON_COMPACT | JSON_ENCODE_ANY);

@@ -169,6 +169,14 @@ static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},
         .fused_down = root LAYER "feed_forward.experts.down_proj", .transposed = true,                                 \
     }
 
+#define BLOCK "transformer.blocks.{layer}."
+#define DBRX_EXPERTS                                                                                                   \
+    {                                                                                                                  \
+        .router = BLOCK "ffn.router.layer.weight", .experts = BLOCK "ffn.experts.",                                    \
+        .fused_gate_up = BLOCK "ffn.experts.mlp.w1", .fused_up = BLOCK "ffn.experts.mlp.v1",                           \
+        .fused_down = BLOCK "ffn.experts.mlp.w2",                                                                      \
+    }
+
 static const mdp_family FAMILIES[] = {
     {
         .model_type = "mixtral",
@@ -539,13 +547,45 @@ static const mdp_family FAMILIES[] = {
         LLAMA4_TENSORS("language_model."),
         .layouts = {LLAMA4_EXPERTS("language_model.")},
     },
+    {
+        .model_type = "dbrx",
+        .d_model = {.name = "d_model", .absent = 2048},
+        .d_ff = {.name = "ffn_config.ffn_hidden_size", .absent = 3584},
+        .n_layer = {.name = "n_layers", .absent = 24},
+        .n_head = {.name = "n_heads", .absent = 16},
+        .n_kv_head = {.name = "attn_config.kv_n_heads", .absent = 1},
+        .head_dim = {.name = "head_dim", .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 32000},
+        .max_position = {.name = "max_seq_len", .absent = 2048},
+        .n_expert = {.name = "ffn_config.moe_num_experts", .absent = 4},
+        .top_k = {.name = "ffn_config.moe_top_k", .absent = 1},
+        .sparse_step = {.absent = 1},
+        .norm_eps = {.absent = 1e-5},
+        .clip = {.name = "attn_config.clip_qkv"},
+        .activation_key = "ffn_config.ffn_act_fn.name",
+        .activation = "silu",
+        .normalise_power = "ffn_config.moe_normalize_expert_weights",
+        .rope_theta_key = "attn_config.rope_theta",
+        .rope_theta = 1e4,
+        .rope_layout = MDP_ROPE_HALF,
+        .score = MDP_SOFTMAX_ALL,
+        .norm_kind = MDP_LAYER_NORM,
+        .embedding = "transformer.wte.weight",
+        .final_norm = "transformer.norm_f.weight",
+        .head = "lm_head.weight",
+        .norm1 = BLOCK "norm_attn_norm.norm_1.weight",
+        .norm2 = BLOCK "norm_attn_norm.norm_2.weight",
+        .qkv = BLOCK "norm_attn_norm.attn.Wqkv.weight",
+        .o = BLOCK "norm_attn_norm.attn.out_proj.weight",
+        .layouts = {DBRX_EXPERTS},
+    },
 };
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[] = {"mixtral",  "qwen2_moe",      "qwen3_moe",    "olmoe",      "minimax_m2",
-                                    "glm4_moe", "dots1",          "ernie4_5_moe", "granitemoe", "phimoe",
-                                    "gpt_oss",  "hunyuan_v1_moe", "llama4_text",  "llama4",     NULL};
+static const char *const NAMES[] = {
+    "mixtral",    "qwen2_moe", "qwen3_moe", "olmoe",          "minimax_m2",  "glm4_moe", "dots1", "ernie4_5_moe",
+    "granitemoe", "phimoe",    "gpt_oss",   "hunyuan_v1_moe", "llama4_text", "llama4",   "dbrx",  NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

@@ -53,6 +53,9 @@ typedef struct mdp_expert_layout {
     const char *gate, *up, *down;
     /* or fused: [n_expert, 2 d_ff, d_model] with the gate's rows first, and [n_expert, d_model, d_ff] */
     const char *fused_gate_up, *fused_down;
+    /* or, where fused_up is named, all rows of all experts under each other: [n_expert d_ff, d_model] each, the last
+     * one meaning [d_model, d_ff] of an expert transposed; fused_gate_up is the gate alone */
+    const char *fused_up;
     const char *fused_gate_up_bias, *fused_down_bias; /* [n_expert, 2 d_ff], [n_expert, d_model]; NULL: none */
     /* [n_expert, 2 d_ff, d_model / 32] and [n_expert, d_model, d_ff / 32]: the fused matrices are MXFP4, 32 codes in 16
      * bytes for each scale; NULL: they are not */
@@ -101,18 +104,21 @@ struct mdp_family {
     mdp_bool_key bias; /* of the projections that have a name for it below */
     mdp_bool_key head_bias_flag;
     mdp_bool_key tied;
-    mdp_real_key jitter;         /* read when score is MDP_SPARSEMIXER */
+    mdp_real_key jitter; /* read when score is MDP_SPARSEMIXER */
+    const char
+        *normalise_power; /* key of p where weights are divided by their p-norm; NULL: none. Stands for the flag */
     mdp_bool_key normalise_flag; /* read when normalise is MDP_NORMALISE_BY_FLAG */
     mdp_bool_key qk_norm_flag;   /* name == NULL: there are norms when there is a qk_norm */
     double normalise_added;      /* to the sum of chosen weights (mdp_router_rule) */
     mdp_real_key normalise_least;
     mdp_real_key weight_scale; /* name == NULL: 1 */
     const char *activation_key, *activation;
-    mdp_real_key alpha, limit; /* name != NULL: MDP_SWIGLU_CLAMPED, whatever activation_key says */
-    const char *rope_default;  /* class default of rope_parameters as JSON, but for rope_theta; NULL: plain */
-    double rope_theta;         /* class default */
-    double partial_rotary;     /* class default of partial_rotary_factor; 0: the family rotates whole heads */
-    const char *rotary_dim;    /* older key of the rotated values of a head; NULL: none */
+    mdp_real_key alpha, limit;  /* name != NULL: MDP_SWIGLU_CLAMPED, whatever activation_key says */
+    const char *rope_theta_key; /* where rope_theta is, if not where it is in all others; NULL: there */
+    const char *rope_default;   /* class default of rope_parameters as JSON, but for rope_theta; NULL: plain */
+    double rope_theta;          /* class default */
+    double partial_rotary;      /* class default of partial_rotary_factor; 0: the family rotates whole heads */
+    const char *rotary_dim;     /* older key of the rotated values of a head; NULL: none */
     /* ---- rules ---- */
     mdp_router_score score;
     mdp_normalise normalise;
@@ -128,6 +134,7 @@ struct mdp_family {
     const char *norm1_bias, *norm2_bias, *final_norm_bias; /* NULL: none */
     const char *head_bias;                                 /* where head_bias_flag says so */
     const char *q_bias, *k_bias, *v_bias, *o_bias;         /* NULL: that projection has none */
+    const char *qkv;                                       /* q, k and v under each other in one tensor; NULL: not */
     const char *sinks;                                     /* NULL: none */
     const char *q_norm, *k_norm;                           /* when there is a qk_norm; NULL: weights of 1 */
     mdp_mlp_names dense, shared;

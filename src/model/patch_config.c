@@ -88,11 +88,32 @@ static mdp_status make_insertion(const char *text, int64_t from, const char *nam
                       (long long)value, text[first] == '}' ? "" : ",");
 }
 
+/* Set a key within an object ("ffn_config.moe_top_k"); what is not there is inserted. */
+static mdp_status set_inner_key(const char *text, int64_t from, const char *name, const char *dot, int64_t value,
+                                edit edits[MAX_EDIT], int *n_edit) {
+    char outer[64];
+    span object, old;
+    edit *next = &edits[(*n_edit)++];
+    (void)snprintf(outer, sizeof outer, "%.*s", (int)(dot - name), name);
+    if (!find_member(text, from, outer, &object) || text[object.begin] != '{') {
+        int64_t brace = skip_space(text, from);
+        next->old.begin = next->old.end = brace + 1;
+        return mdp_format(&next->text, "\"%s\": {\"%s\": %lld}, ", outer, dot + 1, (long long)value);
+    }
+    if (!find_member(text, object.begin, dot + 1, &old)) {
+        return make_insertion(text, object.begin, dot + 1, value, next);
+    }
+    next->old = old;
+    return mdp_format(&next->text, "%lld", (long long)value);
+}
+
 /* Set every spelling of a key that is there, or insert the first. */
 static mdp_status set_key(const char *text, int64_t from, const mdp_int_key *key, int64_t value, edit edits[MAX_EDIT],
                           int *n_edit) {
     const char *names[MAX_SPELLING] = {key->name, key->other};
     int n_before = *n_edit;
+    const char *dot = key->name == NULL ? NULL : strchr(key->name, '.');
+    if (dot != NULL) return set_inner_key(text, from, key->name, dot, value, edits, n_edit);
     span old;
     for (int i = 0; i < MAX_SPELLING; i++) {
         if (names[i] == NULL || !find_member(text, from, names[i], &old)) continue;

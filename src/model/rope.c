@@ -60,10 +60,11 @@ static mdp_status find_dict(rope_source *s) {
     return mdp_ok();
 }
 
-static mdp_status find_theta(rope_source *s, double class_default) {
-    const json_t *value = json_object_get(s->dict, "rope_theta");
+static mdp_status find_theta(rope_source *s, const mdp_family *family) {
+    const json_t *value = mdp_config_get(s->json, family->rope_theta_key);
+    if (value == NULL || json_is_null(value)) value = json_object_get(s->dict, "rope_theta");
     if (value == NULL || json_is_null(value)) value = json_object_get(s->json, "rope_theta");
-    s->theta = class_default;
+    s->theta = family->rope_theta;
     if (value == NULL || json_is_null(value)) return mdp_ok();
     s->theta = json_is_number(value) ? json_number_value(value) : 0.0;
     if (!(s->theta > 1.0 && isfinite(s->theta))) {
@@ -323,7 +324,7 @@ static mdp_status read_rope(const json_t *json, const mdp_family *family, const 
     s.dim = config->head_dim;
     MDP_TRY(find_dict(&s));
     if (s.dict == NULL) s.dict = defaults;
-    MDP_TRY(find_theta(&s, family->rope_theta));
+    MDP_TRY(find_theta(&s, family));
     MDP_TRY(find_type(&s, &type));
     MDP_TRY(family->partial_rotary > 0.0 ? find_rotated(&s, family) : refuse_partial(&s, type));
     mdp_rope rope = {

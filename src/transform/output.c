@@ -77,8 +77,9 @@ static mdp_status slice(const role *what, mdp_output_tensor *out) {
     const mdp_tensor *source = tensor->tensor;
     int64_t n_outer = 1;
     for (int i = 0; i < tensor->axis; i++) n_outer *= source->shape[i];
-    int64_t n_entry = source->shape[tensor->axis];
-    if (n_entry != what->moe->n_expert || n_outer == 0 || source->n_byte % (n_outer * n_entry) != 0)
+    int64_t n_each = tensor->n_each > 0 ? tensor->n_each : 1, n_entry = source->shape[tensor->axis] / n_each;
+    if (n_entry != what->moe->n_expert || source->shape[tensor->axis] % n_each != 0 || n_outer == 0 ||
+        source->n_byte % (n_outer * n_entry) != 0)
         return MDP_ERROR(
             MDP_BAD_INPUT, "'%s' has %lld entries along axis %d, the plan speaks of %d experts in layer %lld.",
             source->name, (long long)n_entry, tensor->axis, (int)what->moe->n_expert, (long long)what->layer);
@@ -93,7 +94,7 @@ static mdp_status slice(const role *what, mdp_output_tensor *out) {
                            at->from < 0 ? never : 0, out);
         }
     }
-    out->shape[tensor->axis] = to->n;
+    out->shape[tensor->axis] = to->n * n_each;
     out->n_byte = n_outer * to->n * entry_byte;
     return mdp_copy_text(&out->name, source->name);
 }

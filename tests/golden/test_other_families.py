@@ -34,6 +34,10 @@ VARIANTS = {
         attn_temperature_tuning=False, layer_types=["full_attention", "chunked_attention", "full_attention"],
         rope_parameters=dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=1.0,
                              original_max_position_embeddings=64))),
+    "dbrx": ("dbrx", dict(
+        d_model=32, n_heads=4, n_layers=3, max_seq_len=256, vocab_size=96, rope_parameters=dict(rope_type="default", rope_theta=5000.0),
+        attn_config=dict(clip_qkv=0.9, kv_n_heads=2, rope_theta=5000.0),
+        ffn_config=dict(ffn_hidden_size=40, moe_num_experts=N_EXPERT, moe_top_k=2))),
     "gpt_oss": ("gpt_oss", dict(**MOE, head_dim=10, sliding_window=6, swiglu_alpha=1.3, swiglu_limit=0.9)),
 }
 
@@ -87,9 +91,11 @@ def test_family_equals_transformers_before_and_after_pruning(variant, tmp_path):
         assert_dump_equals(tmp_path / "hf.h5", tokens, model)
     shapes = dict(after.named_parameters())
     for name, parameter in before.named_parameters():
-        if len(parameter) == N_EXPERT:
-            layer = int(re.search(r"layers\.(\d+)\.", name)[1])
-            assert torch.equal(shapes[name], parameter[kept[layer]]), name
+        stacked = ".experts.mlp." in name  # dbrx: rows of all experts under each other
+        if len(parameter) == N_EXPERT or stacked:
+            layer = int(re.search(r"(?:layers|blocks)\.(\d+)\.", name)[1])
+            want = parameter.view(N_EXPERT, -1, parameter.shape[-1])[kept[layer]].flatten(0, 1) if stacked else parameter[kept[layer]]
+            assert torch.equal(shapes[name], want), name
         else:
             assert torch.equal(shapes[name], parameter), name
     mdp.succeed(3, "export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "exported")
