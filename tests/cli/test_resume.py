@@ -250,11 +250,10 @@ def test_signal_stops_all_ranks_after_the_layer(whole, tmp_path):
 
 
 def test_time_limit_stops_before_it_is_over(whole, tmp_path):
-    begun = time.monotonic()
-    result = mdp.run(2, *OBSERVE, "--out", tmp_path / "stats.h5", "--max-seconds", "3s")
-    assert set(result.codes) == {75} and "stopped by --max-seconds 3 after" in result.stderr, str(result)
-    assert time.monotonic() - begun < 10
-    mdp.succeed(2, *OBSERVE, "--out", tmp_path / "stats.h5", "--resume")
+    """A second is kept for the end, so that a limit of one stops at the first safe point of any machine."""
+    result = mdp.run(2, *OBSERVE, "--out", tmp_path / "stats.h5", "--max-seconds", "1s")
+    assert set(result.codes) == {75} and "stopped by --max-seconds 1 after" in result.stderr, str(result)
+    mdp.succeed(2, *OBSERVE, "--out", tmp_path / "stats.h5", "--resume", "--max-seconds", "1h")
     assert (tmp_path / "stats.h5").read_bytes() == whole
 
 
