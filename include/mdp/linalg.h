@@ -16,6 +16,8 @@ void mdp_blas_name(char *out, size_t n_byte);
 
 /* y [n, m] = x [n, k] w [m, k]^T, f32, row-major with leading dimensions ldx, ldw, ldy (elements). Single-threaded. */
 void mdp_gemm_nt(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
+/* y [n, m] += x [n, k] w [m, k]^T, the same. */
+void mdp_gemm_nt_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
 /* y [n, m] += x [n, k] w [k, m], f32, row-major. Single-threaded. */
 void mdp_gemm_nn_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
 

@@ -40,6 +40,7 @@ typedef struct mdp_rope {
     int64_t n_pair;          /* rotated pairs of a head */
     double *frequency;       /* [n_pair] angle per position, f64 values of the f32 arithmetic of the library */
     double attention_factor; /* cos and sin are multiplied by it */
+    double score_factor;     /* and q . k by this one, in latent attention */
     /* dynamic: frequencies depend on the sequence length beyond max_position */
     bool dynamic;
     double theta, factor;
@@ -51,6 +52,15 @@ typedef struct mdp_rope {
 } mdp_rope;
 
 typedef enum mdp_qk_norm { MDP_QK_NORM_NONE, MDP_QK_NORM_HEAD, MDP_QK_NORM_WHOLE } mdp_qk_norm;
+
+/* Sizes of latent attention: keys and values (with q_rank > 0 queries too) are made from a short row. */
+typedef struct mdp_latent {
+    int64_t q_rank;  /* 0: queries are made from the residual stream */
+    int64_t kv_rank; /* 0: no latent attention */
+    int64_t n_own;   /* values of a query and key that are the head's own and not rotated */
+    int64_t n_rope;  /* rotated values after those; of the keys one row for all heads */
+    int64_t n_value;
+} mdp_latent;
 
 typedef struct mdp_attention {
     mdp_matrix q, o;                           /* [n_head * head_dim, d_model], [d_model, n_head * head_dim] */
@@ -68,7 +78,15 @@ typedef struct mdp_attention {
     double temper_scale;                       /* queries are multiplied by 1 + temper_scale * log(1 + s), s whole */
     int64_t temper_floor;                      /* steps of temper_floor positions; 0: they are not */
     double scale;                              /* of q . k */
+    /* latent attention; kv_b.tensor == NULL: not. q is made from q_a's rows where there is one; k and v are not there
+     */
+    mdp_matrix q_a, q_a_bias, q_a_norm;    /* [q_rank, d_model]; tensor == NULL: none */
+    mdp_matrix kv_a, kv_a_bias, kv_a_norm; /* [kv_rank + n_rope, d_model]; the norm is of the first kv_rank */
+    mdp_matrix kv_b;                       /* [n_head * (n_own + n_value), kv_rank] */
 } mdp_attention;
+#define MDP_LATENT_EPS 1e-6 /* of their norms, whatever the model's own */
+/* Values of its projections. */
+int64_t mdp_attention_values(const mdp_attention *attention);
 
 typedef struct mdp_expert {
     mdp_matrix gate, up, down;                /* [d_ff, d_model], [d_ff, d_model], [d_model, d_ff] */
@@ -131,16 +149,20 @@ typedef struct mdp_model {
     double embedding_scale; /* embeddings are multiplied by it, */
     double residual_scale;  /* what attention and the block of experts add to the residual stream too, */
     double logit_divisor;   /* and logits are divided by it; 1 in most families */
+    mdp_latent latent;      /* then head_dim is n_own + n_rope, and n_kv_head is n_head */
     mdp_rope rope;
     mdp_matrix embedding; /* [vocab_size, d_model] */
     mdp_norm final_norm;
     mdp_matrix head;      /* [vocab_size, d_model]; the embedding when tied */
     mdp_matrix head_bias; /* [1, vocab_size]; tensor == NULL: none */
     mdp_layer *layers;    /* [n_layer] */
-    int64_t *n_value;     /* [catalogue->n_tensor] values that a stored tensor stands for; scales: 0 */
-    int64_t n_parameter;  /* values of all bound tensors */
-    int64_t n_active;     /* parameters that one token meets: all but the experts it does not choose */
-    char **names;         /* patterns owned by the model; private */
+    unsigned char *extra; /* [catalogue->n_tensor] nonzero: of layers after the last, that predict tokens further ahead;
+                             they are not computed, and leave with the first expert that is removed */
+    int64_t n_extra;
+    int64_t *n_value;    /* [catalogue->n_tensor] values that a stored tensor stands for; scales: 0 */
+    int64_t n_parameter; /* values of all bound tensors */
+    int64_t n_active;    /* parameters that one token meets: all but the experts it does not choose */
+    char **names;        /* patterns owned by the model; private */
     int64_t n_name;
 } mdp_model;
 

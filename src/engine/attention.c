@@ -1,6 +1,8 @@
-/* attention.c - grouped-query attention over the packs of this rank.
+/* attention.c - grouped-query and latent attention over the packs of this rank.
  *
- * In: residual streams of all states. Out: x += o_proj(softmax(q k^T scale + mask) v). Packs of all states go through
+ * In: residual streams of all states. Out: x += o_proj(softmax(q k^T scale + mask) v). Latent attention makes keys and
+ * values of all heads from one short row of each token, whose last values are rotated keys for all heads; those are
+ * held once, and added to the scores by a product of their own. Packs of all states go through
  * in groups of about MDP_ATTENTION_ROWS rows, so that a panel read once serves them all; projections are tiled from
  * each pack's first row. Scores exist as one [MDP_QUERY_ROWS, MDP_KEY_ROWS] tile per thread: the running maximum and
  * sum of the softmax make a T x T matrix unnecessary, and tiles outside the causal triangle or the window are not
@@ -27,34 +29,58 @@ typedef struct query_tile {
     int32_t head;
 } query_tile;
 
+/* Where keys, values and outputs of the heads lie in the buffers of a group. */
+typedef struct head_rows {
+    const float *k, *v, *shared; /* shared: keys of all heads, after n_own values of their own */
+    int64_t ldk, k_step, ldv, v_step, ld_shared, n_own, n_shared, n_value, ldo;
+} head_rows;
+
 typedef struct attention_buffers {
-    int64_t n_row;     /* capacity */
-    float *x;          /* [n_row, d_model] normalised input, later the output of o_proj */
-    float *q;          /* [n_row, n_head * head_dim] queries, overwritten by the attention's output */
-    float *k, *v;      /* [n_row, n_kv_head * head_dim] */
-    float *scores;     /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
-    float *sum;        /* [n_thread, MDP_QUERY_ROWS, head_dim] */
-    float *norm;       /* as loaded */
-    float *bias[4];    /* of q, k, v, o; NULL: none */
-    float *qk_norm[2]; /* of queries and keys; NULL: none */
-    float *sinks;      /* [n_head] or NULL */
-    mdp_rows *tiles;   /* scratch list */
+    int64_t n_row;   /* capacity */
+    float *x;        /* [n_row, d_model] normalised input, later the output of o_proj */
+    float *q;        /* [n_row, n_head * head_dim] queries */
+    float *k, *v;    /* [n_row, n_kv_head * head_dim]; latent: NULL */
+    float *q_latent; /* latent: [n_row, q_rank] */
+    float *latent;   /* [n_row, kv_rank + n_rope], the last of them rotated keys of all heads */
+    float *kv;       /* [n_row, n_head, n_own + n_value] */
+    float *out;      /* latent: [n_row, n_head * n_value]; else q, whose place the output takes */
+    head_rows heads;
+    float *latent_norm[2]; /* of q_latent and latent */
+    float *latent_bias[2]; /* NULL: none */
+    float *scores;         /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
+    float *sum;            /* [n_thread, MDP_QUERY_ROWS, head_dim] */
+    float *norm;           /* as loaded */
+    float *bias[4];        /* of q, k, v, o; NULL: none */
+    float *qk_norm[2];     /* of queries and keys; NULL: none */
+    float *sinks;          /* [n_head] or NULL */
+    mdp_rows *tiles;       /* scratch list */
     query_tile *queries;
     group_pack *packs;
     mdp_panel_list panels;
 } attention_buffers;
 
-static int64_t group_rows(int64_t max_pack) {
-    return max_pack > MDP_ATTENTION_ROWS ? max_pack : MDP_ATTENTION_ROWS;
+static int64_t row_values(const mdp_model *model) {
+    const mdp_latent *n = &model->latent;
+    if (n->kv_rank == 0) return model->d_model + (model->n_head + 2 * model->n_kv_head) * model->head_dim;
+    return model->d_model + n->q_rank + n->kv_rank + n->n_rope +
+           model->n_head * (model->head_dim + n->n_own + 2 * n->n_value);
 }
 
-static int64_t row_values(const mdp_model *model) {
-    return model->d_model + (model->n_head + 2 * model->n_kv_head) * model->head_dim;
+/* Rows of whole packs that go through together: fewer where the rows of a model are very wide. */
+static int64_t group_rows(const mdp_model *model, int64_t max_pack) {
+    int64_t rows = MDP_ATTENTION_VALUES / row_values(model);
+    if (rows > MDP_ATTENTION_ROWS) rows = MDP_ATTENTION_ROWS;
+    return max_pack > rows ? max_pack : rows;
+}
+
+/* Values of a head's output. */
+static int64_t output_values(const mdp_model *model) {
+    return model->latent.kv_rank > 0 ? model->latent.n_value : model->head_dim;
 }
 
 int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread) {
-    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + model->head_dim);
-    return (group_rows(max_pack) * row_values(model) + n_thread * tile) * (int64_t)sizeof(float);
+    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + output_values(model));
+    return (group_rows(model, max_pack) * row_values(model) + n_thread * tile) * (int64_t)sizeof(float);
 }
 
 mdp_status mdp_attention_prepare(mdp_engine *engine) {
@@ -68,23 +94,27 @@ mdp_status mdp_attention_prepare(mdp_engine *engine) {
     return mdp_ok();
 }
 
-/* Rotate all heads of one row; the table serves every sequence unless its length changes the frequencies. */
-static void rotate_row(const mdp_engine *engine, int64_t length, int64_t position, float *q, float *k) {
-    const mdp_model *model = engine->model;
-    const mdp_rope *rope = &model->rope;
-    const float *cosine = engine->cosine + position * rope->n_pair, *sine = engine->sine + position * rope->n_pair;
+/* Cosines and sines of a position; the table serves every sequence unless its length changes the frequencies. own has
+ * room for both. */
+typedef struct angles {
+    const float *cosine, *sine;
     float own[2][512];
-    if (mdp_rope_is_stretched(rope, length) && rope->n_pair <= 512) {
-        mdp_rope_angles(rope, length, position, own[0], own[1]);
-        cosine = own[0];
-        sine = own[1];
-    }
-    for (int64_t h = 0; h < model->n_head; h++) {
-        mdp_rope_rotate(rope->layout, cosine, sine, rope->n_pair, q + h * model->head_dim);
-    }
-    for (int64_t h = 0; h < model->n_kv_head; h++) {
-        mdp_rope_rotate(rope->layout, cosine, sine, rope->n_pair, k + h * model->head_dim);
-    }
+} angles;
+
+static void find_angles(const mdp_engine *engine, int64_t length, int64_t position, angles *out) {
+    const mdp_rope *rope = &engine->model->rope;
+    out->cosine = engine->cosine + position * rope->n_pair;
+    out->sine = engine->sine + position * rope->n_pair;
+    if (!mdp_rope_is_stretched(rope, length) || rope->n_pair > 512) return;
+    mdp_rope_angles(rope, length, position, out->own[0], out->own[1]);
+    out->cosine = out->own[0];
+    out->sine = out->own[1];
+}
+
+/* Rotate the first values of n_head heads that begin `step` apart. */
+static void rotate_heads(const mdp_rope *rope, const angles *at, int64_t n_head, int64_t step, float *first) {
+    for (int64_t h = 0; h < n_head; h++)
+        mdp_rope_rotate(rope->layout, at->cosine, at->sine, rope->n_pair, first + h * step);
 }
 
 static void normalise_heads(const mdp_engine *engine, mdp_qk_norm kind, const float *weight, int64_t n_head,
@@ -135,7 +165,7 @@ static int64_t first_seen(const mdp_attention *attention, int64_t query) {
 /* Scale, mask and exponentiate one tile of scores; update the running maximum and sum, and rescale the output so far.
  */
 static void softmax_step(const mdp_layer *layer, const query_tile *tile, int64_t key, int32_t n_key, float *scores,
-                         float *maximum, double *total, float *sum, int64_t head_dim) {
+                         float *maximum, double *total, float *sum, int64_t n_value) {
     float scale = (float)layer->attention.scale;
     for (int32_t i = 0; i < tile->n_query; i++) {
         float *row = scores + (size_t)i * MDP_KEY_ROWS;
@@ -153,41 +183,50 @@ static void softmax_step(const mdp_layer *layer, const query_tile *tile, int64_t
         if (top > maximum[i]) {
             float shrink = mdp_exp(maximum[i] - top);
             total[i] *= (double)shrink;
-            for (int64_t j = 0; j < head_dim; j++) sum[(size_t)i * (size_t)head_dim + (size_t)j] *= shrink;
+            for (int64_t j = 0; j < n_value; j++) sum[(size_t)i * (size_t)n_value + (size_t)j] *= shrink;
             maximum[i] = top;
         }
         total[i] += mdp_exp_shift(row + low, maximum[i], high - low);
     }
 }
 
-/* Attention of one head for MDP_QUERY_ROWS queries; the result replaces the queries. */
+/* Attention of one head for MDP_QUERY_ROWS queries. */
 static void attend(const mdp_engine *engine, const mdp_layer *layer, const attention_buffers *buffers,
                    const query_tile *tile) {
     const mdp_model *model = engine->model;
-    int64_t hd = model->head_dim, ldq = model->n_head * hd, ldk = model->n_kv_head * hd;
+    const head_rows *rows = &buffers->heads;
+    int64_t hd = model->head_dim, ldq = model->n_head * hd, n_value = rows->n_value;
     int64_t kv_head = tile->head / (model->n_head / model->n_kv_head);
     size_t thread = (size_t)omp_get_thread_num();
     float *scores = buffers->scores + thread * MDP_QUERY_ROWS * MDP_KEY_ROWS;
-    float *sum = buffers->sum + thread * MDP_QUERY_ROWS * (size_t)hd;
+    float *sum = buffers->sum + thread * MDP_QUERY_ROWS * (size_t)n_value;
     float maximum[MDP_QUERY_ROWS];
     double total[MDP_QUERY_ROWS];
-    float *q = buffers->q + (tile->first + tile->query) * ldq + tile->head * hd;
-    const float *k = buffers->k + tile->first * ldk + kv_head * hd, *v = buffers->v + tile->first * ldk + kv_head * hd;
+    const float *q = buffers->q + (tile->first + tile->query) * ldq + tile->head * hd;
+    const float *k = rows->k + tile->first * rows->ldk + kv_head * rows->k_step;
+    const float *v = rows->v + tile->first * rows->ldv + kv_head * rows->v_step;
+    const float *shared = rows->n_shared > 0 ? rows->shared + tile->first * rows->ld_shared : NULL;
+    float *out = buffers->out + (tile->first + tile->query) * rows->ldo + tile->head * n_value;
     for (int i = 0; i < MDP_QUERY_ROWS; i++) {
         maximum[i] = buffers->sinks ? buffers->sinks[tile->head] : -INFINITY; /* a key without a value */
         total[i] = buffers->sinks ? 1.0 : 0.0;
     }
-    memset(sum, 0, MDP_QUERY_ROWS * (size_t)hd * sizeof *sum);
+    memset(sum, 0, MDP_QUERY_ROWS * (size_t)n_value * sizeof *sum);
     int64_t end = tile->query + tile->n_query, start = first_seen(&layer->attention, tile->query);
     for (int64_t key = start / MDP_KEY_ROWS * MDP_KEY_ROWS; key < end; key += MDP_KEY_ROWS) {
         int32_t n_key = (int32_t)(tile->length - key < MDP_KEY_ROWS ? tile->length - key : MDP_KEY_ROWS);
-        mdp_gemm_nt(tile->n_query, n_key, (int)hd, q, (int)ldq, k + key * ldk, (int)ldk, scores, MDP_KEY_ROWS);
-        softmax_step(layer, tile, key, n_key, scores, maximum, total, sum, hd);
-        mdp_gemm_nn_add(tile->n_query, (int)hd, n_key, scores, MDP_KEY_ROWS, v + key * ldk, (int)ldk, sum, (int)hd);
+        mdp_gemm_nt(tile->n_query, n_key, (int)rows->n_own, q, (int)ldq, k + key * rows->ldk, (int)rows->ldk, scores,
+                    MDP_KEY_ROWS);
+        if (shared)
+            mdp_gemm_nt_add(tile->n_query, n_key, (int)rows->n_shared, q + rows->n_own, (int)ldq,
+                            shared + key * rows->ld_shared, (int)rows->ld_shared, scores, MDP_KEY_ROWS);
+        softmax_step(layer, tile, key, n_key, scores, maximum, total, sum, n_value);
+        mdp_gemm_nn_add(tile->n_query, (int)n_value, n_key, scores, MDP_KEY_ROWS, v + key * rows->ldv, (int)rows->ldv,
+                        sum, (int)n_value);
     }
     for (int32_t i = 0; i < tile->n_query; i++) {
         double inverse = 1.0 / total[i];
-        for (int64_t j = 0; j < hd; j++) q[i * ldq + j] = (float)(sum[i * hd + j] * inverse);
+        for (int64_t j = 0; j < n_value; j++) out[i * rows->ldo + j] = (float)(sum[i * n_value + j] * inverse);
     }
 }
 
@@ -245,11 +284,31 @@ static void normalise_group(const mdp_engine *engine, const attention_buffers *b
     }
 }
 
+/* Norms, clamps and rotation of a row's queries, keys and values. */
+static void rotate_row(const mdp_engine *engine, const mdp_layer *layer, const attention_buffers *buffers, int64_t row,
+                       int64_t position, const angles *at) {
+    const mdp_model *model = engine->model;
+    const mdp_latent *n = &model->latent;
+    float *q = buffers->q + row * model->n_head * model->head_dim;
+    if (n->kv_rank > 0) {
+        rotate_heads(&model->rope, at, model->n_head, model->head_dim, q + n->n_own);
+        rotate_heads(&model->rope, at, 1, 0, buffers->latent + row * (n->kv_rank + n->n_rope) + n->kv_rank);
+        return;
+    }
+    int64_t ldk = model->n_kv_head * model->head_dim;
+    float *k = buffers->k + row * ldk;
+    condition_row(engine, &layer->attention, buffers, q, k, buffers->v + row * ldk);
+    if (!layer->attention.plain) {
+        rotate_heads(&model->rope, at, model->n_head, model->head_dim, q);
+        rotate_heads(&model->rope, at, model->n_kv_head, model->head_dim, k);
+    }
+    if (layer->attention.qk_norm_last) normalise_row(engine, &layer->attention, buffers, q, k);
+    if (layer->attention.temper_floor > 0) temper_row(engine, &layer->attention, position, q);
+}
+
 static void rotate_group(const mdp_engine *engine, const mdp_layer *layer, const attention_buffers *buffers,
                          int64_t n_pack) {
     const mdp_tokens *tokens = engine->tokens;
-    int64_t ldq = engine->model->n_head * engine->model->head_dim;
-    int64_t ldk = engine->model->n_kv_head * engine->model->head_dim;
     for (int64_t p = 0; p < n_pack; p++) {
         const mdp_pack *pack = buffers->packs[p].pack;
         for (int64_t s = pack->first_sequence; s < pack->first_sequence + pack->n_sequence; s++) {
@@ -257,11 +316,9 @@ static void rotate_group(const mdp_engine *engine, const mdp_layer *layer, const
             int64_t first = buffers->packs[p].first + tokens->offset[s] - pack->first_token;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
             for (int64_t i = 0; i < length; i++) {
-                float *q = buffers->q + (first + i) * ldq, *k = buffers->k + (first + i) * ldk;
-                condition_row(engine, &layer->attention, buffers, q, k, buffers->v + (first + i) * ldk);
-                if (!layer->attention.plain) rotate_row(engine, length, i, q, k);
-                if (layer->attention.qk_norm_last) normalise_row(engine, &layer->attention, buffers, q, k);
-                if (layer->attention.temper_floor > 0) temper_row(engine, &layer->attention, i, q);
+                angles at;
+                find_angles(engine, length, i, &at);
+                rotate_row(engine, layer, buffers, first + i, i, &at);
             }
         }
     }
@@ -278,32 +335,74 @@ static void add_group(const mdp_engine *engine, const attention_buffers *buffers
     }
 }
 
+/* A projection of all rows of the group, x [., ldx] to y [., ldy]. */
+static mdp_status project(mdp_engine *engine, attention_buffers *buffers, int64_t n_pack, const mdp_matrix *matrix,
+                          const float *bias, const float *x, int64_t ldx, float *y, int64_t ldy) {
+    int64_t n_tile = list_tiles(buffers, n_pack, x, ldx, y, ldy);
+    return mdp_linear_take(engine, matrix, bias, buffers->tiles, n_tile);
+}
+
+/* Norm of the first n values of every row [., ld] of the group. */
+static void normalise_latent(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack,
+                             const float *norm, int64_t n, int64_t ld, float *rows) {
+    int64_t n_row = buffers->packs[n_pack - 1].first + buffers->packs[n_pack - 1].pack->n_token;
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < n_row; i++) mdp_rms_norm(rows + i * ld, norm, MDP_LATENT_EPS, n, rows + i * ld);
+}
+
+static mdp_status project_latent(mdp_engine *engine, const mdp_attention *a, attention_buffers *buffers,
+                                 int64_t n_pack) {
+    const mdp_model *model = engine->model;
+    const mdp_latent *n = &model->latent;
+    int64_t d = model->d_model, ldq = model->n_head * model->head_dim, ldl = n->kv_rank + n->n_rope;
+    const float *from = buffers->x;
+    if (n->q_rank > 0) {
+        MDP_TRY(project(engine, buffers, n_pack, &a->q_a, buffers->latent_bias[0], buffers->x, d, buffers->q_latent,
+                        n->q_rank));
+        normalise_latent(engine, buffers, n_pack, buffers->latent_norm[0], n->q_rank, n->q_rank, buffers->q_latent);
+        from = buffers->q_latent;
+    }
+    MDP_TRY(project(engine, buffers, n_pack, &a->q, NULL, from, n->q_rank > 0 ? n->q_rank : d, buffers->q, ldq));
+    MDP_TRY(project(engine, buffers, n_pack, &a->kv_a, buffers->latent_bias[1], buffers->x, d, buffers->latent, ldl));
+    normalise_latent(engine, buffers, n_pack, buffers->latent_norm[1], n->kv_rank, ldl, buffers->latent);
+    return project(engine, buffers, n_pack, &a->kv_b, NULL, buffers->latent, ldl, buffers->kv, buffers->heads.ldk);
+}
+
+static mdp_status project_heads(mdp_engine *engine, const mdp_attention *a, attention_buffers *buffers,
+                                int64_t n_pack) {
+    const mdp_model *model = engine->model;
+    int64_t d = model->d_model, ldq = model->n_head * model->head_dim, ldk = model->n_kv_head * model->head_dim;
+    MDP_TRY(project(engine, buffers, n_pack, &a->q, buffers->bias[0], buffers->x, d, buffers->q, ldq));
+    MDP_TRY(project(engine, buffers, n_pack, &a->k, buffers->bias[1], buffers->x, d, buffers->k, ldk));
+    return project(engine, buffers, n_pack, &a->v, buffers->bias[2], buffers->x, d, buffers->v, ldk);
+}
+
 /* One group of packs through the block. */
 static mdp_status attend_group(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers, int64_t n_pack) {
-    const mdp_model *model = engine->model;
-    const mdp_attention *attention = &layer->attention;
-    int64_t d = model->d_model, ldq = model->n_head * model->head_dim, ldk = model->n_kv_head * model->head_dim;
+    const mdp_attention *a = &layer->attention;
     MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
     normalise_group(engine, buffers, n_pack);
-    int64_t n_tile = list_tiles(buffers, n_pack, buffers->x, d, buffers->q, ldq);
-    MDP_TRY(mdp_linear_take(engine, &attention->q, buffers->bias[0], buffers->tiles, n_tile));
-    list_tiles(buffers, n_pack, buffers->x, d, buffers->k, ldk);
-    MDP_TRY(mdp_linear_take(engine, &attention->k, buffers->bias[1], buffers->tiles, n_tile));
-    list_tiles(buffers, n_pack, buffers->x, d, buffers->v, ldk);
-    MDP_TRY(mdp_linear_take(engine, &attention->v, buffers->bias[2], buffers->tiles, n_tile));
+    MDP_TRY(engine->model->latent.kv_rank > 0 ? project_latent(engine, a, buffers, n_pack)
+                                              : project_heads(engine, a, buffers, n_pack));
     rotate_group(engine, layer, buffers, n_pack);
     int64_t n_query = list_queries(engine, buffers, n_pack);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t i = 0; i < n_query; i++) attend(engine, layer, buffers, &buffers->queries[i]);
-    list_tiles(buffers, n_pack, buffers->q, ldq, buffers->x, d);
-    MDP_TRY(mdp_linear_take(engine, &attention->o, buffers->bias[3], buffers->tiles, n_tile));
+    MDP_TRY(project(engine, buffers, n_pack, &a->o, buffers->bias[3], buffers->out, buffers->heads.ldo, buffers->x,
+                    engine->model->d_model));
     add_group(engine, buffers, n_pack);
     return mdp_ok();
 }
 
 static void destroy_buffers(attention_buffers *buffers) {
     mdp_free(buffers->x);
+    if (buffers->out != buffers->q) mdp_free(buffers->out);
     mdp_free(buffers->q);
+    mdp_free(buffers->q_latent);
+    mdp_free(buffers->latent);
+    mdp_free(buffers->kv);
+    for (int i = 0; i < 2; i++) mdp_free(buffers->latent_norm[i]);
+    for (int i = 0; i < 2; i++) mdp_free(buffers->latent_bias[i]);
     mdp_free(buffers->k);
     mdp_free(buffers->v);
     mdp_free(buffers->scores);
@@ -341,37 +440,86 @@ static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, atten
     MDP_TRY(load_optional(engine, &attention->v_bias, &buffers->bias[2]));
     MDP_TRY(load_optional(engine, &attention->o_bias, &buffers->bias[3]));
     MDP_TRY(load_optional(engine, &attention->sinks, &buffers->sinks));
+    MDP_TRY(load_optional(engine, &attention->q_a_norm, &buffers->latent_norm[0]));
+    MDP_TRY(load_optional(engine, &attention->kv_a_norm, &buffers->latent_norm[1]));
+    MDP_TRY(load_optional(engine, &attention->q_a_bias, &buffers->latent_bias[0]));
+    MDP_TRY(load_optional(engine, &attention->kv_a_bias, &buffers->latent_bias[1]));
     MDP_TRY(load_qk_norm(engine, attention, &attention->q_norm, &buffers->qk_norm[0]));
     return load_qk_norm(engine, attention, &attention->k_norm, &buffers->qk_norm[1]);
+}
+
+/* Rows of keys, values and outputs where every head has its own projections. */
+static mdp_status new_head_rows(const mdp_model *model, int64_t n, attention_buffers *buffers) {
+    int64_t hd = model->head_dim, ldk = model->n_kv_head * hd;
+    MDP_TRY(MDP_ALLOC(&buffers->k, n * ldk, "keys"));
+    MDP_TRY(MDP_ALLOC(&buffers->v, n * ldk, "values"));
+    buffers->out = buffers->q;
+    buffers->heads = (head_rows){.k = buffers->k,
+                                 .v = buffers->v,
+                                 .ldk = ldk,
+                                 .k_step = hd,
+                                 .ldv = ldk,
+                                 .v_step = hd,
+                                 .n_own = hd,
+                                 .n_value = hd,
+                                 .ldo = model->n_head * hd};
+    return mdp_ok();
+}
+
+static mdp_status new_latent_rows(const mdp_model *model, int64_t n, attention_buffers *buffers) {
+    const mdp_latent *latent = &model->latent;
+    int64_t step = latent->n_own + latent->n_value, ldl = latent->kv_rank + latent->n_rope;
+    MDP_TRY(MDP_ALLOC(&buffers->q_latent, n * latent->q_rank, "latent queries"));
+    MDP_TRY(MDP_ALLOC(&buffers->latent, n * ldl, "latent keys and values"));
+    MDP_TRY(MDP_ALLOC(&buffers->kv, n * model->n_head * step, "keys and values"));
+    MDP_TRY(MDP_ALLOC(&buffers->out, n * model->n_head * latent->n_value, "attention output"));
+    buffers->heads = (head_rows){.k = buffers->kv,
+                                 .v = buffers->kv + latent->n_own,
+                                 .shared = buffers->latent + latent->kv_rank,
+                                 .ldk = model->n_head * step,
+                                 .k_step = step,
+                                 .ldv = model->n_head * step,
+                                 .v_step = step,
+                                 .ld_shared = ldl,
+                                 .n_own = latent->n_own,
+                                 .n_shared = latent->n_rope,
+                                 .n_value = latent->n_value,
+                                 .ldo = model->n_head * latent->n_value};
+    return mdp_ok();
+}
+
+/* Projections in the order in which they are used. */
+static mdp_status list_panels(const mdp_attention *a, mdp_panel_list *panels) {
+    const mdp_matrix *order[] = {&a->q_a, &a->q, &a->k, &a->v, &a->kv_a, &a->kv_b, &a->o};
+    for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
+        if (order[i]->tensor) MDP_TRY(mdp_panel_list_add(panels, order[i]));
+    }
+    return mdp_ok();
 }
 
 /* Room for a group: n_row rows of at most that many packs. */
 static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
     const mdp_model *model = engine->model;
-    const mdp_attention *attention = &layer->attention;
-    int64_t longest = 0, hd = model->head_dim;
+    int64_t longest = 0;
     for (int64_t p = 0; p < engine->batch.n_pack; p++) {
         int64_t n = engine->partition->packs[engine->batch.first_pack + p].n_token;
         if (n > longest) longest = n;
     }
     int64_t all = engine->batch.n_token * engine->n_state;
-    buffers->n_row = group_rows(longest) < all ? group_rows(longest) : all;
+    buffers->n_row = group_rows(model, longest) < all ? group_rows(model, longest) : all;
     int64_t n = buffers->n_row, n_pack = engine->batch.n_pack * engine->n_state;
     int64_t n_sequence = n; /* a sequence has at least one row, or adds nothing */
     MDP_TRY(MDP_ALLOC(&buffers->x, n * model->d_model, "attention input"));
-    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * hd, "queries"));
-    MDP_TRY(MDP_ALLOC(&buffers->k, n * model->n_kv_head * hd, "keys"));
-    MDP_TRY(MDP_ALLOC(&buffers->v, n * model->n_kv_head * hd, "values"));
+    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * model->head_dim, "queries"));
+    MDP_TRY(model->latent.kv_rank > 0 ? new_latent_rows(model, n, buffers) : new_head_rows(model, n, buffers));
     MDP_TRY(MDP_ALLOC(&buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS, "attention scores"));
-    MDP_TRY(MDP_ALLOC(&buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * hd, "attention output"));
+    MDP_TRY(MDP_ALLOC(&buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * output_values(model),
+                      "attention output"));
     MDP_TRY(MDP_ALLOC(&buffers->tiles, n / MDP_TILE_ROWS + n_pack + 1, "row tiles"));
     MDP_TRY(MDP_ALLOC(&buffers->queries, (n / MDP_QUERY_ROWS + n_sequence) * model->n_head, "query tiles"));
     MDP_TRY(MDP_ALLOC(&buffers->packs, n_pack, "packs of a group"));
     MDP_TRY(load_vectors(engine, layer, buffers));
-    MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->q));
-    MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->k));
-    MDP_TRY(mdp_panel_list_add(&buffers->panels, &attention->v));
-    return mdp_panel_list_add(&buffers->panels, &attention->o);
+    return list_panels(&layer->attention, &buffers->panels);
 }
 
 static mdp_status attend_all_groups(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {

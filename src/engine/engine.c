@@ -21,6 +21,8 @@ static int64_t largest_panel(const mdp_model *model) {
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
         if (layer->attention.o.n_col > widest) widest = layer->attention.o.n_col;
+        if (layer->attention.q.n_col > widest) widest = layer->attention.q.n_col;
+        if (layer->attention.kv_b.n_col > widest) widest = layer->attention.kv_b.n_col;
         if (layer->is_moe && layer->moe.d_ff > widest) widest = layer->moe.d_ff;
         if (layer->is_moe && layer->moe.shared_ff > widest) widest = layer->moe.shared_ff;
         if (!layer->is_moe && layer->dense_ff > widest) widest = layer->dense_ff;

@@ -4,12 +4,13 @@
 
 #include "mdp/engine.h"
 
-#define MDP_GROUP_TILES 4       /* tiles that one widened panel serves at least, where there are so many */
-#define MDP_ROUND_ROWS 4096     /* rows that a rank takes in one round of dispatch, at least */
-#define MDP_WAVE_TOKENS 16384   /* tokens whose expert outputs a rank keeps until they are combined, about */
-#define MDP_ATTENTION_ROWS 4096 /* rows of whole packs that go through attention together, about */
-#define MDP_QUERY_ROWS 128      /* queries of one attention tile */
-#define MDP_KEY_ROWS 512        /* keys of one attention tile */
+#define MDP_GROUP_TILES 4              /* tiles that one widened panel serves at least, where there are so many */
+#define MDP_ROUND_ROWS 4096            /* rows that a rank takes in one round of dispatch, at least */
+#define MDP_WAVE_TOKENS 16384          /* tokens whose expert outputs a rank keeps until they are combined, about */
+#define MDP_ATTENTION_ROWS 4096        /* rows of whole packs that go through attention together, about */
+#define MDP_ATTENTION_VALUES (1 << 26) /* and that hold at most so many values, where more than one pack does */
+#define MDP_QUERY_ROWS 128             /* queries of one attention tile */
+#define MDP_KEY_ROWS 512               /* keys of one attention tile */
 #define MDP_MESSAGE_BYTES (8 << 20)
 
 /* The residual stream of one or more streams that have not parted yet. */

@@ -39,6 +39,10 @@ void mdp_gemm_nt(int n, int m, int k, const float *x, int ldx, const float *w, i
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, m, k, 1.0F, x, ldx, w, ldw, 0.0F, y, ldy);
 }
 
+void mdp_gemm_nt_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, m, k, 1.0F, x, ldx, w, ldw, 1.0F, y, ldy);
+}
+
 void mdp_gemm_nn_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy) {
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, m, k, 1.0F, x, ldx, w, ldw, 1.0F, y, ldy);
 }

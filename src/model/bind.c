@@ -201,7 +201,39 @@ static mdp_status bind_qkv(binder *b, int64_t layer, int64_t q_width, int64_t kv
     return mdp_ok();
 }
 
-static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
+/* Projections to the latent rows, their norms, and from there to heads. Biases are those of the first step alone. */
+static mdp_status bind_latent(binder *b, int64_t layer, mdp_attention *out) {
+    const mdp_family *f = b->family;
+    const mdp_latent *n = &b->config->latent;
+    const int64_t d = b->config->d_model, n_head = b->config->n_head, q_width = n_head * b->config->head_dim;
+    const char *q_keys = f->q_rank.name, *kv_keys = f->kv_rank.name;
+    const wanted q_a = {f->q_a, "first query projection", layer, -1, 2, {n->q_rank, d, 0}, q_keys};
+    const wanted q_b = {f->q, "query projection", layer, -1, 2, {q_width, n->q_rank, 0}, q_keys};
+    const wanted q = {f->whole_q, "query projection", layer, -1, 2, {q_width, d, 0}, f->n_own.name};
+    const wanted kv_a = {f->kv_a, "first key and value projection", layer,  -1,
+                         2,       {n->kv_rank + n->n_rope, d, 0},   kv_keys};
+    const wanted kv_b = {
+        f->kv_b, "key and value projection", layer, -1, 2, {n_head * (n->n_own + n->n_value), n->kv_rank, 0}, kv_keys};
+    const wanted o = {f->o, "output projection", layer, -1, 2, {d, n_head * n->n_value, 0}, f->n_value.name};
+    const char *bias_keys = f->bias.name;
+    if (n->q_rank > 0) {
+        MDP_TRY(bind_whole(b, &q_a, false, &out->q_a));
+        MDP_TRY(bind_vector(b, f->q_a_norm, "query norm", layer, n->q_rank, q_keys, &out->q_a_norm));
+        if (b->config->bias)
+            MDP_TRY(bind_vector(b, f->q_a_bias, "query bias", layer, n->q_rank, bias_keys, &out->q_a_bias));
+    }
+    MDP_TRY(bind_whole(b, n->q_rank > 0 ? &q_b : &q, false, &out->q));
+    MDP_TRY(bind_whole(b, &kv_a, false, &out->kv_a));
+    MDP_TRY(bind_vector(b, f->kv_a_norm, "key and value norm", layer, n->kv_rank, kv_keys, &out->kv_a_norm));
+    MDP_TRY(bind_whole(b, &kv_b, false, &out->kv_b));
+    MDP_TRY(bind_whole(b, &o, false, &out->o));
+    if (!b->config->bias) return mdp_ok();
+    MDP_TRY(bind_vector(b, f->kv_a_bias, "key and value bias", layer, kv_a.shape[0], bias_keys, &out->kv_a_bias));
+    return bind_vector(b, f->o_bias, "output bias", layer, d, bias_keys, &out->o_bias);
+}
+
+/* One projection each for queries, keys, values and outputs. */
+static mdp_status bind_heads(binder *b, int64_t layer, mdp_attention *out) {
     const mdp_family *f = b->family;
     const mdp_config *c = b->config;
     char q_keys[160], kv_keys[160], o_keys[160];
@@ -222,15 +254,20 @@ static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     }
     MDP_TRY(bind_whole(b, &o, false, &out->o));
     if (c->bias) MDP_TRY(bind_biases(b, layer, out));
-    if (c->qk_norm && !c->layers[layer].plain) MDP_TRY(bind_qk_norms(b, layer, out));
     if (f->sinks != NULL) MDP_TRY(bind_vector(b, f->sinks, "sinks", layer, c->n_head, f->n_head.name, &out->sinks));
+    return c->qk_norm && !c->layers[layer].plain ? bind_qk_norms(b, layer, out) : mdp_ok();
+}
+
+static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
+    const mdp_config *c = b->config;
+    MDP_TRY(c->latent.kv_rank > 0 ? bind_latent(b, layer, out) : bind_heads(b, layer, out));
     out->clip = c->clip;
     out->window = c->layers[layer].window;
     out->chunk = c->layers[layer].chunk;
     out->plain = c->layers[layer].plain;
     out->temper_scale = c->temper_scale;
     out->temper_floor = out->plain ? c->temper_floor : 0;
-    out->scale = c->attention_scale;
+    out->scale = c->attention_scale * b->model->rope.score_factor;
     return mdp_ok();
 }
 
@@ -666,9 +703,23 @@ static mdp_status stray_expert_tensor(const binder *b, const char *name, int64_t
                      b->catalogue->path, (long long)layer, name, b->family->model_type);
 }
 
+/* Mark what belongs to layers after the last, as many as config.json says there are. */
+static mdp_status mark_extra(binder *b) {
+    mdp_model *model = b->model;
+    MDP_TRY(MDP_ALLOC(&model->extra, b->catalogue->n_tensor, "the marks of tensors beyond the last layer"));
+    for (int64_t t = 0; b->config->n_extra > 0 && t < b->catalogue->n_tensor; t++) {
+        int64_t layer;
+        const char *rest;
+        if (!mdp_name_begins(b->catalogue->tensors[t].name, "model.layers.{layer}.", &layer, &rest)) continue;
+        model->extra[t] = layer >= model->n_layer && layer < model->n_layer + b->config->n_extra;
+        model->n_extra += model->extra[t];
+    }
+    return mdp_ok();
+}
+
 static mdp_status refuse_stray_expert_tensors(const binder *b) {
     for (int64_t t = 0; t < b->catalogue->n_tensor; t++) {
-        if (b->bound[t]) continue;
+        if (b->bound[t] || b->model->extra[t]) continue;
         const char *name = b->catalogue->tensors[t].name, *rest;
         for (int i = 0; i < MDP_MAX_LAYOUT && b->family->layouts[i].router != NULL; i++) {
             int64_t layer;
@@ -697,6 +748,7 @@ static mdp_status bind_all(binder *b) {
     mdp_model *model = b->model;
     MDP_TRY(bind_ends(b));
     for (int64_t l = 0; l < model->n_layer; l++) MDP_TRY(bind_layer(b, l, &model->layers[l]));
+    MDP_TRY(mark_extra(b));
     MDP_TRY(refuse_stray_expert_tensors(b));
     count_parameters(b);
     return mdp_ok();

@@ -208,9 +208,32 @@ static mdp_status check_heads(const mdp_family *family, const char *path, const 
     return mdp_ok();
 }
 
+/* Queries and keys of latent attention: own values, then rotated ones. */
+static mdp_status read_latent(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    mdp_latent *latent = &c->latent;
+    MDP_TRY(mdp_config_int(json, &family->q_rank, path, &latent->q_rank));
+    if (json_is_null(json_object_get(json, family->q_rank.name))) latent->q_rank = 0;
+    MDP_TRY(mdp_config_int(json, &family->kv_rank, path, &latent->kv_rank));
+    MDP_TRY(mdp_config_int(json, &family->n_own, path, &latent->n_own));
+    MDP_TRY(mdp_config_int(json, &family->n_rope, path, &latent->n_rope));
+    MDP_TRY(mdp_config_int(json, &family->n_value, path, &latent->n_value));
+    c->head_dim = latent->n_own + latent->n_rope;
+    c->n_kv_head = c->n_head;
+    int64_t width, wide = latent->n_own + (latent->n_rope > latent->n_value ? latent->n_rope : latent->n_value);
+    bool fits = mdp_multiply(c->n_head, wide, &width) && width <= INT32_MAX;
+    if (fits && latent->n_rope % 2 == 0) return mdp_ok();
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: %lld heads ('%s') of %lld + %lld values ('%s', '%s') and %lld outputs ('%s'): the second must "
+        "be even, and all together at most %d.",
+        path, (long long)c->n_head, family->n_head.name, (long long)latent->n_own, (long long)latent->n_rope,
+        family->n_own.name, family->n_rope.name, (long long)latent->n_value, family->n_value.name, INT32_MAX);
+}
+
 /* head_dim is its own number where it is given, else the width divided by the heads. */
 static mdp_status read_heads(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
     MDP_TRY(mdp_config_int(json, &family->n_head, path, &c->n_head));
+    if (family->kv_rank.name != NULL) return read_latent(json, family, path, c);
     MDP_TRY(mdp_config_int(json, &family->n_kv_head, path, &c->n_kv_head));
     bool as_many = c->n_kv_head == 0 || json_is_null(mdp_config_get(json, family->n_kv_head.name));
     if (as_many) c->n_kv_head = c->n_head;
@@ -232,7 +255,12 @@ static mdp_status read_groups(const json_t *json, const mdp_family *family, cons
         family->group_method_key == NULL ? NULL : json_string_value(mdp_config_get(json, family->group_method_key));
     bool counts = family->group_method == NULL || (method != NULL && strcmp(method, family->group_method) == 0);
     c->n_group = c->n_open = 1;
-    if (family->n_group.name == NULL || !counts) return mdp_ok();
+    if (family->n_group.name == NULL) return mdp_ok();
+    if (method != NULL && !counts && strcmp(method, "greedy") != 0) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is '%s'; supported are greedy and %s.", path,
+                         family->group_method_key, method, family->group_method);
+    }
+    if (!counts) return mdp_ok();
     MDP_TRY(mdp_config_int(json, &family->n_group, path, &c->n_group));
     MDP_TRY(mdp_config_int(json, &family->n_open, path, &c->n_open));
     if (c->n_open <= c->n_group) return mdp_ok();
@@ -321,6 +349,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
     MDP_TRY(mdp_config_int(json, &family->d_model, path, &c.d_model));
     MDP_TRY(mdp_config_int(json, &family->d_ff, path, &c.d_ff));
     MDP_TRY(mdp_config_int(json, &family->n_layer, path, &c.n_layer));
+    MDP_TRY(mdp_config_int(json, &family->n_extra, path, &c.n_extra));
     MDP_TRY(mdp_config_int(json, &family->vocab_size, path, &c.vocab_size));
     MDP_TRY(mdp_config_int(json, &family->max_position, path, &c.max_position));
     MDP_TRY(mdp_config_int(json, &family->dense_ff, path, &c.dense_ff));

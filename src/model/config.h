@@ -19,6 +19,8 @@ typedef struct mdp_quantisation {
 
 typedef struct mdp_config {
     int64_t d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
+    mdp_latent latent;
+    int64_t n_extra; /* layers after the last that predict tokens further ahead */
     int64_t n_expert, top_k;
     int64_t dense_ff;  /* of dense layers */
     int64_t shared_ff; /* of the shared expert; 0: none */

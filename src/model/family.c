@@ -24,6 +24,16 @@
     .v_bias = LAYER "self_attn.v_proj.bias"
 #define QKVO_BIASES QKV_BIASES, .o_bias = LAYER "self_attn.o_proj.bias"
 
+#define LATENT_TENSORS                                                                                                 \
+    .embedding = "model.embed_tokens.weight", .final_norm = "model.norm.weight", .head = "lm_head.weight",             \
+    .norm1 = LAYER "input_layernorm.weight", .norm2 = LAYER "post_attention_layernorm.weight",                         \
+    .q_a = LAYER "self_attn.q_a_proj.weight", .q_a_bias = LAYER "self_attn.q_a_proj.bias",                             \
+    .q_a_norm = LAYER "self_attn.q_a_layernorm.weight", .q = LAYER "self_attn.q_b_proj.weight",                        \
+    .whole_q = LAYER "self_attn.q_proj.weight", .kv_a = LAYER "self_attn.kv_a_proj_with_mqa.weight",                   \
+    .kv_a_bias = LAYER "self_attn.kv_a_proj_with_mqa.bias", .kv_a_norm = LAYER "self_attn.kv_a_layernorm.weight",      \
+    .kv_b = LAYER "self_attn.kv_b_proj.weight", .o = LAYER "self_attn.o_proj.weight",                                  \
+    .o_bias = LAYER "self_attn.o_proj.bias"
+
 #define QK_NORMS .q_norm = LAYER "self_attn.q_norm.weight", .k_norm = LAYER "self_attn.k_norm.weight"
 
 /* LAYER "mlp." with something before the projections ("", "shared_expert."). */
@@ -177,6 +187,36 @@ static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},
         .fused_down = BLOCK "ffn.experts.mlp.w2",                                                                      \
     }
 
+static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"mlp_bias", "false"}, {NULL, NULL}};
+
+/* DeepSeek-V3 and what calls itself otherwise but is the same. */
+#define DEEPSEEK_V3_ROW                                                                                                \
+    SILU_KEY, SIGMOID_ROUTER, LATENT_TENSORS,                                                                          \
+        .d_model = {.name = "hidden_size", .absent = 7168}, .d_ff = {.name = "moe_intermediate_size", .absent = 2048}, \
+        .n_layer = {.name = "num_hidden_layers", .absent = 61},                                                        \
+        .n_head = {.name = "num_attention_heads", .absent = 128},                                                      \
+        .tied = {.name = "tie_word_embeddings", .absent = false},                                                      \
+        .q_rank = {.name = "q_lora_rank", .absent = 1536, .null_is_absent = true},                                     \
+        .kv_rank = {.name = "kv_lora_rank", .absent = 512}, .n_own = {.name = "qk_nope_head_dim", .absent = 128},      \
+        .n_rope = {.name = "qk_rope_head_dim", .absent = 64}, .n_value = {.name = "v_head_dim", .absent = 128},        \
+        .rope_pairs = {.name = "rope_interleave", .absent = true},                                                     \
+        .vocab_size = {.name = "vocab_size", .absent = 129280},                                                        \
+        .max_position = {.name = "max_position_embeddings", .absent = 4096},                                           \
+        .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 256},                         \
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},                                                         \
+        .first_sparse = {.name = "first_k_dense_replace", .absent = 3, .may_be_zero = true},                           \
+        .sparse_every = {.name = "moe_layer_freq", .absent = 1},                                                       \
+        .dense_ff = {.name = "intermediate_size", .absent = 18432},                                                    \
+        .n_shared = {.name = "n_shared_experts", .absent = 1, .null_is_absent = true, .may_be_zero = true},            \
+        .n_group = {.name = "n_group", .absent = 8, .null_is_absent = true},                                           \
+        .n_open = {.name = "topk_group", .absent = 4, .null_is_absent = true},                                         \
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 2.5},                                              \
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true}, .fixed = SIGMOID_ONLY,                           \
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6}, .bias = {.name = "attention_bias", .absent = false},     \
+        .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},  \
+        .rope_theta = 1e4, .dense = GATED_MLP(""), .shared = GATED_MLP("shared_experts."),                             \
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)}
+
 static const mdp_family FAMILIES[] = {
     {
         .model_type = "mixtral",
@@ -291,6 +331,120 @@ static const mdp_family FAMILIES[] = {
         .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
     },
     {
+        .model_type = "deepseek",
+        COMMON_KEYS,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1407},
+        .n_layer = {.name = "num_hidden_layers", .absent = 30},
+        .n_head = {.name = "num_attention_heads", .absent = 32},
+        .n_kv_head = {.name = "num_key_value_heads", .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 102400},
+        .max_position = {.name = "max_position_embeddings", .absent = 2048},
+        .n_expert = {.name = "n_routed_experts"},
+        .top_k = {.name = "num_experts_per_tok"},
+        .first_sparse = {.name = "first_k_dense_replace", .may_be_zero = true},
+        .sparse_every = {.name = "moe_layer_freq", .absent = 1},
+        .dense_ff = {.name = "intermediate_size", .absent = 11008},
+        .n_shared = {.name = "n_shared_experts", .null_is_absent = true, .may_be_zero = true},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = false},
+        .fixed = SOFTMAX_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .bias = {.name = "attention_bias", .absent = false},
+        .rope_theta = 1e4,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_BY_FLAG,
+        .normalise_added = 1e-20,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
+    },
+    {
+        .model_type = "deepseek_v2",
+        SILU_KEY,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1407},
+        .n_layer = {.name = "num_hidden_layers", .absent = 32},
+        .n_head = {.name = "num_attention_heads", .absent = 32},
+        .tied = {.name = "tie_word_embeddings", .absent = false},
+        .q_rank = {.name = "q_lora_rank", .absent = 1536, .null_is_absent = true},
+        .kv_rank = {.name = "kv_lora_rank", .absent = 512},
+        .n_own = {.name = "qk_nope_head_dim", .absent = 128},
+        .n_rope = {.name = "qk_rope_head_dim", .absent = 64},
+        .n_value = {.name = "v_head_dim", .absent = 128},
+        .rope_layout = MDP_ROPE_PAIR,
+        .vocab_size = {.name = "vocab_size", .absent = 32000},
+        .max_position = {.name = "max_position_embeddings", .absent = 2048},
+        .n_expert = {.name = "n_routed_experts", .other = "num_experts", .absent = 64},
+        .top_k = {.name = "num_experts_per_tok"},
+        .first_sparse = {.name = "first_k_dense_replace", .may_be_zero = true},
+        .sparse_every = {.name = "moe_layer_freq", .absent = 1},
+        .dense_ff = {.name = "intermediate_size", .absent = 11008},
+        .n_shared = {.name = "n_shared_experts", .absent = 2, .null_is_absent = true, .may_be_zero = true},
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
+        .group_method_key = "topk_method",
+        .group_method = "group_limited_greedy",
+        .group_score = MDP_GROUP_BEST,
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 1.0},
+        .fixed = SOFTMAX_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .bias = {.name = "attention_bias", .absent = false},
+        .rope_theta = 1e4,
+        .score = MDP_SOFTMAX_ALL,
+        LATENT_TENSORS,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
+    },
+    {
+        .model_type = "deepseek_v3",
+        DEEPSEEK_V3_ROW,
+    },
+    {
+        .model_type = "kimi_k2",
+        DEEPSEEK_V3_ROW,
+    },
+    {
+        .model_type = "glm4_moe_lite",
+        SILU_KEY,
+        SIGMOID_ROUTER,
+        .d_model = {.name = "hidden_size", .absent = 2048},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1536},
+        .n_layer = {.name = "num_hidden_layers", .absent = 47},
+        .n_head = {.name = "num_attention_heads", .absent = 20},
+        .tied = {.name = "tie_word_embeddings", .absent = false},
+        .q_rank = {.name = "q_lora_rank", .absent = 768, .null_is_absent = true},
+        .kv_rank = {.name = "kv_lora_rank", .absent = 512},
+        .n_own = {.name = "qk_nope_head_dim", .absent = 192},
+        .n_rope = {.name = "qk_rope_head_dim", .absent = 64},
+        .n_value = {.name = "v_head_dim", .absent = 256},
+        .rope_pairs = {.name = "rope_interleave", .absent = true},
+        .partial_rotary = 1.0,
+        .vocab_size = {.name = "vocab_size", .absent = 154880},
+        .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},
+        .max_position = {.name = "max_position_embeddings", .absent = 202752},
+        .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 64},
+        .top_k = {.name = "num_experts_per_tok", .absent = 4},
+        .first_sparse = {.name = "first_k_dense_replace", .absent = 1, .may_be_zero = true},
+        .mlp_types = "mlp_layer_types",
+        .dense_ff = {.name = "intermediate_size", .absent = 10240},
+        .n_shared = {.name = "n_shared_experts", .absent = 1, .null_is_absent = true, .may_be_zero = true},
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 1.8},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true},
+        .fixed = SIGMOID_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .bias = {.name = "attention_bias", .absent = false},
+        .rope_theta = 1e4,
+        LATENT_TENSORS,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
+    },
+    {
         .model_type = "minimax_m2",
         SILU_KEY,
         .d_model = {.name = "hidden_size", .absent = 3072},
@@ -327,6 +481,7 @@ static const mdp_family FAMILIES[] = {
         .n_head = {.name = "num_attention_heads", .absent = 96},
         .n_kv_head = {.name = "num_key_value_heads", .absent = 8},
         .vocab_size = {.name = "vocab_size", .absent = 151552},
+        .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},
         .max_position = {.name = "max_position_embeddings", .absent = 131072},
         .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 128},
         .top_k = {.name = "num_experts_per_tok", .absent = 8},
@@ -584,8 +739,9 @@ static const mdp_family FAMILIES[] = {
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
 static const char *const NAMES[] = {
-    "mixtral",    "qwen2_moe", "qwen3_moe", "olmoe",          "minimax_m2",  "glm4_moe", "dots1", "ernie4_5_moe",
-    "granitemoe", "phimoe",    "gpt_oss",   "hunyuan_v1_moe", "llama4_text", "llama4",   "dbrx",  NULL};
+    "mixtral", "qwen2_moe",     "qwen3_moe",      "olmoe",       "deepseek", "deepseek_v2",  "deepseek_v3",
+    "kimi_k2", "glm4_moe_lite", "minimax_m2",     "glm4_moe",    "dots1",    "ernie4_5_moe", "granitemoe",
+    "phimoe",  "gpt_oss",       "hunyuan_v1_moe", "llama4_text", "llama4",   "dbrx",         NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

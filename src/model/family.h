@@ -71,6 +71,9 @@ struct mdp_family {
     /* ---- config.json ---- */
     const char *scope; /* the object of config.json that has all other keys; NULL, or not there: the whole */
     mdp_int_key d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
+    mdp_int_key q_rank, kv_rank, n_own, n_rope, n_value; /* of latent attention; kv_rank.name == NULL: none */
+    mdp_int_key n_extra;     /* layers after the last that predict tokens further ahead; name == NULL: none */
+    mdp_bool_key rope_pairs; /* name != NULL: pairs are rotated when it is true, else halves */
     mdp_int_key n_expert, top_k;
     /* layer l has experts when l + 1 is a multiple of sparse_step and l one of sparse_every (absent: 1), l lies in
      * first_sparse .. last_sparse, is not in the list dense_layers (NULL: no such key) and not called dense in the list
@@ -131,12 +134,14 @@ struct mdp_family {
     /* ---- tensors ---- */
     const char *embedding, *final_norm, *head;
     const char *norm1, *norm2, *q, *k, *v, *o;
-    const char *norm1_bias, *norm2_bias, *final_norm_bias; /* NULL: none */
-    const char *head_bias;                                 /* where head_bias_flag says so */
-    const char *q_bias, *k_bias, *v_bias, *o_bias;         /* NULL: that projection has none */
-    const char *qkv;                                       /* q, k and v under each other in one tensor; NULL: not */
-    const char *sinks;                                     /* NULL: none */
-    const char *q_norm, *k_norm;                           /* when there is a qk_norm; NULL: weights of 1 */
+    const char *norm1_bias, *norm2_bias, *final_norm_bias;                       /* NULL: none */
+    const char *head_bias;                                                       /* where head_bias_flag says so */
+    const char *q_a, *q_a_bias, *q_a_norm, *kv_a, *kv_a_bias, *kv_a_norm, *kv_b; /* of latent attention; q is q_a's */
+    const char *whole_q;                           /* there, the queries' projection where there is no q_a */
+    const char *q_bias, *k_bias, *v_bias, *o_bias; /* NULL: that projection has none */
+    const char *qkv;                               /* q, k and v under each other in one tensor; NULL: not */
+    const char *sinks;                             /* NULL: none */
+    const char *q_norm, *k_norm;                   /* when there is a qk_norm; NULL: weights of 1 */
     mdp_mlp_names dense, shared;
     const char *shared_gate;                   /* [1, d_model]; NULL: the shared expert counts in full */
     mdp_expert_layout layouts[MDP_MAX_LAYOUT]; /* used ones first; router == NULL ends them */

@@ -38,6 +38,14 @@ static mdp_status read_config(const json_t *json, const char *where, mdp_model *
     return mdp_rope_read(json, model->family, config, where, &model->rope);
 }
 
+int64_t mdp_attention_values(const mdp_attention *attention) {
+    const mdp_matrix *all[] = {&attention->q,   &attention->k,    &attention->v,   &attention->o,
+                               &attention->q_a, &attention->kv_a, &attention->kv_b};
+    int64_t n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) n += all[i]->tensor ? all[i]->n_row * all[i]->n_col : 0;
+    return n;
+}
+
 static void copy_sizes(const mdp_config *config, mdp_model *model) {
     (void)snprintf(model->model_type, sizeof model->model_type, "%s", model->family->model_type);
     model->n_layer = config->n_layer;
@@ -46,6 +54,7 @@ static void copy_sizes(const mdp_config *config, mdp_model *model) {
     model->n_head = config->n_head;
     model->n_kv_head = config->n_kv_head;
     model->head_dim = config->head_dim;
+    model->latent = config->latent;
     model->max_position = config->max_position;
     model->norm_eps = config->norm_eps;
     model->norm_kind = model->family->norm_kind;
@@ -98,6 +107,7 @@ void mdp_model_destroy(mdp_model *model) {
     mdp_free(model->names);
     mdp_free(model->n_value);
     mdp_free(model->layers);
+    mdp_free(model->extra);
     mdp_free(model->rope.frequency);
     mdp_free(model->rope.long_frequency);
     mdp_free(model);

@@ -17,7 +17,7 @@ typedef struct edit {
     char *text; /* owned */
 } edit;
 
-enum { MAX_SPELLING = 2, MAX_EDIT = 2 * MAX_SPELLING };
+enum { MAX_SPELLING = 2, MAX_EDIT = 3 * MAX_SPELLING };
 
 static int64_t skip_space(const char *text, int64_t at) {
     while (text[at] == ' ' || text[at] == '\t' || text[at] == '\n' || text[at] == '\r') at++;
@@ -146,6 +146,7 @@ static mdp_status make_edits(const mdp_model *model, int64_t n_expert, int64_t t
         from = scope.begin;
     MDP_TRY(set_key(text, from, &model->family->n_expert, n_expert, edits, n_edit));
     if (top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, top_k, edits, n_edit));
+    if (model->n_extra > 0) MDP_TRY(set_key(text, from, &model->family->n_extra, 0, edits, n_edit));
     sort_edits(edits, *n_edit);
     return mdp_ok();
 }

@@ -316,12 +316,38 @@ static mdp_status refuse_partial(const rope_source *s, const char *type) {
                      s->path, json_number_value(value));
 }
 
+static mdp_status find_layout(const rope_source *s, const mdp_family *family, mdp_rope *rope) {
+    const char *key = family->rope_pairs.name;
+    if (key == NULL) return mdp_ok();
+    const json_t *value = json_object_get(s->json, key);
+    bool pairs = family->rope_pairs.absent;
+    if (value != NULL && !json_is_null(value)) {
+        if (!json_is_boolean(value)) {
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", s->path, key,
+                             mdp_config_kind(value));
+        }
+        pairs = json_is_true(value);
+    }
+    rope->layout = pairs ? MDP_ROPE_PAIR : MDP_ROPE_HALF;
+    return mdp_ok();
+}
+
+/* Latent attention scales q . k by the square of what yarn gives for mscale_all_dim. */
+static mdp_status find_score_factor(const rope_source *s, mdp_rope *rope) {
+    double all_dim, factor;
+    MDP_TRY(dict_number(s, "mscale_all_dim", 0.0, &all_dim));
+    if (all_dim == 0.0) return mdp_ok();
+    MDP_TRY(dict_positive(s, "factor", &factor));
+    rope->score_factor = yarn_scale(factor, all_dim) * yarn_scale(factor, all_dim);
+    return mdp_ok();
+}
+
 /* defaults: the class default of rope_parameters, or NULL. */
 static mdp_status read_rope(const json_t *json, const mdp_family *family, const mdp_config *config, const char *path,
                             const json_t *defaults, mdp_rope *out) {
     rope_source s = {.json = json, .dict_name = "rope_parameters", .path = path, .config = config};
     const char *type;
-    s.dim = config->head_dim;
+    s.dim = config->latent.kv_rank > 0 ? config->latent.n_rope : config->head_dim;
     MDP_TRY(find_dict(&s));
     if (s.dict == NULL) s.dict = defaults;
     MDP_TRY(find_theta(&s, family));
@@ -331,11 +357,14 @@ static mdp_status read_rope(const json_t *json, const mdp_family *family, const 
         .layout = family->rope_layout,
         .n_pair = s.dim / 2,
         .attention_factor = 1.0,
+        .score_factor = 1.0,
         .theta = s.theta,
         .factor = 1.0,
         .max_position = config->max_position,
         .n_rotated = s.dim,
     };
+    MDP_TRY(find_layout(&s, family, &rope));
+    if (config->latent.kv_rank > 0 && strcmp(type, "default") != 0) MDP_TRY(find_score_factor(&s, &rope));
     MDP_TRY(MDP_ALLOC(&rope.frequency, rope.n_pair, "the rope frequencies"));
     mdp_status status = set_type(&s, type, &rope);
     if (status.code != MDP_OK) {

@@ -4,10 +4,10 @@
 /* Of one token in a layer, its attention over keys aside. Biases add one each. */
 static double layer_flop(const mdp_model *model, const mdp_layer *layer, bool recompute) {
     const mdp_attention *a = &layer->attention;
-    const mdp_matrix *biases[] = {&a->q_bias, &a->k_bias, &a->v_bias, &a->o_bias};
+    const mdp_matrix *biases[] = {&a->q_bias, &a->k_bias, &a->v_bias, &a->o_bias, &a->q_a_bias, &a->kv_a_bias};
     double d = (double)model->d_model;
-    double flop = 4.0 * d * (double)((model->n_head + model->n_kv_head) * model->head_dim);
-    for (int i = 0; i < 4; i++) flop += biases[i]->tensor ? (double)biases[i]->n_col : 0.0;
+    double flop = 2.0 * (double)mdp_attention_values(a);
+    for (int i = 0; i < 6; i++) flop += biases[i]->tensor ? (double)biases[i]->n_col : 0.0;
     if (!layer->is_moe) return flop + 6.0 * d * (double)layer->dense_ff;
     const mdp_moe *moe = &layer->moe;
     double block = 2.0 * d * ((double)moe->n_expert + 3.0 * (double)moe->d_ff * (double)moe->top_k);
@@ -17,7 +17,8 @@ static double layer_flop(const mdp_model *model, const mdp_layer *layer, bool re
 
 /* Multiply-adds count as two. Attention counts every visible key. */
 static double forward_flop(const mdp_model *model, const mdp_tokens *tokens, const mdp_pass *pass) {
-    double heads = (double)(model->n_head * model->head_dim), row = 0.0, pairs = 0.0;
+    int64_t n_value = model->latent.kv_rank > 0 ? model->latent.n_value : model->head_dim;
+    double heads = 0.5 * (double)(model->n_head * (model->head_dim + n_value)), row = 0.0, pairs = 0.0;
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
         int64_t window = layer->attention.window;
@@ -43,8 +44,9 @@ static int64_t norm_bytes(const mdp_norm *norm) {
 
 static int64_t attention_bytes(const mdp_layer *layer) {
     const mdp_attention *a = &layer->attention;
-    const mdp_matrix *matrices[] = {&a->q,      &a->k,      &a->v,      &a->o,      &a->q_bias, &a->k_bias,
-                                    &a->v_bias, &a->o_bias, &a->q_norm, &a->k_norm, &a->sinks};
+    const mdp_matrix *matrices[] = {&a->q,        &a->k,      &a->v,         &a->o,         &a->q_bias, &a->k_bias,
+                                    &a->v_bias,   &a->o_bias, &a->q_norm,    &a->k_norm,    &a->q_a,    &a->q_a_bias,
+                                    &a->q_a_norm, &a->kv_a,   &a->kv_a_bias, &a->kv_a_norm, &a->kv_b,   &a->sinks};
     int64_t n_byte = norm_bytes(&layer->norm1);
     for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += mdp_matrix_bytes(matrices[i]);
     return n_byte;

@@ -30,6 +30,7 @@ typedef struct role {
     const mdp_moe *moe;              /* that it belongs to */
     const places *places;            /* NULL: the layer stays as it is */
     int64_t layer;
+    bool leaves;  /* of a layer after the last, whose own experts nobody observes */
     bool is_down; /* the down projection (or its bias) of an expert, or of all */
 } role;
 
@@ -122,6 +123,7 @@ static mdp_status add_expert(const mdp_expert_tensor *tensor, mdp_expert_t numbe
 
 /* Append what becomes of a stored tensor, if anything, to the result. */
 static mdp_status append_tensor(const mdp_tensor *tensor, const role *what, mdp_output *output) {
+    if (what->leaves) return mdp_ok();
     if (what->tensor && what->tensor->expert >= 0) {
         mdp_expert_t expert = what->tensor->expert, number = what->places ? what->places->number[expert] : expert;
         if (number < 0) return mdp_ok();
@@ -153,6 +155,8 @@ static int compare_names(const void *left, const void *right) {
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
 static void assign_roles(const maker *m, role *roles) {
+    for (int64_t t = 0; m->plan && m->model->n_extra > 0 && t < m->model->catalogue->n_tensor; t++)
+        roles[t].leaves = m->model->extra[t];
     for (int64_t l = 0; l < m->model->n_layer; l++) {
         if (!m->model->layers[l].is_moe) continue;
         const mdp_moe *moe = &m->model->layers[l].moe;

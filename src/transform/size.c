@@ -49,8 +49,7 @@ static int64_t count_mlp(const mdp_expert *mlp) {
 
 /* Values of the matrices that a token is multiplied with in a layer. */
 static int64_t count_met(const mdp_model *model, const mdp_layer *layer, const mdp_plan_layer *planned) {
-    const mdp_attention *a = &layer->attention;
-    int64_t n = count_values(&a->q) + count_values(&a->k) + count_values(&a->v) + count_values(&a->o);
+    int64_t n = mdp_attention_values(&layer->attention);
     if (!layer->is_moe) return n + count_mlp(&layer->dense);
     const mdp_moe *moe = &layer->moe;
     int64_t n_expert = planned ? planned->n_kept : moe->n_expert;
@@ -71,6 +70,8 @@ double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan) {
 
 int64_t mdp_transform_estimate(const mdp_model *model, int32_t keep) {
     int64_t n_byte = model->catalogue->tensor_byte;
+    for (int64_t t = 0; model->n_extra > 0 && t < model->catalogue->n_tensor; t++)
+        n_byte -= model->extra[t] ? model->catalogue->tensors[t].n_byte : 0;
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe || model->layers[l].moe.n_expert <= keep) continue;
         const mdp_moe *moe = &model->layers[l].moe;

@@ -1,8 +1,11 @@
 """Families whose routers choose by a bias or in groups: the same logits as transformers before and after pruning, and after it
 those of the original with the removed experts at minus infinity when a token chooses.
 """
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import mdp
 from families import SIZES, assert_dump_equals, assert_same_logits, load, masked, prune, save_random, write_tokens
@@ -11,6 +14,8 @@ ROUTED = dict(**SIZES, n_routed_experts=6, num_experts_per_tok=2, moe_intermedia
 GROUPED = dict(**SIZES, n_routed_experts=12, n_group=3, topk_group=2, moe_intermediate_size=24, n_shared_experts=2,
                routed_scaling_factor=1.7)
 ERNIE = dict(**SIZES, moe_num_experts=6, moe_k=2, moe_intermediate_size=24)
+LATENT = dict(num_key_value_heads=4, kv_lora_rank=16, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=14)
+YARN = dict(rope_type="yarn", rope_theta=1e4, factor=8.0, mscale=0.9, mscale_all_dim=0.6, original_max_position_embeddings=32)
 # The keys are those of transformers' classes; half of the experts go.
 VARIANTS = {
     "glm4_moe": ("glm4_moe", dict(**ROUTED, head_dim=12)),
@@ -23,10 +28,21 @@ VARIANTS = {
     "ernie4_5_moe": ("ernie4_5_moe", ERNIE),
     "ernie4_5_moe, every second layer dense, untied, no shared expert": ("ernie4_5_moe", dict(
         **ERNIE, moe_layer_interval=2, moe_layer_start_index=0, tie_word_embeddings=False, moe_num_shared_experts=0)),
+    "deepseek_v2, whole queries": ("deepseek_v2", dict(**{**ROUTED, **LATENT}, q_lora_rank=None, first_k_dense_replace=1)),
+    "deepseek_v2, groups, yarn, biases": ("deepseek_v2", dict(
+        **{**GROUPED, **LATENT}, q_lora_rank=20, num_experts_per_tok=3, topk_method="group_limited_greedy", attention_bias=True,
+        rope_parameters=YARN)),
+    "deepseek_v3, groups, yarn": ("deepseek_v3", dict(
+        **{**GROUPED, **LATENT}, q_lora_rank=20, num_experts_per_tok=4, first_k_dense_replace=1, rope_parameters=YARN)),
+    "deepseek_v3, whole queries, rotated halves, biases, unnormalised": ("deepseek_v3", dict(
+        **{**ROUTED, **LATENT}, q_lora_rank=None, n_group=1, topk_group=1, first_k_dense_replace=0, rope_interleave=False,
+        attention_bias=True, norm_topk_prob=False)),
+    "glm4_moe_lite": ("glm4_moe_lite", dict(
+        **{**ROUTED, **LATENT}, q_lora_rank=20, mlp_layer_types=["sparse", "dense", "sparse"])),
     "minimax_m2": ("minimax_m2", dict(**SIZES, num_local_experts=6, num_experts_per_tok=2, head_dim=16, rotary_dim=8)),
 }
 # How many experts the checkpoint keeps; groups must keep two each, and a token must find its own in those that it sees.
-GOLDEN = {"glm4_moe": 6, "ernie4_5_moe": 4, "minimax_m2": 5}
+GOLDEN = {"deepseek_v2": 4, "deepseek_v2_group": 8, "deepseek_v3": 8, "glm4_moe": 6, "ernie4_5_moe": 4, "minimax_m2": 5}
 COUNTS = ["num_local_experts", "n_routed_experts", "moe_num_experts"]
 
 
@@ -63,6 +79,81 @@ def test_family_equals_transformers_before_and_after_pruning(variant, tmp_path):
     original = save_random(*VARIANTS[variant], tmp_path / "original")
     assert_same_logits(original, write_tokens(96, tmp_path / "tokens.h5"), tmp_path, 3)
     check(original, mdp.read_json(original / "config.json")[count_key(original)] // 2, tmp_path, "safetensors")
+
+
+def test_deepseek_equals_what_it_is_of_another_family(tmp_path):
+    """transformers has no class for the first DeepSeek-MoE. A qwen2_moe whose shared expert's gate is always one half, and whose
+    shared expert gives twice as much, computes the same."""
+    sizes = dict(**SIZES, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True)
+    twin = save_random("qwen2_moe", dict(**sizes, num_experts=6, shared_expert_intermediate_size=48, qkv_bias=False,
+                                         mlp_only_layers=[0]), tmp_path / "twin")
+    tensors, ours = load_file(twin / "model.safetensors"), {}
+    for name, values in tensors.items():
+        if name.endswith("shared_expert_gate.weight"):
+            values.zero_()
+        else:
+            ours[name.replace("shared_expert.", "shared_experts.")] = values.clone()
+        if name.endswith("shared_expert.down_proj.weight"):
+            values *= 2
+    save_file(tensors, twin / "model.safetensors", metadata={"format": "pt"})
+    folder = tmp_path / "deepseek"
+    folder.mkdir()
+    save_file(ours, folder / "model.safetensors", metadata={"format": "pt"})
+    config = dict(**sizes, model_type="deepseek", n_routed_experts=6, n_shared_experts=2, first_k_dense_replace=1, moe_layer_freq=1,
+                  scoring_func="softmax", rms_norm_eps=1e-6)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokens = write_tokens(96, tmp_path / "tokens.h5")
+    mdp.succeed(2, "eval", "--model", folder, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "eval.json")
+    assert_dump_equals(tmp_path / "dump.h5", tokens, load(twin))
+
+
+def test_kimi_k2_is_a_deepseek_v3(tmp_path):
+    folder = save_random(*VARIANTS["deepseek_v3, groups, yarn"], tmp_path / "original")
+    tokens = write_tokens(96, tmp_path / "tokens.h5")
+    theirs, config = load(folder), mdp.read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "kimi_k2"}), encoding="utf-8")
+    mdp.succeed(2, "eval", "--model", folder, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "eval.json")
+    assert_dump_equals(tmp_path / "dump.h5", tokens, theirs)
+
+
+def test_layers_that_predict_further_tokens_travel_along_and_leave_when_experts_do(tmp_path):
+    """What public checkpoints hold after their last layer: another one with experts, and the tensors that lead into and out of it."""
+    folder, extra = tmp_path / "with-extra", "model.layers.3."
+    folder.mkdir()
+    tensors = load_file(mdp.GOLDEN / "deepseek_v3" / "model.safetensors")
+    tensors |= {name.replace("model.layers.2.", extra): values + 1 for name, values in tensors.items() if name.startswith("model.layers.2.")}
+    tensors |= {extra + "eh_proj.weight": torch.ones(64, 128), extra + "shared_head.head.weight": torch.ones(512, 64)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {**mdp.read_json(mdp.GOLDEN / "deepseek_v3" / "config.json"), "num_nextn_predict_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokens = write_tokens(512, tmp_path / "tokens.h5")
+    mdp.succeed(2, "eval", "--model", folder, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "eval.json")
+    assert_dump_equals(tmp_path / "dump.h5", tokens, load(mdp.GOLDEN / "deepseek_v3"))
+    mdp.succeed(2, "export", "--model", folder, "--out", tmp_path / "copy")
+    assert mdp.read_json(tmp_path / "copy" / "config.json") == config
+    copied = load_file(tmp_path / "copy" / "model.safetensors")
+    assert copied.keys() == tensors.keys() and all(torch.equal(copied[name], tensors[name]) for name in tensors)
+    pruned = prune(folder, tokens, 8, tmp_path / "out", "both")
+    assert mdp.read_json(pruned / "config.json") == {**config, "n_routed_experts": 8, "num_nextn_predict_layers": 0}
+    assert not any(name.startswith(extra) for name in load_file(pruned / "model.safetensors"))
+    assert_same_logits(pruned, tokens, tmp_path, 1)
+    mdp.succeed(1, "export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "exported")
+    assert mdp.digests(tmp_path / "exported") == mdp.digests(pruned)
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 0}), encoding="utf-8")
+    mdp.refuse(1, 65, r"belongs to an expert of layer 3, but config.json says 3 layers", "inspect", folder)
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (("--keep", 6), r"layer 1: 6 experts to keep are not a multiple of 4"),
+    (("--keep", 4), r"layer 1: keeping 4 experts leaves 1 to each of the 4 groups, of which a token sees 2 .* keep 8 or more"),
+    (("--keep-ratio", 0.3), r"keep 8 or more"),
+    (("--budget", "global", "--keep", 7), r"layer 1: keeping 7 experts .* keep 8 or more"),
+])
+def test_what_groups_cannot_keep_is_refused_before_anything_runs(words, sentence, tmp_path):
+    tokens = mdp.golden_tokens("deepseek_v3", tmp_path / "tokens.h5")
+    mdp.refuse(2, 2, sentence, "run", "--model", mdp.GOLDEN / "deepseek_v3", "--tokens", tokens, "--method", "reap", *words,
+               "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", GOLDEN)

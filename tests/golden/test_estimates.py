@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mdp
 
-NAMES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe", "minimax_m2"]
+NAMES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "ernie4_5_moe", "minimax_m2", "deepseek_v2", "deepseek_v3"]
 
 
 def flop_of_one_token(folder):

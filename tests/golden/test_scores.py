@@ -5,7 +5,9 @@ import pytest
 
 import mdp
 
-LAYERS = {"mixtral": [0, 1, 2], "qwen2_moe": [1, 2]}  # those with experts
+LAYERS = {"mixtral": [0, 1, 2], "qwen2_moe": [1, 2], "deepseek_v3": [1, 2]}  # those with experts
+KEEP = {"mixtral": 4, "qwen2_moe": 4, "deepseek_v3": 8}
+GROUPS = {"deepseek_v3": 4}  # of experts, each of which keeps equally many
 # Method and its options: the dataset of methods.h5, where it has another name.
 STATISTICS = {"soft --soft-mask routed-p": None, "soft --soft-mask all": "soft-all", "easy": "easy-residual",
               **{name: name for name in [*mdp.CRITERIA, "man", "msan", "characteristic", "tenp", "tenp-mean"]}}
@@ -33,6 +35,8 @@ def routed_p(layer, name):
         parts = [golden[f"seq{i}/layer{layer}"] for i in range(int(golden.attrs["num_sequences"]))]
         z = np.concatenate([part["router_logits"][...] for part in parts]).astype(float)
         chosen = np.concatenate([part["dense_weight"][...] for part in parts]) != 0
+    if name == "deepseek_v3":
+        return (chosen / (1 + np.exp(-z))).sum(0)
     p = np.exp(z - z.max(1, keepdims=True))
     return (p / p.sum(1, keepdims=True) * chosen).sum(0)
 
@@ -56,14 +60,17 @@ def check(plan, method, name):
         # Numbers of the reference that differ by more than their tolerance leave one possible choice; of equal counts the
         # lower expert goes first.
         kept = [expert["from"][0] for expert in layer["experts"]]
-        assert kept == sorted(np.argsort(want, kind="stable")[-4:].tolist())
+        groups = np.split(np.arange(len(want)), GROUPS.get(name, 1))
+        each = KEEP[name] // len(groups)
+        assert kept == sorted(int(e) for group in groups for e in group[np.argsort(want[group], kind="stable")[-each:]])
         assert sorted(kept + [expert["expert"] for expert in layer["dropped"]]) == list(range(len(want)))
 
 
 @pytest.mark.parametrize("method", STATISTICS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_scores_equal_the_reference(name, method, stats_of, tmp_path):
-    mdp.succeed(2, "plan", "--stats", stats_of[name], "--method", *method.split(), "--keep", 4, "--out", tmp_path / "plan.json")
+    mdp.succeed(2, "plan", "--stats", stats_of[name], "--method", *method.split(), "--keep", KEEP[name], "--out",
+                tmp_path / "plan.json")
     check(mdp.read_json(tmp_path / "plan.json"), method, name)
 
 
@@ -71,8 +78,8 @@ def test_scores_equal_the_reference(name, method, stats_of, tmp_path):
 @pytest.mark.parametrize("name", LAYERS)
 def test_scores_of_weights_equal_the_reference(name, method, tmp_path):
     for ranks, threads in ((1, 2), (3, 1)):
-        mdp.succeed(ranks, "plan", "--model", mdp.GOLDEN / name, "--method", method, "--keep", 4, "--threads", threads, "--out",
-                    tmp_path / f"{ranks}.json")
+        mdp.succeed(ranks, "plan", "--model", mdp.GOLDEN / name, "--method", method, "--keep", KEEP[name], "--threads", threads,
+                    "--out", tmp_path / f"{ranks}.json")
         check(mdp.read_json(tmp_path / f"{ranks}.json"), method, name)
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "3.json").read_bytes()
 
