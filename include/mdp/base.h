@@ -75,13 +75,31 @@ static inline mdp_status mdp_error_known(mdp_code code, mdp_status status) {
 
 /* ---- faults on request (debug builds; always succeeds in release builds) ------------------------------------- */
 
+/* What can be made to go wrong. A set of them is a sum. */
+enum {
+    MDP_FAULT_IO = 1,      /* an operation on files, folders or HDF5 fails as a whole */
+    MDP_FAULT_ALLOC = 2,   /* memory, a thread, an MPI type, or JSON cannot be made */
+    MDP_FAULT_SHORT = 4,   /* a system call is interrupted or transfers a part: to be survived */
+    MDP_FAULT_ENOSPC = 8,  /* a system call that writes finds the disk full */
+    MDP_FAULT_EIO = 16,    /* a system call fails in the device */
+    MDP_FAULT_DEFAULT = 3, /* io and alloc */
+};
 /* Make every `every`-th fallible operation of this process fail from now on (0: never). `seed` shifts the first. */
 void mdp_fault_configure(int64_t every, uint64_t seed);
+/* Only these kinds of operations count and fail from now on (default: MDP_FAULT_DEFAULT). */
+void mdp_fault_choose(unsigned kinds);
+/* "io,short" -> the set. MDP_USAGE with the names that there are. */
+mdp_status mdp_fault_parse(const char *text, unsigned *kinds);
 /* Number of fallible operations counted so far (debug builds; 0 otherwise). */
 int64_t mdp_fault_count(void);
 /* One fallible operation named `what` ("read", "allocate", ...): an MDP_IO or MDP_INTERNAL error when its turn has
  * come. Every wrapper of a fallible system or library call begins with MDP_TRY(mdp_fault(...)). Thread-safe. */
 mdp_status mdp_fault(mdp_code code, const char *what);
+/* Before a system call: 0 (go on), the error with which it is to fail without being made, or MDP_FAULT_PART: it is to
+ * transfer a part of what it was asked for. `writes`: it may fill the disk; `transfers`: it may stop half way. Two
+ * calls in a row are never both interrupted by one thread, so a loop that tries again always ends. Thread-safe. */
+int mdp_fault_call(bool writes, bool transfers);
+#define MDP_FAULT_PART (-1)
 
 /* ---- stopping on request ------------------------------------------------------------------------------------- */
 

@@ -24,11 +24,46 @@ static mdp_status system_error(mdp_code code, const char *path, const char *verb
     return MDP_ERROR(code, "%s: cannot %s: %s.", path, verb, strerror(error));
 }
 
+/* System calls, which tests can make fail: -1 and errno, or fewer bytes than asked for. */
+static int refused(int fault) {
+    errno = fault;
+    return -1;
+}
+
+static int open_once(const char *path, int flags) {
+    int fault = mdp_fault_call((flags & O_CREAT) != 0, false);
+    return fault ? refused(fault) : open(path, flags | O_CLOEXEC, 0666);
+}
+
+static ssize_t pread_once(int fd, void *buffer, int64_t n_byte, int64_t offset) {
+    int fault = mdp_fault_call(false, true);
+    if (fault > 0) return refused(fault);
+    return pread(fd, buffer, (size_t)(fault ? (n_byte + 1) / 2 : n_byte), offset);
+}
+
+static ssize_t pwrite_once(int fd, const void *buffer, int64_t n_byte, int64_t offset) {
+    int fault = mdp_fault_call(true, true);
+    if (fault > 0) return refused(fault);
+    return pwrite(fd, buffer, (size_t)(fault ? (n_byte + 1) / 2 : n_byte), offset);
+}
+
+static int fsync_once(int fd) {
+    int fault = mdp_fault_call(true, false);
+    return fault ? refused(fault) : fsync(fd);
+}
+
 static int open_retry(const char *path, int flags) {
     int fd;
-    do fd = open(path, flags | O_CLOEXEC, 0666);
+    do fd = open_once(path, flags);
     while (fd < 0 && errno == EINTR);
     return fd;
+}
+
+static int fsync_retry(int fd) {
+    int code;
+    do code = fsync_once(fd);
+    while (code != 0 && errno == EINTR);
+    return code;
 }
 
 mdp_status mdp_file_open_read(const char *path, int *fd) {
@@ -89,7 +124,7 @@ mdp_status mdp_file_pread(const char *path, int fd, void *buffer, int64_t n_byte
     int64_t done = 0;
     while (done < n_byte) {
         int64_t wanted = n_byte - done < TRANSFER_BYTE ? n_byte - done : TRANSFER_BYTE;
-        ssize_t got = pread(fd, (char *)buffer + done, (size_t)wanted, offset + done);
+        ssize_t got = pread_once(fd, (char *)buffer + done, wanted, offset + done);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0)
             return MDP_ERROR(MDP_IO, "%s: cannot read bytes %s to %s: %s.", path, mdp_print_count(from, offset),
@@ -109,7 +144,7 @@ mdp_status mdp_file_pwrite(const char *path, int fd, const void *buffer, int64_t
     int64_t done = 0;
     while (done < n_byte) {
         int64_t wanted = n_byte - done < TRANSFER_BYTE ? n_byte - done : TRANSFER_BYTE;
-        ssize_t put = pwrite(fd, (const char *)buffer + done, (size_t)wanted, offset + done);
+        ssize_t put = pwrite_once(fd, (const char *)buffer + done, wanted, offset + done);
         if (put < 0 && errno == EINTR) continue;
         if (put <= 0) {
             char verb[100], from[32], to[32];
@@ -125,20 +160,14 @@ mdp_status mdp_file_pwrite(const char *path, int fd, const void *buffer, int64_t
 
 mdp_status mdp_file_sync(const char *path, int fd) {
     MDP_TRY(mdp_fault(MDP_IO, "fsync"));
-    int code;
-    do code = fsync(fd);
-    while (code != 0 && errno == EINTR);
-    return code == 0 ? mdp_ok() : system_error(MDP_IO, path, "flush to disk", errno);
+    return fsync_retry(fd) == 0 ? mdp_ok() : system_error(MDP_IO, path, "flush to disk", errno);
 }
 
 mdp_status mdp_folder_sync(const char *path) {
     MDP_TRY(mdp_fault(MDP_IO, "fsync of a folder"));
     int fd = open_retry(path, O_RDONLY | O_DIRECTORY);
     if (fd < 0) return system_error(MDP_IO, path, "open the folder", errno);
-    int code;
-    do code = fsync(fd);
-    while (code != 0 && errno == EINTR);
-    int error = code == 0 ? 0 : errno;
+    int error = fsync_retry(fd) == 0 ? 0 : errno;
     close(fd);
     /* Some network file systems do not know fsync of a folder; there is nothing more to be done there. */
     return error == 0 || error == EINVAL ? mdp_ok() : system_error(MDP_IO, path, "flush the folder to disk", error);

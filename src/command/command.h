@@ -56,6 +56,7 @@ typedef enum mdp_option_id {
 #ifdef MDP_DEBUG_HOOKS
     OPTION_FAULT_EVERY,
     OPTION_FAULT_SEED,
+    OPTION_FAULT_KINDS,
     OPTION_FAULT_RANK,
     OPTION_STOP_AT,
 #endif

@@ -4,21 +4,45 @@
 #include "command/continue.h"
 #include "command/threads.h"
 
+#include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define MAX_TEXT (1ll << 30) /* a plan of a thousand layers with a thousand experts is a tenth of it */
 
 /* ---- start and end ------------------------------------------------------------------------------------------- */
 
-static void configure_faults(const mdp_session *session) {
 #ifdef MDP_DEBUG_HOOKS
-    int64_t rank = mdp_session_option(session, OPTION_FAULT_RANK)->integer;
-    if (rank < 0 || rank == session->comm->rank)
-        mdp_fault_configure(mdp_session_option(session, OPTION_FAULT_EVERY)->integer,
-                            (uint64_t)mdp_session_option(session, OPTION_FAULT_SEED)->integer);
+/* Is `rank` in a list like "0,2"? -1 is every rank. */
+static mdp_status find_rank(const char *list, int rank, bool *found) {
+    const char *at = list;
+    *found = false;
+    for (;;) {
+        char *end;
+        long value = strtol(at, &end, 10);
+        if (end == at || value < -1 || (*end != '\0' && *end != ','))
+            return MDP_ERROR(MDP_USAGE, "--fault-rank %s: expected ranks like 0,2, or -1 for all.", list);
+        if (value == -1 || value == rank) *found = true;
+        if (*end == '\0') return mdp_ok();
+        at = end + 1;
+    }
+}
+#endif
+
+/* Faults begin here, and end where the session closes. */
+static mdp_status configure_faults(const mdp_session *session) {
+#ifdef MDP_DEBUG_HOOKS
+    bool here;
+    unsigned kinds;
+    MDP_TRY(mdp_fault_parse(mdp_session_option(session, OPTION_FAULT_KINDS)->text, &kinds));
+    MDP_TRY(find_rank(mdp_session_option(session, OPTION_FAULT_RANK)->text, session->comm->rank, &here));
+    mdp_fault_choose(kinds);
+    mdp_fault_configure(here ? mdp_session_option(session, OPTION_FAULT_EVERY)->integer : 0,
+                        (uint64_t)mdp_session_option(session, OPTION_FAULT_SEED)->integer);
 #else
     (void)session;
 #endif
+    return mdp_ok();
 }
 
 static mdp_status start(mdp_session *session) {
@@ -32,7 +56,7 @@ static mdp_status start(mdp_session *session) {
 }
 
 mdp_status mdp_session_start_all(mdp_session *session) {
-    configure_faults(session);
+    MDP_AGREE(session->comm, configure_faults(session));
     MDP_AGREE(session->comm, start(session));
     const mdp_option_value *threads = mdp_session_option(session, OPTION_THREADS);
     if (threads->present) {
@@ -53,6 +77,8 @@ static void remove_rest(const mdp_session *session) {
 }
 
 void mdp_session_close(mdp_session *session, bool failed) {
+    if (mdp_fault_count() > 0)
+        mdp_log_message(session->log, MDP_LEVEL_DEBUG, "%" PRId64 " fallible operations", mdp_fault_count());
     mdp_log_destroy(session->log);
     bool kept = session->result_kept || (session->resume && session->resume->saved);
     if (failed && !kept) remove_rest(session);

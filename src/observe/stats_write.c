@@ -150,6 +150,7 @@ static bool write_categories(hid_t file, const mdp_stats *stats) {
 }
 
 static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *path) {
+    MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
     if (!write_text_attribute(file, "format", MDP_STATS_FORMAT) ||
         !write_text_attribute(file, "version", MDP_STATS_VERSION) ||
         !write_text_attribute(file, "model", stats->model_fingerprint) ||
@@ -194,6 +195,7 @@ static mdp_status write_vectors(hid_t file, const mdp_stats *stats, const mdp_la
     double *values = NULL;
     char name[64];
     if (!sums) return mdp_ok();
+    MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
     MDP_TRY(MDP_ALLOC(&values, n, "sums of expert outputs"));
     for (int64_t i = 0; i < n; i++) values[i] = mdp_short_value(&sums[i]);
     snprintf(name, sizeof name, "layers/%lld", (long long)layer->layer);

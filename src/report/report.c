@@ -313,6 +313,7 @@ mdp_status mdp_report_table(const mdp_report *report, char **out) {
     char *text = NULL;
     size_t n_byte = 0;
     *out = NULL;
+    MDP_TRY(mdp_fault(MDP_INTERNAL, "open a text in memory"));
     FILE *file = open_memstream(&text, &n_byte);
     if (!file) return MDP_ERROR(MDP_INTERNAL, "out of memory for the closing table.");
     fill_table(report, file);

@@ -154,6 +154,65 @@ static void a_large_transfer_reaches_every_byte(void **state) {
     mdp_free(out);
 }
 
+#ifdef MDP_DEBUG_HOOKS
+static void interrupted_and_partial_transfers_are_survived(void **state) {
+    scratch *s = *state;
+    enum { N = 100000 };
+    unsigned char *out, *in;
+    assert_ok(MDP_ALLOC(&out, N, "out"));
+    assert_ok(MDP_ALLOC(&in, N, "in"));
+    for (int i = 0; i < N; i++) out[i] = (unsigned char)mdp_random_bits(3, 4, (uint64_t)i);
+    for (int64_t every = 1; every <= 3; every++) {
+        int fd;
+        mdp_fault_choose(MDP_FAULT_SHORT);
+        mdp_fault_configure(every, 1);
+        unlink(s->path);
+        assert_ok(mdp_file_create(s->path, &fd));
+        assert_ok(mdp_file_pwrite(s->path, fd, out, N, 5));
+        assert_ok(mdp_file_sync(s->path, fd));
+        memset(in, 0, N);
+        assert_ok(mdp_file_pread(s->path, fd, in, N, 5));
+        assert_true(mdp_fault_count() > 4); /* it takes four calls without */
+        mdp_fault_configure(0, 0);
+        assert_ok(mdp_file_close(s->path, fd));
+        assert_memory_equal(in, out, N);
+    }
+    mdp_fault_choose(MDP_FAULT_DEFAULT);
+    mdp_free(in);
+    mdp_free(out);
+}
+
+static void failing_devices_and_full_disks_are_named(void **state) {
+    scratch *s = *state;
+    int fd;
+    char byte = 'x';
+    assert_ok(mdp_file_create(s->path, &fd));
+    mdp_fault_choose(MDP_FAULT_EIO);
+    mdp_fault_configure(1, 0);
+    assert_error(mdp_file_pread(s->path, fd, &byte, 1, 0), MDP_IO, "Input/output error");
+    assert_error(mdp_file_pwrite(s->path, fd, &byte, 1, 0), MDP_IO, "Input/output error");
+    mdp_fault_choose(MDP_FAULT_ENOSPC);
+    mdp_fault_configure(1, 0);
+    assert_error(mdp_file_pread(s->path, fd, &byte, 1, 0), MDP_BAD_INPUT, "truncated"); /* reading needs no space */
+    assert_error(mdp_file_pwrite(s->path, fd, &byte, 1, 0), MDP_IO, "no space left on the file system");
+    assert_error(mdp_file_sync(s->path, fd), MDP_IO, "no space left on the file system");
+    mdp_fault_configure(0, 0);
+    mdp_fault_choose(MDP_FAULT_DEFAULT);
+    assert_ok(mdp_file_close(s->path, fd));
+}
+
+static void kinds_of_faults_are_parsed(void **state) {
+    (void)state;
+    unsigned kinds;
+    assert_ok(mdp_fault_parse("short", &kinds));
+    assert_int_equal(kinds, MDP_FAULT_SHORT);
+    assert_ok(mdp_fault_parse("io,alloc", &kinds));
+    assert_int_equal(kinds, MDP_FAULT_DEFAULT);
+    assert_error(mdp_fault_parse("io,", &kinds), MDP_USAGE, "'' is no kind of fault");
+    assert_error(mdp_fault_parse("eion", &kinds), MDP_USAGE, "'eion' is no kind of fault");
+}
+#endif
+
 static void folders_are_created_and_removed(void **state) {
     scratch *s = *state;
     char inner[400], file[500], deeper[500];
@@ -210,6 +269,11 @@ int main(void) {
         IN_SCRATCH(a_small_file_is_written_whole_and_replaced),
         IN_SCRATCH(a_write_that_fails_leaves_nothing),
         IN_SCRATCH(a_large_transfer_reaches_every_byte),
+#ifdef MDP_DEBUG_HOOKS
+        IN_SCRATCH(interrupted_and_partial_transfers_are_survived),
+        IN_SCRATCH(failing_devices_and_full_disks_are_named),
+        cmocka_unit_test(kinds_of_faults_are_parsed),
+#endif
         IN_SCRATCH(folders_are_created_and_removed),
         cmocka_unit_test(paths_are_joined_and_parted),
     };
