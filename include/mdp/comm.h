@@ -8,14 +8,15 @@
 #include <mpi.h>
 
 typedef struct mdp_comm {
-    MPI_Comm world;    /* our own duplicate, errors returned */
-    int rank, size;    /* in world */
-    int node;          /* index of this rank's node, nodes numbered by their lowest rank */
-    int n_node;        /* number of nodes */
-    int *rank_node;    /* [size] node of each rank */
-    int node_rank;     /* position of this rank among its node's ranks, ascending by rank */
-    int node_size;     /* ranks on this rank's node */
-    int64_t count_max; /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
+    MPI_Comm world;          /* our own duplicate, errors returned */
+    int rank, size;          /* in world */
+    int node;                /* index of this rank's node, nodes numbered by their lowest rank */
+    int n_node;              /* number of nodes */
+    int *rank_node;          /* [size] node of each rank */
+    int node_rank;           /* position of this rank among its node's ranks, ascending by rank */
+    int node_size;           /* ranks on this rank's node */
+    struct mdp_order *order; /* the collectives called so far (debug builds); NULL: not noted */
+    int64_t count_max;       /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
 } mdp_comm;
 
 /* Collective on `base`. Nodes are shared-memory domains, or every MDP_RANKS_PER_NODE=n consecutive ranks. */
@@ -98,5 +99,34 @@ typedef struct mdp_exchange {
  * allocate its buffer still takes part in the agreement: all ranks return the same status, before any row moves. So do
  * rows of different length, and in debug builds counts that do not match. */
 mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange);
+
+/* ---- the order of collectives (debug builds) ----------------------------------------------------------------- */
+
+/* Note that this rank is at file:line, and compare with the others. Ranks that went apart end with a sentence that
+ * names both places, instead of waiting for each other. mdp_order_note leaves the comparing to the agreement that
+ * follows. Collective on `comm`; both return `comm`. */
+const mdp_comm *mdp_order_all(const mdp_comm *comm, const char *file, int line);
+const mdp_comm *mdp_order_note(const mdp_comm *comm, const char *file, int line);
+
+/* Before a collective of another library, such as HDF5's. Collective on `comm`. */
+#ifdef MDP_DEBUG_HOOKS
+#define MDP_ORDER(comm) ((void)mdp_order_all((comm), __FILE__, __LINE__))
+#else
+#define MDP_ORDER(comm) ((void)0)
+#endif
+
+#if defined(MDP_DEBUG_HOOKS) && !defined(MDP_COMM_PLAIN)
+#define mdp_agree_all(comm, ...) (mdp_agree_all)(mdp_order_note((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_bcast_all(comm, ...) (mdp_bcast_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_sum_i64_all(comm, ...) (mdp_sum_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_max_i64_all(comm, ...) (mdp_max_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_sum_i64_to_root_all(comm, ...)                                                                             \
+    (mdp_sum_i64_to_root_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_exscan_i64_all(comm, ...) (mdp_exscan_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_alltoall_i64_all(comm, ...) (mdp_alltoall_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_gather_bytes_all(comm, ...) (mdp_gather_bytes_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_bcast_text_all(comm, ...) (mdp_bcast_text_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_exchange_all(comm, ...) (mdp_exchange_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#endif
 
 #endif

@@ -3,6 +3,7 @@
  * MPI 3.1 counts are int: every call here is split into pieces of at most comm->count_max elements, at the same places
  * on every rank. Only integers are reduced, so no result depends on the number of ranks or on an algorithm. A failing
  * MPI call is returned at once: after it the communicator is of no use. */
+#define MDP_COMM_PLAIN /* these are the collectives themselves */
 #include "mdp/comm.h"
 
 #include <string.h>

@@ -3,7 +3,8 @@
  * Owns: our duplicate of the caller's communicator (errors returned, not fatal), which rank lives on which node, and
  * the largest count that one library call is given. Refuses: settings in the environment that are not positive
  * integers. The settings are read on rank 0 and broadcast: launchers do not pass the environment everywhere. */
-#include "mdp/comm.h"
+#define MDP_COMM_PLAIN /* these are the collectives themselves */
+#include "comm/order.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -76,6 +77,9 @@ static mdp_status set_up_all(mdp_comm *comm) {
     mdp_status status = mdp_ok();
     if (comm->rank == 0) status = read_settings(setting);
     if (status.code == MDP_OK) status = MDP_ALLOC(&comm->rank_node, comm->size, "the nodes of the ranks");
+#ifdef MDP_DEBUG_HOOKS
+    if (status.code == MDP_OK) status = mdp_order_new(&comm->order);
+#endif
     MDP_AGREE(comm, status);
     MDP_TRY(mdp_bcast_all(comm, setting, sizeof setting, 0));
     comm->count_max = setting[1];
@@ -107,6 +111,7 @@ mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out) {
         return status;
     }
     mdp_free(made.rank_node);
+    mdp_order_destroy(made.order);
     mdp_free(comm);
     MPI_Comm_free(&made.world);
     return status;
@@ -116,5 +121,6 @@ void mdp_comm_destroy_all(mdp_comm *comm) {
     if (!comm) return;
     MPI_Comm_free(&comm->world);
     mdp_free(comm->rank_node);
+    mdp_order_destroy(comm->order);
     mdp_free(comm);
 }

@@ -7,6 +7,7 @@
  * Why it cannot lock up: a rank waits in its step i for (1) its piece i - 2 to be taken, into a buffer that the taker
  * posted before its own step i - 2 was over, and (2) piece i, which the sender sends before it waits in its own step
  * i. So the rank that is furthest behind can always go on. */
+#define MDP_COMM_PLAIN /* these are the collectives themselves */
 #include "mdp/comm.h"
 
 #include <inttypes.h>
