@@ -1,30 +1,55 @@
-/* h5_parallel.c - opening one HDF5 file on all ranks, and making what they wrote durable: see h5_parallel.h. */
+/* h5_parallel.c - opening and closing one HDF5 file on all ranks, and making what they wrote durable.
+ *
+ * Opening and closing are collective inside HDF5, without agreement: so everything that may fail on one rank alone is
+ * tried first. */
 #include "checkpoint/h5_parallel.h"
 
-mdp_status mdp_h5_open_all(const mdp_comm *comm, const char *path, hid_t *file) {
-    /* Try alone first: a rank that cannot see the file must be known before the collective open. */
+/* Local: this rank can see the file and write to it. */
+static mdp_status try_file(const char *path) {
     int fd = -1;
+    MDP_TRY(mdp_file_open_write(path, &fd));
+    return mdp_file_close(path, fd);
+}
+
+/* Local. */
+static mdp_status make_access(const char *path, hid_t *access) {
+    MDP_TRY(mdp_fault(MDP_IO, "set up parallel access"));
+    *access = H5Pcreate(H5P_FILE_ACCESS);
+    if (*access < 0 || H5Pset_libver_bounds(*access, H5F_LIBVER_V18, H5F_LIBVER_V110) < 0)
+        return mdp_h5_error(MDP_IO, "set up", "access", path);
+    return mdp_ok();
+}
+
+/* Collective on `comm`, the last step without agreement. The property list duplicates the communicator. */
+static mdp_status open_with_all(const mdp_comm *comm, const char *path, hid_t access, hid_t *file) {
+    MDP_ORDER(comm);
+    bool set = H5Pset_fapl_mpio(access, comm->world, MPI_INFO_NULL) >= 0;
+    MDP_AGREE(comm, set ? mdp_ok() : mdp_h5_error(MDP_IO, "set up", "parallel access", path));
+    MDP_ORDER(comm);
+    *file = H5Fopen(path, H5F_ACC_RDWR, access);
+    return *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "open", "the file for all ranks", path);
+}
+
+mdp_status mdp_h5_open_all(const mdp_comm *comm, const char *path, hid_t *file) {
     *file = -1;
-    mdp_status status = mdp_file_open_write(path, &fd);
-    if (status.code == MDP_OK) status = mdp_file_close(path, fd);
-    MDP_AGREE(comm, status);
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    if (access < 0 || H5Pset_fapl_mpio(access, comm->world, MPI_INFO_NULL) < 0 ||
-        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) < 0)
-        status = mdp_h5_error(MDP_IO, "set up", "parallel access", path);
-    status = mdp_agree_all(comm, status);
-    if (status.code == MDP_OK) {
-        *file = H5Fopen(path, H5F_ACC_RDWR, access);
-        if (*file < 0) status = mdp_h5_error(MDP_IO, "open", "the file for all ranks", path);
-        status = mdp_agree_all(comm, status);
-        if (status.code != MDP_OK && *file >= 0) {
-            /* Open here, failed elsewhere: closing is collective and would wait for ever. */
-            fprintf(stderr, "moe-dist-prune: %s\n", status.text);
-            MPI_Abort(comm->world, status.code);
-        }
-    }
+    MDP_AGREE(comm, try_file(path));
+    hid_t access = -1;
+    mdp_status status = mdp_agree_all(comm, make_access(path, &access));
+    if (status.code == MDP_OK) status = mdp_agree_all(comm, open_with_all(comm, path, access, file));
     if (access >= 0) H5Pclose(access);
+    if (status.code != MDP_OK && *file >= 0) {
+        /* Open here, failed elsewhere: closing is collective and would wait for ever. */
+        fprintf(stderr, "moe-dist-prune: %s\n", status.text);
+        MPI_Abort(comm->world, status.code);
+    }
     return status;
+}
+
+mdp_status mdp_h5_close_all(const mdp_comm *comm, const char *path, hid_t file, mdp_status status) {
+    MDP_ORDER(comm);
+    if (H5Fclose(file) < 0 && status.code == MDP_OK) status = mdp_h5_error(MDP_IO, "close", "the file", path);
+    if (status.code == MDP_OK) status = mdp_fault(MDP_IO, "close an HDF5 file");
+    return mdp_agree_all(comm, status);
 }
 
 mdp_status mdp_h5_sync(const char *path) {

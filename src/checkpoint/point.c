@@ -165,9 +165,7 @@ static mdp_status fill_file_all(const mdp_comm *comm, const char *partial, const
     mdp_status status = mdp_ok();
     for (int i = 0; i < point->n_part && status.code == MDP_OK; i++)
         status = write_part(file, partial, point, &point->parts[i]);
-    /* Closing is collective: every rank does it, whatever happened before. */
-    if (H5Fclose(file) < 0 && status.code == MDP_OK) status = mdp_h5_error(MDP_IO, "close", "the file", partial);
-    return mdp_agree_all(comm, status);
+    return mdp_h5_close_all(comm, partial, file, status);
 }
 
 /* Rank 0. */

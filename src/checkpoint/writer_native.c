@@ -205,10 +205,8 @@ static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
                      .context = writer};
     mdp_status status = mdp_work_run_all(&writer->work, &copy, settle);
     close_set(writer);
-    /* Closing is collective: every rank does it, whatever happened before. No rank has metadata to write. */
-    if (H5Fclose(writer->file) < 0 && status.code == MDP_OK)
-        status = mdp_h5_error(MDP_IO, "close", "the file", writer->partial);
-    return mdp_agree_all(writer->comm, status);
+    /* No rank has metadata to write. */
+    return mdp_h5_close_all(writer->comm, writer->partial, writer->file, status);
 }
 
 /* ---- rank 0 completes it ------------------------------------------------------------------------------------- */

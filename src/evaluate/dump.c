@@ -2,6 +2,7 @@
  *
  * Rank 0 lays out the file; then every rank writes the sequences it holds, layer after layer, independently. Only for
  * small inputs: the arrays of a batch are kept until their layer is done. */
+#include "checkpoint/h5_parallel.h"
 #include "evaluate/evaluate.h"
 
 #include <hdf5.h>
@@ -137,14 +138,6 @@ static mdp_status lay_out(mdp_dump *dump) {
     return mdp_hdf5_close_written(file, dump->path, status);
 }
 
-static mdp_status open_parallel(mdp_dump *dump) {
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    H5Pset_fapl_mpio(access, dump->comm->world, MPI_INFO_NULL);
-    dump->file = H5Fopen(dump->partial, H5F_ACC_RDWR, access);
-    H5Pclose(access);
-    return dump->file >= 0 ? mdp_ok() : MDP_ERROR(MDP_IO, "%s: cannot be opened for parallel writing", dump->path);
-}
-
 static mdp_status check_size(const mdp_dump *dump) {
     int64_t n_moe = 0, row = most_width(dump, DUMP_LOGITS) + most_width(dump, DUMP_FINAL_HIDDEN), layer = 0;
     for (int64_t l = 0; l < dump->model->n_layer; l++) n_moe += dump->model->layers[l].is_moe;
@@ -175,12 +168,15 @@ mdp_status mdp_dump_new_all(const mdp_comm *comm, const mdp_model *model, const 
                             const mdp_eval_request *requests, int n_request, const char *path, mdp_dump **out) {
     mdp_dump *dump = NULL;
     *out = NULL;
-    mdp_status status = MDP_ALLOC(&dump, 1, "the dump");
-    MDP_AGREE(comm, status);
+    mdp_status status = mdp_agree_all(comm, MDP_ALLOC(&dump, 1, "the dump"));
+    if (status.code != MDP_OK) {
+        mdp_free(dump);
+        return status;
+    }
     *dump = (mdp_dump){
         .comm = comm, .model = model, .tokens = tokens, .requests = requests, .n_stream = n_request, .file = -1};
     status = mdp_agree_all(comm, new_local(dump, path));
-    if (status.code == MDP_OK) status = mdp_agree_all(comm, open_parallel(dump));
+    if (status.code == MDP_OK) status = mdp_h5_open_all(comm, dump->partial, &dump->file);
     if (status.code != MDP_OK) return mdp_dump_finish_all(dump, status);
     *out = dump;
     return mdp_ok();
@@ -277,6 +273,7 @@ static mdp_status write_arrays(mdp_dump *dump, int64_t layer, int first, int end
                 } else {
                     snprintf(path, sizeof path, "%s/layers/%lld/%s", base, (long long)layer, array_names[array]);
                 }
+                MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
                 if (write_array(dump, path, array, state, offset[s] - batch->first_token, offset[s + 1] - offset[s],
                                 width)) {
                     continue;
@@ -301,10 +298,7 @@ static mdp_status put_in_place(const mdp_dump *dump) {
 }
 
 mdp_status mdp_dump_finish_all(mdp_dump *dump, mdp_status status) {
-    if (dump->file >= 0 && H5Fclose(dump->file) < 0 && status.code == MDP_OK) {
-        status = MDP_ERROR(MDP_IO, "%s: HDF5 cannot finish the dump; is the disk full?", dump->path);
-    }
-    status = mdp_agree_all(dump->comm, status);
+    if (dump->file >= 0) status = mdp_h5_close_all(dump->comm, dump->partial, dump->file, status);
     if (status.code == MDP_OK) {
         status = mdp_agree_all(dump->comm, put_in_place(dump));
     }
