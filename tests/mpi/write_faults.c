@@ -3,6 +3,8 @@
  * Without MDP_DEBUG_HOOKS there are no faults, and the test says that it was skipped. */
 #include "sample_output.h"
 
+#include "checkpoint/h5_parallel.h"
+
 #include <unistd.h>
 
 static int n_wrong = 0;
@@ -75,6 +77,29 @@ static void any_fault_ends_in_an_agreed_error(const mdp_comm *comm, write_fn *wr
     expect(comm, n_done >= 1, "nothing was ever written", n_done, path);
 }
 
+/* Collective. Open and close what all ranks share, each of its operations failing on one rank alone: HDF5's part is
+ * collective from the property list on, and a rank that stays away would be waited for. */
+static void a_shared_file_is_opened_by_all_or_none(const mdp_comm *comm, const char *path) {
+    hid_t file = -1;
+    if (comm->rank == 0) {
+        sample_must(mdp_h5_create_file(path, &file));
+        sample_must(mdp_hdf5_close_written(file, path, mdp_ok()));
+    }
+    MPI_Barrier(comm->world);
+    int n_failed = 0;
+    for (int64_t operation = 1; operation <= 8; operation++) {
+        if (comm->rank == comm->size - 1) mdp_fault_configure(100, (uint64_t)(100 - operation));
+        mdp_status status = mdp_h5_open_all(comm, path, &file);
+        expect(comm, (file >= 0) == (status.code == MDP_OK), "open here, failed elsewhere", operation, status.text);
+        if (file >= 0) status = mdp_h5_close_all(comm, path, file, status);
+        mdp_fault_configure(0, 0);
+        expect(comm, same_everywhere(comm, &status), "the ranks do not agree", operation, status.text);
+        n_failed += status.code != MDP_OK;
+    }
+    expect(comm, n_failed >= 4 && n_failed < 8, "another number of operations than thought", n_failed, path);
+    if (comm->rank == 0) remove_output(path);
+}
+
 /* Are there faults in this build? */
 static bool has_faults(void) {
     mdp_fault_configure(1, 0);
@@ -97,6 +122,7 @@ static void run_tests(const mdp_comm *comm) {
     any_fault_ends_in_an_agreed_error(comm, mdp_write_native_all, &s, path, -1);
     any_fault_ends_in_an_agreed_error(comm, mdp_write_hf_all, &s, path, comm->size - 1);
     any_fault_ends_in_an_agreed_error(comm, mdp_write_hf_all, &s, path, 0);
+    a_shared_file_is_opened_by_all_or_none(comm, path);
     if (comm->rank == 0) sample_must(mdp_folder_remove(folder));
     sample_end(&s);
     mdp_free(source);
