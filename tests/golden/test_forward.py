@@ -49,14 +49,15 @@ def test_dump_equals_transformers(name, ranks, tmp_path):
                 check(dense / scale, theirs["dense_weight"][...] / scale, "router_logits", where + "dense_weight")
 
 
-def test_dump_is_the_same_on_any_number_of_ranks(tmp_path):
-    tokens = mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
+@pytest.mark.parametrize("name, n_moe_layer", [("mixtral", 3), ("deepseek_v3", 2)])
+def test_dump_is_the_same_on_any_number_of_ranks(name, n_moe_layer, tmp_path):
+    tokens = mdp.golden_tokens(name, tmp_path / "tokens.h5")
     for ranks in (1, 3):
-        mdp.succeed(ranks, "eval", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--dump", tmp_path / f"{ranks}.h5",
+        mdp.succeed(ranks, "eval", "--model", mdp.GOLDEN / name, "--tokens", tokens, "--dump", tmp_path / f"{ranks}.h5",
                     "--out", tmp_path / f"{ranks}.json")
     found = []
     with h5py.File(tmp_path / "1.h5") as one, h5py.File(tmp_path / "3.h5") as three:
         one.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-        assert len(found) == 3 * (2 + 3 * 5)
+        assert len(found) == 3 * (2 + n_moe_layer * 5)
         for name in found:
             assert np.array_equal(one[name][...], three[name][...]), name
