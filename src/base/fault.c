@@ -81,7 +81,7 @@ int mdp_fault_call(bool writes, bool transfers) {
     if (n == 0) return 0;
     /* Of the kinds wanted, one by the operation's number. */
     kinds &= atomic_load(&fault_kinds);
-    unsigned choice[3], n_choice = 0;
+    unsigned choice[3] = {0}, n_choice = 0;
     for (unsigned kind = MDP_FAULT_SHORT; kind <= MDP_FAULT_EIO; kind *= 2)
         if (kinds & kind) choice[n_choice++] = kind;
     uint64_t bits = mdp_random_bits((uint64_t)atomic_load(&fault_shift), 0, (uint64_t)n);

@@ -255,7 +255,7 @@ static mdp_status share_all(const mdp_comm *comm, raw_file *file, mdp_tasks *tas
     MDP_TRY(mdp_bcast_all(comm, tasks->answer, sizes.n_item * word, 0));
     MDP_TRY(mdp_bcast_all(comm, tasks->task_item, (sizes.n_task + 1) * word, 0));
     MDP_AGREE(comm, new_tokens(tasks, file, *lengths));
-    if (comm->rank == 0) fill_ids(tasks, file);
+    if (file->tasks) fill_ids(tasks, file); /* on rank 0 */
     return mdp_bcast_all(comm, tasks->tokens->ids, tasks->tokens->n_token * (int64_t)sizeof(uint32_t), 0);
 }
 
