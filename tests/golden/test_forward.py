@@ -7,7 +7,7 @@ import mdp
 
 
 NAMES = ["mixtral", "mixtral_bf16", "qwen2_moe", "qwen3_moe", "qwen3_moe_bf16", "olmoe", "granitemoe", "phimoe", "phimoe_long",
-         "glm4_moe", "ernie4_5_moe", "minimax_m2", "deepseek_v2", "deepseek_v2_group", "deepseek_v3", "gpt_oss",
+         "glm4_moe", "ernie4_5_moe", "minimax_m2", "deepseek_v2", "deepseek_v2_group", "deepseek_v3", "deepseek_v3_fp8", "gpt_oss",
          "gpt_oss_mxfp4"]
 # The third sequence of phimoe_long is longer than the original length: there the library keeps the short frequencies, and we do as
 # the authors' own code does (test_other_families.py).

@@ -6,7 +6,7 @@ import quantise
 from families import write_tokens
 
 NAMES = ["mixtral_bf16", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe", "glm4_moe", "ernie4_5_moe", "minimax_m2",
-         "gpt_oss", "gpt_oss_mxfp4"]
+         "gpt_oss", "gpt_oss_mxfp4", "deepseek_v2", "deepseek_v3_fp8"]
 
 
 def check(model, tmp_path):
