@@ -86,7 +86,7 @@ def options_of_help(command):
             last += choices[1].split("|")
         elif (choice := re.match(r"      ([a-z0-9-]+) +\S", line)) and last is not None:
             last.append(choice[1])
-    return {name: choices for name, choices in found.items() if not name.startswith("fault-")}
+    return {name: choices for name, choices in found.items() if not name.startswith("fault-") and name != "stop-at"}
 
 
 def test_help_lists_the_commands_tested_here():
