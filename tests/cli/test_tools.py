@@ -71,6 +71,64 @@ def test_shape_model_loads_in_transformers(words, tmp_path):
             assert all(shard.get_tensor(name).float().isfinite().all() for name in shard.keys())
 
 
+SHAPES = mdp.read_json(mdp.TOOLS / "shapes.json")
+# Small values for the keys of a configuration that have no option of their own.
+SMALL = {"intermediate_size": 48, "shared_expert_intermediate_size": 40, "intermediate_size_mlp": 80, "head_dim": 16, "kv_lora_rank": 32,
+         "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "rotary_dim": 8, "max_position_embeddings": 256}
+OWN_INTERMEDIATE = {"moe_intermediate_size", "d_model"}
+
+
+def small_words(name):
+    """Options that make a published model tiny but leave its kind as it is."""
+    config = SHAPES[name]["config"]
+    small = {key: value for key, value in SMALL.items() if key in config}
+    if not OWN_INTERMEDIATE & set(config):
+        small.pop("intermediate_size")
+    if config.get("q_lora_rank"):
+        small["q_lora_rank"] = 24
+    latent = "kv_lora_rank" in config
+    return ["--model", name, "--hidden", 64, "--intermediate", 32, "--layers", max(2, config.get("first_k_dense_replace", 0) + 1), "--experts",
+            16, "--top-k", min(2, config.get("num_experts_per_tok", 2)), "--heads", 4, "--kv-heads", 4 if latent else 2, "--vocab", 96,
+            *(word for key, value in small.items() for word in ("--set", f"{key}={value}"))]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_has_the_tensors_of_its_family(name, tmp_path):
+    """The program reads each; transformers finds every tensor and leaves none over, where it knows the model_type."""
+    import transformers
+    import families
+    mdp.tool("make-shape-model", *small_words(name), "--dtype", "f32", "--out", tmp_path / "model")
+    shape = json.loads(mdp.succeed(1, "inspect", tmp_path / "model", "--json").stdout)
+    with safe_open(tmp_path / "model" / "model.safetensors", "np") as tensors:
+        assert shape["parameters"] == sum(tensors.get_tensor(tensor).size for tensor in tensors.keys())
+    if shape["model_type"] == "kimi_k2":  # the same by another name
+        config = mdp.read_json(tmp_path / "model" / "config.json")
+        (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v3"}))
+    if shape["model_type"] in transformers.CONFIG_MAPPING or shape["model_type"] == "kimi_k2":
+        families.load(tmp_path / "model")
+    else:
+        assert shape["model_type"] == "deepseek"
+
+
+def test_shapes_have_the_published_numbers_of_parameters():
+    rows = [line.split() for line in mdp.tool("make-shape-model", "--list").stdout.splitlines()]
+    listed = {name: float(billions) * 1e9 for name, _, billions, *_ in rows}
+    published = {name: shape["parameters"] for name, shape in SHAPES.items() if "parameters" in shape}
+    assert len(published) > 20 and {name: listed[name] for name in published} == pytest.approx(published, abs=1e6)
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--experts", "4", "--top-k", "5"], "--top-k 5 is more than the 4 experts"),
+    (["--layers", "0"], "--layers 0"),
+    (["--mxfp4"], "gpt_oss"),
+    (["--set", "rope_theta=x"], "not JSON"),
+    (["--model", "deepseek-v3", "--experts", "12"], "12 experts do not divide into 8 groups"),
+])
+def test_shape_model_refuses(words, sentence, tmp_path):
+    result = mdp.tool("make-shape-model", *words, "--out", tmp_path / "model", check=False)
+    assert result.returncode == 1 and sentence in result.stderr and not (tmp_path / "model").exists()
+
+
 def test_shape_model_depends_on_the_seed_alone(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         mdp.tool("make-shape-model", "--hidden", 64, "--seed", seed, "--out", tmp_path / name)
