@@ -177,9 +177,10 @@ typedef struct mdp_placement {
 } mdp_placement;
 
 /* Place the tiles of blocks first_block .. first_block + n_block - 1. rows [n_state, n_block, n_expert]: rows over all
- * ranks. round_rows bounds the rows of a round. Local, the same on every rank. */
+ * ranks. n_thread, of every rank, decides how many rows make a round and how many tiles share panels. Local, the same
+ * on every rank. */
 mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_state, int64_t first_block,
-                             int64_t n_block, int32_t n_expert, int32_t round_rows, mdp_placement **out);
+                             int64_t n_block, int32_t n_expert, int n_thread, mdp_placement **out);
 void mdp_placement_destroy(mdp_placement *placement); /* NULL is allowed */
 
 /* ---- moe.c, dispatch.c, experts.c

@@ -173,7 +173,7 @@ static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int6
     int64_t n_output = 0;
     wave_locals(engine, w);
     MDP_TRY(mdp_placement_new(engine->comm, rows, engine->n_state, w->first_block, w->n_block, n_expert,
-                              mdp_round_rows(engine->n_thread), &w->placement));
+                              engine->n_thread, &w->placement));
     MDP_TRY(list_entries(engine, w, start));
     MDP_TRY(MDP_ALLOC(&w->state_first, engine->n_state, "expert outputs"));
     for (int s = 0; s < engine->n_state; s++) {

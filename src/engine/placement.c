@@ -6,8 +6,14 @@
  * share of the layer. Placement may change freely: no result depends on it. */
 #include "engine/engine.h"
 
-/* Cost of a tile in rows: its rows, and what it takes to bring in an expert that the tile before did not use. */
-#define MDP_SWITCH_COST 64
+/* Cost in rows, measured (doc/decisions.md): of starting a GEMM, which packs the panel for every tile, and of bringing
+ * in the panels of an expert for a group of tiles. Both grow with d_model * d_ff as a row does, so they are constants.
+ */
+#define MDP_TILE_COST 44
+#define MDP_GROUP_COST 44
+
+/* Nodes take whole experts while the busiest rank then has at most this many hundredths of its cost otherwise. */
+#define MDP_WHOLE_PERCENT 103
 
 static mdp_status list_tiles(const int64_t *rows, mdp_placement *placement) {
     int64_t n_state = placement->n_state, n_block = placement->n_block, n_expert = placement->n_expert;
@@ -34,91 +40,131 @@ static mdp_status list_tiles(const int64_t *rows, mdp_placement *placement) {
     return mdp_ok();
 }
 
-static int64_t tile_cost(const mdp_placement *placement, int64_t tile) {
-    bool same = tile > 0 && placement->tiles[tile].expert == placement->tiles[tile - 1].expert;
-    return placement->tiles[tile].n_row + (same ? 0 : MDP_SWITCH_COST);
+/* Ranks in the order in which they take tiles: node after node. */
+typedef struct rank_order {
+    const mdp_comm *comm;
+    int *rank;         /* [size] */
+    int64_t n_group;   /* tiles that share the panels of their expert */
+    int64_t total;     /* cost of all tiles, as one rank would have it */
+    int64_t n_largest; /* rows of the largest tile */
+} rank_order;
+
+static int node_at(const rank_order *order, int place) {
+    return order->comm->rank_node[order->rank[place]];
 }
 
-static int64_t range_cost(const mdp_placement *placement, int64_t first, int64_t end) {
-    int64_t cost = 0;
-    for (int64_t t = first; t < end; t++) cost += tile_cost(placement, t);
-    return cost;
+/* Where filling stands. */
+typedef struct filling {
+    int place;            /* in rank_order */
+    int64_t filled;       /* cost that its rank has */
+    int64_t in_group;     /* tiles in its last group */
+    int64_t node_first;   /* first tile of its node */
+    int64_t expert_first; /* first tile of the expert at hand */
+    int64_t left;         /* cost of the tiles that no rank has yet, as one rank would have it */
+    int64_t expert_left;  /* the same before the expert at hand */
+    int64_t target;       /* cost at which an even share of the rest is reached */
+} filling;
+
+static bool same_expert(const mdp_placement *placement, int64_t tile) {
+    return tile > 0 && placement->tiles[tile].expert == placement->tiles[tile - 1].expert;
 }
 
-/* Give the tiles first .. end-1 to the ranks list[0..n-1], in intervals of equal cost. */
-static void cut_for_ranks(mdp_placement *placement, int64_t first, int64_t end, const int *list, int n) {
-    int64_t total = range_cost(placement, first, end), before = 0;
-    for (int64_t t = first; t < end; t++) {
-        int64_t cost = tile_cost(placement, t);
-        int64_t share = (int64_t)(((double)before + 0.5 * (double)cost) / (double)total * n);
-        placement->tiles[t].owner = list[share < n ? share : n - 1];
-        before += cost;
-    }
+/* What a tile adds to the cost of the rank being filled. */
+static int64_t tile_cost(const mdp_placement *placement, int64_t tile, const filling *f, int64_t n_group) {
+    bool joins = f->filled > 0 && same_expert(placement, tile) && f->in_group < n_group;
+    return placement->tiles[tile].n_row + MDP_TILE_COST + (joins ? 0 : MDP_GROUP_COST);
 }
 
-/* Fill bounds [n_node + 1] with the first tile of each node; node i gets a share of weight[i] of the cost. Whole
- * experts where `whole`, else single tiles. */
-static void cut_for_nodes(const mdp_placement *placement, const int *weight, int n_node, int n_rank, bool whole,
-                          int64_t *bounds) {
-    int64_t total = range_cost(placement, 0, placement->n_tile), before = 0;
-    int node = 0;
-    double filled = (double)weight[0] / n_rank;
-    bounds[0] = 0;
-    for (int64_t first = 0; first < placement->n_tile;) {
-        int64_t end = first + 1;
-        while (whole && end < placement->n_tile && placement->tiles[end].expert == placement->tiles[first].expert) {
-            end++;
+/* The last rank takes all that is left. */
+static void set_target(const rank_order *order, filling *f) {
+    int n = order->comm->size - f->place;
+    f->target = n > 1 ? f->left / n : INT64_MAX;
+}
+
+/* Go on with the next rank; back to the first tile of the expert at hand where it begins a node and may not share it.
+ * false: there is no next rank, or the expert does not fit on a node. */
+static bool next_rank(const rank_order *order, filling *f, bool whole, int64_t *tile) {
+    if (++f->place == order->comm->size) return false;
+    f->filled = f->in_group = 0;
+    if (node_at(order, f->place) != node_at(order, f->place - 1)) {
+        if (whole && *tile > f->expert_first) {
+            if (f->expert_first == f->node_first) return false;
+            *tile = f->expert_first;
+            f->left = f->expert_left;
         }
-        int64_t cost = range_cost(placement, first, end);
-        double middle = ((double)before + 0.5 * (double)cost) / (double)total;
-        while (node < n_node - 1 && middle >= filled) {
-            bounds[++node] = first;
-            filled += (double)weight[node] / n_rank;
+        f->node_first = *tile;
+    }
+    set_target(order, f);
+    return true;
+}
+
+/* Fill the ranks in order with tiles of a cost of at most `bound` each. `whole`: no expert on two nodes. `even`: stop
+ * at an even share of what is left rather than at the bound. false: tiles are left over. */
+static bool fill(mdp_placement *placement, const rank_order *order, int64_t bound, bool whole, bool even) {
+    filling f = {.left = order->total, .expert_left = order->total};
+    set_target(order, &f);
+    for (int64_t t = 0; t < placement->n_tile;) {
+        if (!same_expert(placement, t) && f.expert_first != t) {
+            f.expert_first = t;
+            f.expert_left = f.left;
         }
-        before += cost;
-        first = end;
+        int64_t cost = tile_cost(placement, t, &f, order->n_group);
+        if (f.filled + cost > bound || (even && f.filled > 0 && f.filled + cost / 2 > f.target)) {
+            if (!next_rank(order, &f, whole, &t)) return false;
+            continue;
+        }
+        f.in_group = cost > placement->tiles[t].n_row + MDP_TILE_COST ? 1 : f.in_group + 1;
+        f.filled += cost;
+        f.left -= cost;
+        placement->tiles[t++].owner = order->rank[f.place];
     }
-    while (node < n_node) bounds[++node] = placement->n_tile;
+    return true;
 }
 
-/* Largest node's cost over its fair share. */
-static double node_excess(const mdp_placement *placement, const int *weight, int n_node, int n_rank,
-                          const int64_t *bounds) {
-    double total = (double)range_cost(placement, 0, placement->n_tile), worst = 0.0;
-    for (int node = 0; node < n_node; node++) {
-        double share = (double)range_cost(placement, bounds[node], bounds[node + 1]) * n_rank / (total * weight[node]);
-        if (share > worst) worst = share;
+/* The smallest cost of the busiest rank. */
+static int64_t least_bound(mdp_placement *placement, const rank_order *order, bool whole) {
+    int64_t low = order->n_largest + MDP_TILE_COST + MDP_GROUP_COST, high = order->total;
+    if (low < order->total / order->comm->size) low = order->total / order->comm->size;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (fill(placement, order, middle, whole, false)) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
     }
-    return worst;
+    return low;
 }
 
-static mdp_status assign_owners(const mdp_comm *comm, mdp_placement *placement) {
-    int *order = NULL, *weight = NULL;
-    int64_t *bounds = NULL;
-    mdp_status status;
-    MDP_TRY_GOTO(status, done, MDP_ALLOC(&order, comm->size, "ranks by node"));
-    MDP_TRY_GOTO(status, done, MDP_ALLOC(&weight, comm->n_node, "ranks of each node"));
-    MDP_TRY_GOTO(status, done, MDP_ALLOC(&bounds, comm->n_node + 1, "tiles of each node"));
+/* Cost of all tiles on one rank, and the largest tile. */
+static void add_costs(const mdp_placement *placement, rank_order *order) {
+    filling f = {0};
+    for (int64_t t = 0; t < placement->n_tile; t++) {
+        int64_t cost = tile_cost(placement, t, &f, order->n_group);
+        f.in_group = cost > placement->tiles[t].n_row + MDP_TILE_COST ? 1 : f.in_group + 1;
+        f.filled += cost;
+        if (placement->tiles[t].n_row > order->n_largest) order->n_largest = placement->tiles[t].n_row;
+    }
+    order->total = f.filled;
+}
+
+static mdp_status assign_owners(const mdp_comm *comm, int n_thread, mdp_placement *placement) {
+    rank_order order = {.comm = comm, .n_group = mdp_group_tiles(n_thread)};
+    MDP_TRY(MDP_ALLOC(&order.rank, comm->size, "ranks by node"));
     int n = 0;
     for (int node = 0; node < comm->n_node; node++) {
         for (int rank = 0; rank < comm->size; rank++) {
-            if (comm->rank_node[rank] != node) continue;
-            order[n++] = rank;
-            weight[node]++;
+            if (comm->rank_node[rank] == node) order.rank[n++] = rank;
         }
     }
-    cut_for_nodes(placement, weight, comm->n_node, comm->size, true, bounds);
-    if (node_excess(placement, weight, comm->n_node, comm->size, bounds) > 1.1) {
-        cut_for_nodes(placement, weight, comm->n_node, comm->size, false, bounds);
-    }
-    for (int node = 0, first = 0; node < comm->n_node; first += weight[node++]) {
-        cut_for_ranks(placement, bounds[node], bounds[node + 1], order + first, weight[node]);
-    }
-done:
-    mdp_free(order);
-    mdp_free(weight);
-    mdp_free(bounds);
-    return status;
+    add_costs(placement, &order);
+    int64_t bound = least_bound(placement, &order, false);
+    int64_t whole_bound = comm->n_node > 1 ? least_bound(placement, &order, true) : bound;
+    bool whole = comm->n_node > 1 && whole_bound * 100 <= bound * MDP_WHOLE_PERCENT;
+    if (whole) bound = whole_bound;
+    if (!fill(placement, &order, bound, whole, true)) fill(placement, &order, bound, whole, false);
+    mdp_free(order.rank);
+    return mdp_ok();
 }
 
 /* An owner takes its tiles in order; a round is full when the next tile would not fit. Tiles of one owner are adjacent.
@@ -141,7 +187,7 @@ static void number_rounds(mdp_placement *placement, int32_t round_rows) {
 }
 
 mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_state, int64_t first_block,
-                             int64_t n_block, int32_t n_expert, int32_t round_rows, mdp_placement **out) {
+                             int64_t n_block, int32_t n_expert, int n_thread, mdp_placement **out) {
     mdp_placement *placement = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&placement, 1, "the placement of tiles"));
@@ -150,12 +196,12 @@ mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t 
     placement->n_block = n_block;
     placement->n_expert = n_expert;
     mdp_status status = list_tiles(rows, placement);
-    if (status.code == MDP_OK && placement->n_tile > 0) status = assign_owners(comm, placement);
+    if (status.code == MDP_OK && placement->n_tile > 0) status = assign_owners(comm, n_thread, placement);
     if (status.code != MDP_OK) {
         mdp_placement_destroy(placement);
         return status;
     }
-    number_rounds(placement, round_rows);
+    number_rounds(placement, mdp_round_rows(n_thread));
     *out = placement;
     return mdp_ok();
 }
