@@ -156,8 +156,8 @@ typedef struct mdp_model {
     mdp_matrix head;      /* [vocab_size, d_model]; the embedding when tied */
     mdp_matrix head_bias; /* [1, vocab_size]; tensor == NULL: none */
     mdp_layer *layers;    /* [n_layer] */
-    unsigned char *extra; /* [catalogue->n_tensor] nonzero: of layers after the last, that predict tokens further ahead;
-                             they are not computed, and leave with the first expert that is removed */
+    unsigned char *extra; /* [catalogue->n_tensor] nonzero: of layers that predict tokens further ahead (MTP); they are
+                             not computed, and leave with the first expert that is removed unless they are pruned too */
     int64_t n_extra;
     int64_t *n_value;    /* [catalogue->n_tensor] values that a stored tensor stands for; scales: 0 */
     int64_t n_parameter; /* values of all bound tensors */
@@ -170,6 +170,10 @@ typedef struct mdp_model {
  * Local (every rank does the same on the broadcast catalogue). Errors: MDP_BAD_INPUT, naming layer, tensor, the config
  * key, expected and found; unknown model_type with the supported ones. Only shapes are looked at, no weights. */
 mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out);
+/* The layers of a bound model that predict tokens further ahead, as a model of their own: only the experts and routers
+ * of those that have any are bound, layer i being the i-th of them; n_layer is 0 where there are none. Local. Errors:
+ * MDP_BAD_INPUT, naming the tensor, for experts that could not be renumbered. */
+mdp_status mdp_model_bind_extra(const mdp_model *model, mdp_model **out);
 void mdp_model_destroy(mdp_model *model); /* NULL is allowed */
 /* Names of the supported families, NULL-terminated. */
 const char *const *mdp_family_names(void);
@@ -179,9 +183,14 @@ bool mdp_rope_is_stretched(const mdp_rope *rope, int64_t length);
 /* cos and sin [n_pair] of a position, for a sequence of `length` tokens, in the library's f32 arithmetic. Local. */
 void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, float *cosine, float *sine);
 
-/* config.json with the expert-count keys (as spelled in it; every spelling present) set to n_expert and, unless it is
- * 0, the experts of a token to top_k; all other bytes kept; an absent key is inserted after the first brace. New text.
- */
-mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, int64_t top_k, char **out, int64_t *n_byte);
+/* What config.json is to say. */
+typedef struct mdp_config_change {
+    int64_t n_expert;
+    int64_t top_k;      /* experts of a token; 0: as it is */
+    bool without_extra; /* layers that predict tokens further ahead are left out */
+} mdp_config_change;
+/* config.json with the keys of a change (as spelled in it; every spelling present) set; all other bytes kept; an absent
+ * key is inserted after the first brace. New text. */
+mdp_status mdp_model_patch_config(const mdp_model *model, const mdp_config_change *change, char **out, int64_t *n_byte);
 
 #endif

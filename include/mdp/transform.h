@@ -6,13 +6,22 @@
 
 /* Can every action of the plan be carried out? MDP_USAGE, naming layer, expert and action. Local. */
 mdp_status mdp_transform_check(const mdp_plan *plan);
+/* Layers that predict tokens further ahead, where they stay in the result. */
+typedef struct mdp_extra {
+    const mdp_model *model; /* as mdp_model_bind_extra makes it */
+    const mdp_plan *plan;   /* for its layers; NULL: they keep all their experts */
+} mdp_extra;
 /* The checkpoint that the plan makes of the model: every tensor as segments of stored ones (experts dropped and
  * renumbered, router rows and fused tensors sliced, all else copied), config.json patched. plan == NULL: the model as
- * it is (export). When layers keep different numbers, config.json keeps the largest count: only model.h5, whose stacks
- * carry each layer's own number, can hold such a result, unless `pad` adds experts that are never chosen to the layers
- * that keep fewer. plan_text, provenance_text: copied; may be NULL. Local; every rank does the same. */
-mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const char *plan_text,
-                                const char *provenance_text, bool pad, mdp_output **out);
+ * it is (export). extra == NULL: a plan leaves no layers that predict tokens further ahead. When layers keep different
+ * numbers, config.json keeps the largest count: only model.h5, whose stacks carry each layer's own number, can hold
+ * such a result, unless `pad` adds experts that are never chosen to the layers that keep fewer. plan_text,
+ * provenance_text: copied; may be NULL. Local; every rank does the same. */
+mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
+                                const char *plan_text, const char *provenance_text, bool pad, mdp_output **out);
+/* The number of experts of a layer that config.json says where a plan is carried out: the largest of all layers.
+ * Local. */
+int32_t mdp_transform_count(const mdp_plan *plan);
 /* Can layers be padded so that results stay as they are to the last bit? MDP_USAGE, saying why not. Local. */
 mdp_status mdp_transform_check_pad(const mdp_model *model);
 /* What the plan makes of the model (NULL: as it is): all values, scales not counted, and those that one token meets.
@@ -24,8 +33,9 @@ mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan)
 /* Floating-point operations of one token's matrix products, a multiply-add counted as two; attention over earlier
  * tokens is not in it, since it grows with the text. plan NULL: the model as it is. Local. */
 double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan);
-/* Bytes of tensors when every layer with experts keeps `keep` of them (on average), before it is known which. Local. */
-int64_t mdp_transform_estimate(const mdp_model *model, int32_t keep);
+/* Bytes of tensors when every layer with experts keeps `keep` of them (on average), before it is known which. extra:
+ * layers that predict tokens further ahead, which stay and keep as many; NULL: they do not stay. Local. */
+int64_t mdp_transform_estimate(const mdp_model *model, const mdp_model *extra, int32_t keep);
 /* A view with room for every layer of a plan; so far it shows all layers as the model has them. Local. */
 mdp_status mdp_transform_view_new(const mdp_model *model, mdp_view **out);
 /* Put one layer of a plan into a view that has not had it yet. Local. */

@@ -2,6 +2,7 @@
 #include "command/continue.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/mtp.h"
 #include "command/opening.h"
 #include "command/write.h"
 
@@ -16,7 +17,9 @@ static mdp_status describe(const mdp_session *session, const mdp_plan *plan, con
     char *provenance = NULL;
     MDP_TRY(mdp_session_check_uniform(session, plan));
     MDP_TRY(mdp_session_provenance(session, plan, &provenance));
-    mdp_status status = mdp_transform_output(session->model, plan, text, provenance, false, out);
+    mdp_extra extra;
+    mdp_status status =
+        mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), text, provenance, false, out);
     mdp_free(provenance);
     return status;
 }
@@ -48,8 +51,10 @@ mdp_status mdp_command_apply_all(mdp_session *session) {
     char *text = NULL;
     MDP_AGREE(session->comm, check_options(session));
     MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan, &text));
-    mdp_status status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
+    mdp_status status = mdp_session_plan_mtp_all(session, plan);
+    if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
     if (status.code == MDP_OK && output) status = write_result_all(session, plan, output);
     mdp_output_destroy(output);
     mdp_plan_destroy(plan);

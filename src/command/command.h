@@ -36,6 +36,7 @@ typedef enum mdp_option_id {
     OPTION_OUT,
     OPTION_FORMAT,
     OPTION_NON_UNIFORM,
+    OPTION_MTP,
     OPTION_SHARD_SIZE,
     OPTION_OVERWRITE,
     OPTION_DUMP,
@@ -83,6 +84,7 @@ extern const mdp_option mdp_option_table[N_OPTION];
 typedef enum mdp_propagate_choice { PROPAGATE_ORIGINAL, PROPAGATE_PRUNED } mdp_propagate_choice;
 typedef enum mdp_format_choice { FORMAT_HDF5, FORMAT_SAFETENSORS, FORMAT_BOTH } mdp_format_choice;
 typedef enum mdp_non_uniform_choice { NON_UNIFORM_REFUSE, NON_UNIFORM_PAD } mdp_non_uniform_choice;
+typedef enum mdp_mtp_choice { MTP_DROP, MTP_PRUNE } mdp_mtp_choice;
 
 /* Everything that one command works with. Opened by the functions of session.h; closed by mdp_session_close_all. */
 typedef struct mdp_session {
@@ -97,6 +99,8 @@ typedef struct mdp_session {
     mdp_catalogue *catalogue;
     mdp_model *model;
     mdp_reader *reader;
+    mdp_model *mtp_model; /* its layers that predict tokens further ahead, where they are to stay; else NULL */
+    mdp_plan *mtp_plan;   /* what becomes of their experts; NULL: nothing */
     mdp_tokens *tokens;
     mdp_tokens *eval_tokens;
     mdp_tasks *tasks;

@@ -193,6 +193,7 @@ mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *pl
                              plan ? plan->recipe : NULL, "compute", "type", "f32", "blas", session->blas);
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the provenance of a checkpoint.");
+    if (session->mtp_plan) json_object_set(root, "mtp", session->mtp_plan->recipe);
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

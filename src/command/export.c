@@ -33,8 +33,8 @@ static mdp_status describe(const mdp_session *session, mdp_output **out) {
     bool pad;
     MDP_TRY(check_uniform(session, &pad));
     if (!known) MDP_TRY(mdp_session_provenance(session, NULL, &provenance));
-    mdp_status status =
-        mdp_transform_output(session->model, NULL, session->catalogue->plan_text, known ? known : provenance, pad, out);
+    mdp_status status = mdp_transform_output(session->model, NULL, NULL, session->catalogue->plan_text,
+                                             known ? known : provenance, pad, out);
     mdp_free(provenance);
     return status;
 }

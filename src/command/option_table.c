@@ -53,6 +53,11 @@ static const char *non_uniform_name(int i) {
     return names[i];
 }
 
+static const char *mtp_name(int i) {
+    static const char *const names[] = {[MTP_DROP] = "drop", [MTP_PRUNE] = "prune", NULL};
+    return names[i];
+}
+
 static const char *level_name(int i) {
     static const char *const names[] = {[MDP_LEVEL_ERROR] = "error",
                                         [MDP_LEVEL_WARN] = "warn",
@@ -235,6 +240,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                                     "are never chosen, where the router has a bias that makes that exact",
                             .choice = non_uniform_name,
                             .commands = PRUNES | COMMAND_EXPORT},
+    [OPTION_MTP] = {.name = "mtp",
+                    .type = MDP_OPTION_CHOICE,
+                    .fallback = "drop",
+                    .help = "layers that predict tokens further ahead: leave them out, or prune them to as many "
+                            "experts, by the method where it reads weights alone, else by aimer",
+                    .choice = mtp_name,
+                    .commands = PRUNES},
     [OPTION_SHARD_SIZE] = {.name = "shard-size",
                            .type = MDP_OPTION_SIZE,
                            .value = "BYTES",

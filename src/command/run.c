@@ -5,6 +5,7 @@
 #include "command/continue.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/mtp.h"
 #include "command/opening.h"
 #include "command/write.h"
 #include "mdp/report.h"
@@ -99,6 +100,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, check_propagation(session));
     MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
@@ -121,7 +123,7 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     mdp_estimate estimate = {.phase = name_phases(session)};
     MDP_TRY(open_all(session, made));
     MDP_TRY(mdp_session_open_resume_all(session, true));
-    int64_t result_byte = mdp_transform_estimate(session->model, made->budget.keep);
+    int64_t result_byte = mdp_transform_estimate(session->model, session->mtp_model, made->budget.keep);
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(check_outputs_all(session, n_container * result_byte));
     for (int64_t r = 0; r < mdp_session_option(session, OPTION_ROUNDS)->integer; r++)
@@ -210,8 +212,9 @@ static mdp_status transform(const mdp_session *session, products *made) {
     MDP_TRY(mdp_session_check_uniform(session, made->plan));
     MDP_TRY(mdp_transform_view(session->model, made->plan, &made->view));
     MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
-    mdp_status status =
-        mdp_transform_output(session->model, made->plan, made->plan_text, provenance, false, &made->output);
+    mdp_extra extra;
+    mdp_status status = mdp_transform_output(session->model, made->plan, mdp_session_extra(session, &extra),
+                                             made->plan_text, provenance, false, &made->output);
     mdp_free(provenance);
     return status;
 }
@@ -272,6 +275,7 @@ static mdp_status decide_all(mdp_session *session, products *made) {
     mdp_free(list);
     MDP_TRY(status);
     MDP_TRY(write_below_all(session, "plan.json", made->plan_text));
+    MDP_TRY(mdp_session_plan_mtp_all(session, made->plan));
     return mdp_agree_all(session->comm, transform(session, made));
 }
 

@@ -86,6 +86,8 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_tokens_destroy(session->eval_tokens);
     mdp_tasks_destroy(session->tasks);
     mdp_reader_destroy(session->reader);
+    mdp_plan_destroy(session->mtp_plan);
+    mdp_model_destroy(session->mtp_model);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
     mdp_resume_destroy(session->resume);

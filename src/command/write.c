@@ -2,6 +2,7 @@
 #include "command/write.h"
 #include "command/continue.h"
 #include "command/feasible.h"
+#include "command/mtp.h"
 
 #include <string.h>
 
@@ -99,8 +100,10 @@ static mdp_status write_below_all(mdp_container container, const mdp_session *se
 /* The folder needs the same number of experts in every layer. */
 static mdp_status write_padded_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     mdp_output *padded = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_transform_output(session->model, plan, output->plan_text,
-                                                                          output->provenance_text, true, &padded));
+    mdp_extra extra;
+    mdp_status status =
+        mdp_agree_all(session->comm, mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra),
+                                                          output->plan_text, output->provenance_text, true, &padded));
     if (status.code == MDP_OK && padded) status = write_below_all(MDP_HF_FOLDER, session, padded, "hf");
     mdp_output_destroy(padded);
     return status;

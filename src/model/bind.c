@@ -17,8 +17,10 @@ typedef struct binder {
     const mdp_catalogue *catalogue;
     const mdp_family *family;
     const mdp_config *config;
+    const mdp_expert_layout *layouts; /* [MDP_MAX_LAYOUT] that experts may be stored in */
     mdp_model *model;
-    bool *bound; /* [n_tensor] */
+    bool *bound;                /* [n_tensor] */
+    const unsigned char *marks; /* [n_tensor] nonzero: of layers that predict tokens further ahead; of those alone */
 } binder;
 
 /* A tensor to be bound: where it is, what it is called in sentences, and its shape with the keys that give it. */
@@ -327,8 +329,8 @@ static bool has_numbered(const mdp_catalogue *catalogue, const char *prefix) {
 /* The layout that a layer is stored in; the family's usual one when there is no trace of any. */
 static const mdp_expert_layout *find_layout(const binder *b, int64_t layer) {
     char name[MDP_NAME_BYTES];
-    for (int i = 0; i < MDP_MAX_LAYOUT && b->family->layouts[i].router != NULL; i++) {
-        const mdp_expert_layout *layout = &b->family->layouts[i];
+    for (int i = 0; i < MDP_MAX_LAYOUT && b->layouts[i].router != NULL; i++) {
+        const mdp_expert_layout *layout = &b->layouts[i];
         if (layout->fused_gate_up != NULL) {
             mdp_name_fill(layout->fused_gate_up, layer, -1, name);
             if (mdp_catalogue_find(b->catalogue, name) != NULL) return layout;
@@ -337,7 +339,7 @@ static const mdp_expert_layout *find_layout(const binder *b, int64_t layer) {
             if (has_numbered(b->catalogue, name)) return layout;
         }
     }
-    return &b->family->layouts[0];
+    return &b->layouts[0];
 }
 
 /* Experts that a layer of our own files holds. */
@@ -642,7 +644,8 @@ static mdp_status resolve_rule(const binder *b, int64_t layer, mdp_moe *moe) {
                      (int)moe->rule.n_open, f->n_open.name, (int)moe->top_k, f->top_k.name);
 }
 
-static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
+/* The router of a layer and what it routes to. */
+static mdp_status bind_experts(binder *b, int64_t layer, mdp_moe *moe) {
     const mdp_expert_layout *layout = find_layout(b, layer);
     MDP_TRY(count_experts(b, layout, layer, &moe->n_expert));
     moe->top_k = (int32_t)b->config->top_k;
@@ -654,11 +657,12 @@ static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
     MDP_TRY(resolve_rule(b, layer, moe));
     MDP_TRY(bind_router(b, layout, layer, moe));
     MDP_TRY(MDP_ALLOC(&moe->experts, moe->n_expert, "the experts of a layer"));
-    if (layout->fused_up != NULL) {
-        MDP_TRY(bind_rows(b, layout, layer, moe));
-    } else {
-        MDP_TRY(fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe));
-    }
+    if (layout->fused_up != NULL) return bind_rows(b, layout, layer, moe);
+    return fused ? bind_fused(b, layout, layer, moe) : bind_separate(b, layout, layer, moe);
+}
+
+static mdp_status bind_moe(binder *b, int64_t layer, mdp_moe *moe) {
+    MDP_TRY(bind_experts(b, layer, moe));
     return bind_shared(b, layer, moe);
 }
 
@@ -703,30 +707,38 @@ static mdp_status stray_expert_tensor(const binder *b, const char *name, int64_t
                      b->catalogue->path, (long long)layer, name, b->family->model_type);
 }
 
-/* Mark what belongs to layers after the last, as many as config.json says there are. */
+/* Mark what belongs to layers that predict tokens further ahead: of those after the last, as many as config.json says
+ * there are. */
 static mdp_status mark_extra(binder *b) {
     mdp_model *model = b->model;
+    const char *prefix = b->family->extra, *rest;
     MDP_TRY(MDP_ALLOC(&model->extra, b->catalogue->n_tensor, "the marks of tensors beyond the last layer"));
-    for (int64_t t = 0; b->config->n_extra > 0 && t < b->catalogue->n_tensor; t++) {
-        int64_t layer;
-        const char *rest;
-        if (!mdp_name_begins(b->catalogue->tensors[t].name, "model.layers.{layer}.", &layer, &rest)) continue;
-        model->extra[t] = layer >= model->n_layer && layer < model->n_layer + b->config->n_extra;
+    for (int64_t t = 0; t < b->catalogue->n_tensor; t++) {
+        const char *name = b->catalogue->tensors[t].name;
+        int64_t layer = -1;
+        if (prefix != NULL) {
+            model->extra[t] = mdp_name_begins(name, prefix, &layer, &rest);
+        } else if (mdp_name_begins(name, "model.layers.{layer}.", &layer, &rest)) {
+            model->extra[t] = layer >= model->n_layer && layer < model->n_layer + b->config->n_extra;
+        }
         model->n_extra += model->extra[t];
     }
     return mdp_ok();
+}
+
+/* Does a name begin as those of experts do? */
+static bool lies_among_experts(const binder *b, const char *name, int64_t *layer, const char **rest) {
+    for (int i = 0; i < MDP_MAX_LAYOUT && b->layouts[i].router != NULL; i++)
+        if (mdp_name_begins(name, b->layouts[i].experts, layer, rest)) return true;
+    return false;
 }
 
 static mdp_status refuse_stray_expert_tensors(const binder *b) {
     for (int64_t t = 0; t < b->catalogue->n_tensor; t++) {
         if (b->bound[t] || b->model->extra[t]) continue;
         const char *name = b->catalogue->tensors[t].name, *rest;
-        for (int i = 0; i < MDP_MAX_LAYOUT && b->family->layouts[i].router != NULL; i++) {
-            int64_t layer;
-            if (mdp_name_begins(name, b->family->layouts[i].experts, &layer, &rest)) {
-                return stray_expert_tensor(b, name, layer, rest);
-            }
-        }
+        int64_t layer;
+        if (lies_among_experts(b, name, &layer, &rest)) return stray_expert_tensor(b, name, layer, rest);
     }
     return mdp_ok();
 }
@@ -764,13 +776,58 @@ static mdp_status count_values(const mdp_catalogue *catalogue, int64_t **out) {
     return mdp_ok();
 }
 
-mdp_status mdp_bind_tensors(const mdp_config *config, mdp_model *model) {
-    binder b = {.catalogue = model->catalogue, .family = model->family, .config = config, .model = model};
-    MDP_TRY(MDP_ALLOC(&model->layers, model->n_layer, "the layers of the model"));
-    MDP_TRY(MDP_ALLOC(&model->names, 2 * N_PROJECTION * model->n_layer, "the names of the expert stacks"));
-    MDP_TRY(count_values(b.catalogue, &model->n_value));
-    MDP_TRY(MDP_ALLOC(&b.bound, b.catalogue->n_tensor, "the marks of bound tensors"));
-    mdp_status status = bind_all(&b);
-    mdp_free(b.bound);
+/* Bind with `bind` what the binder names; at most n_layer layers. */
+static mdp_status bind_with(binder *b, int64_t n_layer, mdp_status (*bind)(binder *b)) {
+    mdp_model *model = b->model;
+    b->catalogue = model->catalogue;
+    b->family = model->family;
+    MDP_TRY(MDP_ALLOC(&model->layers, n_layer, "the layers of the model"));
+    MDP_TRY(MDP_ALLOC(&model->names, 2 * N_PROJECTION * n_layer, "the names of the expert stacks"));
+    MDP_TRY(count_values(b->catalogue, &model->n_value));
+    MDP_TRY(MDP_ALLOC(&b->bound, b->catalogue->n_tensor, "the marks of bound tensors"));
+    mdp_status status = bind(b);
+    mdp_free(b->bound);
     return status;
+}
+
+mdp_status mdp_bind_tensors(const mdp_config *config, mdp_model *model) {
+    binder b = {.config = config, .layouts = model->family->layouts, .model = model};
+    return bind_with(&b, model->n_layer, bind_all);
+}
+
+/* ---- layers that predict tokens further ahead ------------------------------------------------------------------ */
+
+/* Every tensor among their experts must be one that can be renumbered. */
+static mdp_status refuse_stray_extra(const binder *b) {
+    for (int64_t t = 0; t < b->catalogue->n_tensor; t++) {
+        const char *name = b->catalogue->tensors[t].name, *rest;
+        int64_t layer;
+        if (b->bound[t] || !b->marks[t] || !lies_among_experts(b, name, &layer, &rest)) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: '%s' lies among the experts of a layer that predicts tokens further ahead, but could not "
+                         "be renumbered when experts are removed; use --mtp drop.",
+                         b->catalogue->path, name);
+    }
+    return mdp_ok();
+}
+
+static mdp_status bind_extra_layers(binder *b) {
+    mdp_model *model = b->model;
+    int64_t first = b->family->extra != NULL ? 0 : b->config->n_layer;
+    char name[MDP_NAME_BYTES];
+    for (int64_t i = 0; b->layouts[0].router != NULL && i < b->config->n_extra; i++) {
+        mdp_name_fill(find_layout(b, first + i)->router, first + i, -1, name);
+        if (mdp_catalogue_find(b->catalogue, name) == NULL) continue; /* it has no experts */
+        mdp_layer *layer = &model->layers[model->n_layer++];
+        layer->is_moe = true;
+        MDP_TRY(bind_experts(b, first + i, &layer->moe));
+    }
+    return refuse_stray_extra(b);
+}
+
+mdp_status mdp_bind_extra_tensors(const mdp_config *config, const unsigned char *marks, mdp_model *model) {
+    const mdp_family *f = model->family;
+    binder b = {
+        .config = config, .layouts = f->extra != NULL ? f->extra_layouts : f->layouts, .model = model, .marks = marks};
+    return bind_with(&b, config->n_extra, bind_extra_layers);
 }

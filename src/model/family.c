@@ -44,10 +44,11 @@
     }
 
 /* One tensor per matrix of an expert: as the public checkpoints have it. */
-#define SEPARATE_EXPERT_NAMES                                                                                          \
-    .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                                \
-    .gate = LAYER "mlp.experts.{expert}.gate_proj.weight", .up = LAYER "mlp.experts.{expert}.up_proj.weight",          \
-    .down = LAYER "mlp.experts.{expert}.down_proj.weight"
+#define SEPARATE_EXPERT_NAMES SEPARATE_EXPERT_NAMES_OF(LAYER)
+#define SEPARATE_EXPERT_NAMES_OF(layer)                                                                                \
+    .router = layer "mlp.gate.weight", .experts = layer "mlp.experts.",                                                \
+    .gate = layer "mlp.experts.{expert}.gate_proj.weight", .up = layer "mlp.experts.{expert}.up_proj.weight",          \
+    .down = layer "mlp.experts.{expert}.down_proj.weight"
 
 /* As transformers 5 holds the experts in memory and some tools save them. */
 #define FUSED_EXPERT_NAMES                                                                                             \
@@ -66,6 +67,14 @@
 #define BIAS_OF_GATE LAYER "mlp.gate.e_score_correction_bias"
 #define BIAS_OF_BLOCK LAYER "mlp.e_score_correction_bias"
 #define BIAS_OF_STATICS LAYER "mlp.moe_statics.e_score_correction_bias"
+
+/* Of layers that predict further tokens in ERNIE; published ones have no experts. */
+#define ERNIE_EXTRA_LAYER "model.mtp_block.{layer}."
+#define ERNIE_EXTRA_EXPERTS                                                                                            \
+    {                                                                                                                  \
+        SEPARATE_EXPERT_NAMES_OF(ERNIE_EXTRA_LAYER),                                                                   \
+            .choice_bias = ERNIE_EXTRA_LAYER "mlp.moe_statics.e_score_correction_bias",                                \
+    }
 
 /* A router of sigmoids with a correction bias, as DeepSeek-V3 introduced it, with its keys. */
 #define SIGMOID_ROUTER                                                                                                 \
@@ -573,6 +582,9 @@ static const mdp_family FAMILIES[] = {
         .dense = GATED_MLP(""),
         .shared = GATED_MLP("shared_experts."),
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_STATICS), BIASED_FUSED_EXPERTS(BIAS_OF_STATICS)},
+        .n_extra = {.name = "num_nextn_predict_layers", .absent = 1, .may_be_zero = true},
+        .extra = "model.mtp_",
+        .extra_layouts = {ERNIE_EXTRA_EXPERTS},
     },
     {
         .model_type = "granitemoe",

@@ -72,7 +72,8 @@ struct mdp_family {
     const char *scope; /* the object of config.json that has all other keys; NULL, or not there: the whole */
     mdp_int_key d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     mdp_int_key q_rank, kv_rank, n_own, n_rope, n_value; /* of latent attention; kv_rank.name == NULL: none */
-    mdp_int_key n_extra;     /* layers after the last that predict tokens further ahead; name == NULL: none */
+    mdp_int_key n_extra;     /* layers that predict tokens further ahead (MTP); name == NULL: none */
+    const char *extra;       /* what the names of their tensors begin with; NULL: they are layers after the last */
     mdp_bool_key rope_pairs; /* name != NULL: pairs are rotated when it is true, else halves */
     mdp_int_key n_expert, top_k;
     /* layer l has experts when l + 1 is a multiple of sparse_step and l one of sparse_every (absent: 1), l lies in
@@ -143,8 +144,10 @@ struct mdp_family {
     const char *sinks;                             /* NULL: none */
     const char *q_norm, *k_norm;                   /* when there is a qk_norm; NULL: weights of 1 */
     mdp_mlp_names dense, shared;
-    const char *shared_gate;                   /* [1, d_model]; NULL: the shared expert counts in full */
-    mdp_expert_layout layouts[MDP_MAX_LAYOUT]; /* used ones first; router == NULL ends them */
+    const char *shared_gate;                         /* [1, d_model]; NULL: the shared expert counts in full */
+    mdp_expert_layout layouts[MDP_MAX_LAYOUT];       /* used ones first; router == NULL ends them */
+    mdp_expert_layout extra_layouts[MDP_MAX_LAYOUT]; /* of layers under `extra`, which are numbered from 0; none: those
+                                                        have no experts */
 };
 
 /* The family of a model_type. Errors: MDP_BAD_INPUT with the supported ones. */

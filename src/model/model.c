@@ -63,18 +63,20 @@ static void copy_sizes(const mdp_config *config, mdp_model *model) {
     model->logit_divisor = config->logit_divisor;
 }
 
-static mdp_status fill(const json_t *json, const char *where, mdp_model *model) {
+/* `main` is the model whose layers that predict tokens further ahead are meant; NULL: the model itself. */
+static mdp_status fill(const json_t *json, const char *where, const mdp_model *main, mdp_model *model) {
     mdp_config config = {0};
     mdp_status status = read_config(json, where, model, &config);
     if (status.code == MDP_OK) {
         copy_sizes(&config, model);
-        status = mdp_bind_tensors(&config, model);
+        if (main != NULL) model->n_layer = 0; /* grows with those that are found */
+        status = main != NULL ? mdp_bind_extra_tensors(&config, main->extra, model) : mdp_bind_tensors(&config, model);
     }
     mdp_free(config.layers);
     return status;
 }
 
-mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out) {
+static mdp_status bind(const mdp_catalogue *catalogue, const mdp_model *main, mdp_model **out) {
     char *where;
     json_t *json = NULL;
     mdp_model *model = NULL;
@@ -85,7 +87,7 @@ mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out) {
     if (status.code == MDP_OK) status = MDP_ALLOC(&model, 1, "the model");
     if (status.code == MDP_OK) {
         model->catalogue = catalogue;
-        status = fill(json, where, model);
+        status = fill(json, where, main, model);
     }
     json_decref(json);
     mdp_free(where);
@@ -95,6 +97,14 @@ mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out) {
         mdp_model_destroy(model);
     }
     return status;
+}
+
+mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out) {
+    return bind(catalogue, NULL, out);
+}
+
+mdp_status mdp_model_bind_extra(const mdp_model *model, mdp_model **out) {
+    return bind(model->catalogue, model, out);
 }
 
 void mdp_model_destroy(mdp_model *model) {

@@ -137,16 +137,17 @@ static void sort_edits(edit *edits, int n_edit) {
     }
 }
 
-static mdp_status make_edits(const mdp_model *model, int64_t n_expert, int64_t top_k, edit edits[MAX_EDIT],
+static mdp_status make_edits(const mdp_model *model, const mdp_config_change *change, edit edits[MAX_EDIT],
                              int *n_edit) {
     const char *text = model->catalogue->config_text;
     int64_t from = 0;
     span scope;
     if (model->family->scope != NULL && find_member(text, 0, model->family->scope, &scope) && text[scope.begin] == '{')
         from = scope.begin;
-    MDP_TRY(set_key(text, from, &model->family->n_expert, n_expert, edits, n_edit));
-    if (top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, top_k, edits, n_edit));
-    if (model->n_extra > 0) MDP_TRY(set_key(text, from, &model->family->n_extra, 0, edits, n_edit));
+    MDP_TRY(set_key(text, from, &model->family->n_expert, change->n_expert, edits, n_edit));
+    if (change->top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, change->top_k, edits, n_edit));
+    if (change->without_extra && model->n_extra > 0)
+        MDP_TRY(set_key(text, from, &model->family->n_extra, 0, edits, n_edit));
     sort_edits(edits, *n_edit);
     return mdp_ok();
 }
@@ -173,11 +174,11 @@ static mdp_status apply_edits(const mdp_catalogue *catalogue, const edit *edits,
     return mdp_ok();
 }
 
-mdp_status mdp_model_patch_config(const mdp_model *model, int64_t n_expert, int64_t top_k, char **out,
+mdp_status mdp_model_patch_config(const mdp_model *model, const mdp_config_change *change, char **out,
                                   int64_t *n_byte) {
     edit edits[MAX_EDIT] = {{{0, 0}, NULL}};
     int n_edit = 0;
-    mdp_status status = make_edits(model, n_expert, top_k, edits, &n_edit);
+    mdp_status status = make_edits(model, change, edits, &n_edit);
     if (status.code == MDP_OK) status = apply_edits(model->catalogue, edits, n_edit, out, n_byte);
     for (int i = 0; i < MAX_EDIT; i++) mdp_free(edits[i].text);
     return status;

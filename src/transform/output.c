@@ -30,15 +30,17 @@ typedef struct role {
     const mdp_moe *moe;              /* that it belongs to */
     const places *places;            /* NULL: the layer stays as it is */
     int64_t layer;
-    bool leaves;  /* of a layer after the last, whose own experts nobody observes */
+    bool leaves;  /* of a layer that predicts tokens further ahead and does not stay */
     bool is_down; /* the down projection (or its bias) of an expert, or of all */
 } role;
 
 /* The description while it is made. */
 typedef struct maker {
     const mdp_model *model;
-    const mdp_plan *plan; /* NULL: the model as it is */
-    places *layers;       /* [model->n_layer] owned */
+    const mdp_plan *plan;   /* NULL: the model as it is */
+    const mdp_extra *extra; /* NULL: with a plan, layers that predict tokens further ahead leave */
+    places *layers;         /* [model->n_layer] owned */
+    places *extra_layers;   /* [extra->model->n_layer] owned */
     mdp_output *output;
 } maker;
 
@@ -154,30 +156,40 @@ static int compare_names(const void *left, const void *right) {
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
-static void assign_roles(const maker *m, role *roles) {
-    for (int64_t t = 0; m->plan && m->model->n_extra > 0 && t < m->model->catalogue->n_tensor; t++)
-        roles[t].leaves = m->model->extra[t];
-    for (int64_t l = 0; l < m->model->n_layer; l++) {
-        if (!m->model->layers[l].is_moe) continue;
-        const mdp_moe *moe = &m->model->layers[l].moe;
+static void assign_layers(const mdp_model *model, const places *layers, role *roles) {
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        const mdp_moe *moe = &model->layers[l].moe;
         for (int64_t j = 0; j < moe->n_expert_tensor; j++) {
             const mdp_expert_tensor *tensor = &moe->expert_tensors[j];
             const mdp_expert *expert = &moe->experts[tensor->expert < 0 ? 0 : tensor->expert];
-            roles[tensor->tensor - m->model->catalogue->tensors] =
+            roles[tensor->tensor - model->catalogue->tensors] =
                 (role){.tensor = tensor,
                        .moe = moe,
-                       .places = m->layers[l].place ? &m->layers[l] : NULL,
+                       .places = layers[l].place ? &layers[l] : NULL,
                        .layer = l,
                        .is_down = expert->down.tensor == tensor->tensor || expert->down_bias.tensor == tensor->tensor};
         }
     }
 }
 
+static void assign_roles(const maker *m, role *roles) {
+    bool leave = m->plan && !m->extra && m->model->n_extra > 0;
+    for (int64_t t = 0; leave && t < m->model->catalogue->n_tensor; t++) roles[t].leaves = m->model->extra[t];
+    assign_layers(m->model, m->layers, roles);
+    if (m->extra) assign_layers(m->extra->model, m->extra_layers, roles);
+}
+
+int32_t mdp_transform_count(const mdp_plan *plan) {
+    int32_t largest = 0;
+    for (int64_t i = 0; i < plan->n_layer; i++)
+        largest = plan->layers[i].n_kept > largest ? plan->layers[i].n_kept : largest;
+    return largest;
+}
+
 /* The expert count that config.json is to say: the largest of all layers. */
 static int64_t largest_count(const mdp_model *model, const mdp_plan *plan) {
-    int64_t largest = 0;
-    for (int64_t i = 0; plan && i < plan->n_layer; i++)
-        largest = plan->layers[i].n_kept > largest ? plan->layers[i].n_kept : largest;
+    int64_t largest = plan ? mdp_transform_count(plan) : 0;
     for (int64_t l = 0; !plan && l < model->n_layer; l++) {
         if (model->layers[l].is_moe && model->layers[l].moe.n_expert > largest) largest = model->layers[l].moe.n_expert;
     }
@@ -208,12 +220,15 @@ static mdp_status find_top_k(const mdp_plan *plan, int32_t *top_k) {
     return mdp_ok();
 }
 
-static mdp_status copy_config(const mdp_model *model, const mdp_plan *plan, mdp_output *output) {
-    if (plan) {
+static mdp_status copy_config(const maker *m) {
+    const mdp_model *model = m->model;
+    mdp_output *output = m->output;
+    if (m->plan) {
         int32_t top_k = 0;
-        MDP_TRY(find_top_k(plan, &top_k));
-        return mdp_model_patch_config(model, largest_count(model, plan), top_k, &output->config_text,
-                                      &output->config_byte);
+        MDP_TRY(find_top_k(m->plan, &top_k));
+        mdp_config_change change = {
+            .n_expert = largest_count(model, m->plan), .top_k = top_k, .without_extra = m->extra == NULL};
+        return mdp_model_patch_config(model, &change, &output->config_text, &output->config_byte);
     }
     MDP_TRY(MDP_ALLOC(&output->config_text, model->catalogue->config_byte + 1, "config.json"));
     memcpy(output->config_text, model->catalogue->config_text, (size_t)model->catalogue->config_byte);
@@ -244,16 +259,16 @@ static mdp_status make_places(const mdp_moe *moe, const mdp_plan_layer *planned,
     return mdp_ok();
 }
 
-static mdp_status make_layers(maker *m, bool pad) {
-    int64_t i = 0, largest = largest_count(m->model, m->plan); /* plan layers ascend like the model's */
-    MDP_TRY(MDP_ALLOC(&m->layers, m->model->n_layer, "the layers of the result"));
-    for (int64_t l = 0; l < m->model->n_layer; l++) {
-        if (!m->model->layers[l].is_moe) continue;
-        const mdp_moe *moe = &m->model->layers[l].moe;
+static mdp_status make_layers(const mdp_model *model, const mdp_plan *plan, bool pad, places **out) {
+    int64_t i = 0, largest = largest_count(model, plan); /* plan layers ascend like the model's */
+    MDP_TRY(MDP_ALLOC(out, model->n_layer, "the layers of the result"));
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        const mdp_moe *moe = &model->layers[l].moe;
         const mdp_plan_layer *planned = NULL;
-        if (m->plan && i < m->plan->n_layer && m->plan->layers[i].layer == l) planned = &m->plan->layers[i++];
+        if (plan && i < plan->n_layer && plan->layers[i].layer == l) planned = &plan->layers[i++];
         int32_t n = pad ? (int32_t)largest : planned ? planned->n_kept : moe->n_expert;
-        if (planned || n != moe->n_expert) MDP_TRY(make_places(moe, planned, n, &m->layers[l]));
+        if (planned || n != moe->n_expert) MDP_TRY(make_places(moe, planned, n, &(*out)[l]));
     }
     return mdp_ok();
 }
@@ -298,27 +313,33 @@ static mdp_status fill(maker *m, const char *plan_text, const char *provenance_t
     memcpy(output->model_type, m->model->model_type, sizeof output->model_type);
     output->n_layer = m->model->n_layer;
     output->uniform = pad || is_uniform(m->model, m->plan);
-    MDP_TRY(make_layers(m, pad));
+    MDP_TRY(make_layers(m->model, m->plan, pad, &m->layers));
+    if (m->extra) MDP_TRY(make_layers(m->extra->model, m->extra->plan, false, &m->extra_layers));
     MDP_TRY(fill_tensors(m));
-    MDP_TRY(copy_config(m->model, m->plan, output));
+    MDP_TRY(copy_config(m));
     if (plan_text) MDP_TRY(mdp_copy_text(&output->plan_text, plan_text));
     if (provenance_text) MDP_TRY(mdp_copy_text(&output->provenance_text, provenance_text));
     return mdp_ok();
 }
 
-mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const char *plan_text,
-                                const char *provenance_text, bool pad, mdp_output **out) {
-    maker m = {.model = model, .plan = plan};
+static void free_layers(places *layers, int64_t n) {
+    for (int64_t l = 0; layers && l < n; l++) {
+        mdp_free(layers[l].place);
+        mdp_free(layers[l].number);
+    }
+    mdp_free(layers);
+}
+
+mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
+                                const char *plan_text, const char *provenance_text, bool pad, mdp_output **out) {
+    maker m = {.model = model, .plan = plan, .extra = extra};
     *out = NULL;
     if (plan) MDP_TRY(mdp_transform_check(plan));
     if (pad) MDP_TRY(mdp_transform_check_pad(model));
     MDP_TRY(MDP_ALLOC(&m.output, 1, "the description of the result"));
     mdp_status status = fill(&m, plan_text, provenance_text, pad);
-    for (int64_t l = 0; m.layers && l < model->n_layer; l++) {
-        mdp_free(m.layers[l].place);
-        mdp_free(m.layers[l].number);
-    }
-    mdp_free(m.layers);
+    free_layers(m.layers, model->n_layer);
+    free_layers(m.extra_layers, extra ? extra->model->n_layer : 0);
     if (status.code != MDP_OK) {
         mdp_output_destroy(m.output);
         return status;

@@ -116,16 +116,25 @@ def test_kimi_k2_is_a_deepseek_v3(tmp_path):
     assert_dump_equals(tmp_path / "dump.h5", tokens, theirs)
 
 
-def test_layers_that_predict_further_tokens_travel_along_and_leave_when_experts_do(tmp_path):
+def with_extra_layer(tmp_path):
     """What public checkpoints hold after their last layer: another one with experts, and the tensors that lead into and out of it."""
     folder, extra = tmp_path / "with-extra", "model.layers.3."
     folder.mkdir()
     tensors = load_file(mdp.GOLDEN / "deepseek_v3" / "model.safetensors")
     tensors |= {name.replace("model.layers.2.", extra): values + 1 for name, values in tensors.items() if name.startswith("model.layers.2.")}
     tensors |= {extra + "eh_proj.weight": torch.ones(64, 128), extra + "shared_head.head.weight": torch.ones(512, 64)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {**mdp.read_json(mdp.GOLDEN / "deepseek_v3" / "config.json"), "num_nextn_predict_layers": 1}
+    save(tensors, config, folder)
+    return folder, tensors, config
+
+
+def save(tensors, config, folder):
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_layers_that_predict_further_tokens_travel_along_and_leave_when_experts_do(tmp_path):
+    folder, tensors, config = with_extra_layer(tmp_path)
     tokens = write_tokens(512, tmp_path / "tokens.h5")
     mdp.succeed(2, "eval", "--model", folder, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "eval.json")
     assert_dump_equals(tmp_path / "dump.h5", tokens, load(mdp.GOLDEN / "deepseek_v3"))
@@ -135,12 +144,76 @@ def test_layers_that_predict_further_tokens_travel_along_and_leave_when_experts_
     assert copied.keys() == tensors.keys() and all(torch.equal(copied[name], tensors[name]) for name in tensors)
     pruned = prune(folder, tokens, 8, tmp_path / "out", "both")
     assert mdp.read_json(pruned / "config.json") == {**config, "n_routed_experts": 8, "num_nextn_predict_layers": 0}
-    assert not any(name.startswith(extra) for name in load_file(pruned / "model.safetensors"))
+    assert not any(name.startswith("model.layers.3.") for name in load_file(pruned / "model.safetensors"))
     assert_same_logits(pruned, tokens, tmp_path, 1)
     mdp.succeed(1, "export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "exported")
     assert mdp.digests(tmp_path / "exported") == mdp.digests(pruned)
     (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 0}), encoding="utf-8")
     mdp.refuse(1, 65, r"belongs to an expert of layer 3, but config.json says 3 layers", "inspect", folder)
+
+
+def by_aimer(tensors, layer, n_expert, n_group, keep):
+    """The experts of a layer that its weights speak for: the largest -mean |w| / RMS(w), equally many in each group."""
+    def score(expert):
+        parts = [tensors[f"{layer}mlp.experts.{expert}.{part}_proj.weight"].double().flatten() for part in ("gate", "up", "down")]
+        values = torch.cat(parts)
+        return float(-values.abs().mean() / values.square().mean().sqrt())
+    groups = [range(first, first + n_expert // n_group) for first in range(0, n_expert, n_expert // n_group)]
+    return sorted(expert for group in groups for expert in sorted(group, key=score)[-keep // n_group:])
+
+
+def test_layers_that_predict_further_tokens_are_pruned_to_as_many_experts(tmp_path):
+    """--mtp prune: the layer stays, with as many experts as config.json says, and everything of an expert moves with it."""
+    folder, tensors, config = with_extra_layer(tmp_path)
+    tokens, extra = write_tokens(512, tmp_path / "tokens.h5"), "model.layers.3."
+    mdp.succeed(3, "run", "--model", folder, "--tokens", tokens, "--method", "reap", "--keep", 8, "--format", "both", "--mtp", "prune",
+                "--out", tmp_path / "out")
+    pruned = tmp_path / "out" / "hf"
+    assert mdp.read_json(pruned / "config.json") == {**config, "n_routed_experts": 8}
+    kept, found = by_aimer(tensors, extra, 16, config["n_group"], 8), load_file(pruned / "model.safetensors")
+    want = {name: values for name, values in tensors.items() if name.startswith(extra) and ".experts." not in name}
+    for name in ("gate.weight", "gate.e_score_correction_bias"):
+        want[f"{extra}mlp.{name}"] = tensors[f"{extra}mlp.{name}"][kept]
+    for number, expert in enumerate(kept):
+        for part in ("gate", "up", "down"):
+            name = f"{extra}mlp.experts.{{}}.{part}_proj.weight"
+            want[name.format(number)] = tensors[name.format(expert)]
+    assert {name for name in found if name.startswith(extra)} == want.keys()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+    mdp.succeed(2, "eval", "--model", pruned, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "eval.json")
+    (tmp_path / "main").mkdir()  # transformers ignores such layers by the number that the published model gives them
+    save({name: values for name, values in found.items() if not name.startswith(extra)}, mdp.read_json(pruned / "config.json"),
+         tmp_path / "main")
+    assert_dump_equals(tmp_path / "dump.h5", tokens, load(tmp_path / "main"))
+    mdp.succeed(1, "apply", "--model", folder, "--plan", tmp_path / "out" / "plan.json", "--mtp", "prune", "--format", "both",
+                "--out", tmp_path / "applied")
+    mdp.succeed(2, "export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "exported")
+    for other in (tmp_path / "applied" / "hf", tmp_path / "exported"):
+        assert mdp.digests(other) == mdp.digests(pruned)
+    assert (tmp_path / "applied" / "model.h5").read_bytes() == (tmp_path / "out" / "model.h5").read_bytes()
+
+
+def test_layers_that_predict_further_tokens_are_pruned_again_from_either_container(tmp_path):
+    """By the plan's own method where that reads weights alone, here router rows."""
+    folder, tensors, _ = with_extra_layer(tmp_path)
+    words = ["run", "--tokens", write_tokens(512, tmp_path / "tokens.h5"), "--method", "router-norm", "--format", "both", "--mtp", "prune"]
+    mdp.succeed(2, *words, "--model", folder, "--keep", 12, "--out", tmp_path / "first")
+    for name in ("model.h5", "hf"):
+        mdp.succeed(2, *words, "--model", tmp_path / "first" / name, "--keep", 8, "--out", tmp_path / name)
+    first, second = (load_file(tmp_path / name / "hf" / "model.safetensors") for name in ("model.h5", "hf"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    rows = tensors["model.layers.3.mlp.gate.weight"]
+    kept = sorted(e for first in range(0, 16, 4) for e in sorted(range(first, first + 4), key=lambda e: float(rows[e].double().norm()))[-2:])
+    assert torch.equal(first["model.layers.3.mlp.gate.weight"], rows[kept])
+
+
+def test_what_cannot_be_renumbered_in_a_layer_that_predicts_further_tokens_is_refused(tmp_path):
+    folder, tensors, config = with_extra_layer(tmp_path)
+    save(tensors | {"model.layers.3.mlp.experts.0.extra.weight": torch.ones(2, 2)}, config, folder)
+    tokens = write_tokens(512, tmp_path / "tokens.h5")
+    mdp.refuse(2, 65, r"layers.3.mlp.experts.0.extra.weight' lies among the experts of a layer that predicts .* use --mtp drop", "run",
+               "--model", folder, "--tokens", tokens, "--method", "reap", "--keep", 8, "--mtp", "prune", "--out", tmp_path / "out")
+    mdp.succeed(2, "run", "--model", folder, "--tokens", tokens, "--method", "reap", "--keep", 8, "--mtp", "drop", "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("words, sentence", [

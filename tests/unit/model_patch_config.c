@@ -13,7 +13,8 @@ static char *patched(const char *text, int64_t n_expert, int64_t *n_byte) {
     mdp_model model = {.catalogue = &catalogue};
     char *out = NULL;
     assert_int_equal(mdp_family_find("mixtral", "m", &model.family).code, MDP_OK);
-    assert_int_equal(mdp_model_patch_config(&model, n_expert, 0, &out, n_byte).code, MDP_OK);
+    assert_int_equal(mdp_model_patch_config(&model, &(mdp_config_change){.n_expert = n_expert}, &out, n_byte).code,
+                     MDP_OK);
     return out;
 }
 

@@ -110,7 +110,7 @@ static void destroy(fixture *f) {
 static mdp_output *transform(const fixture *f, const mdp_plan *plan) {
     mdp_output *output = NULL;
     mdp_status status =
-        mdp_transform_output(f->model, plan, plan ? "the plan" : NULL, "the provenance", false, &output);
+        mdp_transform_output(f->model, plan, NULL, plan ? "the plan" : NULL, "the provenance", false, &output);
     if (status.code != MDP_OK) fail_msg("%s", status.text);
     int64_t n_byte = 0;
     for (int64_t t = 0; t < output->n_tensor; t++) {
@@ -247,8 +247,8 @@ static void sizes_are_those_of_the_result(void **state) {
     int64_t expert = 3 * 6 * 8, router_row = 8;
     assert_int_equal(size.n_parameter, f->model->n_parameter - 2 * 6 * (expert + router_row));
     assert_int_equal(size.n_active, f->model->n_active - 2 * 6 * router_row);
-    assert_int_equal(mdp_transform_estimate(f->model, 6), output->tensor_byte);
-    assert_int_equal(mdp_transform_estimate(f->model, N_EXPERT), f->catalogue.tensor_byte);
+    assert_int_equal(mdp_transform_estimate(f->model, NULL, 6), output->tensor_byte);
+    assert_int_equal(mdp_transform_estimate(f->model, NULL, N_EXPERT), f->catalogue.tensor_byte);
     mdp_output_destroy(output);
     destroy(f);
 }
