@@ -5,12 +5,29 @@ find_package(MPI REQUIRED COMPONENTS C)
 find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS C)
 
+# Debian keeps HDF5 and ScaLAPACK of every MPI library beside each other, with its name; others have one, of the MPI library
+# that they were built with.
+include(CheckSymbolExists)
+set(CMAKE_REQUIRED_LIBRARIES MPI::MPI_C)
+check_symbol_exists(OPEN_MPI mpi.h MDP_MPI_IS_OPEN_MPI)
+check_symbol_exists(MPICH_VERSION mpi.h MDP_MPI_IS_MPICH)
+unset(CMAKE_REQUIRED_LIBRARIES)
+set(MDP_MPI_NAME)
+if(MDP_MPI_IS_OPEN_MPI)
+  set(MDP_MPI_NAME openmpi)
+elseif(MDP_MPI_IS_MPICH)
+  set(MDP_MPI_NAME mpich)
+endif()
+
 set(HDF5_PREFER_PARALLEL ON)
+if(MDP_MPI_NAME AND NOT HDF5_ROOT AND NOT DEFINED ENV{HDF5_ROOT})
+  find_program(HDF5_C_COMPILER_EXECUTABLE NAMES h5pcc.${MDP_MPI_NAME} h5pcc)
+endif()
 find_package(HDF5 REQUIRED COMPONENTS C)
 if(NOT HDF5_IS_PARALLEL)
   message(FATAL_ERROR
     "The HDF5 found (${HDF5_C_INCLUDE_DIRS}) is serial; moe-dist-prune needs parallel HDF5. "
-    "Debian/Ubuntu: apt install libhdf5-openmpi-dev. Fedora/RHEL: dnf install hdf5-openmpi-devel. "
+    "Debian/Ubuntu: apt install libhdf5-openmpi-dev (or libhdf5-mpich-dev). Fedora/RHEL: dnf install hdf5-openmpi-devel. "
     "Spack: spack install hdf5+mpi. Then configure with -DHDF5_ROOT=<prefix> if it is not found by itself.")
 endif()
 
@@ -28,11 +45,15 @@ find_path(MDP_CBLAS_INCLUDE_DIR NAMES cblas.h
   PATH_SUFFIXES openblas openblas-pthread openblas-openmp openblas-serial ${CMAKE_LIBRARY_ARCHITECTURE} REQUIRED)
 
 # Debian's own CMake package for ScaLAPACK names a file that is not there: pkg-config first, then the library by name.
-pkg_search_module(SCALAPACK IMPORTED_TARGET scalapack-openmpi scalapack-mpich scalapack)
+if(MDP_MPI_NAME)
+  list(APPEND MDP_SCALAPACK_NAMES scalapack-${MDP_MPI_NAME})
+endif()
+list(APPEND MDP_SCALAPACK_NAMES scalapack)
+pkg_search_module(SCALAPACK IMPORTED_TARGET ${MDP_SCALAPACK_NAMES})
 if(SCALAPACK_FOUND)
   set(MDP_SCALAPACK PkgConfig::SCALAPACK)
 else()
-  find_library(MDP_SCALAPACK NAMES scalapack scalapack-openmpi scalapack-mpich mkl_scalapack_lp64 REQUIRED)
+  find_library(MDP_SCALAPACK NAMES ${MDP_SCALAPACK_NAMES} mkl_scalapack_lp64 REQUIRED)
 endif()
 
 pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson>=2.11)

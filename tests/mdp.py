@@ -49,7 +49,7 @@ class Result:
         return f"{self.command}\ncodes {self.codes}\n--- stdout\n{self.stdout[-3000:]}\n--- stderr\n{self.stderr[-3000:]}"
 
 
-def run(ranks, *words, env=None, timeout=120, prefix=(), within=()):
+def run(ranks, *words, env=None, timeout=120, prefix=(), within=(), program=PROGRAM):
     """Run the program; a run that does not end in time is killed and fails the test.
 
     `prefix` starts the launcher, `within` each rank's program.
@@ -57,7 +57,7 @@ def run(ranks, *words, env=None, timeout=120, prefix=(), within=()):
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         command = [*map(str, prefix), str(TESTS / "mpiexec"), str(ranks), PYTHON, str(TESTS / "rank.py"), folder,
-                   *map(str, within), str(PROGRAM), *map(str, words)]
+                   *map(str, within), str(program), *map(str, words)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
                                    env={**os.environ, **(env or {})}, start_new_session=True)
         shown = " ".join([*(f"{k}={v}" for k, v in (env or {}).items()), "mpiexec", str(ranks), "moe-dist-prune", *map(str, words)])

@@ -4,7 +4,9 @@
 # Debian and Ubuntu names of what the program is built from, and of what its tests need beside that.
 MDP_BUILD_PACKAGES=(gcc cmake make pkg-config openmpi-bin libopenmpi-dev libhdf5-openmpi-dev libopenblas-dev libscalapack-openmpi-dev
   libjansson-dev libxxhash-dev)
-MDP_TEST_PACKAGES=(libcmocka-dev python3-venv chromium fonts-dejavu-core groff-base lua5.4)
+# A second MPI library with its HDF5 and ScaLAPACK is among the latter.
+MDP_TEST_PACKAGES=(libcmocka-dev python3-venv chromium fonts-dejavu-core groff-base lua5.4 mpich libmpich-dev libhdf5-mpich-dev
+  libscalapack-mpich-dev)
 MDP_LINT_PACKAGES=(clang-format-14 clang-tidy-14 libomp-14-dev cppcheck shellcheck codespell)
 
 # Install the packages named that are missing; says which. Fails, with the commands for other systems, where it cannot.

@@ -17,7 +17,9 @@ typedef struct mdp_comm {
     int node_size;           /* ranks on this rank's node */
     struct mdp_order *order; /* the collectives called so far (debug builds); NULL: not noted */
     int64_t count_max;       /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
+    int64_t *scratch;        /* [MDP_COMM_SCRATCH] what a root adds to a sum, while the sum takes its place; owned */
 } mdp_comm;
+#define MDP_COMM_SCRATCH 32768 /* numbers */
 
 /* Collective on `base`. Nodes are shared-memory domains, or every MDP_RANKS_PER_NODE=n consecutive ranks. */
 mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out);

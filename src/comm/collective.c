@@ -39,12 +39,19 @@ mdp_status mdp_max_i64_all(const mdp_comm *comm, int64_t *data, int64_t n) {
     return allreduce_all(comm, data, n, MPI_MAX);
 }
 
+/* Not MPI_IN_PLACE: MPICH 4.0 reads from that address when a reduction of some length has another root than rank 0. */
 mdp_status mdp_sum_i64_to_root_all(const mdp_comm *comm, int64_t *data, int64_t n, int root) {
     bool is_root = comm->rank == root;
-    for (int64_t first = 0; first < n; first += comm->count_max)
-        MDP_TRY(mdp_mpi_status(MPI_Reduce(is_root ? MPI_IN_PLACE : data + first, is_root ? data + first : NULL,
-                                          piece_length(comm, first, n), MPI_INT64_T, MPI_SUM, root, comm->world),
+    int length;
+    for (int64_t first = 0; first < n; first += length) {
+        length = piece_length(comm, first, n);
+        if (length > MDP_COMM_SCRATCH) length = MDP_COMM_SCRATCH;
+        int64_t *here = data + first;
+        if (is_root) memcpy(comm->scratch, here, (size_t)length * sizeof *here);
+        MDP_TRY(mdp_mpi_status(MPI_Reduce(is_root ? comm->scratch : here, is_root ? here : NULL, length, MPI_INT64_T,
+                                          MPI_SUM, root, comm->world),
                                "a reduction to one rank"));
+    }
     return mdp_ok();
 }
 

@@ -77,6 +77,7 @@ static mdp_status set_up_all(mdp_comm *comm) {
     mdp_status status = mdp_ok();
     if (comm->rank == 0) status = read_settings(setting);
     if (status.code == MDP_OK) status = MDP_ALLOC(&comm->rank_node, comm->size, "the nodes of the ranks");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&comm->scratch, MDP_COMM_SCRATCH, "sums at one rank");
 #ifdef MDP_DEBUG_HOOKS
     if (status.code == MDP_OK) status = mdp_order_new(&comm->order);
 #endif
@@ -111,6 +112,7 @@ mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out) {
         return status;
     }
     mdp_free(made.rank_node);
+    mdp_free(made.scratch);
     mdp_order_destroy(made.order);
     mdp_free(comm);
     MPI_Comm_free(&made.world);
@@ -121,6 +123,7 @@ void mdp_comm_destroy_all(mdp_comm *comm) {
     if (!comm) return;
     MPI_Comm_free(&comm->world);
     mdp_free(comm->rank_node);
+    mdp_free(comm->scratch);
     mdp_order_destroy(comm->order);
     mdp_free(comm);
 }

@@ -161,7 +161,8 @@ static mdp_status exchange_pair(state *s, int to, int from) {
         if (piece < n_out) MDP_TRY(send_piece(s, to, piece, n_send));
         if (piece < n_in) MDP_TRY(receive_piece(s, from, piece, n_recv));
     }
-    return mdp_mpi_status(MPI_Waitall(N_SLOT, s->send_request, MPI_STATUSES_IGNORE), "the sending of rows");
+    MPI_Status sent[N_SLOT]; /* gcc takes MPICH's MPI_STATUSES_IGNORE for an array of length 0 */
+    return mdp_mpi_status(MPI_Waitall(N_SLOT, s->send_request, sent), "the sending of rows");
 }
 
 static void release(state *s) {

@@ -107,12 +107,12 @@ static void a_rank_that_fails_to_set_up_fails_all(int size) {
     int rank;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     for (int failing = 0; failing < size; failing++) {
-        for (int operation = 1; operation <= 4; operation++) {
+        for (int operation = 1; operation <= 5; operation++) {
             mdp_fault_configure(rank == failing ? 100 : 0, (uint64_t)(100 - operation));
             mdp_comm *comm;
             mdp_status status = mdp_comm_new_all(MPI_COMM_WORLD, &comm);
             mdp_fault_configure(0, 0);
-            CHECK((status.code == MDP_OK) == (operation == 4)); /* it has three fallible operations */
+            CHECK((status.code == MDP_OK) == (operation == 5)); /* it has four fallible operations */
             CHECK(status.code == MDP_OK || status.rank == failing);
             mdp_comm_destroy_all(comm);
         }

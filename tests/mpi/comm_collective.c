@@ -148,6 +148,8 @@ int main(int argc, char **argv) {
             a_text_reaches_every_rank(comm, "", root);
         }
     }
+    for (int n = 0; n < comm->size; n++) reductions_equal_local_ones(comm, 3000 + n); /* every rank is root */
+    reductions_equal_local_ones(comm, 2 * MDP_COMM_SCRATCH + 3);
 #ifdef MDP_DEBUG_HOOKS
     for (int failing = 0; failing < comm->size; failing++) a_failed_allocation_is_common(comm, failing);
 #endif
