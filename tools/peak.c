@@ -1,0 +1,119 @@
+/* peak.c - how fast this machine multiplies matrices: the yardstick of tools/bench.
+ *
+ *   peak                 median GFLOP/s of each library and shape, in one JSON object a line
+ *   peak SECONDS         GFLOP/s of one 1,024 x 4,096 x 4,096 product repeated for so long, as one number
+ *
+ * y [n, m] = x [n, k] w [m, k]^T in f32 on one thread, straight from the libraries: nothing of the program is used. */
+#include <cblas.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#ifdef MDP_HAVE_ONEDNN
+#include <oneapi/dnnl/dnnl.h>
+#endif
+
+#define REPEATS 7
+
+typedef struct shape {
+    int n, m, k;
+} shape;
+
+static const shape SHAPES[] = {{2048, 2048, 2048}, {512, 256, 6144}, {1024, 4096, 4096}};
+enum { N_SHAPE = sizeof SHAPES / sizeof SHAPES[0] };
+
+typedef void multiply_fn(const shape *s, const float *x, const float *w, float *y);
+
+static void multiply_cblas(const shape *s, const float *x, const float *w, float *y) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, s->n, s->m, s->k, 1.0F, x, s->k, w, s->k, 0.0F, y, s->m);
+}
+
+#ifdef MDP_HAVE_ONEDNN
+static void multiply_onednn(const shape *s, const float *x, const float *w, float *y) {
+    if (dnnl_sgemm('N', 'T', s->n, s->m, s->k, 1.0F, x, s->k, w, s->k, 0.0F, y, s->m) != dnnl_success) exit(1);
+}
+#endif
+
+static const struct library {
+    const char *name;
+    multiply_fn *multiply;
+} LIBRARIES[] = {
+    {"openblas", multiply_cblas},
+#ifdef MDP_HAVE_ONEDNN
+    {"onednn", multiply_onednn},
+#endif
+};
+enum { N_LIBRARY = sizeof LIBRARIES / sizeof LIBRARIES[0] };
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static double flops(const shape *s) {
+    return 2.0 * s->n * s->m * s->k;
+}
+
+/* Normal numbers around 0: products of subnormal ones or zeros would not be typical. */
+static float *new_values(size_t n) {
+    float *values = malloc(n * sizeof *values);
+    if (!values) exit(1);
+    unsigned state = 1;
+    for (size_t i = 0; i < n; i++) {
+        state = state * 1664525U + 1013904223U;
+        values[i] = (float)(state >> 8) / 8388608.0F - 1.0F;
+    }
+    return values;
+}
+
+static int compare(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* One product of each library and shape in turn, so that other work on the machine slows all of them alike. */
+static void print_medians(const float *x, const float *w, float *y) {
+    double rate[N_LIBRARY][N_SHAPE][REPEATS];
+    for (int r = -1; r < REPEATS; r++) { /* the first round warms up */
+        for (int s = 0; s < N_SHAPE; s++) {
+            for (int l = 0; l < N_LIBRARY; l++) {
+                double start = seconds();
+                LIBRARIES[l].multiply(&SHAPES[s], x, w, y);
+                if (r >= 0) rate[l][s][r] = flops(&SHAPES[s]) / (seconds() - start) * 1e-9;
+            }
+        }
+    }
+    for (int l = 0; l < N_LIBRARY; l++) {
+        for (int s = 0; s < N_SHAPE; s++) {
+            qsort(rate[l][s], REPEATS, sizeof(double), compare);
+            printf("{\"library\": \"%s\", \"shape\": [%d, %d, %d], \"gflops\": %.2f}\n", LIBRARIES[l].name, SHAPES[s].n,
+                   SHAPES[s].m, SHAPES[s].k, rate[l][s][REPEATS / 2]);
+        }
+    }
+}
+
+static void print_rate(double duration, const float *x, const float *w, float *y) {
+    const shape *s = &SHAPES[N_SHAPE - 1];
+    double start = seconds(), end = start;
+    int64_t n = 0;
+    for (; end - start < duration; n++) {
+        multiply_cblas(s, x, w, y);
+        end = seconds();
+    }
+    printf("%.2f\n", flops(s) * (double)n / (end - start) * 1e-9);
+}
+
+int main(int argc, char **argv) {
+    size_t largest = (size_t)4096 * 4096;
+    float *x = new_values(largest), *w = new_values(largest), *y = new_values(largest);
+    if (argc > 1) {
+        print_rate(strtod(argv[1], NULL), x, w, y);
+    } else {
+        print_medians(x, w, y);
+    }
+    free(x);
+    free(w);
+    free(y);
+    return 0;
+}
