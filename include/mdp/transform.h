@@ -22,6 +22,9 @@ mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, co
 /* The number of experts of a layer that config.json says where a plan is carried out: the largest of all layers.
  * Local. */
 int32_t mdp_transform_count(const mdp_plan *plan);
+/* Leave only the tensors of layers first .. last of a result: no model, but every byte of a part of one. MDP_USAGE when
+ * the model has no such layers. Local. */
+mdp_status mdp_transform_excerpt(mdp_output *output, int64_t first, int64_t last);
 /* Can layers be padded so that results stay as they are to the last bit? MDP_USAGE, saying why not. Local. */
 mdp_status mdp_transform_check_pad(const mdp_model *model);
 /* What the plan makes of the model (NULL: as it is): all values, scales not counted, and those that one token meets.

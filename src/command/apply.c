@@ -21,6 +21,7 @@ static mdp_status describe(const mdp_session *session, const mdp_plan *plan, con
     mdp_status status =
         mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), text, provenance, false, out);
     mdp_free(provenance);
+    if (status.code == MDP_OK) status = mdp_session_excerpt(session, *out);
     return status;
 }
 

@@ -37,6 +37,7 @@ typedef enum mdp_option_id {
     OPTION_FORMAT,
     OPTION_NON_UNIFORM,
     OPTION_MTP,
+    OPTION_LAYERS,
     OPTION_SHARD_SIZE,
     OPTION_OVERWRITE,
     OPTION_DUMP,

@@ -194,6 +194,8 @@ mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *pl
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the provenance of a checkpoint.");
     if (session->mtp_plan) json_object_set(root, "mtp", session->mtp_plan->recipe);
+    const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
+    if (layers->present) json_object_set_new(root, "layers", json_string(layers->text));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

@@ -97,6 +97,16 @@ static mdp_status write_below_all(mdp_container container, const mdp_session *se
     return status;
 }
 
+mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output) {
+    const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
+    long long first = 0, last = 0;
+    int end = 0;
+    if (!layers->present) return mdp_ok();
+    if (sscanf(layers->text, "%lld-%lld%n", &first, &last, &end) != 2 || layers->text[end] != '\0')
+        return MDP_ERROR(MDP_USAGE, "--layers '%s' is not a range such as 0-3.", layers->text);
+    return mdp_transform_excerpt(output, first, last);
+}
+
 /* The folder needs the same number of experts in every layer. */
 static mdp_status write_padded_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     mdp_output *padded = NULL;
@@ -104,6 +114,7 @@ static mdp_status write_padded_all(const mdp_session *session, const mdp_plan *p
     mdp_status status =
         mdp_agree_all(session->comm, mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra),
                                                           output->plan_text, output->provenance_text, true, &padded));
+    if (status.code == MDP_OK && padded) status = mdp_agree_all(session->comm, mdp_session_excerpt(session, padded));
     if (status.code == MDP_OK && padded) status = write_below_all(MDP_HF_FOLDER, session, padded, "hf");
     mdp_output_destroy(padded);
     return status;

@@ -4,6 +4,8 @@
 
 #include "command/session.h"
 
+/* Leave the layers of --layers in a result, all where it is not given. MDP_USAGE when they are not layers. Local. */
+mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output);
 /* Write `output` as model.h5. Collective. */
 mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_output *output, const char *path);
 /* Write `output` as a Hugging Face folder. Collective. */

@@ -170,3 +170,16 @@ def test_unequal_counts_are_written_to_model_h5_and_refused_for_hf(tmp_path):
     mdp.assert_close(mdp.perplexity(tmp_path / "pruned.json"), mdp.perplexity(tmp_path / "virtual.json", plan=True), 1e-9)
     mdp.refuse(2, 65, r"\d experts in layer \d and \d in layer \d", "export", "--model", tmp_path / "native" / "model.h5", "--out", tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+def test_layers_alone_are_those_of_the_whole_result(demo_run, tmp_path):
+    mdp.succeed(2, "apply", "--model", mdp.DEMO, "--plan", demo_run / "plan.json", "--layers", "1-2", "--format", "both",
+                "--out", tmp_path / "part")
+    whole, part = load_hf(demo_run / "hf"), load_hf(tmp_path / "part" / "hf")
+    assert part.keys() == {name for name in whole if name.startswith(("model.layers.1.", "model.layers.2."))}
+    assert all(np.array_equal(bits(tensor), bits(whole[name])) for name, tensor in part.items())
+    mdp.succeed(1, "verify", tmp_path / "part" / "hf")
+    mdp.succeed(1, "verify", tmp_path / "part" / "model.h5")
+    for words in ("2-9", "1", "2-1"):
+        mdp.refuse(1, 2, f"--layers .*{words}", "apply", "--model", mdp.DEMO, "--plan", demo_run / "plan.json", "--layers", words,
+                   "--out", tmp_path / "none")
