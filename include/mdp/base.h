@@ -154,6 +154,8 @@ bool mdp_path_exists(const char *path);
 bool mdp_path_is_folder(const char *path);
 /* folder + "/" + name as a new text. */
 mdp_status mdp_path_join(char **out, const char *folder, const char *name);
+/* What follows the last slash of a path; borrowed. */
+const char *mdp_path_name(const char *path);
 /* Folder part of a path ("." when there is none) as a new text. */
 mdp_status mdp_path_folder(char **out, const char *path);
 /* Create a folder (its parents must exist); existing folder is fine. */
@@ -238,6 +240,8 @@ mdp_status mdp_json_real(const json_t *object, const char *key, const char *path
 mdp_status mdp_json_text(const json_t *object, const char *key, const char *path, const char **out); /* borrowed */
 mdp_status mdp_json_array(const json_t *object, const char *key, const char *path, json_t **out);    /* borrowed */
 /* Print with 1-space indent, keys in insertion order, reals as %.9g, a newline at the end. New text. */
+/* What a value is, for error sentences: "null", "a text", ...; "missing" for NULL. */
+const char *mdp_json_kind(const json_t *value);
 mdp_status mdp_json_print(const json_t *value, char **out);
 
 /* ---- checksum ------------------------------------------------------------------------------------------------ */

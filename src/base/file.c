@@ -259,6 +259,11 @@ mdp_status mdp_path_join(char **out, const char *folder, const char *name) {
     return mdp_format(out, "%s%s%s", folder, length > 0 && folder[length - 1] == '/' ? "" : "/", name);
 }
 
+const char *mdp_path_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 mdp_status mdp_path_folder(char **out, const char *path) {
     size_t length = strlen(path);
     while (length > 1 && path[length - 1] == '/') length--; /* "a/b/" is b in a */

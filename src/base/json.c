@@ -18,18 +18,19 @@ mdp_status mdp_json_parse(const char *text, int64_t n_byte, const char *path, js
     return mdp_ok();
 }
 
-static const char *type_name(const json_t *value) {
+const char *mdp_json_kind(const json_t *value) {
+    if (value == NULL) return "missing";
     switch (json_typeof(value)) {
     case JSON_OBJECT:
         return "an object";
     case JSON_ARRAY:
-        return "an array";
+        return "a list";
     case JSON_STRING:
         return "a text";
     case JSON_INTEGER:
-        return "an integer";
+        return "a whole number";
     case JSON_REAL:
-        return "a real number";
+        return "a number with a fraction";
     case JSON_TRUE:
         return "true";
     case JSON_FALSE:
@@ -41,13 +42,13 @@ static const char *type_name(const json_t *value) {
 }
 
 static mdp_status wrong_type(const json_t *value, const char *key, const char *path, const char *expected) {
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected %s.", path, key, type_name(value), expected);
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected %s.", path, key, mdp_json_kind(value), expected);
 }
 
 static mdp_status member(const json_t *object, const char *key, const char *path, const char *expected, json_t **out) {
     if (!json_is_object(object))
         return MDP_ERROR(MDP_BAD_INPUT, "%s: expected an object with the key '%s', found %s.", path, key,
-                         object ? type_name(object) : "nothing");
+                         object ? mdp_json_kind(object) : "nothing");
     *out = json_object_get(object, key);
     if (!*out) return MDP_ERROR(MDP_BAD_INPUT, "%s: the key '%s' is missing; expected %s.", path, key, expected);
     return mdp_ok();
@@ -55,8 +56,8 @@ static mdp_status member(const json_t *object, const char *key, const char *path
 
 mdp_status mdp_json_int(const json_t *object, const char *key, const char *path, int64_t *out) {
     json_t *value;
-    MDP_TRY(member(object, key, path, "an integer", &value));
-    if (!json_is_integer(value)) return wrong_type(value, key, path, "an integer");
+    MDP_TRY(member(object, key, path, "a whole number", &value));
+    if (!json_is_integer(value)) return wrong_type(value, key, path, "a whole number");
     *out = json_integer_value(value);
     return mdp_ok();
 }
@@ -79,8 +80,8 @@ mdp_status mdp_json_text(const json_t *object, const char *key, const char *path
 
 mdp_status mdp_json_array(const json_t *object, const char *key, const char *path, json_t **out) {
     json_t *value;
-    MDP_TRY(member(object, key, path, "an array", &value));
-    if (!json_is_array(value)) return wrong_type(value, key, path, "an array");
+    MDP_TRY(member(object, key, path, "a list", &value));
+    if (!json_is_array(value)) return wrong_type(value, key, path, "a list");
     *out = value;
     return mdp_ok();
 }

@@ -4,19 +4,11 @@
  * it never overruns. Agreement between ranks is in comm/agree.c. */
 #include "mdp/base.h"
 
-#include <string.h>
-
-/* The last component of a source path: build folders differ, sentences must not. */
-static const char *source_name(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 mdp_status mdp_error_at(mdp_code code, const char *file, int line, const char *format, ...) {
     mdp_status status = mdp_ok();
     status.code = code;
     status.line = line;
-    snprintf(status.file, sizeof status.file, "%s", source_name(file));
+    snprintf(status.file, sizeof status.file, "%s", mdp_path_name(file));
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(status.text, sizeof status.text, format, arguments);

@@ -178,9 +178,8 @@ static mdp_status resolve(char **out, const char *path) {
     char *folder = NULL;
     MDP_TRY(mdp_path_folder(&folder, path));
     real = realpath(folder, NULL);
-    const char *slash = strrchr(path, '/');
     mdp_status status =
-        real ? mdp_path_join(out, real, slash ? slash + 1 : path)
+        real ? mdp_path_join(out, real, mdp_path_name(path))
              : MDP_ERROR(MDP_CANNOT_CREATE, "the folder %s, in which the output is to be written, cannot be used: %s.",
                          folder, strerror(errno));
     free(real);

@@ -161,15 +161,15 @@ static mdp_status check_files(verifier *v, const char *record, json_t *files, js
         MDP_TRY(check_file(v, record, name, hex));
     }
     for (int32_t f = 0; f < catalogue->n_file; f++) {
-        const char *slash = strrchr(catalogue->files[f], '/'), *plain = slash ? slash + 1 : catalogue->files[f];
+        const char *plain = mdp_path_name(catalogue->files[f]);
         const char *hex = json_string_value(json_object_get(headers, plain));
         if (!hex) continue;
         MDP_TRY(check_header(v, catalogue->files[f], hex));
         n_shard++;
     }
     for (int64_t i = 0; i < catalogue->n_tensor; i++) {
-        const char *path = catalogue->files[catalogue->tensors[i].file], *slash = strrchr(path, '/');
-        if (json_object_get(headers, slash ? slash + 1 : path)) continue;
+        const char *path = catalogue->files[catalogue->tensors[i].file];
+        if (json_object_get(headers, mdp_path_name(path))) continue;
         return MDP_ERROR(MDP_BAD_INPUT, "%s: there is no checksum of the header of %s.", record, path);
     }
     if (n_shard == json_object_size(headers)) return mdp_ok();

@@ -19,9 +19,8 @@
 /* ---- the journal ----------------------------------------------------------------------------------------------- */
 
 static mdp_status name_journal(const mdp_resume *resume, const char *target, char **out) {
-    const char *slash = strrchr(target, '/');
     char *name = NULL;
-    MDP_TRY(mdp_format(&name, "write-%s.json", slash ? slash + 1 : target));
+    MDP_TRY(mdp_format(&name, "write-%s.json", mdp_path_name(target)));
     mdp_status status = mdp_resume_path(resume, name, out);
     mdp_free(name);
     return status;

@@ -34,8 +34,7 @@ int64_t mdp_order_value(const mdp_comm *comm) {
 const mdp_comm *mdp_order_note(const mdp_comm *comm, const char *file, int line) {
     struct mdp_order *order = comm->order;
     if (!order) return comm;
-    const char *slash = strrchr(file, '/');
-    snprintf(order->call, sizeof order->call, "%s:%d", slash ? slash + 1 : file, line);
+    snprintf(order->call, sizeof order->call, "%s:%d", mdp_path_name(file), line);
     /* FNV-1a over the text of the call, on top of all calls before. */
     order->hash ^= UINT64_C(0xcbf29ce484222325);
     for (const char *c = order->call; *c; c++) order->hash = (order->hash ^ (uint8_t)*c) * UINT64_C(0x100000001b3);

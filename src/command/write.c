@@ -4,7 +4,6 @@
 #include "command/feasible.h"
 #include "command/mtp.h"
 
-#include <string.h>
 
 #define COPY_BYTE (16ll << 20) /* memory for copying, per rank */
 #define STEP_BYTE 1000000ll
@@ -40,9 +39,8 @@ static mdp_status copy_all(mdp_container container, const mdp_session *session, 
 
 /* The file that says that a checkpoint was written, among the resume points. */
 static mdp_status name_mark(const mdp_session *session, const char *path, char **out) {
-    const char *slash = strrchr(path, '/');
     char *name = NULL;
-    MDP_TRY(mdp_format(&name, "write-%s.done", slash ? slash + 1 : path));
+    MDP_TRY(mdp_format(&name, "write-%s.done", mdp_path_name(path)));
     mdp_status status = mdp_resume_path(session->resume, name, out);
     mdp_free(name);
     return status;

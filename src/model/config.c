@@ -6,29 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-const char *mdp_config_kind(const json_t *value) {
-    if (value == NULL) return "missing";
-    switch (json_typeof(value)) {
-    case JSON_OBJECT:
-        return "an object";
-    case JSON_ARRAY:
-        return "a list";
-    case JSON_STRING:
-        return "a text";
-    case JSON_INTEGER:
-        return "a whole number";
-    case JSON_REAL:
-        return "a number with a fraction";
-    case JSON_TRUE:
-        return "true";
-    case JSON_FALSE:
-        return "false";
-    case JSON_NULL:
-        return "null";
-    }
-    return "unknown";
-}
-
 const json_t *mdp_config_get(const json_t *json, const char *key) {
     const char *dot = key == NULL ? NULL : strchr(key, '.');
     char part[64];
@@ -62,7 +39,7 @@ static mdp_status read_spelling(const json_t *json, const mdp_int_key *key, cons
     if (!*found) return mdp_ok();
     if (key->may_be_list) MDP_TRY(first_of_equals(name, path, &value));
     if (!json_is_integer(value)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number.", path, name, mdp_config_kind(value));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a whole number.", path, name, mdp_json_kind(value));
     }
     *out = json_integer_value(value);
     int least = key->may_be_zero ? 0 : 1;
@@ -93,7 +70,7 @@ static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const c
     if (value == NULL) return mdp_ok();
     if (!json_is_boolean(value)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", path, key->name,
-                         mdp_config_kind(value));
+                         mdp_json_kind(value));
     }
     *out = json_is_true(value);
     return mdp_ok();
@@ -105,7 +82,7 @@ static mdp_status read_real(const json_t *json, const mdp_real_key *key, const c
     const json_t *value = mdp_config_get(json, key->name);
     if (value == NULL) return mdp_ok();
     if (!json_is_number(value)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a number.", path, key->name, mdp_config_kind(value));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a number.", path, key->name, mdp_json_kind(value));
     }
     *out = json_number_value(value);
     if (!(*out >= 0.0 && isfinite(*out))) {
@@ -184,8 +161,8 @@ static mdp_status read_activation(const json_t *json, const mdp_family *family, 
         }
     }
     return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s%s%s; supported are silu, gelu and its tanh form gelu_pytorch_tanh.",
-                     path, family->activation_key, name == NULL ? mdp_config_kind(value) : "'",
-                     name == NULL ? "" : name, name == NULL ? "" : "'");
+                     path, family->activation_key, name == NULL ? mdp_json_kind(value) : "'", name == NULL ? "" : name,
+                     name == NULL ? "" : "'");
 }
 
 static mdp_status check_heads(const mdp_family *family, const char *path, const mdp_config *c) {
@@ -287,7 +264,7 @@ static mdp_status read_power(const json_t *json, const mdp_family *family, const
     c->normalise = !json_is_null(value);
     if (value == NULL || json_is_null(value) || json_number_value(value) == 1.0) return mdp_ok();
     return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s (%g); supported are 1 and null.", path, family->normalise_power,
-                     mdp_config_kind(value), json_number_value(value));
+                     mdp_json_kind(value), json_number_value(value));
 }
 
 static mdp_status read_routing(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
@@ -338,7 +315,7 @@ static mdp_status check_fixed(const json_t *json, const mdp_family *family, cons
         size_t n = json_dumpb(value, found, sizeof found - 1, JSON_COMPACT | JSON_ENCODE_ANY);
         if (n < sizeof found && strcmp(found, key->value) == 0) continue;
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; a model of type '%s' is supported with %s only.", path,
-                         key->name, n < sizeof found ? found : mdp_config_kind(value), family->model_type, key->value);
+                         key->name, n < sizeof found ? found : mdp_json_kind(value), family->model_type, key->value);
     }
     return mdp_ok();
 }

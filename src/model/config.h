@@ -73,7 +73,4 @@ mdp_status mdp_rope_read(const json_t *json, const mdp_family *family, const mdp
 /* The value of a key; a dot leads into an object: "ffn_config.moe_top_k". NULL: not there. */
 const json_t *mdp_config_get(const json_t *json, const char *key);
 
-/* What a JSON value is, for error sentences: "null", "a text", ...; "missing" for NULL. */
-const char *mdp_config_kind(const json_t *value);
-
 #endif

@@ -22,13 +22,13 @@ static mdp_status mark_dense(const json_t *json, const char *key, const char *pa
     const json_t *list = key == NULL ? NULL : json_object_get(json, key), *value;
     if (list == NULL || json_is_null(list)) return mdp_ok();
     if (!json_is_array(list)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a list of layers.", path, key, mdp_config_kind(list));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a list of layers.", path, key, mdp_json_kind(list));
     }
     size_t i;
     json_array_foreach(list, i, value) {
         if (!json_is_integer(value)) {
             return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' holds %s; expected a list of layers.", path, key,
-                             mdp_config_kind(value));
+                             mdp_json_kind(value));
         }
         json_int_t layer = json_integer_value(value);
         if (layer >= 0 && layer < config->n_layer) config->layers[layer].dense = true;
@@ -45,7 +45,7 @@ static mdp_status read_mlp_types(const json_t *list, const mdp_family *family, c
     }
     for (int64_t l = 0; l < config->n_layer; l++) {
         const json_t *value = json_array_get(list, (size_t)l);
-        const char *type = json_is_string(value) ? json_string_value(value) : mdp_config_kind(value);
+        const char *type = json_is_string(value) ? json_string_value(value) : mdp_json_kind(value);
         config->layers[l].dense = strcmp(type, "dense") == 0;
         if (config->layers[l].dense || strcmp(type, "sparse") == 0) continue;
         return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld is '%s' ('%s'); supported are dense and sparse.", path,
@@ -100,7 +100,7 @@ static mdp_status read_types(const json_t *list, const mdp_family *family, const
     const char *key = family->layer_types;
     if (!json_is_array(list)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected a list of types of layers.", path, key,
-                         mdp_config_kind(list));
+                         mdp_json_kind(list));
     }
     if ((int64_t)json_array_size(list) != config->n_layer) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' names %lld layers, '%s' is %lld; make them equal.", path, key,
@@ -108,7 +108,7 @@ static mdp_status read_types(const json_t *list, const mdp_family *family, const
     }
     for (int64_t l = 0; l < config->n_layer; l++) {
         const json_t *value = json_array_get(list, (size_t)l);
-        const char *type = json_is_string(value) ? json_string_value(value) : mdp_config_kind(value);
+        const char *type = json_is_string(value) ? json_string_value(value) : mdp_json_kind(value);
         bool slides = strcmp(type, "sliding_attention") == 0;
         bool chunked = family->chunk.name != NULL && strcmp(type, "chunked_attention") == 0;
         if (!slides && !chunked && strcmp(type, "full_attention") != 0) {

@@ -6,12 +6,12 @@
 
 static mdp_status find_family(const json_t *json, const char *where, const mdp_family **out) {
     if (!json_is_object(json)) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a JSON object, found %s.", where, mdp_config_kind(json));
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a JSON object, found %s.", where, mdp_json_kind(json));
     }
     const json_t *type = json_object_get(json, "model_type");
     if (!json_is_string(type)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: 'model_type' is %s; expected a text such as \"%s\".", where,
-                         mdp_config_kind(type), mdp_family_names()[0]);
+                         mdp_json_kind(type), mdp_family_names()[0]);
     }
     return mdp_family_find(json_string_value(type), where, out);
 }

@@ -45,7 +45,7 @@ static mdp_status read_fp8(const json_t *quantisation, const char *path, mdp_qua
     const char *name = json_string_value(form);
     if (form != NULL && (name == NULL || strcmp(name, "e4m3") != 0)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: quantization_config: 'fmt' is %s%s%s; supported is 'e4m3'.", path,
-                         name == NULL ? mdp_config_kind(form) : "'", name == NULL ? "" : name, name == NULL ? "" : "'");
+                         name == NULL ? mdp_json_kind(form) : "'", name == NULL ? "" : name, name == NULL ? "" : "'");
     }
     const json_t *block = json_object_get(quantisation, "weight_block_size");
     if (block == NULL) return mdp_ok();

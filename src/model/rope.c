@@ -22,7 +22,7 @@ typedef struct rope_source {
 
 static mdp_status bad_value(const rope_source *s, const char *key, const json_t *value, const char *expected) {
     return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' of %s is %s; expected %s.", s->path, key, s->dict_name,
-                     mdp_config_kind(value), expected);
+                     mdp_json_kind(value), expected);
 }
 
 /* A number of the dict; absent and null give `absent`. */
@@ -50,7 +50,7 @@ static mdp_status find_dict(rope_source *s) {
         if (value == NULL || json_is_null(value)) continue;
         if (!json_is_object(value)) {
             return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected an object or null.", s->path, names[i],
-                             mdp_config_kind(value));
+                             mdp_json_kind(value));
         }
         if (json_object_size(value) == 0) continue;
         s->dict = value;
@@ -69,7 +69,7 @@ static mdp_status find_theta(rope_source *s, const mdp_family *family) {
     s->theta = json_is_number(value) ? json_number_value(value) : 0.0;
     if (!(s->theta > 1.0 && isfinite(s->theta))) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: 'rope_theta' is %s (%g); expected a number above 1.", s->path,
-                         mdp_config_kind(value), s->theta);
+                         mdp_json_kind(value), s->theta);
     }
     return mdp_ok();
 }
@@ -279,7 +279,7 @@ static mdp_status check_factor(const rope_source *s, const char *key, const json
     *out = json_is_number(value) ? json_number_value(value) : 0.0;
     if (*out > 0.0 && *out <= 1.0) return mdp_ok();
     return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s (%g); expected a number above 0, at most 1.", s->path, key,
-                     mdp_config_kind(value), *out);
+                     mdp_json_kind(value), *out);
 }
 
 /* Rotated values of a head where the family may leave some alone: by partial_rotary_factor of the dict, then of
@@ -296,7 +296,7 @@ static mdp_status find_rotated(rope_source *s, const mdp_family *family) {
         if (!json_is_integer(number) || json_integer_value(number) < 2 || json_integer_value(number) > s->dim) {
             return MDP_ERROR(
                 MDP_BAD_INPUT, "%s: '%s' is %s (%lld); expected a whole number from 2 to the %lld of a head.", s->path,
-                family->rotary_dim, mdp_config_kind(number), (long long)json_integer_value(number), (long long)s->dim);
+                family->rotary_dim, mdp_json_kind(number), (long long)json_integer_value(number), (long long)s->dim);
         }
         part = (double)json_integer_value(number) / (double)s->dim;
     }
@@ -324,7 +324,7 @@ static mdp_status find_layout(const rope_source *s, const mdp_family *family, md
     if (value != NULL && !json_is_null(value)) {
         if (!json_is_boolean(value)) {
             return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", s->path, key,
-                             mdp_config_kind(value));
+                             mdp_json_kind(value));
         }
         pairs = json_is_true(value);
     }

@@ -150,11 +150,12 @@ static void members_are_read_with_their_type(void **unused) {
     assert_string_equal(t, "mixtral");
     assert_int_equal(mdp_json_array(object, "a", "config.json", &a).code, MDP_OK);
     assert_int_equal(json_array_size(a), 2);
-    assert_sentence(mdp_json_int(object, "x", "config.json", &n), "'x' is a real number; expected an integer");
+    assert_sentence(mdp_json_int(object, "x", "config.json", &n),
+                    "'x' is a number with a fraction; expected a whole number");
     assert_sentence(mdp_json_int(object, "missing", "config.json", &n), "the key 'missing' is missing");
     assert_sentence(mdp_json_real(object, "t", "config.json", &x), "'t' is a text; expected a number");
     assert_sentence(mdp_json_text(object, "z", "config.json", &t), "'z' is null; expected a text");
-    assert_sentence(mdp_json_array(object, "n", "config.json", &a), "'n' is an integer; expected an array");
+    assert_sentence(mdp_json_array(object, "n", "config.json", &a), "'n' is a whole number; expected a list");
     assert_sentence(mdp_json_int(json_object_get(object, "a"), "n", "config.json", &n), "expected an object");
     assert_sentence(mdp_json_int(NULL, "n", "config.json", &n), "found nothing");
     json_decref(object);
