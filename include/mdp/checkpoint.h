@@ -8,6 +8,7 @@
 #define MDP_CHECKPOINT_H
 
 #include "mdp/comm.h"
+#include "mdp/profile.h"
 
 /* ---- number formats ------------------------------------------------------------------------------------------ */
 
@@ -107,11 +108,14 @@ mdp_status mdp_catalogue_fingerprint_all(const mdp_comm *comm, mdp_catalogue *ca
 /* Open files of a catalogue for reading: descriptors opened at first use, at most a fixed number kept. Thread-safe. */
 typedef struct mdp_reader mdp_reader;
 mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out);
+/* Another of the same catalogue, which counts for itself. */
+mdp_status mdp_reader_twin(const mdp_reader *reader, mdp_reader **out);
 void mdp_reader_destroy(mdp_reader *reader);
 /* n_byte bytes of file `file` from `offset`. Thread-safe. A file shorter than when it was catalogued is an error that
  * says so. */
 mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out);
-int64_t mdp_reader_bytes(const mdp_reader *reader); /* bytes read so far */
+int64_t mdp_reader_bytes(const mdp_reader *reader);  /* bytes read so far */
+double mdp_reader_seconds(const mdp_reader *reader); /* that this took, of all threads together */
 
 /* Weights stored as codes of few bits: a value is its code's times the scale of its block. The stored tensor is a run
  * of matrices [n_row, n_col] (one, or one for each expert), each cut into blocks from its first value; the last blocks
@@ -156,9 +160,12 @@ typedef struct mdp_panel {
 
 typedef struct mdp_panel_stream mdp_panel_stream;
 
-/* A stream that can hold `depth` (>= 2) panels of up to max_value f32 values each. Starts the I/O thread, which sleeps
- * while there is nothing to read. One stream serves the whole run. */
-mdp_status mdp_panel_stream_new(mdp_reader *reader, int depth, int64_t max_value, mdp_panel_stream **out);
+/* A stream that can hold `depth` (>= 2) panels of up to max_value f32 values each, of the files of `reader` (borrowed;
+ * the stream reads by one of its own). Starts the I/O thread, which sleeps while there is nothing to read. One stream
+ * serves the whole run. `profile` (borrowed, may be NULL) is told of bytes for the phase in which a sequence is
+ * started, and of waiting; it may be looked at after mdp_panel_stream_stop. */
+mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
+                                mdp_panel_stream **out);
 void mdp_panel_stream_destroy(mdp_panel_stream *stream);       /* joins the thread; NULL is allowed */
 int64_t mdp_panel_stream_memory(int depth, int64_t max_value); /* bytes that a stream will hold */
 /* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been taken to its

@@ -129,6 +129,7 @@ typedef struct mdp_engine_options {
     const mdp_view *const *views;   /* [n_stream]; NULL entry: the model as it is */
     const mdp_observers *observers; /* may be NULL */
     bool allow_nonfinite;           /* values that are not finite count as 0 instead of ending the pass */
+    mdp_profile *profile;           /* begun by the caller; NULL: nothing is counted */
 } mdp_engine_options;
 
 /* Everything that one forward pass needs; buffers are allocated by the calls that use them and their sizes are those of

@@ -15,6 +15,8 @@ typedef struct mdp_forward_options {
     bool progress;
     mdp_resume *resume;   /* NULL: no resume points, no stopping */
     bool allow_nonfinite; /* activations that are not finite count as 0 instead of ending the pass */
+    json_t *profiles;     /* array that gets where the time of each pass went, which is also said on `log`; NULL: not
+                             wanted; borrowed */
 } mdp_forward_options;
 
 /* What a forward pass will take, from headers alone (the largest rank where ranks differ). */

@@ -13,7 +13,7 @@
 #include <string.h>
 
 struct mdp_panel_stream {
-    mdp_reader *reader; /* borrowed */
+    mdp_reader *reader; /* owned */
     int depth;
     int64_t max_value;
     float *buffers; /* [depth, max_value]; owned */
@@ -30,6 +30,9 @@ struct mdp_panel_stream {
     bool reading; /* the I/O thread is reading panel `filled` now, without the lock */
     bool quit;
     mdp_status error; /* of the I/O thread; kept until stop */
+
+    mdp_profile *profile; /* borrowed; NULL: nothing is counted */
+    mdp_phase phase;      /* in which the sequence at hand was started */
 };
 
 int64_t mdp_panel_stream_memory(int depth, int64_t max_value) {
@@ -50,11 +53,20 @@ static float *buffer_of(const mdp_panel_stream *s, int64_t panel) {
 static void read_one(mdp_panel_stream *s) {
     mdp_panel item = s->items[s->filled - s->base];
     float *to = buffer_of(s, s->filled);
+    int64_t n_byte = mdp_reader_bytes(s->reader);
+    double reading = mdp_reader_seconds(s->reader), start = mdp_seconds();
     s->reading = true;
     pthread_mutex_unlock(&s->lock);
     mdp_status status = mdp_matrix_read(s->reader, item.matrix, item.row0, item.n_row, s->scratch, to);
+    reading = mdp_reader_seconds(s->reader) - reading;
+    double widening = mdp_seconds() - start - reading;
     pthread_mutex_lock(&s->lock);
     s->reading = false;
+    if (s->profile) {
+        s->profile->n_read[s->phase] += mdp_reader_bytes(s->reader) - n_byte;
+        s->profile->read_ahead += reading;
+        s->profile->widen_ahead += widening;
+    }
     if (status.code == MDP_OK) {
         s->filled++;
     } else {
@@ -93,30 +105,33 @@ static mdp_status start_thread(mdp_panel_stream *s) {
 
 static void free_stream(mdp_panel_stream *s) {
     mdp_free(s->items);
+    mdp_reader_destroy(s->reader);
     mdp_free(s->scratch);
     mdp_free(s->buffers);
     mdp_free(s);
 }
 
-static mdp_status allocate(mdp_panel_stream *s) {
+static mdp_status allocate(const mdp_reader *reader, mdp_panel_stream *s) {
     int64_t n;
     if (s->depth < 2 || s->max_value < 0 || !mdp_multiply(s->depth, s->max_value, &n)) {
         return MDP_ERROR(MDP_INTERNAL, "a panel stream of depth %d and %" PRId64 " values is impossible.", s->depth,
                          s->max_value);
     }
+    MDP_TRY(mdp_reader_twin(reader, &s->reader));
     MDP_TRY(MDP_ALLOC(&s->buffers, n, "panels of weights"));
     return mdp_alloc(&s->scratch, MDP_MATRIX_CHUNK_BYTE, 1, "read buffer");
 }
 
-mdp_status mdp_panel_stream_new(mdp_reader *reader, int depth, int64_t max_value, mdp_panel_stream **out) {
+mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
+                                mdp_panel_stream **out) {
     mdp_panel_stream *s = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&s, 1, "panel stream"));
-    s->reader = reader;
+    s->profile = profile;
     s->depth = depth;
     s->max_value = max_value;
     s->error = mdp_ok();
-    mdp_status status = allocate(s);
+    mdp_status status = allocate(reader, s);
     if (status.code != MDP_OK) {
         free_stream(s);
         return status;
@@ -175,6 +190,7 @@ static mdp_status begin(mdp_panel_stream *s, const mdp_panel *items, int64_t n) 
     if (n > 0) memcpy(s->items, items, (size_t)n * sizeof *items);
     s->base = s->end;
     s->end += n;
+    s->phase = s->profile ? s->profile->phase : MDP_PHASE_OTHER;
     pthread_cond_signal(&s->work);
     return mdp_ok();
 }
@@ -198,7 +214,9 @@ mdp_status mdp_panel_stream_next(mdp_panel_stream *stream, int n, mdp_panel *out
     }
     s->released = s->taken;
     pthread_cond_signal(&s->work);
+    mdp_phase before = mdp_profile_switch(s->profile, MDP_PHASE_WAIT_READER);
     while (s->filled < s->taken + n && s->error.code == MDP_OK) pthread_cond_wait(&s->ready, &s->lock);
+    mdp_profile_switch(s->profile, before);
     if (s->filled < s->taken + n) {
         status = s->error;
         goto done;

@@ -23,7 +23,7 @@ struct mdp_reader {
     open_file *files;               /* [catalogue->n_file]; owned */
     int n_open;
     int64_t clock;
-    atomic_int_fast64_t n_byte;
+    atomic_int_fast64_t n_byte, nanoseconds;
 };
 
 mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
@@ -41,9 +41,14 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
     }
     reader->catalogue = catalogue;
     atomic_init(&reader->n_byte, 0);
+    atomic_init(&reader->nanoseconds, 0);
     for (int32_t i = 0; i < catalogue->n_file; i++) reader->files[i].fd = -1;
     *out = reader;
     return mdp_ok();
+}
+
+mdp_status mdp_reader_twin(const mdp_reader *reader, mdp_reader **out) {
+    return mdp_reader_new(reader->catalogue, out);
 }
 
 /* A failing close of a file that was only read loses nothing. */
@@ -125,13 +130,20 @@ mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int
             file >= 0 && file < catalogue->n_file ? catalogue->files[file] : catalogue->path, offset, offset + n_byte);
     }
     int fd;
+    double start = mdp_seconds();
     MDP_TRY(acquire(reader, file, &fd));
     mdp_status status = mdp_file_pread(catalogue->files[file], fd, out, n_byte, offset);
     release(reader, file);
     if (status.code == MDP_OK) atomic_fetch_add_explicit(&reader->n_byte, n_byte, memory_order_relaxed);
+    int64_t nanoseconds = (int64_t)((mdp_seconds() - start) * 1e9);
+    atomic_fetch_add_explicit(&reader->nanoseconds, nanoseconds, memory_order_relaxed);
     return status;
 }
 
 int64_t mdp_reader_bytes(const mdp_reader *reader) {
     return (int64_t)atomic_load_explicit(&reader->n_byte, memory_order_relaxed);
+}
+
+double mdp_reader_seconds(const mdp_reader *reader) {
+    return 1e-9 * (double)atomic_load_explicit(&reader->nanoseconds, memory_order_relaxed);
 }

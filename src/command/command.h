@@ -44,6 +44,7 @@ typedef enum mdp_option_id {
     OPTION_JSON,
     OPTION_PEAK,
     OPTION_DRY_RUN,
+    OPTION_PROFILE,
     OPTION_RESUME,
     OPTION_CHECKPOINT_EVERY,
     OPTION_MAX_SECONDS,
@@ -107,6 +108,7 @@ typedef struct mdp_session {
     mdp_tasks *tasks;
     mdp_keep_entry *keep_list; /* [n_keep] of --keep-file, or made from --top-k alone; owned */
     int64_t n_keep;
+    json_t *profiles;      /* what --profile writes, one item a pass; NULL: not asked for; owned */
     mdp_resume *resume;    /* resume points; NULL: the command takes none; owned */
     char plans_digest[33]; /* of the texts of all plans read */
     char *recipe;          /* what --method stands for, when it names a recipe; owned */

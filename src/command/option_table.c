@@ -280,6 +280,12 @@ const mdp_option mdp_option_table[N_OPTION] = {
                         .type = MDP_OPTION_FLAG,
                         .help = "say what it would take, from headers alone, and stop",
                         .commands = WRITES & ~(unsigned)COMMAND_PLAN},
+    [OPTION_PROFILE] = {.name = "profile",
+                        .type = MDP_OPTION_FLAG,
+                        .help =
+                            "say where the time of each pass went: seconds, bytes and operations of each phase; also "
+                            "written to profile.json in the folder --out, or beside the file --out",
+                        .commands = FORWARD},
     [OPTION_RESUME] = {.name = "resume",
                        .type = MDP_OPTION_FLAG,
                        .help = "go on with what the same command left when it was stopped; on any number of ranks",

@@ -52,7 +52,9 @@ static mdp_status start(mdp_session *session) {
     MDP_TRY(mdp_blas_start());
     mdp_blas_name(session->blas, sizeof session->blas);
     if (session->recipe) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", session->recipe);
-    return mdp_ok();
+    if (!mdp_session_option(session, OPTION_PROFILE)->flag) return mdp_ok();
+    session->profiles = json_array();
+    return session->profiles ? mdp_ok() : MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
 }
 
 mdp_status mdp_session_start_all(mdp_session *session) {
@@ -91,6 +93,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
     mdp_resume_destroy(session->resume);
+    json_decref(session->profiles);
     mdp_free(session->recipe);
     mdp_free(session->keep_list);
     mdp_options_destroy(session->options);
@@ -179,6 +182,7 @@ mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
                                  .log = session->log,
                                  .progress = true,
                                  .resume = session->resume,
+                                 .profiles = session->profiles,
                                  .allow_nonfinite = mdp_session_option(session, OPTION_ALLOW_NONFINITE)->flag};
 }
 
@@ -203,6 +207,34 @@ mdp_status mdp_session_write_text_all(const mdp_session *session, const char *pa
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0) status = mdp_file_write_all(path, text, (int64_t)strlen(text));
     return mdp_agree_all(session->comm, status);
+}
+
+static mdp_status print_profiles(const mdp_session *session, char **out) {
+    json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:O}", "format", "moe-dist-prune profile", "version", "1.0",
+                             "threads", session->n_thread, "blas", session->blas, "passes", session->profiles);
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    mdp_status status = mdp_json_print(root, out);
+    json_decref(root);
+    return status;
+}
+
+/* profile.json in a folder, FILE.profile.json beside a file. */
+static mdp_status name_profiles(const mdp_session *session, char **out) {
+    const char *path = mdp_session_option(session, OPTION_OUT)->text;
+    return mdp_path_is_folder(path) ? mdp_path_join(out, path, "profile.json")
+                                    : mdp_format(out, "%s.profile.json", path);
+}
+
+mdp_status mdp_session_write_profiles_all(const mdp_session *session) {
+    char *path = NULL, *text = NULL;
+    if (!session->profiles || mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    mdp_status status = name_profiles(session, &path);
+    if (status.code == MDP_OK) status = print_profiles(session, &text);
+    status = mdp_agree_all(session->comm, status);
+    if (status.code == MDP_OK) status = mdp_session_write_text_all(session, path, text);
+    mdp_free(path);
+    mdp_free(text);
+    return status;
 }
 
 mdp_status mdp_session_memory_all(const mdp_session *session, int64_t *largest, int64_t *smallest) {

@@ -31,6 +31,8 @@ mdp_status mdp_session_compare_blas_all(const mdp_session *session);
 mdp_status mdp_session_path(const mdp_session *session, const char *name, char **out);
 /* Write a text file by rank 0; the status is common. Collective. */
 mdp_status mdp_session_write_text_all(const mdp_session *session, const char *path, const char *text);
+/* What --profile asks for, when all passes are done. Collective. */
+mdp_status mdp_session_write_profiles_all(const mdp_session *session);
 /* Largest and smallest peak memory of a rank, bytes. Collective. */
 mdp_status mdp_session_memory_all(const mdp_session *session, int64_t *largest, int64_t *smallest);
 /* Say the peak memory on stderr. Collective. */

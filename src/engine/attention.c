@@ -27,6 +27,7 @@ typedef struct query_tile {
     int64_t query;  /* first query, counted in the sequence */
     int32_t n_query;
     int32_t head;
+    int64_t flop; /* of its products, when they are done */
 } query_tile;
 
 /* Where keys, values and outputs of the heads lie in the buffers of a group. */
@@ -192,7 +193,7 @@ static void softmax_step(const mdp_layer *layer, const query_tile *tile, int64_t
 
 /* Attention of one head for MDP_QUERY_ROWS queries. */
 static void attend(const mdp_engine *engine, const mdp_layer *layer, const attention_buffers *buffers,
-                   const query_tile *tile) {
+                   query_tile *tile) {
     const mdp_model *model = engine->model;
     const head_rows *rows = &buffers->heads;
     int64_t hd = model->head_dim, ldq = model->n_head * hd, n_value = rows->n_value;
@@ -220,6 +221,7 @@ static void attend(const mdp_engine *engine, const mdp_layer *layer, const atten
         if (shared)
             mdp_gemm_nt_add(tile->n_query, n_key, (int)rows->n_shared, q + rows->n_own, (int)ldq,
                             shared + key * rows->ld_shared, (int)rows->ld_shared, scores, MDP_KEY_ROWS);
+        tile->flop += 2 * tile->n_query * n_key * (rows->n_own + rows->n_shared + n_value);
         softmax_step(layer, tile, key, n_key, scores, maximum, total, sum, n_value);
         mdp_gemm_nn_add(tile->n_query, (int)n_value, n_key, scores, MDP_KEY_ROWS, v + key * rows->ldv, (int)rows->ldv,
                         sum, (int)n_value);
@@ -388,6 +390,7 @@ static mdp_status attend_group(mdp_engine *engine, const mdp_layer *layer, atten
     int64_t n_query = list_queries(engine, buffers, n_pack);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t i = 0; i < n_query; i++) attend(engine, layer, buffers, &buffers->queries[i]);
+    for (int64_t i = 0; i < n_query; i++) mdp_profile_flop(engine->profile, buffers->queries[i].flop);
     MDP_TRY(project(engine, buffers, n_pack, &a->o, buffers->bias[3], buffers->out, buffers->heads.ldo, buffers->x,
                     engine->model->d_model));
     add_group(engine, buffers, n_pack);
@@ -418,7 +421,7 @@ static void destroy_buffers(attention_buffers *buffers) {
 }
 
 static mdp_status load_optional(mdp_engine *engine, const mdp_matrix *matrix, float **out) {
-    return matrix->tensor ? mdp_matrix_load(engine->reader, matrix, out) : mdp_ok();
+    return matrix->tensor ? mdp_engine_load(engine, matrix, out) : mdp_ok();
 }
 
 /* Weights of a norm of queries or keys: stored ones, or 1. */

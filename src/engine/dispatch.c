@@ -151,7 +151,9 @@ mdp_status mdp_dispatch_round_all(mdp_engine *engine, const mdp_wave *w, const m
         both_send[2 * peer] = notes_out[peer];
         both_send[2 * peer + 1] = unique_out[peer];
     }
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
     MDP_TRY(mdp_alltoall_i64_all(comm, both_send, both_recv, 2));
+    mdp_profile_switch(engine->profile, before);
     buffers->round.n_row = buffers->round.n_unique = 0;
     for (int peer = 0; peer < size; peer++) {
         notes_in[peer] = both_recv[2 * peer];
@@ -181,7 +183,13 @@ mdp_status mdp_dispatch_round_all(mdp_engine *engine, const mdp_wave *w, const m
     spread_notes(engine, buffers, notes_in, note_first, unique_first);
     mdp_status status =
         mdp_experts_compute(engine, layer, layer_number, w->placement, number, &buffers->round, &buffers->scratch);
-    MDP_AGREE(comm, status);
+    MDP_ENGINE_AGREE(engine, status);
+    if (status.code != MDP_OK) return status;
+    for (int peer = 0; peer < size; peer++) {
+        if (peer == comm->rank) continue;
+        mdp_profile_sent(engine->profile, notes_out[peer] * (int64_t)sizeof(mdp_row_note));
+        mdp_profile_sent(engine->profile, (unique_out[peer] + notes_in[peer]) * row_byte);
+    }
     exchange.n_send = notes_in;
     exchange.n_recv = notes_out;
     exchange.pack = pack_outputs;

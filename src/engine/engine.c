@@ -5,6 +5,7 @@
 #include "engine/engine.h"
 
 #include <math.h>
+#include <omp.h>
 #include <string.h>
 
 void mdp_view_destroy(mdp_view *view) {
@@ -77,7 +78,8 @@ static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->states, engine->n_stream, "states"));
     MDP_TRY(MDP_ALLOC(&engine->stream_state, engine->n_stream, "states"));
     engine->stream_depth = stream_depth(engine->n_thread);
-    MDP_TRY(mdp_panel_stream_new(engine->reader, engine->stream_depth, largest_panel(engine->model), &engine->stream));
+    MDP_TRY(mdp_panel_stream_new(engine->reader, engine->stream_depth, largest_panel(engine->model), engine->profile,
+                                 &engine->stream));
     return mdp_attention_prepare(engine);
 }
 
@@ -99,6 +101,7 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->views = options->views;
         if (options->observers) engine->observers = *options->observers;
         engine->allow_nonfinite = options->allow_nonfinite;
+        engine->profile = options->profile;
         engine->nonfinite_key = INT64_MAX;
         engine->first_nonfinite = -1;
         status = new_local(engine);
@@ -131,6 +134,33 @@ void mdp_engine_destroy(mdp_engine *engine) {
     mdp_free(engine->ids);
     mdp_free(engine->category);
     mdp_free(engine);
+}
+
+/* ---- what the profile is told ---- */
+
+mdp_reading mdp_engine_begin_reading(mdp_engine *engine) {
+    return (mdp_reading){.before = mdp_profile_switch(engine->profile, MDP_PHASE_READ),
+                         .n_byte = mdp_reader_bytes(engine->reader)};
+}
+
+void mdp_engine_end_reading(mdp_engine *engine, const mdp_reading *reading) {
+    mdp_profile_read(engine->profile, mdp_reader_bytes(engine->reader) - reading->n_byte);
+    mdp_profile_switch(engine->profile, reading->before);
+}
+
+mdp_status mdp_engine_load(mdp_engine *engine, const mdp_matrix *matrix, float **out) {
+    mdp_reading reading = mdp_engine_begin_reading(engine);
+    mdp_status status = mdp_matrix_load(engine->reader, matrix, out);
+    mdp_engine_end_reading(engine, &reading);
+    return status;
+}
+
+mdp_phase mdp_engine_begin_observing(const mdp_engine *engine) {
+    return omp_get_thread_num() == 0 ? mdp_profile_switch(engine->profile, MDP_PHASE_OBSERVERS) : MDP_PHASE_OTHER;
+}
+
+void mdp_engine_end_observing(const mdp_engine *engine, mdp_phase before) {
+    if (omp_get_thread_num() == 0) mdp_profile_switch(engine->profile, before);
 }
 
 /* ---- batches ---- */
@@ -211,12 +241,17 @@ static mdp_status take_tokens(mdp_engine *engine, int n_state) {
 static mdp_status begin_local(mdp_engine *engine) {
     MDP_TRY(take_tokens(engine, 1));
     memset(engine->stream_state, 0, (size_t)engine->n_stream * sizeof *engine->stream_state);
-    return read_embeddings(engine);
+    mdp_reading reading = mdp_engine_begin_reading(engine);
+    mdp_status status = read_embeddings(engine);
+    mdp_engine_end_reading(engine, &reading);
+    return status;
 }
 
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch) {
     describe_batch(engine, batch);
-    return mdp_agree_all(engine->comm, begin_local(engine));
+    mdp_status status = begin_local(engine);
+    MDP_ENGINE_AGREE(engine, status);
+    return status;
 }
 
 mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_state, const int *leader,
@@ -324,7 +359,7 @@ static mdp_status set_views(mdp_engine *engine, int64_t layer) {
  * one expert. */
 static mdp_status load_router(mdp_engine *engine, int64_t layer, const mdp_matrix *values, int64_t n_each,
                               float **out) {
-    MDP_TRY(mdp_matrix_load(engine->reader, values, out));
+    MDP_TRY(mdp_engine_load(engine, values, out));
     for (int64_t i = 0; i < values->n_row * values->n_col; i++) {
         if (isfinite((*out)[i])) continue;
         return MDP_ERROR(MDP_BAD_INPUT,
@@ -358,13 +393,31 @@ static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **
 /* The MoE block; `status`: how what went before it on this rank ended. Collective. */
 static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status status) {
     float *norm = NULL;
+    mdp_profile_switch(engine->profile, MDP_PHASE_ROUTER);
     if (status.code == MDP_OK) status = prepare_moe(engine, layer_number, &norm);
-    status = mdp_agree_all(engine->comm, status);
+    MDP_ENGINE_AGREE(engine, status);
+    mdp_profile_switch(engine->profile, MDP_PHASE_DISPATCH);
     if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
     mdp_free(norm);
+    mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
     if (status.code == MDP_OK) status = mdp_finite_agree_all(engine, layer_number);
+    mdp_profile_switch(engine->profile, MDP_PHASE_COMBINE);
     if (status.code != MDP_OK) return status;
-    return mdp_agree_all(engine->comm, mdp_finite_residual(engine, layer_number, "the output of the MoE block"));
+    status = mdp_finite_residual(engine, layer_number, "the output of the MoE block");
+    MDP_ENGINE_AGREE(engine, status);
+    mdp_profile_switch(engine->profile, MDP_PHASE_OTHER);
+    return status;
+}
+
+/* What a layer does before its MoE block; all of it, where it has none. Local. */
+static mdp_status attend(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number) {
+    mdp_profile_switch(engine->profile, MDP_PHASE_ATTENTION);
+    MDP_TRY(mdp_attend(engine, layer));
+    MDP_TRY(mdp_finite_residual(engine, layer_number, "the output of attention"));
+    mdp_profile_switch(engine->profile, MDP_PHASE_MLP);
+    if (layer->is_moe) return mdp_ok();
+    MDP_TRY(mdp_dense(engine, layer));
+    return mdp_finite_residual(engine, layer_number, "the output of the dense MLP");
 }
 
 static size_t residual_bytes(const mdp_engine *engine) {
@@ -373,15 +426,15 @@ static size_t residual_bytes(const mdp_engine *engine) {
 
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
-    mdp_status status = mdp_attend(engine, layer);
-    if (status.code == MDP_OK) status = mdp_finite_residual(engine, layer_number, "the output of attention");
-    if (status.code == MDP_OK && !layer->is_moe) {
-        status = mdp_dense(engine, layer);
-        if (status.code == MDP_OK) status = mdp_finite_residual(engine, layer_number, "the output of the dense MLP");
+    mdp_status status = attend(engine, layer, layer_number);
+    if (layer->is_moe) {
+        if (engine->recompute && status.code == MDP_OK)
+            memcpy(engine->input, engine->states[0].x, residual_bytes(engine));
+        return moe_all(engine, layer_number, status);
     }
-    if (!layer->is_moe) return mdp_agree_all(engine->comm, status);
-    if (engine->recompute && status.code == MDP_OK) memcpy(engine->input, engine->states[0].x, residual_bytes(engine));
-    return moe_all(engine, layer_number, status);
+    MDP_ENGINE_AGREE(engine, status);
+    mdp_profile_switch(engine->profile, MDP_PHASE_OTHER);
+    return status;
 }
 
 mdp_status mdp_engine_recompute_all(mdp_engine *engine, int64_t layer_number) {

@@ -34,6 +34,7 @@ struct mdp_engine {
     int n_thread, n_stream;
     const mdp_view *const *views; /* [n_stream] */
     mdp_observers observers;
+    mdp_profile *profile; /* borrowed; may be NULL */
     mdp_panel_stream *stream;
     int stream_depth;
     float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */
@@ -53,6 +54,29 @@ struct mdp_engine {
     int64_t n_nonfinite;     /* values set to 0 on this rank */
     int64_t first_nonfinite; /* first layer in which; -1: none */
 };
+
+/* ---- what the profile is told --------------------------------------------------------------------------------- */
+
+/* Agree on `status`; the time counts as waiting for other ranks. Collective on the communicator of the engine. */
+#define MDP_ENGINE_AGREE(engine, status)                                                                               \
+    do {                                                                                                               \
+        mdp_phase before_waiting = mdp_profile_switch((engine)->profile, MDP_PHASE_WAIT_RANKS);                        \
+        (status) = mdp_agree_all((engine)->comm, (status));                                                            \
+        mdp_profile_switch((engine)->profile, before_waiting);                                                         \
+    } while (0)
+
+/* Reading by this thread, or by threads that it waits for, begins and ends. */
+typedef struct mdp_reading {
+    mdp_phase before;
+    int64_t n_byte; /* of the reader so far */
+} mdp_reading;
+mdp_reading mdp_engine_begin_reading(mdp_engine *engine);
+void mdp_engine_end_reading(mdp_engine *engine, const mdp_reading *reading);
+/* mdp_matrix_load, told as reading. Local. */
+mdp_status mdp_engine_load(mdp_engine *engine, const mdp_matrix *matrix, float **out);
+/* An observer that threads call token by token begins and ends; the main thread's calls are what counts. */
+mdp_phase mdp_engine_begin_observing(const mdp_engine *engine);
+void mdp_engine_end_observing(const mdp_engine *engine, mdp_phase before);
 
 /* ---- linear.c: apply stored matrices to row tiles, panel by panel --------------------------------------------- */
 

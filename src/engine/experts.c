@@ -57,13 +57,15 @@ static mdp_status observe_group(mdp_engine *engine, int64_t layer_number, const 
 }
 
 /* Biases of an expert, where it has some, into scratch->bias. */
-static mdp_status load_biases(const mdp_engine *engine, const mdp_expert *expert, const mdp_expert_scratch *scratch) {
+static mdp_status load_biases(mdp_engine *engine, const mdp_expert *expert, const mdp_expert_scratch *scratch) {
     const mdp_matrix *biases[] = {&expert->gate_bias, &expert->up_bias, &expert->down_bias};
     float *to = scratch->bias;
-    for (int i = 0; scratch->bias && i < 3; to += biases[i++]->n_col) {
-        MDP_TRY(mdp_matrix_read(engine->reader, biases[i], 0, 1, scratch->stored, to));
-    }
-    return mdp_ok();
+    mdp_status status = mdp_ok();
+    mdp_reading reading = mdp_engine_begin_reading(engine);
+    for (int i = 0; scratch->bias && i < 3 && status.code == MDP_OK; to += biases[i++]->n_col)
+        status = mdp_matrix_read(engine->reader, biases[i], 0, 1, scratch->stored, to);
+    mdp_engine_end_reading(engine, &reading);
+    return status;
 }
 
 /* Tiles of one expert, at most scratch->n_tile of them. */
@@ -102,7 +104,10 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int6
     }
     const float *down_bias = scratch->bias ? scratch->bias + 2 * f : NULL;
     MDP_TRY(mdp_linear_take(engine, &expert->down, down_bias, rows, n_tile));
-    return observe_group(engine, layer_number, tiles, n_tile, round, scratch);
+    mdp_profile_switch(engine->profile, MDP_PHASE_OBSERVERS);
+    mdp_status status = observe_group(engine, layer_number, tiles, n_tile, round, scratch);
+    mdp_profile_switch(engine->profile, MDP_PHASE_EXPERTS);
+    return status;
 }
 
 mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
@@ -110,6 +115,7 @@ mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64
                                mdp_expert_scratch *scratch) {
     int rank = engine->comm->rank;
     mdp_status status = mdp_ok();
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_EXPERTS);
     for (int64_t first = 0; first < placement->n_tile && status.code == MDP_OK;) {
         const mdp_tile_place *tile = &placement->tiles[first];
         int64_t end = first + 1;
@@ -123,5 +129,6 @@ mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64
         first = end;
     }
     mdp_panel_stream_stop(engine->stream);
+    mdp_profile_switch(engine->profile, before);
     return status;
 }

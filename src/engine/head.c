@@ -69,6 +69,8 @@ static void take_panel(const mdp_engine *engine, const head_buffers *buffers, co
 static void take_group(const mdp_engine *engine, const head_buffers *buffers, int64_t begin, int64_t n,
                        const mdp_panel *panel, const mdp_head_consumer *consumer) {
     const head_tile *tiles = buffers->tiles + begin;
+    for (int64_t t = 0; t < n; t++)
+        mdp_profile_flop(engine->profile, 2 * engine->n_state * tiles[t].n_row * panel->n_row * engine->model->d_model);
 #pragma omp parallel num_threads(engine->n_thread)
     {
 #pragma omp for schedule(dynamic, 1)
@@ -129,8 +131,7 @@ static mdp_status new_buffers(mdp_engine *engine, head_buffers *buffers) {
     MDP_TRY(MDP_ALLOC(&buffers->first, buffers->n_held * LOGITS, "logits"));
     if (engine->n_state > 1) MDP_TRY(MDP_ALLOC(&buffers->other, (int64_t)engine->n_thread * LOGITS, "logits"));
     MDP_TRY(mdp_norm_load(engine, &engine->model->final_norm, &buffers->norm));
-    if (engine->model->head_bias.tensor)
-        MDP_TRY(mdp_matrix_load(engine->reader, &engine->model->head_bias, &buffers->bias));
+    if (engine->model->head_bias.tensor) MDP_TRY(mdp_engine_load(engine, &engine->model->head_bias, &buffers->bias));
     return mdp_panel_list_add(&buffers->panels, &engine->model->head);
 }
 
@@ -141,6 +142,7 @@ int64_t mdp_head_memory(int n_thread) {
 mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer) {
     head_buffers buffers = {0};
     mdp_status status = mdp_ok();
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_HEAD);
     if (engine->batch.n_token > 0) {
         status = new_buffers(engine, &buffers);
         if (status.code == MDP_OK) status = take_all_panels(engine, &buffers, consumer);
@@ -152,5 +154,7 @@ mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *cons
     mdp_free(buffers.norm);
     mdp_free(buffers.bias);
     mdp_free(buffers.panels.items);
-    return mdp_agree_all(engine->comm, status);
+    MDP_ENGINE_AGREE(engine, status);
+    mdp_profile_switch(engine->profile, before);
+    return status;
 }

@@ -41,6 +41,13 @@ static int panels_at_once(const mdp_engine *engine, int64_t n_tile, int64_t n_le
     return (int)(wanted > 1 ? wanted : 1);
 }
 
+/* Tell of the products of all tiles with a panel. */
+static void count_products(const mdp_engine *engine, const mdp_rows *tiles, int64_t n_tile, const mdp_panel *panel) {
+    int64_t n_row = 0;
+    for (int64_t t = 0; t < n_tile; t++) n_row += tiles[t].n_row;
+    mdp_profile_flop(engine->profile, 2 * n_row * panel->n_row * panel->matrix->n_col);
+}
+
 /* One item of the product: columns of one panel for one tile. */
 static void linear_item(const mdp_rows *tile, const mdp_panel *panel, const float *bias) {
     int k = (int)panel->matrix->n_col, m = (int)panel->n_row;
@@ -62,6 +69,7 @@ mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const f
         for (int p = 0; p < n; p++) {
             for (int64_t t = 0; t < n_tile; t++) linear_item(&tiles[t], &panels[p], bias);
         }
+        for (int p = 0; p < n; p++) count_products(engine, tiles, n_tile, &panels[p]);
         first += n;
     }
     return mdp_ok();
@@ -100,6 +108,7 @@ mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const md
                 gated_item(gating, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
             }
         }
+        for (int p = 0; p < 2 * n; p++) count_products(engine, tiles, n_tile, &panels[p]);
         first += n;
     }
     return mdp_ok();

@@ -58,6 +58,7 @@ static void load_group(const mdp_engine *engine, const mdp_mlp *mlp, const mdp_s
 /* Scale every output row by the sigmoid of its gate. */
 static void gate_group(const mdp_engine *engine, const mdp_mlp *mlp, const mlp_buffers *buffers, int64_t n_tile) {
     int64_t d = engine->model->d_model;
+    for (int64_t t = 0; t < n_tile; t++) mdp_profile_flop(engine->profile, 2 * d * buffers->tiles[t].n_row);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t t = 0; t < n_tile; t++) {
         for (int32_t i = 0; i < buffers->tiles[t].n_row; i++) {

@@ -149,7 +149,9 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
                                         .weighed = weighed,
                                         .routed = routed,
                                         .shared = shared ? shared + i * d : NULL};
+            mdp_phase before = mdp_engine_begin_observing(engine);
             engine->observers.combined(engine->observers.context, &token);
+            mdp_engine_end_observing(engine, before);
         }
         if (shared) mdp_axpy(1.0F, shared + i * d, d, routed);
         mdp_axpy((float)engine->model->residual_scale, routed, d, x);
@@ -207,6 +209,7 @@ static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t la
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     float *shared = NULL;
     mdp_status status = mdp_ok();
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_MLP);
     if (moe->shared.gate.tensor) {
         mdp_mlp mlp = {.expert = &moe->shared,
                        .d_ff = moe->shared_ff,
@@ -218,23 +221,27 @@ static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t la
             status = mdp_mlp_compute(engine, &mlp, &engine->states[state], w->first_local, w->n_local, shared);
         }
     }
+    mdp_profile_switch(engine->profile, MDP_PHASE_COMBINE);
     if (status.code == MDP_OK) combine(engine, w, layer_number, state, shared, buffers->scratch.up);
     mdp_free(shared);
+    mdp_profile_switch(engine->profile, before);
     return status;
 }
 
 static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows, const int64_t *start,
                            int64_t layer_number, const float *norm, mdp_moe_buffers *buffers) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
-    MDP_AGREE(engine->comm, prepare_wave(engine, w, rows, start, layer->moe.n_expert));
+    mdp_status status = prepare_wave(engine, w, rows, start, layer->moe.n_expert);
+    MDP_ENGINE_AGREE(engine, status);
+    if (status.code != MDP_OK) return status;
     for (int32_t round = 0; round < w->placement->n_round; round++) {
         MDP_TRY(mdp_dispatch_round_all(engine, w, layer, layer_number, norm, round, buffers));
     }
-    mdp_status status = mdp_ok();
     for (int s = 0; s < engine->n_state && status.code == MDP_OK; s++) {
         status = finish_state(engine, w, layer_number, s, norm, buffers);
     }
-    return mdp_agree_all(engine->comm, status);
+    MDP_ENGINE_AGREE(engine, status);
+    return status;
 }
 
 /* ---- the block ---- */
@@ -263,7 +270,7 @@ static int64_t thread_scratch(int64_t d_model) {
     return panel > d_model ? panel : d_model;
 }
 
-static mdp_status new_buffers(const mdp_engine *engine, const mdp_moe *moe, mdp_moe_buffers *buffers) {
+static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_buffers *buffers) {
     int64_t d_ff = moe->d_ff, d = engine->model->d_model, n = mdp_round_rows(engine->n_thread);
     mdp_round *round = &buffers->round;
     mdp_expert_scratch *scratch = &buffers->scratch;
@@ -284,7 +291,7 @@ static mdp_status new_buffers(const mdp_engine *engine, const mdp_moe *moe, mdp_
         MDP_TRY(
             mdp_alloc(&scratch->stored, mdp_matrix_scratch(&moe->experts[0].gate_bias, 1), 1, "biases of an expert"));
     }
-    if (moe->shared_gate.tensor) MDP_TRY(mdp_matrix_load(engine->reader, &moe->shared_gate, &buffers->shared_gate));
+    if (moe->shared_gate.tensor) MDP_TRY(mdp_engine_load(engine, &moe->shared_gate, &buffers->shared_gate));
     return MDP_ALLOC(&buffers->counts, 10 * (int64_t)engine->comm->size, "row counts");
 }
 

@@ -7,8 +7,8 @@ mdp_status mdp_norm_load(mdp_engine *engine, const mdp_norm *norm, float **out) 
     int64_t d = engine->model->d_model;
     float *weight = NULL, *bias = NULL;
     *out = NULL;
-    mdp_status status = mdp_matrix_load(engine->reader, &norm->weight, &weight);
-    if (status.code == MDP_OK && norm->bias.tensor) status = mdp_matrix_load(engine->reader, &norm->bias, &bias);
+    mdp_status status = mdp_engine_load(engine, &norm->weight, &weight);
+    if (status.code == MDP_OK && norm->bias.tensor) status = mdp_engine_load(engine, &norm->bias, &bias);
     if (status.code == MDP_OK) status = MDP_ALLOC(out, 2 * d, "a norm");
     if (status.code == MDP_OK) {
         memcpy(*out, weight, (size_t)d * sizeof(float));

@@ -156,7 +156,9 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
                                   .logits = scratch->logits,
                                   .index = index,
                                   .weight = weight};
+        mdp_phase before = mdp_engine_begin_observing(engine);
         engine->observers.routed(engine->observers.context, &token);
+        mdp_engine_end_observing(engine, before);
     }
     for (int32_t j = 0; state->zero && j < state->top_k; j++) {
         if (state->zero[index[j]]) weight[j] = 0.0F; /* chosen as before, returns 0 */
@@ -179,6 +181,8 @@ mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_
                                       .choice = logits + (3 * thread + 1) * n_expert};
             route_token(engine, layer_number, (int)(row / n_token), row % n_token, rows, &scratch);
         }
+        for (int s = 0; s < engine->n_state; s++)
+            mdp_profile_flop(engine->profile, 2 * n_token * engine->states[s].n_expert * d);
     }
     mdp_free(x);
     mdp_free(logits);

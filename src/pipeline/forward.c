@@ -2,6 +2,7 @@
  *
  * In: a model, tokens, streams. Out: whatever observers and the caller's steps take from it. Weights are read once for
  * each batch; nothing of the model is kept. */
+#include "pipeline/profile.h"
 #include "pipeline/stage.h"
 
 /* What n_step layers of all batches amount to. */
@@ -11,25 +12,34 @@ static double tokens_of(const mdp_stage *stage, int64_t n_step) {
            (double)(stage->partition->n_batch * forward->model->n_layer);
 }
 
+static mdp_status look_all(mdp_stage *stage, mdp_engine *engine, mdp_position at, mdp_profile *profile) {
+    mdp_phase before = mdp_profile_switch(profile, MDP_PHASE_SAVE);
+    mdp_status status = mdp_stage_look_all(stage, engine, at);
+    mdp_profile_switch(profile, before);
+    return status;
+}
+
 /* Layers and head of the batch at stage->at, from where it stands. */
 static mdp_status run_batch_all(const mdp_forward *forward, mdp_engine *engine, mdp_stage *stage,
-                                mdp_progress *progress) {
+                                mdp_progress *progress, mdp_profile *profile) {
     const mdp_comm *comm = forward->comm;
     int64_t n_layer = forward->model->n_layer, batch = stage->at.batch;
     if (stage->at.layer == 0) MDP_TRY(mdp_engine_begin_batch_all(engine, batch));
     if (forward->begin_batch) MDP_AGREE(comm, forward->begin_batch(forward->context, engine));
     for (int64_t layer = stage->at.layer; layer < n_layer; layer++) {
         MDP_TRY(mdp_engine_layer_all(engine, layer));
+        mdp_profile_switch(profile, MDP_PHASE_OBSERVERS);
         if (forward->layer_done) MDP_AGREE(comm, forward->layer_done(forward->context, layer));
         if (forward->layer_all) MDP_TRY(forward->layer_all(forward->context, layer));
+        mdp_profile_switch(profile, MDP_PHASE_OTHER);
         if (forward->pass.recompute) MDP_TRY(mdp_engine_recompute_all(engine, layer));
         int64_t done = batch * n_layer + layer + 1;
         mdp_progress_update(progress, done, tokens_of(stage, done));
         if (layer < n_layer - 1 || forward->head_all)
-            MDP_TRY(mdp_stage_look_all(stage, engine, (mdp_position){batch, layer + 1}));
+            MDP_TRY(look_all(stage, engine, (mdp_position){batch, layer + 1}, profile));
     }
     if (forward->head_all) MDP_TRY(forward->head_all(forward->context, engine));
-    return mdp_stage_look_all(stage, engine, (mdp_position){batch + 1, 0});
+    return look_all(stage, engine, (mdp_position){batch + 1, 0}, profile);
 }
 
 /* Bytes of the residual streams of the largest batch, of all ranks: most of a resume point. */
@@ -52,11 +62,14 @@ static mdp_status tell_nonfinite_all(const mdp_forward *forward, const mdp_engin
 static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     mdp_engine *engine = NULL;
     mdp_progress *progress = NULL;
+    mdp_profile profile;
     mdp_engine_options options = {.n_thread = forward->options->n_thread,
+                                  .profile = &profile,
                                   .pass = forward->pass,
                                   .views = forward->views,
                                   .observers = forward->observers,
                                   .allow_nonfinite = forward->options->allow_nonfinite};
+    mdp_profile_begin(&profile);
     MDP_TRY(mdp_engine_new_all(forward->comm, forward->model, forward->reader, forward->tokens, stage->partition,
                                &options, &engine));
     mdp_status status = mdp_ok();
@@ -70,10 +83,13 @@ static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     mdp_progress_go_on(progress, old, tokens_of(stage, old));
     if (stage->resume) mdp_watch_begin_phase(&stage->resume->watch, residual_bytes(forward, stage->partition));
     while (status.code == MDP_OK && !mdp_stage_is_finished(stage))
-        status = run_batch_all(forward, engine, stage, progress);
+        status = run_batch_all(forward, engine, stage, progress, &profile);
     mdp_progress_destroy(progress);
     if (status.code == MDP_OK && forward->options->allow_nonfinite) status = tell_nonfinite_all(forward, engine);
     mdp_engine_destroy(engine);
+    if (status.code == MDP_OK && forward->options->profiles)
+        status = mdp_profile_tell_all(forward->comm, &profile, forward->phase, forward->options->log,
+                                      forward->options->profiles);
     return status;
 }
 

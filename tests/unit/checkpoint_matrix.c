@@ -236,7 +236,7 @@ static void random_sequences_arrive_in_order(void **state) {
     uint64_t seed = 0;
     for (int depth = 2; depth <= 7; depth++) {
         mdp_panel_stream *stream = NULL;
-        assert_ok(mdp_panel_stream_new(s->reader, depth, 2000, &stream));
+        assert_ok(mdp_panel_stream_new(s->reader, depth, 2000, NULL, &stream));
         for (int sequence = 0; sequence < 60; sequence++) {
             mdp_panel items[40];
             int64_t n = (int64_t)(next_random(&seed) % 41);
@@ -263,7 +263,7 @@ static void panels_survive_the_next_start(void **state) {
     for (int i = 0; i < 3; i++) first[i] = (mdp_panel){.matrix = &a, .row0 = i, .n_row = 20};
     for (int i = 0; i < 3; i++) second[i] = (mdp_panel){.matrix = &b, .row0 = i, .n_row = 20};
     mdp_panel_stream *stream = NULL;
-    assert_ok(mdp_panel_stream_new(s->reader, 4, 800, &stream));
+    assert_ok(mdp_panel_stream_new(s->reader, 4, 800, NULL, &stream));
     assert_ok(mdp_panel_stream_start(stream, first, 3));
     assert_ok(mdp_panel_stream_next(stream, 3, got));
     assert_ok(mdp_panel_stream_start(stream, second, 3));
@@ -277,9 +277,9 @@ static void misuse_is_an_error(void **state) {
     mdp_matrix m = {&s->tensors[0], 100, 40, 0, 40, 1, {0}};
     mdp_panel items[3] = {{&m, 0, 10, NULL}, {&m, 10, 10, NULL}, {&m, 20, 10, NULL}}, got[4];
     mdp_panel_stream *stream = NULL;
-    assert_int_equal(mdp_panel_stream_new(s->reader, 1, 400, &stream).code, MDP_INTERNAL);
+    assert_int_equal(mdp_panel_stream_new(s->reader, 1, 400, NULL, &stream).code, MDP_INTERNAL);
     assert_null(stream);
-    assert_ok(mdp_panel_stream_new(s->reader, 3, 400, &stream));
+    assert_ok(mdp_panel_stream_new(s->reader, 3, 400, NULL, &stream));
     assert_ok(mdp_panel_stream_start(stream, items, 3));
     assert_int_equal(mdp_panel_stream_start(stream, items, 3).code, MDP_INTERNAL); /* not taken yet */
     assert_int_equal(mdp_panel_stream_next(stream, 3, got).code, MDP_INTERNAL);    /* depth - 1 is the most */
@@ -304,7 +304,7 @@ static void read_errors_reach_the_consumer(void **state) {
     mdp_panel items[4] = {{&good, 0, 10, NULL}, {&good, 10, 10, NULL}, {&bad, 0, 10, NULL}, {&good, 20, 10, NULL}};
     mdp_panel got[1];
     mdp_panel_stream *stream = NULL;
-    assert_ok(mdp_panel_stream_new(s->reader, 3, 400, &stream));
+    assert_ok(mdp_panel_stream_new(s->reader, 3, 400, NULL, &stream));
     for (int round = 0; round < 3; round++) {
         assert_ok(mdp_panel_stream_start(stream, items, 4));
         assert_ok(mdp_panel_stream_next(stream, 1, got));

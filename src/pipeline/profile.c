@@ -1,0 +1,139 @@
+/* profile.c - profiles of all ranks as one table: least, mean and most of each phase.
+ *
+ * Times travel as whole nanoseconds, so that the collectives for integers serve. Mean times of the phases add up to the
+ * mean time of the pass. */
+#include "pipeline/profile.h"
+
+#include <math.h>
+
+/* Columns of a profile; all but the first are sums over ranks in the table. */
+typedef enum column { SECONDS, FLOP, BYTES_READ, BYTES_SENT, N_COLUMN } column;
+static const char *const column_names[N_COLUMN] = {"seconds", "flop", "bytes_read", "bytes_sent"};
+
+/* Rows: the phases, then what goes on beside them, then the whole pass. */
+enum { READ_AHEAD = MDP_N_PHASE, WIDEN_AHEAD, PASS, N_ROW };
+#define N_CELL (N_ROW * N_COLUMN)
+#define LEAST_SHOWN 500000 /* nanoseconds */
+
+/* Over all ranks; rank 0's. */
+typedef struct merged {
+    int64_t least[N_CELL], sum[N_CELL], most[N_CELL];
+    int n_rank;
+} merged;
+
+static const char *row_name(int row) {
+    static const char *const beside[] = {"read-ahead", "widen-ahead", "pass"};
+    return row < MDP_N_PHASE ? mdp_phase_names[row] : beside[row - MDP_N_PHASE];
+}
+
+static int64_t nanoseconds(double seconds) {
+    return llround(seconds * 1e9);
+}
+
+static void fill(const mdp_profile *profile, int64_t cell[N_CELL]) {
+    for (int row = 0; row < MDP_N_PHASE; row++) {
+        const int64_t own[N_COLUMN] = {nanoseconds(profile->seconds[row]), profile->flop[row], profile->n_read[row],
+                                       profile->n_sent[row]};
+        for (int c = 0; c < N_COLUMN; c++) {
+            cell[row * N_COLUMN + c] = own[c];
+            cell[PASS * N_COLUMN + c] += own[c];
+        }
+    }
+    cell[READ_AHEAD * N_COLUMN + SECONDS] = nanoseconds(profile->read_ahead);
+    cell[WIDEN_AHEAD * N_COLUMN + SECONDS] = nanoseconds(profile->widen_ahead);
+}
+
+static mdp_status merge_all(const mdp_comm *comm, const mdp_profile *profile, merged *out) {
+    int64_t cell[N_CELL] = {0};
+    fill(profile, cell);
+    for (int i = 0; i < N_CELL; i++) {
+        out->least[i] = -cell[i];
+        out->sum[i] = out->most[i] = cell[i];
+    }
+    out->n_rank = comm->size;
+    MDP_TRY(mdp_max_i64_all(comm, out->least, N_CELL));
+    for (int i = 0; i < N_CELL; i++) out->least[i] = -out->least[i];
+    MDP_TRY(mdp_sum_i64_all(comm, out->sum, N_CELL));
+    return mdp_max_i64_all(comm, out->most, N_CELL);
+}
+
+/* ---- the table ----------------------------------------------------------------------------------------------- */
+
+/* One row, unless nothing is in it. */
+static void say_row(const merged *all, int row, mdp_log *log) {
+    int at = row * N_COLUMN;
+    char share[16] = "", speed[16] = "", read[32] = "", sent[32] = "", work[32] = "";
+    double mean = 1e-9 * (double)all->sum[at] / all->n_rank, pass = 1e-9 * (double)all->sum[PASS * N_COLUMN];
+    if (all->most[at] < LEAST_SHOWN && all->sum[at + FLOP] == 0 && all->sum[at + BYTES_READ] == 0) return;
+    if (row < MDP_N_PHASE && pass > 0.0) snprintf(share, sizeof share, "%.1f%%", 100.0 * mean * all->n_rank / pass);
+    if (all->sum[at + BYTES_READ] > 0) mdp_print_bytes(read, all->sum[at + BYTES_READ]);
+    if (all->sum[at + BYTES_SENT] > 0) mdp_print_bytes(sent, all->sum[at + BYTES_SENT]);
+    if (all->sum[at + FLOP] > 0) {
+        snprintf(work, sizeof work, "%.4g", 1e-9 * (double)all->sum[at + FLOP]);
+        if (mean > 0.0) snprintf(speed, sizeof speed, "%.1f", 1e-9 * (double)all->sum[at + FLOP] / all->n_rank / mean);
+    }
+    mdp_log_message(log, MDP_LEVEL_INFO, "  %-12s %9.3f %9.3f %9.3f %7s %10s %10s %10s %8s", row_name(row),
+                    1e-9 * (double)all->least[at], mean, 1e-9 * (double)all->most[at], share, read, sent, work, speed);
+}
+
+static void say_table(const merged *all, const char *pass, mdp_log *log) {
+    mdp_log_message(log, MDP_LEVEL_INFO, "profile  %s: seconds of %d rank%s; bytes and GFLOP of all, GFLOP/s of one",
+                    pass, all->n_rank, all->n_rank == 1 ? "" : "s");
+    mdp_log_message(log, MDP_LEVEL_INFO, "  %-12s %9s %9s %9s %7s %10s %10s %10s %8s", "phase", "least", "mean", "most",
+                    "share", "read", "sent", "GFLOP", "GFLOP/s");
+    for (int row = 0; row < MDP_N_PHASE; row++) say_row(all, row, log);
+    say_row(all, PASS, log);
+    say_row(all, READ_AHEAD, log);
+    say_row(all, WIDEN_AHEAD, log);
+}
+
+/* ---- JSON ---------------------------------------------------------------------------------------------------- */
+
+static json_t *describe_cell(const merged *all, int cell, bool is_time) {
+    if (is_time)
+        return json_pack("{s:f, s:f, s:f}", "min", 1e-9 * (double)all->least[cell], "mean",
+                         1e-9 * (double)all->sum[cell] / all->n_rank, "max", 1e-9 * (double)all->most[cell]);
+    return json_pack("{s:I, s:f, s:I, s:I}", "min", (json_int_t)all->least[cell], "mean",
+                     (double)all->sum[cell] / all->n_rank, "max", (json_int_t)all->most[cell], "total",
+                     (json_int_t)all->sum[cell]);
+}
+
+static json_t *describe_row(const merged *all, int row) {
+    json_t *out = json_object();
+    for (int c = 0; out && c < N_COLUMN; c++) {
+        bool beside = row == READ_AHEAD || row == WIDEN_AHEAD;
+        if (beside && c != SECONDS) continue;
+        if (json_object_set_new(out, column_names[c], describe_cell(all, row * N_COLUMN + c, c == SECONDS)) != 0) {
+            json_decref(out);
+            return NULL;
+        }
+    }
+    return out;
+}
+
+static mdp_status add_pass(const merged *all, const char *pass, json_t *passes) {
+    json_t *root = json_pack("{s:s, s:i, s:{}}", "pass", pass, "ranks", all->n_rank, "phases");
+    json_t *phases = json_object_get(root, "phases");
+    bool good = root != NULL;
+    for (int row = 0; good && row < MDP_N_PHASE; row++)
+        good = json_object_set_new(phases, row_name(row), describe_row(all, row)) == 0;
+    good = good && json_object_set_new(root, "beside", json_object()) == 0;
+    for (int row = READ_AHEAD; good && row < PASS; row++)
+        good = json_object_set_new(json_object_get(root, "beside"), row_name(row), describe_row(all, row)) == 0;
+    good = good && json_object_set_new(root, "all", describe_row(all, PASS)) == 0;
+    if (good && json_array_append(passes, root) == 0) {
+        json_decref(root);
+        return mdp_ok();
+    }
+    json_decref(root);
+    return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+}
+
+mdp_status mdp_profile_tell_all(const mdp_comm *comm, mdp_profile *profile, const char *pass, mdp_log *log,
+                                json_t *passes) {
+    merged all = {.n_rank = 0};
+    mdp_profile_switch(profile, MDP_PHASE_OTHER);
+    MDP_TRY(merge_all(comm, profile, &all));
+    say_table(&all, pass, log);
+    return mdp_agree_all(comm, comm->rank == 0 ? add_pass(&all, pass, passes) : mdp_ok());
+}
