@@ -143,6 +143,8 @@ mdp_status mdp_file_close(const char *path, int fd); /* a failing close of a wri
 mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
 mdp_status mdp_file_pread(const char *path, int fd, void *buffer, int64_t n_byte, int64_t offset);
 mdp_status mdp_file_pwrite(const char *path, int fd, const void *buffer, int64_t n_byte, int64_t offset);
+/* Ask the system to begin writing these bytes to disk, so that a later mdp_file_sync has less to wait for. */
+void mdp_file_begin_sync(int fd, int64_t offset, int64_t n_byte);
 mdp_status mdp_file_sync(const char *path, int fd);
 mdp_status mdp_folder_sync(const char *path); /* fsync of a directory, after a rename in it */
 mdp_status mdp_file_rename(const char *from, const char *to);

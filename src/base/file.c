@@ -158,6 +158,14 @@ mdp_status mdp_file_pwrite(const char *path, int fd, const void *buffer, int64_t
     return mdp_ok();
 }
 
+void mdp_file_begin_sync(int fd, int64_t offset, int64_t n_byte) {
+#ifdef SYNC_FILE_RANGE_WRITE
+    (void)sync_file_range(fd, offset, n_byte, SYNC_FILE_RANGE_WRITE); /* errors come back from fsync */
+#else
+    (void)fd, (void)offset, (void)n_byte;
+#endif
+}
+
 mdp_status mdp_file_sync(const char *path, int fd) {
     MDP_TRY(mdp_fault(MDP_IO, "fsync"));
     return fsync_retry(fd) == 0 ? mdp_ok() : system_error(MDP_IO, path, "flush to disk", errno);

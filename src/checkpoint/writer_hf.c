@@ -104,6 +104,7 @@ static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byt
     MDP_TRY(enter_file(writer, index));
     int64_t place = writer->layout.files[index].data_start + writer->layout.item_offset[number] + offset;
     MDP_TRY(mdp_file_pwrite(writer->path, writer->fd, data, n_byte, place));
+    mdp_file_begin_sync(writer->fd, place, n_byte);
     writer->n_byte += n_byte;
     mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->work.n_byte_own);
     return mdp_ok();

@@ -4,7 +4,6 @@
 #include "command/feasible.h"
 #include "command/mtp.h"
 
-
 #define COPY_BYTE (16ll << 20) /* memory for copying, per rank */
 #define STEP_BYTE 1000000ll
 
