@@ -67,6 +67,7 @@
 #define BIAS_OF_GATE LAYER "mlp.gate.e_score_correction_bias"
 #define BIAS_OF_BLOCK LAYER "mlp.e_score_correction_bias"
 #define BIAS_OF_STATICS LAYER "mlp.moe_statics.e_score_correction_bias"
+#define BIAS_OF_GATE_STATICS LAYER "mlp.gate.moe_statics.e_score_correction_bias"
 
 /* Of layers that predict further tokens in ERNIE; published ones have no experts. */
 #define ERNIE_EXTRA_LAYER "model.mtp_block.{layer}."
@@ -581,7 +582,7 @@ static const mdp_family FAMILIES[] = {
         COMMON_TENSORS,
         .dense = GATED_MLP(""),
         .shared = GATED_MLP("shared_experts."),
-        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_STATICS), BIASED_FUSED_EXPERTS(BIAS_OF_STATICS)},
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_STATICS), BIASED_FUSED_EXPERTS(BIAS_OF_GATE_STATICS)},
         .n_extra = {.name = "num_nextn_predict_layers", .absent = 1, .may_be_zero = true},
         .extra = "model.mtp_",
         .extra_layouts = {ERNIE_EXTRA_EXPERTS},
