@@ -14,10 +14,10 @@ SIZES = dict(vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_h
              intermediate_size=40, max_position_embeddings=256)
 
 
-def save_random(model_type, settings, folder):
+def save_random(model_type, settings, folder, seed=5, **how):
     """Save such a model: matrices that make lively routers and attention, norms around 1, biases around 0."""
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **settings))
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     stored = [*model.named_parameters(), *(b for b in model.named_buffers() if b[0].endswith("e_score_correction_bias"))]
     with torch.no_grad():
         for name, parameter in sorted(dict(stored).items()):
@@ -29,7 +29,7 @@ def save_random(model_type, settings, folder):
             else:
                 values *= parameter.shape[-1] ** -0.5
             parameter.copy_(torch.from_numpy(values))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **how)
     # transformers 5 always writes the list that it derived; older files leave that to the reader.
     config = mdp.read_json(folder / "config.json")
     kept = {key: value for key, value in config.items() if key != "layer_types" or key in settings}
@@ -37,13 +37,14 @@ def save_random(model_type, settings, folder):
     return folder
 
 
-def load(folder):
+def load(folder, **how):
     """The model in float32, which must find every tensor and leave none over."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", output_loading_info=True)
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", output_loading_info=True,
+        **how)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not info.get(kind), (kind, info[kind])
-    return model.eval()
+    return model.float().eval()
 
 
 @contextlib.contextmanager

@@ -43,9 +43,9 @@ def encode_fp8(values, block, power_of_two):
     return (values / scale[..., rows, columns]).astype(ml_dtypes.float8_e4m3fn), scale
 
 
-def fp8(source, folder, block=(128, 128), e8m0=False, settings=None):
-    """The checkpoint with its projections in blocks of FP8."""
-    tensors = load(source)
+def fp8_of(tensors, config, block=(128, 128), e8m0=False, settings=None):
+    """Tensors and config of the checkpoint with its projections in blocks of FP8."""
+    tensors = dict(tensors)
     for name in [name for name in tensors if is_quantised(name, tensors[name])]:
         codes, scale = encode_fp8(tensors[name].float().numpy(), block, e8m0)
         tensors[name] = torch.from_numpy(codes.view(np.uint8)).view(F8)
@@ -53,12 +53,30 @@ def fp8(source, folder, block=(128, 128), e8m0=False, settings=None):
         tensors[f"{name}_scale_inv"] = scale.to(torch.float8_e8m0fnu) if e8m0 else scale
     if settings is None:
         settings = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": list(block)}
-    return save(tensors, {**mdp.read_json(source / "config.json"), "quantization_config": settings}, folder)
+    return tensors, {**config, "quantization_config": settings}
 
 
-def decode(source, folder):
-    """The same values in f32: f32(code) * scale, not rounded further."""
-    tensors, config = load(source), mdp.read_json(source / "config.json")
+def fp8(source, folder, *how, **more):
+    """The checkpoint with its projections in blocks of FP8."""
+    return save(*fp8_of(load(source), mdp.read_json(source / "config.json"), *how, **more), folder)
+
+
+def mxfp4_of(tensors, config, rng):
+    """A gpt_oss whose experts are codes of MXFP4 at random, 32 in 16 bytes for each scale."""
+    result = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            result[name] = tensor
+            continue
+        n_expert, n_in, n_out = tensor.shape
+        result[f"{name}_blocks"] = torch.from_numpy(rng.integers(0, 256, (n_expert, n_out, n_in // 32, 16), np.uint8))
+        result[f"{name}_scales"] = torch.from_numpy(rng.integers(121, 124, (n_expert, n_out, n_in // 32), np.uint8))
+    return result, {**config, "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}}
+
+
+def decoded(tensors, config):
+    """Tensors and config with the same values in f32: f32(code) * scale, not rounded further."""
+    config = dict(config)
     block = config.pop("quantization_config", {}).get("weight_block_size")
     result = {}
     for name, tensor in tensors.items():
@@ -72,4 +90,9 @@ def decode(source, folder):
             scale = torch.from_numpy(scale.view(torch.uint8).numpy().view(ml_dtypes.float8_e8m0fnu).astype(np.float32))
         codes = tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float32)
         result[name] = torch.from_numpy(codes * scale.numpy()[(..., *blockwise(codes.shape, block))])
-    return save(result, config, folder)
+    return result, config
+
+
+def decode(source, folder):
+    """The checkpoint with the same values in f32."""
+    return save(*decoded(load(source), mdp.read_json(source / "config.json")), folder)
