@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""fault_walk.py [--runs N] [--seed S] [--first K] [--out FOLDER]: a walk of faulted runs over all commands.
+"""fault_walk.py [--runs N] [--seed S] [--first K] [--out FOLDER] [--leaks]: a walk of faulted runs over all commands.
 
 In each run one fallible operation, or every so many, fails on one rank, on several or on all (--fault-every and its
 kin, debug builds). What must hold: the run ends in time; all ranks end with the same code, one that fits the fault; one
 sentence when it failed, none when not; what stands under a final name is complete and right; the inputs are as they
-were; sometimes also: the same command without faults succeeds afterwards. Interrupted system calls and partial
-transfers must not be noticed at all.
+were; afterwards the same command without faults succeeds: with --resume, on other ranks, where the command takes resume
+points (as often as it can here), and sometimes with --overwrite. Interrupted system calls and partial transfers must
+not be noticed at all.
 
 As a program it prints one line for each run that broke a rule, and the figures at the end. test_faults.py walks a short
-way. MDP_PROGRAM names the program; a build with sanitizers is recognised by what it says.
+way. MDP_PROGRAM names the program; a build with sanitizers is recognised by what it says, and with --leaks it looks for
+memory that a failing run leaves.
 """
 import argparse
 import collections
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -62,7 +65,9 @@ def h5_content(path):
 class Walk:
     """Inputs made once, what each command gives without faults, and how one faulted run is judged."""
     COMMANDS = {"run": ["plan.json", "stats.h5", "model.h5", "hf"], "observe": ["stats.h5"], "plan": ["plan.json"],
-                "apply": ["model.h5", "hf"], "eval": ["eval.json", "dump.h5"], "export": ["hf"], "inspect": [], "verify": [], "info": []}
+                "apply": ["model.h5", "hf"], "eval": ["eval.json"], "export": ["hf"], "inspect": [], "verify": [], "info": [],
+                "dump": ["eval.json", "dump.h5"]}  # dump: eval with --dump, which cannot go on
+    GOES_ON = {"run", "observe", "apply", "eval", "export"}
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
@@ -91,16 +96,18 @@ class Walk:
     def words(self, command, out, threads):
         """The command line; everything it writes is below `out`."""
         given, forward = self.inputs, ["--threads", threads]
+        points = ["--checkpoint-every", 0] if command in self.GOES_ON else []
         model, tokens = ["--model", given / "model"], ["--tokens", given / "tokens.h5"]
         choice = ["--method", "reap", "--keep", 4]
-        if command in ("observe", "plan", "eval", "export"):
+        if command in ("observe", "plan", "eval", "dump", "export"):
             out.mkdir(exist_ok=True)
-        return [command, *{
+        return ["eval" if command == "dump" else command, *points, *{
             "run": lambda: [*model, *tokens, *choice, "--eval-tokens", given / "tokens.h5", "--format", "both", *forward, "--out", out],
             "observe": lambda: [*model, *tokens, *forward, "--out", out / "stats.h5"],
             "plan": lambda: ["--stats", given / "stats.h5", *choice, "--out", out / "plan.json"],
             "apply": lambda: [*model, "--plan", given / "plan.json", "--format", "both", "--out", out],
-            "eval": lambda: [*model, *tokens, "--plan", given / "plan.json", "--dump", out / "dump.h5", *forward, "--out", out / "eval.json"],
+            "eval": lambda: [*model, *tokens, "--plan", given / "plan.json", *forward, "--out", out / "eval.json"],
+            "dump": lambda: [*model, *tokens, "--plan", given / "plan.json", "--dump", out / "dump.h5", *forward, "--out", out / "eval.json"],
             "export": lambda: ["--model", given / "model.h5", "--out", out / "hf"],
             "inspect": lambda: [given / "model.h5", "--json"],
             "verify": lambda: [given / "model.h5"],
@@ -148,6 +155,17 @@ class Walk:
         if mdp.digests(self.inputs) != self.untouched:
             yield "an input was changed"
 
+    def complete(self, command, out):
+        return all((out / name).exists() and self.equal(command, out, name) for name in self.COMMANDS[command])
+
+    def go_on(self, case, words, out):
+        """What is wrong when the command goes on after the failure, and how that looked."""
+        result = mdp.run({1: 3, 2: 4, 4: 2}[case.ranks], *words, "--resume", timeout=TIMEOUT)
+        left = [path for path in out.rglob("*.state") if path.is_dir()]
+        was_done = set(result.codes) == {73} and "exists already" in result.stderr and not left  # it failed after its last step
+        good = (set(result.codes) == {0} and not left or was_done) and self.complete(case.command, out)
+        return [] if good else ["--resume afterwards does not give the result"], str(result)
+
     def step(self, case):
         """(what is wrong, exit code, how the run looked) of one faulted run."""
         out = self.folder / "out" / str(case.number)
@@ -163,15 +181,20 @@ class Walk:
                              "--fault-rank", case.ranks_hit, timeout=TIMEOUT)
         except AssertionError as hang:
             return ["hang"], None, str(hang)
-        wrong, shown = list(self.judge(case, result, out)), str(result)
-        if case.clean_after and not wrong and self.COMMANDS[case.command]:
-            again = [*words, "--overwrite"]
-            result = mdp.run(case.ranks, *again, timeout=TIMEOUT)
-            if set(result.codes) != {0} or not all((out / n).exists() and self.equal(case.command, out, n) for n in self.COMMANDS[case.command]):
-                wrong, shown = ["a clean run afterwards does not give the result"], shown + str(result)
+        wrong, shown, failed = list(self.judge(case, result, out)), str(result), result.codes[0]
+        try:
+            if failed and not wrong and case.command in self.GOES_ON:
+                wrong, again = self.go_on(case, words, out)
+                shown += again if wrong else ""
+            if case.clean_after and not wrong and self.COMMANDS[case.command]:
+                result = mdp.run(case.ranks, *words, "--overwrite", timeout=TIMEOUT)
+                if set(result.codes) != {0} or not self.complete(case.command, out):
+                    wrong, shown = ["a clean run afterwards does not give the result"], shown + str(result)
+        except AssertionError as hang:
+            wrong, shown = ["hang afterwards"], shown + str(hang)
         if not wrong:
             shutil.rmtree(out, ignore_errors=True)
-        return wrong, result.codes[0], shown
+        return wrong, failed, shown
 
 
 def main():
@@ -180,7 +203,11 @@ def main():
     parse.add_argument("--seed", type=int, default=1)
     parse.add_argument("--first", type=int, default=0, help="number of the first run")
     parse.add_argument("--out", help="keep what went wrong here")
+    parse.add_argument("--leaks", action="store_true", help="of a build with AddressSanitizer")
     options = parse.parse_args()
+    if options.leaks:
+        os.environ["ASAN_OPTIONS"] = "detect_leaks=1:fast_unwind_on_malloc=0"
+        os.environ["LSAN_OPTIONS"] = f"suppressions={mdp.TESTS / 'lsan.supp'}:print_suppressions=0"
     folder = pathlib.Path(options.out or tempfile.mkdtemp())
     walk, codes, wrongs = Walk(folder), collections.Counter(), collections.Counter()
     for case in cases(options.runs, options.seed, options.first):

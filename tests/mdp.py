@@ -42,8 +42,8 @@ class Result:
     command: str
 
     def errors(self):
-        """The sentences of failure: lines that begin with the program's name and a colon."""
-        return re.findall(r"^moe-dist-prune: (.*)$", self.stderr, re.M)
+        """The sentences of failure: lines that begin with the program's name and a colon, but for warnings."""
+        return re.findall(r"^moe-dist-prune: (?!warning: )(.*)$", self.stderr, re.M)
 
     def __str__(self):
         return f"{self.command}\ncodes {self.codes}\n--- stdout\n{self.stdout[-3000:]}\n--- stderr\n{self.stderr[-3000:]}"

@@ -11,12 +11,12 @@
 /* Options that may differ when a command goes on: they change no byte of a result, or name files that have
  * fingerprints. */
 static const mdp_option_id neutral[] = {
-    OPTION_MODEL,        OPTION_TOKENS,           OPTION_EVAL_TOKENS, OPTION_TASKS,   OPTION_PLAN,
-    OPTION_OUT,          OPTION_KEEP_FILE,        OPTION_OVERWRITE,   OPTION_JSON,    OPTION_DRY_RUN,
-    OPTION_RESUME,       OPTION_CHECKPOINT_EVERY, OPTION_MAX_SECONDS, OPTION_GFLOPS,  OPTION_MEMORY,
-    OPTION_BATCH_TOKENS, OPTION_THREADS,          OPTION_CONFIG,      OPTION_QUIET,   OPTION_LOG_LEVEL,
+    OPTION_MODEL,        OPTION_TOKENS,           OPTION_EVAL_TOKENS, OPTION_TASKS,       OPTION_PLAN,
+    OPTION_OUT,          OPTION_KEEP_FILE,        OPTION_OVERWRITE,   OPTION_JSON,        OPTION_DRY_RUN,
+    OPTION_RESUME,       OPTION_CHECKPOINT_EVERY, OPTION_MAX_SECONDS, OPTION_GFLOPS,      OPTION_MEMORY,
+    OPTION_BATCH_TOKENS, OPTION_THREADS,          OPTION_CONFIG,      OPTION_QUIET,       OPTION_LOG_LEVEL,
 #ifdef MDP_DEBUG_HOOKS
-    OPTION_FAULT_EVERY,  OPTION_FAULT_SEED,       OPTION_FAULT_RANK,  OPTION_STOP_AT,
+    OPTION_FAULT_EVERY,  OPTION_FAULT_SEED,       OPTION_FAULT_RANK,  OPTION_FAULT_KINDS, OPTION_STOP_AT,
 #endif
 };
 
@@ -77,7 +77,7 @@ static json_t *list_options(const mdp_session *session) {
     for (int i = 0; i < N_OPTION; i++) {
         const mdp_option_value *value = mdp_session_option(session, (mdp_option_id)i);
         if (!(mdp_option_table[i].commands & session->options->bit) || is_neutral(i)) continue;
-        json_t *texts = json_array();
+        json_t *texts = mdp_option_table[i].type == MDP_OPTION_FLAG ? json_boolean(value->flag) : json_array();
         for (int t = 0; t < value->n_text; t++) json_array_append_new(texts, json_string(value->texts[t]));
         json_object_set_new(list, mdp_option_table[i].name, texts);
     }
@@ -117,6 +117,11 @@ static mdp_status compare_options(const char *folder, const json_t *then, const 
     json_object_foreach((json_t *)now, name, value) {
         const json_t *old = json_object_get(then, name);
         if (json_equal(old, value)) continue;
+        if (json_is_boolean(value))
+            return MDP_ERROR(MDP_USAGE,
+                             "--resume: %s is of a run %s --%s; go on with the same options, or start again with "
+                             "--overwrite.",
+                             folder, json_is_true(value) ? "without" : "with", name);
         return MDP_ERROR(MDP_USAGE,
                          "--resume: %s is of a run with --%s %s, now it is %s; go on with the same options, or start "
                          "again with --overwrite.",

@@ -52,7 +52,6 @@ static mdp_status open_all(mdp_session *session, streams *all) {
     MDP_TRY(mdp_session_open_tasks_all(session));
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
     MDP_TRY(mdp_session_open_resume_all(session, false));
-    MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, 0));
     return dump ? mdp_session_check_output_all(session, dump, 0) : mdp_ok();
 }
 
@@ -128,6 +127,7 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_pass pass = {.n_stream = all->n, .with_head = true};
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, pass, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, pass, &estimate));
+    MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, estimate.bytes_saved));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     mdp_forward_options options = mdp_session_forward_options(session);

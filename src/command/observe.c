@@ -12,9 +12,7 @@ static mdp_status open_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
-    MDP_TRY(mdp_session_open_resume_all(session, false));
-    return mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text,
-                                        estimate_stats(session));
+    return mdp_session_open_resume_all(session, false);
 }
 
 mdp_status mdp_command_observe_all(mdp_session *session) {
@@ -24,6 +22,9 @@ mdp_status mdp_command_observe_all(mdp_session *session) {
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, (mdp_pass){.n_stream = 1}, &estimate));
     estimate.memory += mdp_stats_memory(session->model, session->tokens->n_category, session->comm->size);
     estimate.bytes_written = estimate_stats(session);
+    /* Sums are as large in a resume point as in the file; there may be two points beside it. */
+    MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text,
+                                         3 * estimate.bytes_written + estimate.bytes_saved));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     mdp_forward_options options = mdp_session_forward_options(session);

@@ -50,6 +50,8 @@ mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens
     estimate->flop += cost.flop;
     estimate->bytes_read += cost.bytes_read;
     if (cost.memory > estimate->memory) estimate->memory = cost.memory;
+    int64_t saved = 2 * pass.n_stream * cost.batch_tokens * session->model->d_model * (int64_t)sizeof(float);
+    if (saved > estimate->bytes_saved) estimate->bytes_saved = saved;
     if (estimate->n_batch == 0) {
         estimate->batch_tokens = cost.batch_tokens;
         estimate->n_batch = cost.n_batch;

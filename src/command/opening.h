@@ -13,6 +13,7 @@ typedef struct mdp_estimate {
     int64_t n_batch;        /* of the first pass */
     int64_t bytes_read;     /* all ranks */
     int64_t bytes_written;  /* all ranks */
+    int64_t bytes_saved;    /* the largest resume point, and the one that it takes the place of */
     double flop_per_second; /* all ranks; 0: neither measured nor given */
 } mdp_estimate;
 

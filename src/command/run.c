@@ -125,7 +125,6 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_open_resume_all(session, true));
     int64_t result_byte = mdp_transform_estimate(session->model, session->mtp_model, made->budget.keep);
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
-    MDP_TRY(check_outputs_all(session, n_container * result_byte));
     for (int64_t r = 0; r < mdp_session_option(session, OPTION_ROUNDS)->integer; r++)
         MDP_TRY(mdp_session_add_pass_all(session, session->tokens, observe, &estimate));
     estimate.memory += mdp_stats_memory(session->model, session->tokens->n_category, session->comm->size);
@@ -133,6 +132,9 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, both, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, both, &estimate));
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
+    /* Sums are as large in a resume point as in stats.h5; there may be two points beside it. */
+    int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category);
+    MDP_TRY(check_outputs_all(session, estimate.bytes_written + estimate.bytes_saved + 3 * stats_byte));
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
     return mdp_session_open_lines_all(session, &estimate);
 }

@@ -47,16 +47,22 @@ static int64_t residual_bytes(const mdp_forward *forward, const mdp_partition *p
     return forward->pass.n_stream * partition->batch_tokens * forward->model->d_model * (int64_t)sizeof(float);
 }
 
-/* Collective on forward->comm. */
-static mdp_status tell_nonfinite_all(const mdp_forward *forward, const mdp_engine *engine) {
+/* engine NULL: the pass was done already. Collective on forward->comm. */
+static mdp_status tell_nonfinite_all(const mdp_forward *forward, const mdp_stage *stage, const mdp_engine *engine) {
     int64_t n, layer;
     char count[32];
-    MDP_TRY(mdp_engine_nonfinite_all(engine, &n, &layer));
+    MDP_TRY(mdp_stage_nonfinite_all(stage, engine, &n, &layer));
     if (n > 0)
         mdp_log_message(forward->options->log, MDP_LEVEL_WARN,
                         "%s: %s activations were not finite and counted as 0, the first in layer %lld", forward->phase,
                         mdp_print_count(count, n), (long long)layer);
     return mdp_ok();
+}
+
+/* What an earlier run has finished. */
+static mdp_status take_finished_all(const mdp_forward *forward, mdp_stage *stage) {
+    MDP_TRY(mdp_stage_restore_all(stage, NULL));
+    return forward->options->allow_nonfinite ? tell_nonfinite_all(forward, stage, NULL) : mdp_ok();
 }
 
 static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
@@ -85,7 +91,7 @@ static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     while (status.code == MDP_OK && !mdp_stage_is_finished(stage))
         status = run_batch_all(forward, engine, stage, progress, &profile);
     mdp_progress_destroy(progress);
-    if (status.code == MDP_OK && forward->options->allow_nonfinite) status = tell_nonfinite_all(forward, engine);
+    if (status.code == MDP_OK && forward->options->allow_nonfinite) status = tell_nonfinite_all(forward, stage, engine);
     mdp_engine_destroy(engine);
     if (status.code == MDP_OK && forward->options->profiles)
         status = mdp_profile_tell_all(forward->comm, &profile, forward->phase, forward->options->log,
@@ -110,7 +116,7 @@ mdp_status mdp_forward_all(const mdp_forward *forward) {
     if (status.code == MDP_OK) status = mdp_agree_all(forward->comm, cut(forward, &stage, &partition));
     if (status.code == MDP_OK && partition) { /* agreed: there on every rank */
         if (mdp_stage_is_finished(&stage))
-            status = mdp_stage_restore_all(&stage, NULL);
+            status = take_finished_all(forward, &stage);
         else
             status = run_all(forward, &stage);
     }

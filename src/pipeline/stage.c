@@ -16,14 +16,15 @@ static json_t *int_list(int n, int (*of)(const mdp_engine *engine, int i), const
     return list;
 }
 
-/* engine NULL: no batch is in the making. */
-static mdp_status print_text(const mdp_stage *stage, const mdp_engine *engine, char **out) {
+/* engine NULL: no batch is in the making. `nonfinite`: as in mdp_stage. */
+static mdp_status print_text(const mdp_stage *stage, const mdp_engine *engine, const int64_t nonfinite[2], char **out) {
     int n_state = engine ? mdp_engine_n_state(engine) : 0;
     json_t *root =
-        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o}", "identity", stage->resume->digest, "phase",
+        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "identity", stage->resume->digest, "phase",
                   stage->forward->phase, "batch", (json_int_t)stage->at.batch, "layer", (json_int_t)stage->at.layer,
                   "n_batch", (json_int_t)stage->partition->n_batch, "batch_tokens", (json_int_t)stage->batch_tokens,
-                  "leaders", int_list(n_state, mdp_engine_leader_of, engine), "stream_states",
+                  "nonfinite", (json_int_t)nonfinite[0], "first_nonfinite", (json_int_t)nonfinite[1], "leaders",
+                  int_list(n_state, mdp_engine_leader_of, engine), "stream_states",
                   int_list(engine ? stage->forward->pass.n_stream : 0, mdp_engine_state_of, engine));
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the text of a resume point.");
@@ -46,6 +47,8 @@ static mdp_status parse_text(mdp_stage *stage, const char *text) {
     MDP_TRY(mdp_json_int(stage->found, "batch", stage->path, &stage->at.batch));
     MDP_TRY(mdp_json_int(stage->found, "layer", stage->path, &stage->at.layer));
     MDP_TRY(mdp_json_int(stage->found, "batch_tokens", stage->path, &stage->batch_tokens));
+    MDP_TRY(mdp_json_int(stage->found, "nonfinite", stage->path, &stage->nonfinite[0]));
+    MDP_TRY(mdp_json_int(stage->found, "first_nonfinite", stage->path, &stage->nonfinite[1]));
     if (strcmp(identity, stage->resume->digest) != 0 || strcmp(phase, stage->forward->phase) != 0)
         return no_match(stage);
     return mdp_ok();
@@ -83,7 +86,7 @@ static mdp_status look_for_point_all(mdp_stage *stage) {
 }
 
 mdp_status mdp_stage_open_all(const mdp_forward *forward, mdp_stage *stage) {
-    *stage = (mdp_stage){.forward = forward, .start = mdp_seconds()};
+    *stage = (mdp_stage){.forward = forward, .start = mdp_seconds(), .nonfinite = {0, -1}};
     if (!forward->options->resume || !forward->describe) return mdp_ok();
     stage->resume = forward->options->resume;
     MDP_AGREE(forward->comm, name_point(stage->resume, stage->resume->n_pass++, &stage->path));
@@ -194,6 +197,16 @@ mdp_status mdp_stage_restore_all(mdp_stage *stage, mdp_engine *engine) {
     return status;
 }
 
+mdp_status mdp_stage_nonfinite_all(const mdp_stage *stage, const mdp_engine *engine, int64_t *n, int64_t *layer) {
+    *n = 0;
+    *layer = -1;
+    if (engine) MDP_TRY(mdp_engine_nonfinite_all(engine, n, layer));
+    if (stage->nonfinite[0] == 0) return mdp_ok();
+    *n += stage->nonfinite[0];
+    if (*layer < 0 || stage->nonfinite[1] < *layer) *layer = stage->nonfinite[1];
+    return mdp_ok();
+}
+
 /* ---- saving and stopping --------------------------------------------------------------------------------------- */
 
 static mdp_status write_point_all(const mdp_stage *stage, const mdp_engine *engine) {
@@ -201,8 +214,10 @@ static mdp_status write_point_all(const mdp_stage *stage, const mdp_engine *engi
     const mdp_engine *inside = stage->at.layer > 0 ? engine : NULL;
     mdp_point point = {0};
     char *text = NULL;
+    int64_t nonfinite[2];
+    MDP_TRY(mdp_stage_nonfinite_all(stage, engine, &nonfinite[0], &nonfinite[1]));
     mdp_status status = describe(stage, inside, false, &point);
-    if (status.code == MDP_OK) status = print_text(stage, inside, &text);
+    if (status.code == MDP_OK) status = print_text(stage, inside, nonfinite, &text);
     status = mdp_agree_all(comm, status);
     if (status.code == MDP_OK) status = mdp_resume_make_folder_all(comm, stage->resume);
     if (status.code == MDP_OK) status = mdp_point_write_all(comm, stage->path, text, &point);

@@ -14,6 +14,8 @@ typedef struct mdp_stage {
     mdp_position at;  /* where the pass stands */
     double start;     /* mdp_seconds() */
     bool was_stopped; /* found is not NULL */
+    int64_t
+        nonfinite[2]; /* values that counted as 0 before the point that was found; the first layer in which, or -1 */
 } mdp_stage;
 
 /* The next pass of the command: look for its resume point. Fills batch_tokens (0: the caller chooses) and `at`.
@@ -27,6 +29,8 @@ bool mdp_stage_is_finished(const mdp_stage *stage);
 mdp_status mdp_stage_restore_all(mdp_stage *stage, mdp_engine *engine);
 /* After a step: save or stop when it is time. MDP_STOPPED, when all is saved. Collective. */
 mdp_status mdp_stage_look_all(mdp_stage *stage, mdp_engine *engine, mdp_position at);
+/* As mdp_engine_nonfinite_all, with what counted as 0 before the pass went on. engine may be NULL. Collective. */
+mdp_status mdp_stage_nonfinite_all(const mdp_stage *stage, const mdp_engine *engine, int64_t *n, int64_t *layer);
 void mdp_stage_close(mdp_stage *stage);
 
 #endif

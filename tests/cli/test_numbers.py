@@ -106,6 +106,22 @@ def test_allowed_they_count_as_zero(tokens, tmp_path):
     assert mdp.digests(tmp_path / "nan1.h5") == {".": mdp.digests(tmp_path / "nan4.h5").popitem()[1]}
 
 
+def test_allowed_they_are_counted_across_a_stop(tokens, tmp_path):
+    """Stopped after every layer, the number and the first layer are those of an unbroken run; with or without is noticed."""
+    nan = make(tmp_path / "nan", spoil((W2(0, 3), (4, 0), np.nan), (W2(2, 1), (4, 0), np.nan)))
+    words = ["observe", "--model", nan, "--tokens", tokens, "--allow-nonfinite", "--out"]
+    said = re.search(r"\S+ activations were not finite .*", mdp.succeed(2, *words, tmp_path / "whole.h5").stderr)[0]
+    assert said.endswith("the first in layer 0")
+    for ranks in (1, 3, 2):
+        result = mdp.run(ranks, *words, tmp_path / "parts.h5", "--resume", "--stop-at", 1)
+        assert set(result.codes) == {75}, str(result)
+    without = [word for word in words if word != "--allow-nonfinite"]
+    mdp.refuse(2, 2, "of a run with --allow-nonfinite; go on with the same options", *without, tmp_path / "parts.h5", "--resume")
+    result = mdp.succeed(2, *words, tmp_path / "parts.h5", "--resume")
+    assert said in result.stderr, str(result)
+    assert (tmp_path / "parts.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
 # ---- edges of routing
 
 def one_expert(weights):
