@@ -104,14 +104,29 @@ mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output) {
     return mdp_transform_excerpt(output, first, last);
 }
 
-/* The folder needs the same number of experts in every layer. */
+/* The result with the same number of experts in every layer, as a folder needs it. Local. */
+static mdp_status describe_padded(const mdp_session *session, const mdp_plan *plan, const mdp_output *output,
+                                  mdp_output **out) {
+    mdp_extra extra;
+    MDP_TRY(mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), output->plan_text,
+                                 output->provenance_text, true, out));
+    return mdp_session_excerpt(session, *out);
+}
+
+mdp_status mdp_session_result_bytes(const mdp_session *session, const mdp_plan *plan, const mdp_output *output,
+                                    mdp_result_bytes *out) {
+    mdp_output *padded = NULL;
+    *out = (mdp_result_bytes){.native = mdp_session_wants_native(session) ? output->tensor_byte : 0};
+    if (!mdp_session_wants_hf(session)) return mdp_ok();
+    mdp_status status = output->uniform ? mdp_ok() : describe_padded(session, plan, output, &padded);
+    if (status.code == MDP_OK) out->folder = padded ? padded->tensor_byte : output->tensor_byte;
+    mdp_output_destroy(padded);
+    return status;
+}
+
 static mdp_status write_padded_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     mdp_output *padded = NULL;
-    mdp_extra extra;
-    mdp_status status =
-        mdp_agree_all(session->comm, mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra),
-                                                          output->plan_text, output->provenance_text, true, &padded));
-    if (status.code == MDP_OK && padded) status = mdp_agree_all(session->comm, mdp_session_excerpt(session, padded));
+    mdp_status status = mdp_agree_all(session->comm, describe_padded(session, plan, output, &padded));
     if (status.code == MDP_OK && padded) status = write_below_all(MDP_HF_FOLDER, session, padded, "hf");
     mdp_output_destroy(padded);
     return status;

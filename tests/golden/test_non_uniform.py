@@ -2,6 +2,7 @@
 difference, and nothing that is computed changes.
 """
 import json
+import subprocess
 
 import h5py
 import numpy as np
@@ -21,6 +22,7 @@ CASES = {
     "minimax_m2, bf16": ("minimax_m2", dict(**SIZES, num_local_experts=6, num_experts_per_tok=2, head_dim=16, rotary_dim=8),
                          {"0": 2, "1": 4, "2": 3}),
     "gpt_oss, mxfp4": (None, None, {"0": 3, "1": 5, "2": 4}),
+    "glm4_moe, f16": ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), {"1": 2, "2": 5}),
     "glm4_moe, fp8": ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), {"1": 4, "2": 2}),
 }
 
@@ -28,9 +30,10 @@ CASES = {
 def make(case, tmp_path):
     model_type, settings, keep = CASES[case]
     folder = mdp.GOLDEN / "gpt_oss_mxfp4" if "mxfp4" in case else save_random(model_type, settings, tmp_path / "made")
-    if "bf16" in case:
-        tensors = {name: tensor.bfloat16() for name, tensor in quantise.load(folder).items()}
-        folder = quantise.save(tensors, mdp.read_json(folder / "config.json"), tmp_path / "bf16")
+    if case.endswith("f16"):
+        kind = torch.bfloat16 if "bf16" in case else torch.float16
+        tensors = {name: tensor.to(kind) for name, tensor in quantise.load(folder).items()}
+        folder = quantise.save(tensors, mdp.read_json(folder / "config.json"), tmp_path / "half")
     if "fp8" in case:
         folder = quantise.fp8(folder, tmp_path / "fp8", (16, 32))
     (tmp_path / "keep.json").write_text(json.dumps(keep), encoding="utf-8")
@@ -65,7 +68,7 @@ def test_padded_folder_computes_what_model_h5_does(case, tmp_path):
             values, n_group = tensor.float().numpy(), config.get("n_group", 1)
             n_kept = keep[name.split(".")[2]] // n_group
             assert np.isfinite(values).all()
-            in_groups = values.reshape(n_group, -1) < -1e29
+            in_groups = values.reshape(n_group, -1) < (-6e4 if tensor.dtype == torch.float16 else -1e29)
             assert not in_groups[:, :n_kept].any() and in_groups[:, n_kept:].all(), name
     assert n_bias == len(keep)
     mdp.succeed(2, "export", "--model", native, "--non-uniform", "pad", "--out", tmp_path / "exported")
@@ -73,7 +76,7 @@ def test_padded_folder_computes_what_model_h5_does(case, tmp_path):
     mdp.succeed(2, "verify", padded)
 
 
-@pytest.mark.parametrize("case", ["glm4_moe", "glm4_moe, groups"])
+@pytest.mark.parametrize("case", ["glm4_moe", "glm4_moe, groups", "glm4_moe, f16"])
 def test_transformers_computes_the_padded_folder_as_the_original_without_the_removed_experts(case, tmp_path):
     original, tokens = make(case, tmp_path), write_tokens(96, tmp_path / "tokens.h5")
     mdp.succeed(2, *prune(original, tokens, tmp_path, "--non-uniform", "pad"))
@@ -82,6 +85,25 @@ def test_transformers_computes_the_padded_folder_as_the_original_without_the_rem
             for layer in mdp.read_json(tmp_path / "out" / "plan.json")["layers"]}
     with masked(load(original), kept) as model, torch.no_grad():
         assert_dump_equals(tmp_path / "hf.h5", tokens, model)
+
+
+def test_added_experts_count_in_the_space_that_is_asked_for(tmp_path):
+    library = tmp_path / "full_disk.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, mdp.TESTS / "full_disk.c", "-ldl"], check=True)
+    original, tokens = make("glm4_moe", tmp_path), write_tokens(96, tmp_path / "tokens.h5")
+    mdp.succeed(2, *prune(original, tokens, tmp_path, "--non-uniform", "pad"))
+    need = sum(values.numel() * values.element_size() for values in quantise.load(tmp_path / "out" / "hf").values())
+
+    def apply_words(n_free, out):
+        return (["apply", "--model", original, "--plan", tmp_path / "out" / "plan.json", "--non-uniform", "pad", "--format", "safetensors",
+                 "--out", out], {"within": ["env", f"LD_PRELOAD={library}", f"FREE_BYTES={n_free}"]})
+
+    words, how = apply_words(need - 1, tmp_path / "short")
+    mdp.refuse(2, 73, r"the output needs .* the file system of .* has .* free", *words, **how)
+    assert not (tmp_path / "short").exists()
+    words, how = apply_words(need, tmp_path / "enough")
+    mdp.succeed(2, *words, **how)
+    assert mdp.digests(tmp_path / "enough" / "hf") == mdp.digests(tmp_path / "out" / "hf")
 
 
 def test_padding_is_refused_where_it_would_change_results(tmp_path):
