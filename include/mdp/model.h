@@ -177,6 +177,9 @@ mdp_status mdp_model_bind_extra(const mdp_model *model, mdp_model **out);
 void mdp_model_destroy(mdp_model *model); /* NULL is allowed */
 /* Names of the supported families, NULL-terminated. */
 const char *const *mdp_family_names(void);
+/* The family table as a JSON array: model_type, keys and tensors that change when experts are removed, what a family
+ * has. Local. */
+mdp_status mdp_families_list(json_t **out);
 
 /* Are the angles of a sequence of `length` tokens other than those of short ones? */
 bool mdp_rope_is_stretched(const mdp_rope *rope, int64_t length);

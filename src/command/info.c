@@ -64,14 +64,17 @@ static void show_table(const json_t *root) {
 
 /* Rank 0. */
 static mdp_status show(const mdp_session *session, double flop_per_second) {
-    json_t *root = describe(session, flop_per_second);
+    json_t *root = describe(session, flop_per_second), *families = NULL;
     char *text = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the description.");
     mdp_status status = mdp_ok();
-    if (mdp_session_option(session, OPTION_JSON)->flag)
-        status = mdp_json_print(root, &text);
-    else
+    if (mdp_session_option(session, OPTION_JSON)->flag) {
+        status = mdp_families_list(&families);
+        if (status.code == MDP_OK) json_object_set_new(root, "family_table", families);
+        if (status.code == MDP_OK) status = mdp_json_print(root, &text);
+    } else {
         show_table(root);
+    }
     if (text) fputs(text, stdout);
     mdp_free(text);
     json_decref(root);

@@ -2,8 +2,11 @@
 
 tests/campaigns/random-checkpoints does the same for any number of them.
 """
+import re
+
 import pytest
 
+import mdp
 import random_checkpoints
 
 # One of each family and another Phi; together they have every kind of weights, rope, router and file that is drawn.
@@ -34,3 +37,12 @@ def properties(case):
         found.add(("one kv head", settings["num_key_value_heads"] == 1 < settings["num_attention_heads"]))
     found.add(("groups", settings.get("n_group", 1) > 1, settings.get("topk_group", 1) < settings.get("n_group", 1)))
     return found
+
+
+def test_the_page_of_families_is_up_to_date():
+    """doc/families.md lists every family of the program, and none that is not compared with transformers."""
+    made = mdp.tool("families", "--check", check=False)
+    assert made.returncode == 0, made.stderr
+    rows = [line.split("|") for line in (mdp.ROOT / "doc" / "families.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert [row[1].strip(" `") for row in rows] == mdp.info()["families"]
+    assert all(re.search("[1-9]", row[-2]) for row in rows)
