@@ -3,6 +3,7 @@
 
 int main(int n_word, char **words) {
     int provided = 0;
+    mdp_comm_prepare();
     if (MPI_Init_thread(&n_word, &words, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) return MDP_INTERNAL;
     mdp_comm *comm = NULL;
     mdp_status status = mdp_comm_new_all(MPI_COMM_WORLD, &comm);

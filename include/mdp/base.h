@@ -141,6 +141,8 @@ mdp_status mdp_file_create(const char *path, int *fd); /* read-write, must not e
 mdp_status mdp_file_open_write(const char *path, int *fd);
 mdp_status mdp_file_close(const char *path, int fd); /* a failing close of a written file is an error */
 mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
+/* Time of the last change of an open file, or of what is at `path` (fd -1), in nanoseconds. */
+mdp_status mdp_file_changed(const char *path, int fd, int64_t *time);
 mdp_status mdp_file_pread(const char *path, int fd, void *buffer, int64_t n_byte, int64_t offset);
 mdp_status mdp_file_pwrite(const char *path, int fd, const void *buffer, int64_t n_byte, int64_t offset);
 /* Ask the system to begin writing these bytes to disk, so that a later mdp_file_sync has less to wait for. */

@@ -114,6 +114,8 @@ void mdp_reader_destroy(mdp_reader *reader);
 /* n_byte bytes of file `file` from `offset`. Thread-safe. A file shorter than when it was catalogued is an error that
  * says so. */
 mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out);
+/* Are the files that were read as they were when they were first opened? MDP_BAD_INPUT names one that is not. Local. */
+mdp_status mdp_reader_check(mdp_reader *reader);
 int64_t mdp_reader_bytes(const mdp_reader *reader);  /* bytes read so far */
 double mdp_reader_seconds(const mdp_reader *reader); /* that this took, of all threads together */
 

@@ -28,6 +28,9 @@ void mdp_resume_destroy(mdp_resume *resume); /* NULL is allowed */
 mdp_status mdp_resume_make_folder_all(const mdp_comm *comm, mdp_resume *resume);
 /* Remove the folder and what is in it. Rank 0. */
 mdp_status mdp_resume_remove(const mdp_resume *resume);
+/* Are the files that the reader has read as they were (mdp_reader_check)? If not, what was saved from them is removed,
+ * since it may be of two models. `resume` may be NULL. Collective on `comm`. */
+mdp_status mdp_resume_check_inputs_all(const mdp_comm *comm, mdp_resume *resume, mdp_reader *reader);
 /* name in the folder, new text. */
 mdp_status mdp_resume_path(const mdp_resume *resume, const char *name, char **out);
 

@@ -118,6 +118,15 @@ mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte) {
     return mdp_ok();
 }
 
+mdp_status mdp_file_changed(const char *path, int fd, int64_t *time) {
+    struct stat info;
+    MDP_TRY(mdp_fault(MDP_IO, "stat"));
+    if ((fd < 0 ? stat(path, &info) : fstat(fd, &info)) != 0)
+        return system_error(MDP_IO, path, "find the time of the last change", errno);
+    *time = (int64_t)info.st_mtim.tv_sec * 1000000000 + info.st_mtim.tv_nsec;
+    return mdp_ok();
+}
+
 mdp_status mdp_file_pread(const char *path, int fd, void *buffer, int64_t n_byte, int64_t offset) {
     MDP_TRY(mdp_fault(MDP_IO, "read"));
     char from[32], to[32], end[32];

@@ -2,7 +2,8 @@
  *
  * Descriptors are opened at first use and at most MAX_OPEN are kept: a sharded model may have more files than a process
  * may have open. A descriptor in use is never closed; when all are in use the number is exceeded for a moment. A read
- * beyond the size that the catalogue saw, and a file that has become shorter since, are errors that say so. */
+ * beyond the size that the catalogue saw, and a file that has become shorter since, are errors that say so; and so is a
+ * file that was changed between its first and its last use. */
 #include "mdp/checkpoint.h"
 
 #include <inttypes.h>
@@ -12,9 +13,11 @@
 #define MAX_OPEN 64
 
 typedef struct open_file {
-    int fd;        /* -1: closed */
-    int n_user;    /* reads under way */
-    int64_t stamp; /* time of the last use, in uses */
+    int fd;          /* -1: closed */
+    int n_user;      /* reads under way */
+    int64_t stamp;   /* time of the last use, in uses */
+    bool known;      /* `changed` is: the file was opened before */
+    int64_t changed; /* when it was first opened (mdp_file_changed) */
 } open_file;
 
 struct mdp_reader {
@@ -80,6 +83,31 @@ static void make_room(mdp_reader *reader) {
     if (oldest >= 0) close_file(reader, oldest);
 }
 
+/* A file that is opened for the first time is noted, any other must be as it was. Called with the lock held. */
+static mdp_status compare_time(mdp_reader *reader, int32_t file, int fd) {
+    open_file *f = &reader->files[file];
+    const char *path = reader->catalogue->files[file];
+    int64_t changed;
+    MDP_TRY(mdp_file_changed(path, fd, &changed));
+    if (!f->known) f->changed = changed;
+    f->known = true;
+    if (f->changed == changed) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: was changed while it was read, so that results would be of two models; run again with "
+                     "--overwrite when it is complete.",
+                     path);
+}
+
+mdp_status mdp_reader_check(mdp_reader *reader) {
+    mdp_status status = mdp_ok();
+    pthread_mutex_lock(&reader->lock);
+    for (int32_t i = 0; i < reader->catalogue->n_file && status.code == MDP_OK; i++) {
+        if (reader->files[i].known) status = compare_time(reader, i, -1);
+    }
+    pthread_mutex_unlock(&reader->lock);
+    return status;
+}
+
 /* Called with the lock held. */
 static mdp_status open_catalogued(mdp_reader *reader, int32_t file) {
     const char *path = reader->catalogue->files[file];
@@ -96,6 +124,7 @@ static mdp_status open_catalogued(mdp_reader *reader, int32_t file) {
                            " when the run began; it was changed in between. Run again when it is complete.",
                            path, n_byte, reader->catalogue->file_bytes[file]);
     }
+    if (status.code == MDP_OK) status = compare_time(reader, file, fd);
     if (status.code != MDP_OK) close_file(reader, file);
     return status;
 }

@@ -36,3 +36,12 @@ mdp_status mdp_resume_make_folder_all(const mdp_comm *comm, mdp_resume *resume) 
 mdp_status mdp_resume_remove(const mdp_resume *resume) {
     return mdp_folder_remove(resume->folder);
 }
+
+mdp_status mdp_resume_check_inputs_all(const mdp_comm *comm, mdp_resume *resume, mdp_reader *reader) {
+    mdp_status status = mdp_agree_all(comm, mdp_reader_check(reader));
+    if (status.code != MDP_BAD_INPUT || !resume || !resume->exists) return status;
+    mdp_status removed = comm->rank == 0 ? mdp_resume_remove(resume) : mdp_ok();
+    (void)removed; /* the first error is the one to tell */
+    resume->exists = resume->saved = false;
+    return status;
+}

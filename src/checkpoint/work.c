@@ -231,6 +231,7 @@ mdp_status mdp_work_run_all(mdp_work *work, const mdp_copy *copy, mdp_settle_fn 
         part.digests = work->digests + (first - work->first);
         first = part.last;
         MDP_AGREE(work->comm, mdp_copy_run(&part));
+        MDP_TRY(mdp_resume_check_inputs_all(work->comm, work->resume, copy->reader));
         if (r + 1 < n_round) MDP_TRY(look_all(work, copy->context, settle));
     }
     return collect_all(work);

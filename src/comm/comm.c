@@ -93,6 +93,10 @@ static mdp_status set_up_all(mdp_comm *comm) {
     return mdp_ok();
 }
 
+void mdp_comm_prepare(void) {
+    setenv("OMPI_MCA_sharedfp", "^sm,lockedfile", 0);
+}
+
 mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out) {
     *out = NULL;
     mdp_comm made = {.count_max = DEFAULT_COUNT_MAX};

@@ -2,6 +2,7 @@
  *
  * Rank 0 lays out the file; then every rank writes the sequences it holds, layer after layer, independently. Only for
  * small inputs: the arrays of a batch are kept until their layer is done. */
+#include "checkpoint/h5_make.h"
 #include "checkpoint/h5_parallel.h"
 #include "evaluate/evaluate.h"
 
@@ -125,7 +126,7 @@ static mdp_status lay_out(mdp_dump *dump) {
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, dump->partial));
     dump->file = H5Fcreate(dump->partial, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
     if (dump->file < 0) {
-        return MDP_ERROR(MDP_CANNOT_CREATE, "%s: cannot be created; is its folder there and writable?", dump->path);
+        return mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", dump->path);
     }
     bool good = true;
     for (int stream = 0; stream < dump->n_stream; stream++) {

@@ -2,6 +2,7 @@
  * same for equal content.
  *
  * Layout in doc/formats.md. A reader takes the limbs; the f64 beside them is for people and h5py. */
+#include "checkpoint/h5_make.h"
 #include "observe/stats_file.h"
 
 #include <hdf5.h>
@@ -181,10 +182,9 @@ static mdp_status write_scalars(const mdp_stats *stats, const char *partial, hid
     hid_t create = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_obj_track_times(create, false);
     *file = H5Fcreate(partial, H5F_ACC_TRUNC, create, H5P_DEFAULT);
+    mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", partial);
     H5Pclose(create);
-    if (*file < 0) {
-        return MDP_ERROR(MDP_CANNOT_CREATE, "%s: cannot be created; is its folder there and writable?", partial);
-    }
+    MDP_TRY(status);
     return write_content(*file, stats, partial);
 }
 

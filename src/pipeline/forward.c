@@ -91,6 +91,7 @@ static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     while (status.code == MDP_OK && !mdp_stage_is_finished(stage))
         status = run_batch_all(forward, engine, stage, progress, &profile);
     mdp_progress_destroy(progress);
+    if (status.code == MDP_OK) status = mdp_resume_check_inputs_all(forward->comm, stage->resume, forward->reader);
     if (status.code == MDP_OK && forward->options->allow_nonfinite) status = tell_nonfinite_all(forward, stage, engine);
     mdp_engine_destroy(engine);
     if (status.code == MDP_OK && forward->options->profiles)

@@ -229,7 +229,8 @@ static mdp_status write_point_all(const mdp_stage *stage, const mdp_engine *engi
 static mdp_status save_all(const mdp_stage *stage, const mdp_engine *engine) {
     double start = mdp_seconds();
     MDP_TRY(stage->forward->gather_all(stage->forward->context));
-    mdp_status status = write_point_all(stage, engine);
+    mdp_status status = mdp_resume_check_inputs_all(stage->forward->comm, stage->resume, stage->forward->reader);
+    if (status.code == MDP_OK) status = write_point_all(stage, engine);
     mdp_watch_saved(&stage->resume->watch, start);
     stage->resume->saved = stage->resume->saved || status.code == MDP_OK;
     return status;
@@ -268,7 +269,8 @@ mdp_status mdp_stage_look_all(mdp_stage *stage, mdp_engine *engine, mdp_position
     }
     if (verdict == MDP_GO_ON) return mdp_ok();
     mdp_status status = save_all(stage, engine);
-    if (verdict == MDP_STOP) return status.code == MDP_OK ? stopped(stage) : status;
+    if (verdict == MDP_STOP && status.code == MDP_OK) return stopped(stage);
+    if (verdict == MDP_STOP || status.code == MDP_BAD_INPUT) return status;
     if (status.code != MDP_OK) warn(stage, &status);
     return mdp_ok();
 }
