@@ -149,3 +149,13 @@ def assert_close(ours, theirs, relative=1e-4):
     assert ours.keys() == theirs.keys()
     for key in theirs:
         assert abs(ours[key] - theirs[key]) <= relative * abs(theirs[key]), (key, ours[key], theirs[key])
+
+
+def steps_of_the_demo(ranks, out, timeout=120):
+    """Digests of what observe, plan and apply make of the demo and 640 tokens (two packs), on so many ranks."""
+    out.mkdir()
+    tokens = write_tokens(out / "tokens.h5", {"a": [[(7 * i + j) % 100 for j in range(64)] for i in range(10)]})
+    succeed(ranks, "observe", "--model", DEMO, "--tokens", tokens, "--out", out / "stats.h5", timeout=timeout)
+    succeed(ranks, "plan", "--stats", out / "stats.h5", "--method", "reap", "--keep", 6, "--out", out / "plan.json", timeout=timeout)
+    succeed(ranks, "apply", "--model", DEMO, "--plan", out / "plan.json", "--format", "both", "--out", out / "written", timeout=timeout)
+    return {name: digests(out / name) for name in ("stats.h5", "plan.json", "written/model.h5", "written/hf")}

@@ -103,3 +103,8 @@ def test_plans_do_not_depend_on_ranks(method, budget, observed, tmp_path):
     for ranks in (1, 3):
         mdp.succeed(ranks, "plan", "--method", method, *evidence(method, observed), *budget, "--out", tmp_path / f"{ranks}.json")
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "3.json").read_bytes()
+
+
+def test_more_ranks_than_cores_packs_and_rows(tmp_path):
+    """16 ranks for two packs; tests/campaigns/many-ranks goes to 64."""
+    assert mdp.steps_of_the_demo(16, tmp_path / "16") == mdp.steps_of_the_demo(1, tmp_path / "1")
