@@ -2,7 +2,9 @@
 
 Checkpoints are quantised here by ml_dtypes; the same checkpoint decoded to f32 by numpy must give the same bytes.
 """
+import collections
 import json
+import re
 
 import h5py
 import numpy as np
@@ -140,17 +142,26 @@ def test_damaged_mxfp4_is_named(tmp_path):
         mdp.refuse(1, 65, sentence, "eval", "--model", tmp_path / f"bad{i}", "--tokens", tokens, "--out", tmp_path / "never.json")
 
 
-def test_model_h5_holds_codes_as_bytes_that_h5py_reads(tmp_path):
-    stored, tokens, out = make("fp8", tmp_path), write_tokens(tmp_path / "tokens.h5"), tmp_path / "out"
+@pytest.mark.parametrize("kind", ["fp8", "mxfp4"])
+def test_model_h5_holds_every_kept_tensor_as_bytes_that_h5py_reads(kind, tmp_path):
+    stored, tokens, out = (mdp.GOLDEN / "gpt_oss_mxfp4" if kind == "mxfp4" else make(kind, tmp_path)), write_tokens(tmp_path / "tokens.h5"), \
+        tmp_path / "out"
     mdp.succeed(2, "run", "--model", stored, "--tokens", tokens, "--method", "frequency", "--keep", 4, "--out", out)
-    want = expected(quantise.load(stored), mdp.read_json(out / "plan.json"))
+    want, types = expected(quantise.load(stored), mdp.read_json(out / "plan.json")), collections.Counter()
     with h5py.File(out / "model.h5") as file:
-        for part, stored_type in (("weight", "F8_E4M3"), ("weight_scale_inv", "F32")):
-            stack = file[f"model/layers/1/mlp/experts/down_proj/{part}"]
-            assert stack.attrs["stored_type"].decode() == stored_type and len(stack.attrs["xxh3_128"]) == 4
-            for e in range(4):
-                tensor = want[f"model.layers.1.mlp.experts.{e}.down_proj.{part}"]
-                assert np.array_equal(np.ascontiguousarray(stack[e]).reshape(-1).view(np.uint8), bits(tensor))
+        for name, tensor in want.items():
+            stack = re.sub(r"experts\.\d+\.", "experts.", name)
+            dataset = file[stack.replace(".", "/")]
+            values = np.empty(dataset.shape, f"u{dataset.id.get_type().get_size()}")
+            dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values, dataset.id.get_type())
+            if stack != name:
+                values = values[int(re.search(r"experts\.(\d+)\.", name)[1])]
+            assert np.array_equal(np.ascontiguousarray(values).reshape(-1).view(np.uint8), bits(tensor)), name
+            types[dataset.attrs.get("stored_type", b"").decode()] += 1
+        if kind == "fp8":
+            stack = file["model/layers/1/mlp/experts/down_proj/weight"]
+            assert stack.attrs["stored_type"].decode() == "F8_E4M3" and len(stack.attrs["xxh3_128"]) == 4
+    assert len(types) >= 2
 
 
 def test_a_pruned_expert_that_returns_0_keeps_its_place(tmp_path):
