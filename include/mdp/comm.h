@@ -15,6 +15,8 @@ typedef struct mdp_comm {
     int *rank_node;          /* [size] node of each rank */
     int node_rank;           /* position of this rank among its node's ranks, ascending by rank */
     int node_size;           /* ranks on this rank's node */
+    int *by_node;            /* [size] the ranks, node after node, ascending within a node */
+    int *node_first;         /* [n_node + 1] first place of each node in by_node */
     struct mdp_order *order; /* the collectives called so far (debug builds); NULL: not noted */
     int64_t count_max;       /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
     int64_t *scratch;        /* [MDP_COMM_SCRATCH] what a root adds to a sum, while the sum takes its place; owned */
@@ -90,9 +92,23 @@ typedef void mdp_pack_fn(void *context, int peer, int64_t first, int64_t n, void
 /* Take rows first .. first+n-1 of the sequence that came from rank `peer`. */
 typedef void mdp_unpack_fn(void *context, int peer, int64_t first, int64_t n, const void *buffer);
 
+/* Buffers for exchanges, kept from one to the next, and a count of what went through them. */
+typedef struct mdp_exchange_room {
+    char *memory;      /* four pieces: two for each direction */
+    int64_t slot_byte; /* most bytes of a piece of more than one row, the same on every rank */
+    int64_t row_byte;  /* longest row */
+    int64_t node_byte; /* sent so far to other ranks of this node */
+    int64_t away_byte; /* and to other nodes */
+} mdp_exchange_room;
+
+/* n_byte of memory for rows of at most row_byte bytes each: pieces have at most n_byte / 4 and comm->count_max bytes
+ * (the smallest of any rank; one row at least). Collective on `comm` (agrees). */
+mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64_t row_byte, mdp_exchange_room **out);
+void mdp_exchange_room_destroy(mdp_exchange_room *room); /* NULL is allowed */
+
 typedef struct mdp_exchange {
-    int64_t row_byte;      /* bytes of one row */
-    int64_t buffer_byte;   /* memory for messages, bytes: four pieces of a quarter each (at least one row a piece) */
+    mdp_exchange_room *room;
+    int64_t row_byte;      /* bytes of one row, the same on every rank */
     const int64_t *n_send; /* [size] rows for each rank */
     const int64_t *n_recv; /* [size] rows from each rank; n_send of the other side */
     mdp_pack_fn *pack;
@@ -101,10 +117,9 @@ typedef struct mdp_exchange {
 } mdp_exchange;
 
 /* Collective on `comm`. Pairwise, peer after peer at growing distance (rank itself first, without MPI), each pair in
- * pieces of at most buffer_byte / 4 and comm->count_max bytes (the smallest of any rank; one row at least), two in
- * flight in each direction. Memory does not depend on the number of ranks. Sequence order is kept. A rank that fails to
- * allocate its buffer still takes part in the agreement: all ranks return the same status, before any row moves. So do
- * rows of different length, and in debug builds counts that do not match. */
+ * pieces that fit in the room, two in flight in each direction. Memory does not depend on the number of ranks. Sequence
+ * order is kept. Nothing local can fail, so there is nothing to agree on; in debug builds counts or rows that do not
+ * match are an error on all ranks before any row moves. */
 mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange);
 
 /* ---- the order of collectives (debug builds) ----------------------------------------------------------------- */
@@ -133,6 +148,8 @@ const mdp_comm *mdp_order_note(const mdp_comm *comm, const char *file, int line)
 #define mdp_alltoall_i64_all(comm, ...) (mdp_alltoall_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
 #define mdp_gather_bytes_all(comm, ...) (mdp_gather_bytes_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
 #define mdp_bcast_text_all(comm, ...) (mdp_bcast_text_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_exchange_room_new_all(comm, ...)                                                                           \
+    (mdp_exchange_room_new_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
 #define mdp_exchange_all(comm, ...) (mdp_exchange_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
 #endif
 

@@ -63,11 +63,21 @@ static void number_nodes(mdp_comm *comm) {
         comm->rank_node[r] = leader == r ? comm->n_node++ : comm->rank_node[leader];
     }
     comm->node = comm->rank_node[comm->rank];
-    comm->node_rank = comm->node_size = 0;
+    for (int r = 0; r < comm->size; r++) comm->node_first[comm->rank_node[r] + 1]++;
+    for (int node = 0; node < comm->n_node; node++) comm->node_first[node + 1] += comm->node_first[node];
+    comm->node_size = comm->node_first[comm->node + 1] - comm->node_first[comm->node];
+}
+
+/* Ranks by node: a stable counting sort that leaves node_first as it is. */
+static void list_nodes(mdp_comm *comm) {
     for (int r = 0; r < comm->size; r++) {
-        if (comm->rank_node[r] != comm->node) continue;
-        if (r < comm->rank) comm->node_rank++;
-        comm->node_size++;
+        int place = comm->node_first[comm->rank_node[r]]++;
+        comm->by_node[place] = r;
+    }
+    for (int node = comm->n_node; node > 0; node--) comm->node_first[node] = comm->node_first[node - 1];
+    comm->node_first[0] = 0;
+    for (int i = 0; i < comm->node_size; i++) {
+        if (comm->by_node[comm->node_first[comm->node] + i] == comm->rank) comm->node_rank = i;
     }
 }
 
@@ -78,6 +88,8 @@ static mdp_status set_up_all(mdp_comm *comm) {
     if (comm->rank == 0) status = read_settings(setting);
     if (status.code == MDP_OK) status = MDP_ALLOC(&comm->rank_node, comm->size, "the nodes of the ranks");
     if (status.code == MDP_OK) status = MDP_ALLOC(&comm->scratch, MDP_COMM_SCRATCH, "sums at one rank");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&comm->by_node, comm->size, "the nodes of the ranks");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&comm->node_first, comm->size + 1, "the nodes of the ranks");
 #ifdef MDP_DEBUG_HOOKS
     if (status.code == MDP_OK) status = mdp_order_new(&comm->order);
 #endif
@@ -90,11 +102,19 @@ static mdp_status set_up_all(mdp_comm *comm) {
         MDP_TRY(find_leaders_all(comm));
     }
     number_nodes(comm);
+    list_nodes(comm);
     return mdp_ok();
 }
 
 void mdp_comm_prepare(void) {
     setenv("OMPI_MCA_sharedfp", "^sm,lockedfile", 0);
+}
+
+static void free_arrays(mdp_comm *comm) {
+    mdp_free(comm->rank_node);
+    mdp_free(comm->by_node);
+    mdp_free(comm->node_first);
+    mdp_free(comm->scratch);
 }
 
 mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out) {
@@ -115,8 +135,7 @@ mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out) {
         *out = comm;
         return status;
     }
-    mdp_free(made.rank_node);
-    mdp_free(made.scratch);
+    free_arrays(&made);
     mdp_order_destroy(made.order);
     mdp_free(comm);
     MPI_Comm_free(&made.world);
@@ -126,8 +145,7 @@ mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out) {
 void mdp_comm_destroy_all(mdp_comm *comm) {
     if (!comm) return;
     MPI_Comm_free(&comm->world);
-    mdp_free(comm->rank_node);
-    mdp_free(comm->scratch);
+    free_arrays(comm);
     mdp_order_destroy(comm->order);
     mdp_free(comm);
 }

@@ -22,8 +22,6 @@ typedef struct state {
     const mdp_comm *comm;
     const mdp_exchange *exchange;
     int64_t piece_row;  /* rows of a full piece, the same on every rank */
-    MPI_Datatype row;   /* one row; MPI_DATATYPE_NULL until made */
-    char *memory;       /* the buffers */
     char *send[N_SLOT]; /* [piece_row, row_byte] each */
     char *recv[N_SLOT]; /* [piece_row, row_byte] each */
     MPI_Request send_request[N_SLOT];
@@ -38,69 +36,93 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-/* Rows of a full piece by this rank's own numbers; at least one, however long a row is. */
-static int64_t nominal_piece(const mdp_comm *comm, const mdp_exchange *exchange) {
-    int64_t n_byte = smaller(smaller(exchange->buffer_byte / (2 * N_SLOT), comm->count_max), MESSAGE_BYTE);
-    return larger(1, n_byte / larger(1, exchange->row_byte));
+/* Bytes from one buffer to the next. */
+static int64_t slot_stride(const mdp_exchange_room *room) {
+    int64_t n_byte = larger(room->slot_byte, room->row_byte);
+    return (n_byte + SLOT_ALIGNMENT - 1) / SLOT_ALIGNMENT * SLOT_ALIGNMENT;
 }
 
-/* Collective on `comm`. One piece length for all, and proof that all mean rows of the same length. */
-static mdp_status agree_on_piece_all(state *s) {
-    int64_t row_byte = s->exchange->row_byte;
-    int64_t least[3] = {nominal_piece(s->comm, s->exchange), row_byte, -row_byte};
-    MDP_TRY(mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, least, 3, MPI_INT64_T, MPI_MIN, s->comm->world),
+mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64_t row_byte, mdp_exchange_room **out) {
+    int64_t least[2] = {smaller(smaller(n_byte / (2 * N_SLOT), comm->count_max), MESSAGE_BYTE), -row_byte};
+    *out = NULL;
+    MDP_TRY(mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, least, 2, MPI_INT64_T, MPI_MIN, comm->world),
                            "the agreement on the size of messages"));
-    if (least[1] != -least[2] || least[1] < 1 || least[1] > INT_MAX)
-        return MDP_ERROR(MDP_INTERNAL,
-                         "exchange of rows: the ranks have rows of %" PRId64 " to %" PRId64
-                         " bytes; expected one length from 1 to %d.",
-                         least[1], -least[2], INT_MAX);
-    s->piece_row = least[0];
-    return mdp_ok();
+    if (-least[1] > INT_MAX)
+        return MDP_ERROR(MDP_INTERNAL, "exchange of rows: rows of %" PRId64 " bytes; expected at most %d.", -least[1],
+                         INT_MAX);
+    mdp_exchange_room *room = NULL;
+    mdp_status status = MDP_ALLOC(&room, 1, "the buffers of the exchange of rows");
+    if (status.code == MDP_OK) {
+        *room = (mdp_exchange_room){.slot_byte = larger(0, least[0]), .row_byte = -least[1]};
+        status = MDP_ALLOC(&room->memory, 2 * N_SLOT * slot_stride(room), "the buffers of the exchange of rows");
+    }
+    status = mdp_agree_all(comm, status);
+    if (status.code != MDP_OK) {
+        mdp_exchange_room_destroy(room);
+        return status;
+    }
+    *out = room;
+    return status;
 }
 
-/* Local: the row type, and buffers no larger than the longest sequence needs. */
-static mdp_status prepare(state *s) {
-    const mdp_exchange *exchange = s->exchange;
-    int64_t longest = 1, slot_byte, total;
-    for (int r = 0; r < s->comm->size; r++) {
-        if (exchange->n_send[r] < 0 || exchange->n_recv[r] < 0)
-            return MDP_ERROR(MDP_INTERNAL, "exchange of rows: a negative number of rows with rank %d.", r);
-        longest = larger(longest, larger(exchange->n_send[r], exchange->n_recv[r]));
-    }
-    if (!mdp_multiply(smaller(longest, s->piece_row), exchange->row_byte, &slot_byte) ||
-        !mdp_add(slot_byte, SLOT_ALIGNMENT - 1, &slot_byte) || !mdp_multiply(slot_byte, 2 * N_SLOT, &total))
-        return MDP_ERROR(MDP_INTERNAL, "exchange of rows: buffers of %" PRId64 " rows do not fit in 64 bits.", longest);
-    slot_byte -= slot_byte % SLOT_ALIGNMENT;
-    MDP_TRY(MDP_ALLOC(&s->memory, 2 * N_SLOT * slot_byte, "the buffers of the exchange of rows"));
+void mdp_exchange_room_destroy(mdp_exchange_room *room) {
+    if (!room) return;
+    mdp_free(room->memory);
+    mdp_free(room);
+}
+
+/* Local: divide the room, and count what will be sent. */
+static state begin(const mdp_comm *comm, const mdp_exchange *exchange) {
+    mdp_exchange_room *room = exchange->room;
+    int64_t row_byte = exchange->row_byte, stride = slot_stride(room);
+    state s = {.comm = comm, .exchange = exchange, .piece_row = larger(1, room->slot_byte / larger(1, row_byte))};
     for (int i = 0; i < N_SLOT; i++) {
-        s->send[i] = s->memory + (2 * i) * slot_byte;
-        s->recv[i] = s->memory + (2 * i + 1) * slot_byte;
+        s.send_request[i] = s.recv_request[i] = MPI_REQUEST_NULL;
+        s.send[i] = room->memory + (2 * i) * stride;
+        s.recv[i] = room->memory + (2 * i + 1) * stride;
     }
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "create an MPI type"));
-    MDP_TRY(mdp_mpi_status(MPI_Type_contiguous((int)exchange->row_byte, MPI_BYTE, &s->row), "the type of a row"));
-    return mdp_mpi_status(MPI_Type_commit(&s->row), "the type of a row");
+    for (int r = 0; r < comm->size; r++) {
+        if (r == comm->rank) continue;
+        int64_t *sent = comm->rank_node[r] == comm->node ? &room->node_byte : &room->away_byte;
+        *sent += exchange->n_send[r] * row_byte;
+    }
+    return s;
 }
 
 #ifdef MDP_DEBUG_HOOKS
-/* Collective on `comm`. Counts that do not match would be a hang: find them while it is still an error. */
-static mdp_status check_counts_all(const state *s) {
-    const mdp_comm *comm = s->comm;
-    int64_t *announced = NULL;
-    mdp_status status = mdp_agree_all(comm, MDP_ALLOC(&announced, comm->size, "announced rows"));
-    if (status.code != MDP_OK) { /* on another rank perhaps: this one has its piece */
-        mdp_free(announced);
-        return status;
+/* Local: what the ranks announced, {rows, length of a row} each, against what is expected. */
+static mdp_status compare_announced(const mdp_comm *comm, const mdp_exchange *exchange, const int64_t *announced) {
+    for (int r = 0; r < comm->size; r++) {
+        if (announced[2 * r] != exchange->n_recv[r])
+            return MDP_ERROR(MDP_INTERNAL,
+                             "exchange of rows: rank %d sends %" PRId64 " rows to rank %d, which expects "
+                             "%" PRId64 ".",
+                             r, announced[2 * r], comm->rank, exchange->n_recv[r]);
+        if (announced[2 * r + 1] != exchange->row_byte || exchange->row_byte > exchange->room->row_byte)
+            return MDP_ERROR(MDP_INTERNAL,
+                             "exchange of rows: rank %d has rows of %" PRId64 " bytes, rank %d of %" PRId64
+                             ", in room for %" PRId64 ".",
+                             r, announced[2 * r + 1], comm->rank, exchange->row_byte, exchange->room->row_byte);
     }
-    status = mdp_alltoall_i64_all(comm, s->exchange->n_send, announced, 1);
-    for (int r = 0; r < comm->size && status.code == MDP_OK; r++)
-        if (announced[r] != s->exchange->n_recv[r])
-            status = MDP_ERROR(MDP_INTERNAL,
-                               "exchange of rows: rank %d sends %" PRId64 " rows to rank %d, which expects "
-                               "%" PRId64 ".",
-                               r, announced[r], comm->rank, s->exchange->n_recv[r]);
-    mdp_free(announced);
-    return mdp_agree_all(comm, status);
+    return mdp_ok();
+}
+
+/* Collective on `comm`. Counts that do not match would be a hang: find them while it is still an error. */
+static mdp_status check_counts_all(const mdp_comm *comm, const mdp_exchange *exchange) {
+    int64_t *pairs = NULL;
+    mdp_status status = mdp_agree_all(comm, MDP_ALLOC(&pairs, 4 * comm->size, "announced rows"));
+    for (int r = 0; r < comm->size && status.code == MDP_OK; r++) {
+        pairs[2 * r] = exchange->n_send[r];
+        pairs[2 * r + 1] = exchange->row_byte;
+    }
+    if (status.code == MDP_OK) {
+        int64_t *announced = pairs + 2 * comm->size;
+        status = mdp_alltoall_i64_all(comm, pairs, announced, 2);
+        if (status.code == MDP_OK) status = compare_announced(comm, exchange, announced);
+        status = mdp_agree_all(comm, status);
+    }
+    mdp_free(pairs);
+    return status;
 }
 #endif
 
@@ -128,9 +150,10 @@ static void copy_own(const state *s) {
  * is null or done is defined to return at once. NOLINTBEGIN(clang-analyzer-optin.mpi.MPI-Checker) */
 static mdp_status post_receive(state *s, int from, int64_t piece, int64_t n_row) {
     int slot = (int)(piece % N_SLOT);
-    return mdp_mpi_status(MPI_Irecv(s->recv[slot], (int)piece_length(s, piece, n_row), s->row, from, TAG_ROWS,
-                                    s->comm->world, &s->recv_request[slot]),
-                          "the receiving of rows");
+    int n_byte = (int)(piece_length(s, piece, n_row) * s->exchange->row_byte);
+    return mdp_mpi_status(
+        MPI_Irecv(s->recv[slot], n_byte, MPI_BYTE, from, TAG_ROWS, s->comm->world, &s->recv_request[slot]),
+        "the receiving of rows");
 }
 
 /* Wait until the buffer of the piece is free, fill it, send it. */
@@ -139,9 +162,9 @@ static mdp_status send_piece(state *s, int to, int64_t piece, int64_t n_row) {
     int64_t n = piece_length(s, piece, n_row);
     MDP_TRY(mdp_mpi_status(MPI_Wait(&s->send_request[slot], MPI_STATUS_IGNORE), "the sending of rows"));
     s->exchange->pack(s->exchange->context, to, piece * s->piece_row, n, s->send[slot]);
-    return mdp_mpi_status(
-        MPI_Isend(s->send[slot], (int)n, s->row, to, TAG_ROWS, s->comm->world, &s->send_request[slot]),
-        "the sending of rows");
+    return mdp_mpi_status(MPI_Isend(s->send[slot], (int)(n * s->exchange->row_byte), MPI_BYTE, to, TAG_ROWS,
+                                    s->comm->world, &s->send_request[slot]),
+                          "the sending of rows");
 }
 
 /* Wait for a piece, take it, and offer its buffer to the next but one. */
@@ -165,30 +188,16 @@ static mdp_status exchange_pair(state *s, int to, int from) {
     return mdp_mpi_status(MPI_Waitall(N_SLOT, s->send_request, sent), "the sending of rows");
 }
 
-static void release(state *s) {
-    if (s->row != MPI_DATATYPE_NULL) MPI_Type_free(&s->row);
-    mdp_free(s->memory);
-}
-
 mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange) {
-    state s = {.comm = comm, .exchange = exchange, .row = MPI_DATATYPE_NULL};
-    for (int i = 0; i < N_SLOT; i++) s.send_request[i] = s.recv_request[i] = MPI_REQUEST_NULL;
-    MDP_TRY(agree_on_piece_all(&s));
-    mdp_status status = mdp_agree_all(comm, prepare(&s));
 #ifdef MDP_DEBUG_HOOKS
-    if (status.code == MDP_OK) status = check_counts_all(&s);
+    MDP_TRY(check_counts_all(comm, exchange));
 #endif
-    if (status.code != MDP_OK) {
-        release(&s);
-        return status;
-    }
+    state s = begin(comm, exchange);
     copy_own(&s);
     for (int distance = 1; distance < comm->size; distance++) {
         int to = (comm->rank + distance) % comm->size, from = (comm->rank - distance + comm->size) % comm->size;
-        /* After a failure MPI may still write to the buffers, so they are left alone; the run is over anyway. */
         MDP_TRY(exchange_pair(&s, to, from));
     }
-    release(&s);
-    return status;
+    return mdp_ok();
 }
 /* NOLINTEND(clang-analyzer-optin.mpi.MPI-Checker) */

@@ -22,15 +22,78 @@ typedef struct mdp_wave {
     float *y;                 /* [sum over states of n_local * top_k, d_model] returned rows */
 } mdp_wave;
 
+/* Do the two belong to the same token row? */
+static inline bool mdp_same_token(const mdp_route_entry *a, const mdp_route_entry *b) {
+    return a->local == b->local && a->state == b->state;
+}
+
+/* How many rows go where in a round; arrays into one piece of memory. */
+typedef struct mdp_round_counts {
+    int64_t *memory;
+    int64_t *told, *heard;         /* [size, 3] to and from each rank: notes, its token rows, those of its node */
+    int64_t *notes_out, *notes_in; /* [size] */
+    int64_t *rows_out, *rows_in;   /* [size] token rows that go straight to or come straight from a rank */
+    int64_t *note_first;           /* [size] first note of each source in buffers->notes */
+    int64_t *row_first;            /* [size] first row of each source in round.x */
+    int64_t *land_out, *land_in;   /* [size] rows of the landing, see landing.c */
+    int64_t *land_first;           /* [size] first of them, among this rank's for the node of a peer */
+    int64_t *landed_first;         /* [size] first landed row of each source */
+    int64_t *hand_out, *hand_in;   /* [size] landed rows that are handed on */
+    int64_t *hand_first;           /* [size] first row in round.x of those that a rank hands on */
+    int64_t *send, *recv;          /* [size] of the exchange at hand */
+    int64_t *node_row;             /* [n_node] rows that go to another node */
+    int64_t *node_start;           /* [n_node] of them, on lower ranks */
+    int64_t *node_total;           /* [n_node] and on all */
+    int64_t *walk;                 /* [2 * largest node] */
+} mdp_round_counts;
+mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts);
+
+/* Rows that other nodes sent to this rank for its node. */
+typedef struct mdp_landing {
+    int n_word;      /* of a set of ranks of a node; 0: there is no landing, rows go straight to their owners */
+    int64_t n_row;   /* landed in this round */
+    float *x;        /* [capacity of a round, d_model]; borrowed: the round's y, before there are outputs */
+    uint64_t *needs; /* [capacity + 1, n_word] bit i: the i-th rank of the node needs the row; the last: one to send */
+} mdp_landing;
+
 /* Buffers of the block, kept over waves and rounds. */
 typedef struct mdp_moe_buffers {
     int64_t capacity; /* rows of a round */
     mdp_round round;
     mdp_expert_scratch scratch;
     mdp_row_note *notes; /* [capacity] of the round, by source rank */
-    int64_t *counts;     /* [10 * size] rows to send and to receive, see dispatch.c */
-    float *shared_gate;  /* [d_model]; NULL: none */
+    mdp_round_counts counts;
+    mdp_landing landing;
+    float *shared_gate; /* [d_model]; NULL: none */
 } mdp_moe_buffers;
+
+/* One round, as the functions that pack and unpack see it. */
+typedef struct mdp_round_context {
+    mdp_engine *engine;
+    const mdp_wave *w;
+    const float *norm;
+    int32_t number;
+    mdp_moe_buffers *buffers;
+} mdp_round_context;
+
+/* This rank's routes of the round to one owner. */
+const mdp_route_entry *mdp_round_entries(const mdp_round_context *round, int owner, int64_t *n);
+
+/* ---- landing.c ------------------------------------------------------------------------------------------------ */
+
+/* Words of a set of ranks of a node; 0 where nodes make no difference: there is one, or each is one rank. */
+int mdp_landing_words(const mdp_comm *comm);
+/* Does rank `peer` get its token rows straight from this rank? */
+static inline bool mdp_landing_skips(const mdp_comm *comm, const mdp_landing *landing, int peer) {
+    return landing->n_word == 0 || comm->rank_node[peer] == comm->node;
+}
+/* Count the rows that each other node needs of this rank, each once: node_row, and what is told to its ranks. Local. */
+void mdp_landing_count(const mdp_round_context *round);
+/* Send every row that another node needs once, to one rank of it, and take those that land here; count those that are
+ * handed on: hand_out, hand_in, hand_first. Collective on the engine's communicator. */
+mdp_status mdp_landing_all(const mdp_round_context *round);
+
+/* ---- dispatch.c ----------------------------------------------------------------------------------------------- */
 
 /* One round: notes and token rows to the owners of the tiles, the experts, and the outputs back into wave->y.
  * Collective on the engine's communicator. */

@@ -71,7 +71,8 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     int64_t moe = mdp_moe_memory(comm, model, partition, n_thread, pass->n_stream) + router;
     int64_t most = attention > moe ? attention : moe;
     if (pass->with_head && mdp_head_memory(n_thread) > most) most = mdp_head_memory(n_thread);
-    return residual + angles + mdp_panel_stream_memory(stream_depth(n_thread), largest_panel(model)) + most;
+    return residual + angles + mdp_panel_stream_memory(stream_depth(n_thread), largest_panel(model)) + most +
+           MDP_MESSAGE_BYTES;
 }
 
 static mdp_status new_local(mdp_engine *engine) {
@@ -107,6 +108,9 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         status = new_local(engine);
     }
     status = mdp_agree_all(comm, status);
+    if (status.code == MDP_OK)
+        status =
+            mdp_exchange_room_new_all(comm, MDP_MESSAGE_BYTES, mdp_dispatch_longest_row(comm, model), &engine->room);
     if (status.code != MDP_OK) {
         mdp_engine_destroy(engine);
         return status;
@@ -125,6 +129,7 @@ static void free_state(mdp_state *state) {
 void mdp_engine_destroy(mdp_engine *engine) {
     if (!engine) return;
     mdp_panel_stream_destroy(engine->stream);
+    mdp_exchange_room_destroy(engine->room);
     for (int s = 0; engine->states && s < engine->n_state; s++) free_state(&engine->states[s]);
     mdp_free(engine->states);
     mdp_free(engine->stream_state);

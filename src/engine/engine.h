@@ -34,7 +34,8 @@ struct mdp_engine {
     int n_thread, n_stream;
     const mdp_view *const *views; /* [n_stream] */
     mdp_observers observers;
-    mdp_profile *profile; /* borrowed; may be NULL */
+    mdp_profile *profile;    /* borrowed; may be NULL */
+    mdp_exchange_room *room; /* what travels between ranks in a round passes through it */
     mdp_panel_stream *stream;
     int stream_depth;
     float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */
@@ -48,6 +49,9 @@ struct mdp_engine {
     int n_state;
     mdp_state *states; /* [n_stream], the first n_state in use */
     int *stream_state; /* [n_stream] */
+
+    int64_t away_row_wanted; /* (token row, rank of another node that needs it) in all rounds so far */
+    int64_t away_row;        /* token rows that were sent to other nodes for that */
 
     bool allow_nonfinite;
     int64_t nonfinite_key;   /* lowest (expert, token) of this layer on this rank; INT64_MAX: none */
@@ -245,6 +249,13 @@ typedef struct mdp_expert_scratch {
 mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
                                const mdp_placement *placement, int32_t number, mdp_round *round,
                                mdp_expert_scratch *scratch);
+
+/* Bytes of a token row on its way, with a set of ranks of n_word words. */
+static inline int64_t mdp_dispatch_row_bytes(const mdp_model *model, int n_word) {
+    return model->d_model * (int64_t)sizeof(float) + n_word * (int64_t)sizeof(uint64_t);
+}
+/* The longest row that an exchange of the engine has. */
+int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model);
 
 /* The MoE block of a layer for all states, after routing: placement, dispatch, experts, return, combine. Collective. */
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm);

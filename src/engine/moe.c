@@ -260,7 +260,8 @@ static void destroy_buffers(mdp_moe_buffers *buffers) {
     mdp_free(buffers->scratch.stored);
     mdp_free(buffers->scratch.panels.items);
     mdp_free(buffers->notes);
-    mdp_free(buffers->counts);
+    mdp_free(buffers->counts.memory);
+    mdp_free(buffers->landing.needs);
     mdp_free(buffers->shared_gate);
 }
 
@@ -292,7 +293,10 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_bu
             mdp_alloc(&scratch->stored, mdp_matrix_scratch(&moe->experts[0].gate_bias, 1), 1, "biases of an expert"));
     }
     if (moe->shared_gate.tensor) MDP_TRY(mdp_engine_load(engine, &moe->shared_gate, &buffers->shared_gate));
-    return MDP_ALLOC(&buffers->counts, 10 * (int64_t)engine->comm->size, "row counts");
+    buffers->landing.n_word = mdp_landing_words(engine->comm);
+    buffers->landing.x = round->y;
+    MDP_TRY(MDP_ALLOC(&buffers->landing.needs, (n + 1) * buffers->landing.n_word, "rows of a round"));
+    return mdp_round_counts_new(engine->comm, &buffers->counts);
 }
 
 int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
@@ -313,12 +317,13 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
     int64_t kept = worst > MDP_WAVE_TOKENS ? worst : MDP_WAVE_TOKENS;
     if (kept > share) kept = share;
     int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(mdp_route_entry));
-    int64_t round = n * (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note));
+    int64_t round =
+        n * (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note) + 8 * mdp_landing_words(comm));
     int64_t tiles = mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
     /* the shared expert's outputs of a wave, and what computing them takes while the round's buffers stand */
     int64_t mlp = mdp_mlp_memory(model, partition, n_thread);
     int64_t shared = mlp > 0 ? kept * d * (int64_t)sizeof(float) + mlp : 0;
-    return outputs + round + tiles * (int64_t)sizeof(float) + shared + MDP_MESSAGE_BYTES;
+    return outputs + round + tiles * (int64_t)sizeof(float) + shared;
 }
 
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm) {

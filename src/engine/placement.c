@@ -40,22 +40,21 @@ static mdp_status list_tiles(const int64_t *rows, mdp_placement *placement) {
     return mdp_ok();
 }
 
-/* Ranks in the order in which they take tiles: node after node. */
+/* What all attempts to fill the ranks share; ranks take tiles in the order of comm->by_node. */
 typedef struct rank_order {
     const mdp_comm *comm;
-    int *rank;         /* [size] */
     int64_t n_group;   /* tiles that share the panels of their expert */
     int64_t total;     /* cost of all tiles, as one rank would have it */
     int64_t n_largest; /* rows of the largest tile */
 } rank_order;
 
 static int node_at(const rank_order *order, int place) {
-    return order->comm->rank_node[order->rank[place]];
+    return order->comm->rank_node[order->comm->by_node[place]];
 }
 
 /* Where filling stands. */
 typedef struct filling {
-    int place;            /* in rank_order */
+    int place;            /* in comm->by_node */
     int64_t filled;       /* cost that its rank has */
     int64_t in_group;     /* tiles in its last group */
     int64_t node_first;   /* first tile of its node */
@@ -116,7 +115,7 @@ static bool fill(mdp_placement *placement, const rank_order *order, int64_t boun
         f.in_group = cost > placement->tiles[t].n_row + MDP_TILE_COST ? 1 : f.in_group + 1;
         f.filled += cost;
         f.left -= cost;
-        placement->tiles[t++].owner = order->rank[f.place];
+        placement->tiles[t++].owner = order->comm->by_node[f.place];
     }
     return true;
 }
@@ -148,23 +147,14 @@ static void add_costs(const mdp_placement *placement, rank_order *order) {
     order->total = f.filled;
 }
 
-static mdp_status assign_owners(const mdp_comm *comm, int n_thread, mdp_placement *placement) {
+static void assign_owners(const mdp_comm *comm, int n_thread, mdp_placement *placement) {
     rank_order order = {.comm = comm, .n_group = mdp_group_tiles(n_thread)};
-    MDP_TRY(MDP_ALLOC(&order.rank, comm->size, "ranks by node"));
-    int n = 0;
-    for (int node = 0; node < comm->n_node; node++) {
-        for (int rank = 0; rank < comm->size; rank++) {
-            if (comm->rank_node[rank] == node) order.rank[n++] = rank;
-        }
-    }
     add_costs(placement, &order);
     int64_t bound = least_bound(placement, &order, false);
     int64_t whole_bound = comm->n_node > 1 ? least_bound(placement, &order, true) : bound;
     bool whole = comm->n_node > 1 && whole_bound * 100 <= bound * MDP_WHOLE_PERCENT;
     if (whole) bound = whole_bound;
     if (!fill(placement, &order, bound, whole, true)) fill(placement, &order, bound, whole, false);
-    mdp_free(order.rank);
-    return mdp_ok();
 }
 
 /* An owner takes its tiles in order; a round is full when the next tile would not fit. Tiles of one owner are adjacent.
@@ -196,11 +186,11 @@ mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t 
     placement->n_block = n_block;
     placement->n_expert = n_expert;
     mdp_status status = list_tiles(rows, placement);
-    if (status.code == MDP_OK && placement->n_tile > 0) status = assign_owners(comm, n_thread, placement);
     if (status.code != MDP_OK) {
         mdp_placement_destroy(placement);
         return status;
     }
+    if (placement->n_tile > 0) assign_owners(comm, n_thread, placement);
     number_rounds(placement, mdp_round_rows(n_thread));
     *out = placement;
     return mdp_ok();

@@ -76,7 +76,9 @@ static void ranks_are_dealt_to_nodes_of_n(int n, bool reversed) {
     CHECK(comm->node_rank == comm->rank % n);
     int first = comm->node * n;
     CHECK(comm->node_size == (comm->size - first < n ? comm->size - first : n));
-    for (int r = 0; r < comm->size; r++) CHECK(comm->rank_node[r] == r / n);
+    for (int r = 0; r < comm->size; r++) CHECK(comm->rank_node[r] == r / n && comm->by_node[r] == r);
+    for (int node = 0; node < comm->n_node; node++) CHECK(comm->node_first[node] == node * n);
+    CHECK(comm->node_first[comm->n_node] == comm->size);
     mdp_comm_destroy_all(comm);
     MPI_Comm_free(&base);
     unsetenv("MDP_RANKS_PER_NODE");
@@ -107,12 +109,12 @@ static void a_rank_that_fails_to_set_up_fails_all(int size) {
     int rank;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     for (int failing = 0; failing < size; failing++) {
-        for (int operation = 1; operation <= 5; operation++) {
+        for (int operation = 1; operation <= 7; operation++) {
             mdp_fault_configure(rank == failing ? 100 : 0, (uint64_t)(100 - operation));
             mdp_comm *comm;
             mdp_status status = mdp_comm_new_all(MPI_COMM_WORLD, &comm);
             mdp_fault_configure(0, 0);
-            CHECK((status.code == MDP_OK) == (operation == 5)); /* it has four fallible operations */
+            CHECK((status.code == MDP_OK) == (operation == 7)); /* it has six fallible operations */
             CHECK(status.code == MDP_OK || status.rank == failing);
             mdp_comm_destroy_all(comm);
         }

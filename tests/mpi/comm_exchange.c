@@ -74,9 +74,9 @@ static void new_trial(trial *t, const mdp_comm *comm) {
     }
 }
 
-static mdp_exchange exchange_of(trial *t, int64_t buffer_byte) {
-    mdp_exchange exchange = {.row_byte = t->row_byte,
-                             .buffer_byte = buffer_byte,
+static mdp_exchange exchange_of(trial *t, mdp_exchange_room *room) {
+    mdp_exchange exchange = {.room = room,
+                             .row_byte = t->row_byte,
                              .n_send = t->n_send,
                              .n_recv = t->n_recv,
                              .pack = pack,
@@ -86,10 +86,18 @@ static mdp_exchange exchange_of(trial *t, int64_t buffer_byte) {
 }
 
 static void every_row_arrives_in_order(mdp_comm *comm, trial t, int64_t buffer_byte) {
+    int64_t away = 0;
+    mdp_exchange_room *room = NULL;
     new_trial(&t, comm);
-    mdp_exchange exchange = exchange_of(&t, buffer_byte);
+    CHECK_OK(mdp_exchange_room_new_all(comm, buffer_byte, t.row_byte + (int64_t)(t.seed % 3), &room));
+    mdp_exchange exchange = exchange_of(&t, room);
     CHECK_OK(mdp_exchange_all(comm, &exchange));
-    for (int r = 0; r < comm->size; r++) CHECK(t.packed[r] == t.n_send[r] && t.unpacked[r] == t.n_recv[r]);
+    for (int r = 0; r < comm->size; r++) {
+        CHECK(t.packed[r] == t.n_send[r] && t.unpacked[r] == t.n_recv[r]);
+        if (r != comm->rank) away += t.n_send[r] * t.row_byte;
+    }
+    CHECK(room->node_byte + room->away_byte == away);
+    mdp_exchange_room_destroy(room);
     int64_t most_byte = buffer_byte / 4 < comm->count_max ? buffer_byte / 4 : comm->count_max;
     CHECK(t.largest_piece <= 1 || t.largest_piece * t.row_byte <= most_byte);
     mdp_free(t.n_send);
@@ -124,45 +132,56 @@ static void memory_may_differ_between_ranks(mdp_comm *comm) {
     every_row_arrives_in_order(comm, t, 640 * (1 + comm->rank));
 }
 
-static void different_rows_are_refused_everywhere(mdp_comm *comm) {
-    if (comm->size == 1) return;
-    trial t = {.seed = 9, .pattern = 0, .most = 5, .row_byte = comm->rank == comm->size - 1 ? 8 : 4};
-    new_trial(&t, comm);
-    mdp_exchange exchange = exchange_of(&t, 1000);
-    mdp_status status = mdp_exchange_all(comm, &exchange);
-    CHECK(status.code == MDP_INTERNAL);
-    CHECK(strstr(status.text, "rows of 4 to 8 bytes") != NULL);
-    CHECK(t.largest_piece == 0);
-    mdp_free(t.n_send);
+/* A room is used again and again, for rows of any length up to its own. */
+static void a_room_serves_many_exchanges(mdp_comm *comm) {
+    mdp_exchange_room *room = NULL;
+    CHECK_OK(mdp_exchange_room_new_all(comm, 5000, 300, &room));
+    for (int i = 0; i < 20; i++) {
+        trial t = {.seed = 40 + (uint64_t)i, .pattern = i % 5, .most = 30, .row_byte = 1 + 15 * i};
+        new_trial(&t, comm);
+        mdp_exchange exchange = exchange_of(&t, room);
+        CHECK_OK(mdp_exchange_all(comm, &exchange));
+        for (int r = 0; r < comm->size; r++) CHECK(t.packed[r] == t.n_send[r] && t.unpacked[r] == t.n_recv[r]);
+        mdp_free(t.n_send);
+    }
+    mdp_exchange_room_destroy(room);
 }
 
 #ifdef MDP_DEBUG_HOOKS
-/* Before any row moves, a rank that cannot go on stops all. */
-static void a_failing_rank_stops_all_before_any_row(mdp_comm *comm) {
+/* Room for all or for none. */
+static void a_rank_without_memory_stops_all(mdp_comm *comm) {
     for (int failing = 0; failing < comm->size; failing++) {
-        for (int operation = 1; operation <= 4; operation++) {
-            trial t = {.seed = 10, .pattern = 0, .most = 20, .row_byte = 16};
-            new_trial(&t, comm);
-            mdp_exchange exchange = exchange_of(&t, 1000);
+        for (int operation = 1; operation <= 3; operation++) {
+            mdp_exchange_room *room = NULL;
             mdp_fault_configure(comm->rank == failing ? 100 : 0, (uint64_t)(100 - operation));
-            mdp_status status = mdp_exchange_all(comm, &exchange);
+            mdp_status status = mdp_exchange_room_new_all(comm, 1000, 16, &room);
             mdp_fault_configure(0, 0);
-            CHECK((status.code == MDP_OK) == (operation == 4)); /* buffers, type, announced counts */
-            CHECK(status.code == MDP_OK || (status.rank == failing && t.largest_piece == 0));
-            mdp_free(t.n_send);
+            CHECK((status.code == MDP_OK) == (operation == 3)); /* the room, its memory */
+            CHECK(status.code == MDP_OK ? room != NULL : status.rank == failing && !room);
+            mdp_exchange_room_destroy(room);
         }
     }
 }
 
-static void counts_that_do_not_match_are_an_error_not_a_hang(mdp_comm *comm) {
+static void what_does_not_match_is_an_error_not_a_hang(mdp_comm *comm) {
+    mdp_exchange_room *room = NULL;
+    CHECK_OK(mdp_exchange_room_new_all(comm, 1000, 16, &room));
     trial t = {.seed = 12, .pattern = 0, .most = 20, .row_byte = 16};
     new_trial(&t, comm);
     if (comm->rank == comm->size - 1) t.n_recv[0]++;
-    mdp_exchange exchange = exchange_of(&t, 1000);
+    mdp_exchange exchange = exchange_of(&t, room);
     mdp_status status = mdp_exchange_all(comm, &exchange);
     CHECK(status.code == MDP_INTERNAL && status.rank == comm->size - 1);
     CHECK(strstr(status.text, "exchange of rows: rank 0 sends") != NULL);
+    if (comm->rank == comm->size - 1) {
+        t.n_recv[0]--;
+        exchange.row_byte = 17;
+    }
+    status = mdp_exchange_all(comm, &exchange);
+    CHECK(status.code == MDP_INTERNAL && strstr(status.text, " has rows of ") != NULL);
+    CHECK(t.largest_piece == 0);
     mdp_free(t.n_send);
+    mdp_exchange_room_destroy(room);
 }
 #endif
 
@@ -173,10 +192,10 @@ int main(int argc, char **argv) {
     random_trials(comm);
     long_sequences(comm);
     memory_may_differ_between_ranks(comm);
-    different_rows_are_refused_everywhere(comm);
+    a_room_serves_many_exchanges(comm);
 #ifdef MDP_DEBUG_HOOKS
-    a_failing_rank_stops_all_before_any_row(comm);
-    counts_that_do_not_match_are_an_error_not_a_hang(comm);
+    a_rank_without_memory_stops_all(comm);
+    what_does_not_match_is_an_error_not_a_hang(comm);
 #endif
     mdp_comm_destroy_all(comm);
     return check_end_all("comm_exchange");

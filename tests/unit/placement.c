@@ -14,14 +14,19 @@ static mdp_comm *comm_of(int size, int per_node) {
     mdp_comm *comm = NULL;
     assert_int_equal(MDP_ALLOC(&comm, 1, "comm").code, MDP_OK);
     assert_int_equal(MDP_ALLOC(&comm->rank_node, size, "comm").code, MDP_OK);
+    assert_int_equal(MDP_ALLOC(&comm->by_node, size, "comm").code, MDP_OK);
     comm->size = size;
-    for (int r = 0; r < size; r++) comm->rank_node[r] = r / per_node;
+    for (int r = 0; r < size; r++) {
+        comm->rank_node[r] = r / per_node;
+        comm->by_node[r] = r;
+    }
     comm->n_node = (size + per_node - 1) / per_node;
     return comm;
 }
 
 static void free_comm(mdp_comm *comm) {
     mdp_free(comm->rank_node);
+    mdp_free(comm->by_node);
     mdp_free(comm);
 }
 

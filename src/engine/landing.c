@@ -1,0 +1,225 @@
+/* landing.c - the way of token rows to other nodes: a row goes once to each node, however many of its ranks need it.
+ *
+ * The rows that a node needs from all others are numbered by (sender, state, token) and cut into as many equal parts as
+ * it has ranks: part i lands on its i-th rank, with the set of ranks that need each row. So no rank takes in more than
+ * its share, which is at most a round's rows. What landed is handed on inside the node by dispatch.c. Rows arrive at an
+ * owner in the order (sender, state, token), as if each had come straight from its sender. */
+#include "engine/dispatch.h"
+
+#include <string.h>
+
+/* The rows that a node needs of this rank, in order. */
+typedef struct node_walk {
+    const mdp_round_context *round;
+    int node, n_rank;
+    int64_t at;          /* rows passed */
+    int64_t *next, *end; /* [n_rank] entries */
+} node_walk;
+
+static int largest_node(const mdp_comm *comm) {
+    int largest = 0;
+    for (int node = 0; node < comm->n_node; node++) {
+        int n = comm->node_first[node + 1] - comm->node_first[node];
+        if (n > largest) largest = n;
+    }
+    return largest;
+}
+
+int mdp_landing_words(const mdp_comm *comm) {
+    int largest = largest_node(comm);
+    return comm->n_node > 1 && largest > 1 ? (largest + 63) / 64 : 0;
+}
+
+mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts) {
+    int64_t size = comm->size, n_node = comm->n_node;
+    MDP_TRY(MDP_ALLOC(&counts->memory, 21 * size + 3 * n_node + 2 * (int64_t)largest_node(comm), "row counts"));
+    int64_t *at = counts->memory;
+    counts->told = at;
+    counts->heard = at += 3 * size;
+    at += 2 * size;
+    int64_t **arrays[] = {&counts->notes_out,  &counts->notes_in,     &counts->rows_out, &counts->rows_in,
+                          &counts->note_first, &counts->row_first,    &counts->land_out, &counts->land_in,
+                          &counts->land_first, &counts->landed_first, &counts->hand_out, &counts->hand_in,
+                          &counts->hand_first, &counts->send,         &counts->recv};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) *arrays[i] = at += size;
+    counts->node_row = at += size;
+    counts->node_start = at += n_node;
+    counts->node_total = at += n_node;
+    counts->walk = at + n_node;
+    return mdp_ok();
+}
+
+static node_walk walk_node(const mdp_round_context *round, int node) {
+    const mdp_comm *comm = round->engine->comm;
+    const int *ranks = comm->by_node + comm->node_first[node];
+    node_walk walk = {
+        .round = round, .node = node, .n_rank = comm->node_first[node + 1] - comm->node_first[node], .at = 0};
+    walk.next = round->buffers->counts.walk;
+    walk.end = walk.next + walk.n_rank;
+    for (int i = 0; i < walk.n_rank; i++) {
+        int64_t n;
+        walk.next[i] = mdp_round_entries(round, ranks[i], &n) - round->w->entries;
+        walk.end[i] = walk.next[i] + n;
+    }
+    return walk;
+}
+
+static bool comes_before(const mdp_route_entry *a, const mdp_route_entry *b) {
+    return a->state != b->state ? a->state < b->state : a->local < b->local;
+}
+
+/* The next row and who needs it (needs [n_word]; NULL: not asked); NULL at the end. */
+static const mdp_route_entry *walk_on(node_walk *walk, uint64_t *needs) {
+    const mdp_route_entry *entries = walk->round->w->entries, *row = NULL;
+    for (int i = 0; i < walk->n_rank; i++) {
+        const mdp_route_entry *entry = &entries[walk->next[i]];
+        if (walk->next[i] < walk->end[i] && (!row || comes_before(entry, row))) row = entry;
+    }
+    if (!row) return NULL;
+    if (needs) memset(needs, 0, (size_t)walk->round->buffers->landing.n_word * sizeof *needs);
+    for (int i = 0; i < walk->n_rank; i++) {
+        while (walk->next[i] < walk->end[i] && mdp_same_token(&entries[walk->next[i]], row)) {
+            walk->next[i]++;
+            if (needs) needs[i / 64] |= UINT64_C(1) << (i % 64);
+        }
+    }
+    walk->at++;
+    return row;
+}
+
+void mdp_landing_count(const mdp_round_context *round) {
+    const mdp_comm *comm = round->engine->comm;
+    mdp_round_counts *counts = &round->buffers->counts;
+    for (int node = 0; node < comm->n_node; node++) {
+        node_walk walk = walk_node(round, node);
+        while (node != comm->node && walk_on(&walk, NULL)) continue;
+        counts->node_row[node] = walk.at;
+        for (int i = 0; i < walk.n_rank; i++) counts->told[3 * comm->by_node[comm->node_first[node] + i] + 2] = walk.at;
+    }
+}
+
+/* ---- who sends what where ---- */
+
+typedef struct part {
+    int64_t first, end; /* rows of a node */
+} part;
+
+/* Part i of n of a node's n_row rows. */
+static part part_of(int64_t n_row, int n, int i) {
+    int64_t length = (n_row + n - 1) / n, first = length * i;
+    if (first > n_row) first = n_row;
+    return (part){first, first + length < n_row ? first + length : n_row};
+}
+
+static part common(part a, part b) {
+    part both = {a.first > b.first ? a.first : b.first, a.end < b.end ? a.end : b.end};
+    if (both.end < both.first) both.end = both.first;
+    return both;
+}
+
+/* From what each node needs: land_out, land_first, land_in, landed_first. Local. */
+static void divide_rows(const mdp_round_context *round) {
+    const mdp_comm *comm = round->engine->comm;
+    mdp_round_counts *counts = &round->buffers->counts;
+    for (int node = 0; node < comm->n_node; node++) {
+        int first = comm->node_first[node], n = comm->node_first[node + 1] - first;
+        part own = {counts->node_start[node], counts->node_start[node] + counts->node_row[node]};
+        for (int i = 0; i < n; i++) {
+            part lands = common(own, part_of(counts->node_total[node], n, i));
+            counts->land_out[comm->by_node[first + i]] = lands.end - lands.first;
+            counts->land_first[comm->by_node[first + i]] = lands.first - own.first;
+        }
+    }
+    part here = part_of(counts->node_total[comm->node], comm->node_size, comm->node_rank);
+    int64_t start = 0;
+    for (int source = 0; source < comm->size; source++) {
+        int64_t n = counts->heard[3 * source + 2];
+        part lands = common((part){start, start + n}, here);
+        counts->land_in[source] = lands.end - lands.first;
+        counts->landed_first[source] = lands.first - here.first;
+        start += n;
+    }
+    round->buffers->landing.n_row = here.end - here.first;
+}
+
+/* ---- rows on their way ---- */
+
+typedef struct packing {
+    const mdp_round_context *round;
+    node_walk walk; /* where packing stands */
+} packing;
+
+static void pack_landing(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
+    packing *p = opaque;
+    const mdp_engine *engine = p->round->engine;
+    const mdp_landing *landing = &p->round->buffers->landing;
+    uint64_t *needs = landing->needs + p->round->buffers->capacity * landing->n_word;
+    int64_t d = engine->model->d_model, row = p->round->buffers->counts.land_first[peer] + first;
+    size_t set_byte = (size_t)landing->n_word * sizeof(uint64_t);
+    char *to = buffer;
+    if (p->walk.node != engine->comm->rank_node[peer] || p->walk.at > row)
+        p->walk = walk_node(p->round, engine->comm->rank_node[peer]);
+    while (p->walk.at < row) (void)walk_on(&p->walk, NULL);
+    for (int64_t i = 0; i < n; i++, to += (size_t)d * sizeof(float) + set_byte) {
+        const mdp_route_entry *entry = walk_on(&p->walk, needs);
+        mdp_norm_row(engine->model, p->round->norm, engine->states[entry->state].x + entry->local * d, (float *)to);
+        memcpy(to + (size_t)d * sizeof(float), needs, set_byte);
+    }
+}
+
+static void unpack_landing(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
+    const packing *p = opaque;
+    const mdp_landing *landing = &p->round->buffers->landing;
+    int64_t d = p->round->engine->model->d_model, row = p->round->buffers->counts.landed_first[peer] + first;
+    size_t row_byte = (size_t)d * sizeof(float), set_byte = (size_t)landing->n_word * sizeof(uint64_t);
+    const char *from = buffer;
+    for (int64_t i = row; i < row + n; i++, from += row_byte + set_byte) {
+        memcpy(landing->x + i * d, from, row_byte);
+        memcpy(landing->needs + i * landing->n_word, from + row_byte, set_byte);
+    }
+}
+
+/* Landed rows that each rank of this node needs. Local. */
+static void count_handed(const mdp_round_context *round) {
+    const mdp_comm *comm = round->engine->comm;
+    const mdp_landing *landing = &round->buffers->landing;
+    int64_t *hand_out = round->buffers->counts.hand_out;
+    memset(hand_out, 0, (size_t)comm->size * sizeof *hand_out);
+    for (int64_t row = 0; row < landing->n_row; row++) {
+        const uint64_t *needs = landing->needs + row * landing->n_word;
+        for (int i = 0; i < comm->node_size; i++)
+            hand_out[comm->by_node[comm->node_first[comm->node] + i]] += (int64_t)(needs[i / 64] >> (i % 64) & 1);
+    }
+}
+
+mdp_status mdp_landing_all(const mdp_round_context *round) {
+    const mdp_engine *engine = round->engine;
+    const mdp_comm *comm = engine->comm;
+    mdp_round_counts *counts = &round->buffers->counts;
+    size_t node_byte = (size_t)comm->n_node * sizeof(int64_t);
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
+    memcpy(counts->node_start, counts->node_row, node_byte);
+    MDP_TRY(mdp_exscan_i64_all(comm, counts->node_start, comm->n_node));
+    memcpy(counts->node_total, counts->node_row, node_byte);
+    MDP_TRY(mdp_sum_i64_all(comm, counts->node_total, comm->n_node));
+    mdp_profile_switch(engine->profile, before);
+    divide_rows(round);
+    packing p = {.round = round, .walk = {.node = -1}};
+    const mdp_exchange exchange = {.room = engine->room,
+                                   .row_byte = mdp_dispatch_row_bytes(engine->model, round->buffers->landing.n_word),
+                                   .n_send = counts->land_out,
+                                   .n_recv = counts->land_in,
+                                   .pack = pack_landing,
+                                   .unpack = unpack_landing,
+                                   .context = &p};
+    MDP_TRY(mdp_exchange_all(comm, &exchange));
+    count_handed(round);
+    MDP_TRY(mdp_alltoall_i64_all(comm, counts->hand_out, counts->hand_in, 1));
+    int64_t first = 0;
+    for (int i = 0; i < comm->node_size; i++) {
+        int rank = comm->by_node[comm->node_first[comm->node] + i];
+        counts->hand_first[rank] = first;
+        first += counts->hand_in[rank];
+    }
+    return mdp_ok();
+}
