@@ -8,7 +8,7 @@ set(CMAKE_INSTALL_RPATH_USE_LINK_PATH ON)
 
 add_library(mdp_flags INTERFACE)
 target_compile_definitions(mdp_flags INTERFACE _GNU_SOURCE H5_USE_110_API
-  $<$<BOOL:${MDP_DEBUG_HOOKS}>:MDP_DEBUG_HOOKS=1>)
+  $<$<BOOL:${MDP_DEBUG_HOOKS}>:MDP_DEBUG_HOOKS=1> $<$<BOOL:${MDP_HAVE_ONEDNN}>:MDP_HAVE_ONEDNN=1>)
 target_compile_options(mdp_flags INTERFACE
   -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wpointer-arith -Wcast-align
   -Werror=implicit-function-declaration -Werror=incompatible-pointer-types

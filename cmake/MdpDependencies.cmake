@@ -56,6 +56,23 @@ else()
   find_library(MDP_SCALAPACK NAMES ${MDP_SCALAPACK_NAMES} mkl_scalapack_lp64 REQUIRED)
 endif()
 
+# A second library for matrix products (--gemm onednn, --compute bf16), where it is found. By name: its own package file asks
+# for OpenCL, which nothing here uses. Its C interface changed with version 3.
+option(MDP_ONEDNN "Use oneDNN 2 where it is found" ON)
+if(MDP_ONEDNN)
+  find_library(MDP_ONEDNN_LIBRARY NAMES dnnl)
+  find_path(MDP_ONEDNN_INCLUDE_DIR NAMES oneapi/dnnl/dnnl_version.h)
+  if(MDP_ONEDNN_LIBRARY AND MDP_ONEDNN_INCLUDE_DIR)
+    file(STRINGS ${MDP_ONEDNN_INCLUDE_DIR}/oneapi/dnnl/dnnl_version.h MDP_ONEDNN_MAJOR REGEX "define DNNL_VERSION_MAJOR 2$")
+  endif()
+  if(MDP_ONEDNN_MAJOR)
+    set(MDP_HAVE_ONEDNN ON)
+    message(STATUS "Found oneDNN 2: ${MDP_ONEDNN_LIBRARY}")
+  else()
+    message(STATUS "oneDNN 2 is not here: built without --gemm onednn and --compute bf16 (Debian: libdnnl-dev)")
+  endif()
+endif()
+
 pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson>=2.11)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash>=0.8.0)
 
@@ -63,5 +80,9 @@ add_library(mdp_dependencies INTERFACE)
 target_link_libraries(mdp_dependencies INTERFACE
   MPI::MPI_C ${HDF5_C_LIBRARIES} ${MDP_SCALAPACK} ${LAPACK_LIBRARIES} ${BLAS_LIBRARIES} ${MDP_CBLAS_LIBRARY}
   PkgConfig::JANSSON PkgConfig::XXHASH OpenMP::OpenMP_C Threads::Threads m)
+if(MDP_HAVE_ONEDNN)
+  target_link_libraries(mdp_dependencies INTERFACE ${MDP_ONEDNN_LIBRARY})
+  target_include_directories(mdp_dependencies SYSTEM INTERFACE $<BUILD_INTERFACE:${MDP_ONEDNN_INCLUDE_DIR}>)
+endif()
 target_include_directories(mdp_dependencies SYSTEM INTERFACE
   $<BUILD_INTERFACE:${HDF5_C_INCLUDE_DIRS}> $<BUILD_INTERFACE:${MDP_CBLAS_INCLUDE_DIR}>)

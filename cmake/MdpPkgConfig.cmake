@@ -21,8 +21,11 @@ function(mdp_link_words out)
   set(${out} ${words} PARENT_SCOPE)
 endfunction()
 
+if(MDP_HAVE_ONEDNN)
+  set(MDP_PC_ONEDNN ${MDP_ONEDNN_LIBRARY})
+endif()
 mdp_link_words(MDP_PC_WORDS ${HDF5_C_LIBRARIES} ${MDP_SCALAPACK} ${LAPACK_LIBRARIES} ${BLAS_LIBRARIES} ${MDP_CBLAS_LIBRARY}
-  PkgConfig::XXHASH MPI::MPI_C OpenMP::OpenMP_C Threads::Threads m)
+  ${MDP_PC_ONEDNN} PkgConfig::XXHASH MPI::MPI_C OpenMP::OpenMP_C Threads::Threads m)
 list(REMOVE_DUPLICATES MDP_PC_WORDS)
 list(JOIN MDP_PC_WORDS " " MDP_PC_LIBS)
 list(TRANSFORM MPI_C_INCLUDE_DIRS PREPEND -I OUTPUT_VARIABLE MDP_PC_CFLAGS)

@@ -5,7 +5,7 @@
 MDP_BUILD_PACKAGES=(gcc cmake make pkg-config openmpi-bin libopenmpi-dev libhdf5-openmpi-dev libopenblas-dev libscalapack-openmpi-dev
   libjansson-dev libxxhash-dev)
 # A second MPI library with its HDF5 and ScaLAPACK is among the latter.
-MDP_TEST_PACKAGES=(libcmocka-dev python3-venv chromium fonts-dejavu-core groff-base lua5.4 mpich libmpich-dev libhdf5-mpich-dev
+MDP_TEST_PACKAGES=(libcmocka-dev libdnnl-dev python3-venv chromium fonts-dejavu-core groff-base lua5.4 mpich libmpich-dev libhdf5-mpich-dev
   libscalapack-mpich-dev)
 MDP_LINT_PACKAGES=(clang-format-14 clang-tidy-14 libomp-14-dev cppcheck shellcheck codespell)
 

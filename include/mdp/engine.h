@@ -124,7 +124,8 @@ typedef struct mdp_pass {
 } mdp_pass;
 
 typedef struct mdp_engine_options {
-    int n_thread; /* threads of this rank, >= 1 */
+    int n_thread;   /* threads of this rank, >= 1 */
+    mdp_gemm *gemm; /* for as many threads; borrowed */
     mdp_pass pass;
     const mdp_view *const *views;   /* [n_stream]; NULL entry: the model as it is */
     const mdp_observers *observers; /* may be NULL */

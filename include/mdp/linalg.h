@@ -14,12 +14,40 @@ mdp_status mdp_blas_start(void);
 /* "OpenBLAS 0.3.21 SkylakeX" or what can be known of another library; written to out. */
 void mdp_blas_name(char *out, size_t n_byte);
 
-/* y [n, m] = x [n, k] w [m, k]^T, f32, row-major with leading dimensions ldx, ldw, ldy (elements). Single-threaded. */
-void mdp_gemm_nt(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
+/* ---- matrix products ----------------------------------------------------------------------------------------- */
+
+typedef enum mdp_gemm_library { MDP_OPENBLAS, MDP_ONEDNN, MDP_N_GEMM_LIBRARY } mdp_gemm_library;
+typedef enum mdp_gemm_type { MDP_GEMM_F32, MDP_GEMM_BF16, MDP_N_GEMM_TYPE } mdp_gemm_type;
+extern const char *const mdp_gemm_library_names[MDP_N_GEMM_LIBRARY];
+extern const char *const mdp_gemm_type_names[MDP_N_GEMM_TYPE];
+
+/* A library that multiplies, and the numbers in which it multiplies by weights. MDP_OPENBLAS is whatever CBLAS the
+ * program is linked with. Results are the same bits for the same library, type and processor kind. */
+typedef struct mdp_gemm mdp_gemm;
+/* For n_thread threads of OpenMP at once. Local. Errors: MDP_USAGE when the program is built without the library, when
+ * the library has no products of that type, or the processor none. */
+mdp_status mdp_gemm_new(mdp_gemm_library library, mdp_gemm_type type, int n_thread, mdp_gemm **out);
+void mdp_gemm_destroy(mdp_gemm *gemm); /* NULL is allowed */
+/* "OpenBLAS 0.3.21 SkylakeX f32": all that its bits depend on; written to out. */
+void mdp_gemm_describe(const mdp_gemm *gemm, char *out, size_t n_byte);
+int64_t mdp_gemm_memory(const mdp_gemm *gemm); /* bytes that it holds between products */
+/* MDP_INTERNAL when a product failed since the gemm was made: what it was to write is undefined. */
+mdp_status mdp_gemm_check(const mdp_gemm *gemm);
+
+/* y [n, m] = x [n, k] w [m, k]^T, row-major with leading dimensions ldx, ldw, ldy (elements): activations times rows of
+ * a weight matrix. With MDP_GEMM_BF16 both are rounded to bf16 (to nearest, ties to even) and summed in f32.
+ * Single-threaded. */
+void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                      int ldy);
+/* The same in f32, whatever the type. */
+void mdp_gemm_nt(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                 int ldy);
 /* y [n, m] += x [n, k] w [m, k]^T, the same. */
-void mdp_gemm_nt_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
-/* y [n, m] += x [n, k] w [k, m], f32, row-major. Single-threaded. */
-void mdp_gemm_nn_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy);
+void mdp_gemm_nt_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                     int ldy);
+/* y [n, m] += x [n, k] w [k, m], the same. */
+void mdp_gemm_nn_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                     int ldy);
 
 /* ---- row kernels --------------------------------------------------------------------------------------------- */
 

@@ -67,6 +67,7 @@ typedef struct mdp_stats_part {
 typedef struct mdp_stats {
     char model_fingerprint[33], tokens_fingerprint[33];
     char model_type[64];
+    char compute[128]; /* what multiplied, as mdp_gemm_describe says; empty: not known */
     int64_t d_model;
     int64_t n_token;
     bool pruned_inputs; /* by pruned propagation: what each layer saw had passed the pruned layers before it */

@@ -9,6 +9,7 @@
 
 typedef struct mdp_forward_options {
     int n_thread;         /* threads of this rank, >= 1 */
+    mdp_gemm *gemm;       /* for as many threads; borrowed */
     int64_t batch_tokens; /* over all ranks; 0: all tokens, or the largest batch that fits `memory` */
     int64_t memory;       /* bytes per rank; 0: no limit */
     mdp_log *log;

@@ -145,6 +145,7 @@ typedef struct mdp_plan_request {
     const mdp_weights *weights;                /* of `model`; for criteria that look at tensors */
     const mdp_proficiency *const *proficiency; /* [layers of the model]; for the criterion with its own pass */
     const mdp_tokens *tokens;                  /* that it ran on */
+    const char *compute;                       /* and what multiplied */
     const double *weight;                      /* [n_category of stats] or NULL: every category counts as it is */
     bool worst_category;                       /* mdp_score_worst_category */
     bool protect_super_experts;                /* never choose those (needs stats) */

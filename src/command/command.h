@@ -52,6 +52,8 @@ typedef enum mdp_option_id {
     OPTION_MEMORY,
     OPTION_BATCH_TOKENS,
     OPTION_THREADS,
+    OPTION_GEMM,
+    OPTION_COMPUTE,
     OPTION_ALLOW_NONFINITE,
     OPTION_CONFIG,
     OPTION_QUIET,
@@ -96,7 +98,8 @@ typedef struct mdp_session {
     char **words;         /* [n_word] borrowed */
     mdp_log *log;         /* owned */
     int n_thread;         /* of this rank */
-    char blas[100];       /* name and kernel of the BLAS library */
+    char compute[128];    /* what multiplies, and in which numbers: mdp_gemm_describe */
+    mdp_gemm *gemm;       /* owned; NULL before mdp_session_choose_compute_all */
     double start;         /* mdp_seconds() when the command began */
     mdp_catalogue *catalogue;
     mdp_model *model;

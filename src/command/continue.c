@@ -1,7 +1,8 @@
 /* continue.c - what a resume point depends on, and the folder of them: see continue.h.
  *
  * The identity is JSON for people too: inputs by fingerprint, so that they may move; every option of the command but
- * those that cannot change a result; the program's version and the BLAS kernel, which decide the last bits. */
+ * those that cannot change a result; the program's version and what multiplies, which decide the last bits (so --gemm
+ * and --compute are not compared by name). */
 #include "command/continue.h"
 
 #include <string.h>
@@ -15,6 +16,7 @@ static const mdp_option_id neutral[] = {
     OPTION_OUT,          OPTION_KEEP_FILE,        OPTION_OVERWRITE,   OPTION_JSON,        OPTION_DRY_RUN,
     OPTION_RESUME,       OPTION_CHECKPOINT_EVERY, OPTION_MAX_SECONDS, OPTION_GFLOPS,      OPTION_MEMORY,
     OPTION_BATCH_TOKENS, OPTION_THREADS,          OPTION_CONFIG,      OPTION_QUIET,       OPTION_LOG_LEVEL,
+    OPTION_GEMM,         OPTION_COMPUTE,
 #ifdef MDP_DEBUG_HOOKS
     OPTION_FAULT_EVERY,  OPTION_FAULT_SEED,       OPTION_FAULT_RANK,  OPTION_FAULT_KINDS, OPTION_STOP_AT,
 #endif
@@ -89,9 +91,9 @@ static mdp_status make_identity(const mdp_session *session, char **out) {
     if (session->tasks) MDP_TRY(digest_tasks(session->tasks, &tasks));
     if (session->keep_list)
         keep = mdp_hash_bytes(session->keep_list, session->n_keep * (int64_t)sizeof *session->keep_list);
-    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "format",
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "format",
                              "moe-dist-prune resume points", "version", "1.0", "program", "moe-dist-prune " MDP_VERSION,
-                             "command", session->options->command, "blas", session->blas, "model",
+                             "command", session->options->command, "compute", text_or_null(session->compute), "model",
                              text_or_null(session->catalogue->fingerprint), "tokens",
                              text_or_null(session->tokens ? session->tokens->fingerprint : NULL), "evaluation",
                              text_or_null(session->eval_tokens ? session->eval_tokens->fingerprint : NULL), "tasks",
@@ -142,7 +144,7 @@ static mdp_status compare(const char *folder, const json_t *then, const json_t *
                  {"tasks", "of other tasks (--tasks)", MDP_BAD_INPUT},
                  {"plans", "of another plan (--plan)", MDP_BAD_INPUT},
                  {"keep_file", "of other numbers to keep (--keep-file)", MDP_BAD_INPUT},
-                 {"blas", "by another BLAS kernel, whose last bits differ", MDP_BAD_INPUT}};
+                 {"compute", "by other arithmetic (--gemm, --compute, or another processor)", MDP_BAD_INPUT}};
     for (size_t i = 0; i < sizeof facts / sizeof facts[0]; i++) {
         const json_t *old = json_object_get(then, facts[i].key), *new = json_object_get(now, facts[i].key);
         if (json_equal(old, new)) continue;
@@ -198,6 +200,33 @@ static mdp_status name_folder(const mdp_session *session, bool in_folder, char *
     if (in_folder) return mdp_path_join(out, place, ".state");
     while (n > 1 && place[n - 1] == '/') n--;
     return mdp_format(out, "%.*s.state", (int)n, place);
+}
+
+/* The text at `path` says what was computed with. */
+static mdp_status read_compute(const char *path, char *out, size_t n_byte) {
+    char *text = NULL;
+    int64_t n = 0;
+    json_t *root = NULL;
+    if (!mdp_path_exists(path)) return mdp_ok();
+    MDP_TRY(mdp_file_read_all(path, MAX_IDENTITY, &text, &n));
+    mdp_status status = mdp_json_parse(text, n, path, &root);
+    const char *compute = json_string_value(json_object_get(root, "compute"));
+    if (compute) snprintf(out, n_byte, "%s", compute);
+    json_decref(root);
+    mdp_free(text);
+    return status;
+}
+
+mdp_status mdp_session_recorded_compute(const mdp_session *session, bool in_folder, char *out, size_t n_byte) {
+    char *folder = NULL, *path = NULL;
+    *out = '\0';
+    if (!can_continue(session) || !mdp_session_option(session, OPTION_RESUME)->flag) return mdp_ok();
+    mdp_status status = name_folder(session, in_folder, &folder);
+    if (status.code == MDP_OK) status = mdp_path_join(&path, folder, "identity.json");
+    if (status.code == MDP_OK) status = read_compute(path, out, n_byte);
+    mdp_free(folder);
+    mdp_free(path);
+    return status;
 }
 
 static mdp_status new_resume(const mdp_session *session, bool in_folder, mdp_resume **out) {

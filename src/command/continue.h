@@ -13,6 +13,8 @@ void mdp_session_note_plan(mdp_session *session, const char *text, int64_t n_byt
  * it is refused, or with --overwrite removed. Collective. Errors: MDP_USAGE naming the option that differs,
  * MDP_BAD_INPUT naming the input, MDP_CANNOT_CREATE. */
 mdp_status mdp_session_open_resume_all(mdp_session *session, bool in_folder);
+/* With --resume: what an interrupted run computed with, as mdp_gemm_describe says; "" when there is none. Rank 0. */
+mdp_status mdp_session_recorded_compute(const mdp_session *session, bool in_folder, char *out, size_t n_byte);
 /* The command has succeeded: remove the folder. Collective. */
 mdp_status mdp_session_end_resume_all(mdp_session *session);
 /* Say how to go on. Rank 0. */

@@ -137,6 +137,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
         .weights = found->weights,
         .proficiency = (const mdp_proficiency *const *)found->proficiency,
         .tokens = session->tokens,
+        .compute = session->compute,
         .weight = found->weight,
         .worst_category = mdp_session_option(session, OPTION_WORST_CATEGORY)->flag,
         .protect_super_experts = mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag,
@@ -186,11 +187,17 @@ mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, 
     return status;
 }
 
+/* What multiplied when the statistics of a plan were taken: the bytes of a result depend on nothing else that computes.
+ * NULL: the plan rests on no statistics, or does not say. Borrowed. */
+static json_t *compute_of(const mdp_plan *plan) {
+    return plan ? json_object_get(json_object_get(plan->recipe, "calibration"), "compute") : NULL;
+}
+
 mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, char **out) {
-    json_t *root = json_pack("{s:s, s:s, s:s, s:{s:s, s:s}, s:O?, s:{s:s, s:s}}", "format", "moe-dist-prune provenance",
+    json_t *root = json_pack("{s:s, s:s, s:s, s:{s:s, s:s}, s:O?, s:O?}", "format", "moe-dist-prune provenance",
                              "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "model", "fingerprint",
                              session->catalogue->fingerprint, "model_type", session->model->model_type, "recipe",
-                             plan ? plan->recipe : NULL, "compute", "type", "f32", "blas", session->blas);
+                             plan ? plan->recipe : NULL, "compute", compute_of(plan));
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the provenance of a checkpoint.");
     if (session->mtp_plan) json_object_set(root, "mtp", session->mtp_plan->recipe);

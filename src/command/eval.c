@@ -1,5 +1,6 @@
 /* eval.c - the command `eval`: measures of a model and of any number of plans, applied in memory, in one forward over
  * text and one over multiple choice. */
+#include "command/compute.h"
 #include "command/continue.h"
 #include "command/feasible.h"
 #include "command/opening.h"
@@ -45,8 +46,8 @@ static mdp_status open_all(mdp_session *session, streams *all) {
     if (dump && mdp_session_option(session, OPTION_RESUME)->flag)
         return MDP_ERROR(MDP_USAGE, "--resume does not go with --dump, which is for small inputs.");
     MDP_AGREE(session->comm, allocate_streams(1 + plans->n_text, all));
-    MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_choose_compute_all(session, false));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     MDP_TRY(mdp_session_open_tasks_all(session));

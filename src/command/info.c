@@ -1,4 +1,5 @@
 /* info.c - the command `info`: the whole resolved configuration of this build on these ranks, as a table or JSON. */
+#include "command/compute.h"
 #include "command/feasible.h"
 #include "command/threads.h"
 
@@ -17,16 +18,16 @@ static json_t *list_names(const char *const *names) {
     return list;
 }
 
-static json_t *describe_libraries(const mdp_session *session) {
-    char mpi[MPI_MAX_LIBRARY_VERSION_STRING] = "", hdf5[40];
+static json_t *describe_libraries(void) {
+    char mpi[MPI_MAX_LIBRARY_VERSION_STRING] = "", hdf5[40], blas[100];
     int n_char = 0;
     unsigned major = 0, minor = 0, release = 0;
     MPI_Get_library_version(mpi, &n_char);
     mpi[strcspn(mpi, "\n,")] = '\0';
+    mdp_blas_name(blas, sizeof blas);
     H5get_libversion(&major, &minor, &release);
     snprintf(hdf5, sizeof hdf5, "%u.%u.%u", major, minor, release);
-    return json_pack("{s:s, s:s, s:s, s:s}", "MPI", mpi, "HDF5", hdf5, "BLAS", session->blas, "jansson",
-                     JANSSON_VERSION);
+    return json_pack("{s:s, s:s, s:s, s:s}", "MPI", mpi, "HDF5", hdf5, "BLAS", blas, "jansson", JANSSON_VERSION);
 }
 
 static json_t *describe(const mdp_session *session, double flop_per_second) {
@@ -35,12 +36,12 @@ static json_t *describe(const mdp_session *session, double flop_per_second) {
 #else
     const char *build = "release";
 #endif
-    json_t *root = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:o, s:s, s:o, s:o, s:o, s:o}", "version", MDP_VERSION,
-                             "build", build, "ranks", session->comm->size, "nodes", session->comm->n_node, "threads",
-                             session->n_thread, "cores_of_rank_0", mdp_threads_cores(), "libraries",
-                             describe_libraries(session), "compute", "f32 (bf16 and f16 weights are widened exactly)",
-                             "families", list_names(mdp_family_names()), "methods", list_methods(), "budgets",
-                             list_names(mdp_budget_names), "normalise", list_names(mdp_score_normalise_names));
+    json_t *root =
+        json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:o, s:s, s:o, s:o, s:o, s:o}", "version", MDP_VERSION, "build",
+                  build, "ranks", session->comm->size, "nodes", session->comm->n_node, "threads", session->n_thread,
+                  "cores_of_rank_0", mdp_threads_cores(), "libraries", describe_libraries(), "compute",
+                  session->compute, "families", list_names(mdp_family_names()), "methods", list_methods(), "budgets",
+                  list_names(mdp_budget_names), "normalise", list_names(mdp_score_normalise_names));
     if (root && flop_per_second > 0.0) json_object_set_new(root, "gflops", json_real(flop_per_second / 1e9));
     return root;
 }
@@ -83,9 +84,9 @@ static mdp_status show(const mdp_session *session, double flop_per_second) {
 
 mdp_status mdp_command_info_all(mdp_session *session) {
     double flop_per_second = 0.0;
-    MDP_TRY(mdp_session_compare_blas_all(session));
+    MDP_TRY(mdp_session_choose_compute_all(session, false));
     if (mdp_session_option(session, OPTION_PEAK)->flag)
-        MDP_TRY(mdp_threads_measure_all(session->comm, session->n_thread, &flop_per_second));
+        MDP_TRY(mdp_threads_measure_all(session->comm, session->gemm, session->n_thread, &flop_per_second));
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0) status = show(session, flop_per_second);
     return mdp_agree_all(session->comm, status);

@@ -1,4 +1,5 @@
 /* observe.c - the command `observe`: run the model on text, write the statistics of its experts (stats.h5). */
+#include "command/compute.h"
 #include "command/continue.h"
 #include "command/feasible.h"
 #include "command/opening.h"
@@ -8,8 +9,8 @@ static int64_t estimate_stats(const mdp_session *session) {
 }
 
 static mdp_status open_all(mdp_session *session) {
-    MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_choose_compute_all(session, false));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     return mdp_session_open_resume_all(session, false);

@@ -72,7 +72,7 @@ static mdp_status find_speed_all(const mdp_session *session, mdp_estimate *estim
         return mdp_ok();
     }
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag && estimate->flop < MEASURE_FROM_FLOP) return mdp_ok();
-    return mdp_threads_measure_all(session->comm, session->n_thread, &estimate->flop_per_second);
+    return mdp_threads_measure_all(session->comm, session->gemm, session->n_thread, &estimate->flop_per_second);
 }
 
 /* ---- the lines ----------------------------------------------------------------------------------------------- */
@@ -105,9 +105,12 @@ static void add_flop(line *to, double flop, const char *unit) {
 
 static void machine_line(const mdp_session *session, const mdp_estimate *estimate, line *out) {
     const mdp_comm *comm = session->comm;
-    add(out, "moe-dist-prune %s   %d rank%s on %d node%s, %d thread%s each, %s f32", MDP_VERSION, comm->size,
+    bool computes = session->gemm != NULL;
+    char blas[100];
+    mdp_blas_name(blas, sizeof blas);
+    add(out, "moe-dist-prune %s   %d rank%s on %d node%s, %d thread%s each, %s", MDP_VERSION, comm->size,
         comm->size == 1 ? "" : "s", comm->n_node, comm->n_node == 1 ? "" : "s", session->n_thread,
-        session->n_thread == 1 ? "" : "s", session->blas);
+        session->n_thread == 1 ? "" : "s", computes ? session->compute : blas);
     if (estimate->flop_per_second <= 0.0) return;
     add(out, ", ");
     add_flop(out, estimate->flop_per_second, "FLOP/s");
@@ -191,8 +194,8 @@ static mdp_status print_json(const mdp_session *session, const mdp_estimate *est
     json_t *root = json_pack(
         "{s:s, s:s, s:i, s:i, s:i, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "format", "moe-dist-prune estimate",
         "version", "1.0", "ranks", session->comm->size, "nodes", session->comm->n_node, "threads", session->n_thread,
-        "blas", session->blas, "flop", estimate->flop, "flop_per_second", estimate->flop_per_second, "seconds", seconds,
-        "memory_per_rank", (json_int_t)estimate->memory, "bytes_read", (json_int_t)estimate->bytes_read,
+        "compute", session->compute, "flop", estimate->flop, "flop_per_second", estimate->flop_per_second, "seconds",
+        seconds, "memory_per_rank", (json_int_t)estimate->memory, "bytes_read", (json_int_t)estimate->bytes_read,
         "bytes_written", (json_int_t)estimate->bytes_written, "batch_tokens", (json_int_t)estimate->batch_tokens,
         "n_batches", (json_int_t)estimate->n_batch);
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");

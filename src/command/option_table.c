@@ -58,6 +58,15 @@ static const char *mtp_name(int i) {
     return names[i];
 }
 
+/* The libraries and the types, and then: measure. */
+static const char *gemm_name(int i) {
+    return i < MDP_N_GEMM_LIBRARY ? mdp_gemm_library_names[i] : i == MDP_N_GEMM_LIBRARY ? "auto" : NULL;
+}
+
+static const char *compute_name(int i) {
+    return i < MDP_N_GEMM_TYPE ? mdp_gemm_type_names[i] : i == MDP_N_GEMM_TYPE ? "auto" : NULL;
+}
+
 static const char *level_name(int i) {
     static const char *const names[] = {[MDP_LEVEL_ERROR] = "error",
                                         [MDP_LEVEL_WARN] = "warn",
@@ -324,6 +333,19 @@ const mdp_option mdp_option_table[N_OPTION] = {
                         .help = "threads of each rank (default: OMP_NUM_THREADS, or its share of the cores)",
                         .minimum = 1,
                         .maximum = 1024,
+                        .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
+    [OPTION_GEMM] = {.name = "gemm",
+                     .type = MDP_OPTION_CHOICE,
+                     .fallback = "openblas",
+                     .help = "library of matrix products; auto: the fastest here (results differ in the last bits)",
+                     .choice = gemm_name,
+                     .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
+    [OPTION_COMPUTE] = {.name = "compute",
+                        .type = MDP_OPTION_CHOICE,
+                        .fallback = "f32",
+                        .help = "products with weights; bf16 rounds both sides (oneDNN; fast only on processors with "
+                                "bf16 units); auto: the faster of the two here",
+                        .choice = compute_name,
                         .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
     [OPTION_ALLOW_NONFINITE] =
         {.name = "allow-nonfinite",

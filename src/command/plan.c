@@ -1,5 +1,6 @@
 /* plan.c - the command `plan`: statistics (or, for a criterion that needs none, a model; or, for one that runs it, a
  * model and text) -> plan.json. */
+#include "command/compute.h"
 #include "command/decide.h"
 #include "command/feasible.h"
 
@@ -135,7 +136,7 @@ mdp_status mdp_command_plan_all(mdp_session *session) {
     MDP_TRY(mdp_session_read_keep_file_all(session));
     if (mdp_session_option(session, OPTION_MODEL)->present) MDP_TRY(mdp_session_open_model_all(session));
     if (mdp_session_option(session, OPTION_TOKENS)->present) {
-        MDP_TRY(mdp_session_compare_blas_all(session));
+        MDP_TRY(mdp_session_choose_compute_all(session, false));
         MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                             mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     }

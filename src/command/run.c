@@ -2,6 +2,7 @@
  *
  * Order: everything that can be refused is refused; then statistics and plan are computed and written (they stay when a
  * later step fails); the plan is tried in memory on --eval-tokens; then the checkpoint is written; then the report. */
+#include "command/compute.h"
 #include "command/continue.h"
 #include "command/decide.h"
 #include "command/feasible.h"
@@ -98,9 +99,9 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_method(session));
     MDP_AGREE(session->comm, check_rounds(session));
     MDP_AGREE(session->comm, check_propagation(session));
-    MDP_TRY(mdp_session_compare_blas_all(session));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
+    MDP_TRY(mdp_session_choose_compute_all(session, true));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
@@ -384,7 +385,7 @@ static mdp_status report_all(mdp_session *session, const products *made) {
                          .n_rank = session->comm->size,
                          .n_node = session->comm->n_node,
                          .n_thread = session->n_thread,
-                         .blas = session->blas,
+                         .blas = session->compute,
                          .n_word = session->n_word,
                          .words = session->words};
     MDP_TRY(mdp_session_memory_all(session, &report.memory_largest, &report.memory_smallest));

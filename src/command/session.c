@@ -50,7 +50,6 @@ static mdp_status start(mdp_session *session) {
     if (mdp_session_option(session, OPTION_QUIET)->flag) level = MDP_LEVEL_ERROR;
     MDP_TRY(mdp_log_new(&session->log, session->comm->rank == 0, level));
     MDP_TRY(mdp_blas_start());
-    mdp_blas_name(session->blas, sizeof session->blas);
     if (session->recipe) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", session->recipe);
     if (!mdp_session_option(session, OPTION_PROFILE)->flag) return mdp_ok();
     session->profiles = json_array();
@@ -94,6 +93,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_catalogue_destroy(session->catalogue);
     mdp_resume_destroy(session->resume);
     json_decref(session->profiles);
+    mdp_gemm_destroy(session->gemm);
     mdp_free(session->recipe);
     mdp_free(session->keep_list);
     mdp_options_destroy(session->options);
@@ -177,6 +177,7 @@ mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp
 
 mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
     return (mdp_forward_options){.n_thread = session->n_thread,
+                                 .gemm = session->gemm,
                                  .batch_tokens = mdp_session_option(session, OPTION_BATCH_TOKENS)->integer,
                                  .memory = mdp_session_option(session, OPTION_MEMORY)->integer,
                                  .log = session->log,
@@ -184,19 +185,6 @@ mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
                                  .resume = session->resume,
                                  .profiles = session->profiles,
                                  .allow_nonfinite = mdp_session_option(session, OPTION_ALLOW_NONFINITE)->flag};
-}
-
-mdp_status mdp_session_compare_blas_all(const mdp_session *session) {
-    char name[sizeof session->blas] = {0};
-    memcpy(name, session->blas, sizeof name);
-    MDP_TRY(mdp_bcast_all(session->comm, name, (int64_t)sizeof name, 0));
-    mdp_status status = mdp_ok();
-    if (strcmp(name, session->blas) != 0)
-        status = MDP_ERROR(MDP_INTERNAL,
-                           "rank %d computes with %s, rank 0 with %s; results would depend on where experts land. Set "
-                           "OPENBLAS_CORETYPE to one kernel that all machines have.",
-                           session->comm->rank, session->blas, name);
-    return mdp_agree_all(session->comm, status);
 }
 
 mdp_status mdp_session_path(const mdp_session *session, const char *name, char **out) {
@@ -211,7 +199,7 @@ mdp_status mdp_session_write_text_all(const mdp_session *session, const char *pa
 
 static mdp_status print_profiles(const mdp_session *session, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:O}", "format", "moe-dist-prune profile", "version", "1.0",
-                             "threads", session->n_thread, "blas", session->blas, "passes", session->profiles);
+                             "threads", session->n_thread, "blas", session->compute, "passes", session->profiles);
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);

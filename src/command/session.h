@@ -25,8 +25,6 @@ mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp
 
 /* Options of the forward pass. */
 mdp_forward_options mdp_session_forward_options(const mdp_session *session);
-/* All ranks compute with the same BLAS kernel, else results would depend on the layout. Collective. */
-mdp_status mdp_session_compare_blas_all(const mdp_session *session);
 /* name below the folder --out, new text. */
 mdp_status mdp_session_path(const mdp_session *session, const char *name, char **out);
 /* Write a text file by rank 0; the status is common. Collective. */

@@ -63,18 +63,18 @@ mdp_status mdp_threads_default_all(const mdp_comm *comm, int *n_thread) {
 /* ---- speed --------------------------------------------------------------------------------------------------- */
 
 /* Products of one tile with one panel until the time is over; returns FLOP/s of this thread. */
-static double measure_thread(const float *x, const float *w, float *y) {
+static double measure_thread(mdp_gemm *gemm, const float *x, const float *w, float *y) {
     double start = mdp_seconds(), now = start, flop = 0.0;
     while (now - start < MEASURE_SECONDS) {
-        mdp_gemm_nt(MDP_TILE_ROWS, MDP_PANEL_ROWS, MEASURE_WIDTH, x, MEASURE_WIDTH, w, MEASURE_WIDTH, y,
-                    MDP_PANEL_ROWS);
+        mdp_gemm_weights(gemm, MDP_TILE_ROWS, MDP_PANEL_ROWS, MEASURE_WIDTH, x, MEASURE_WIDTH, w, MEASURE_WIDTH, y,
+                         MDP_PANEL_ROWS);
         flop += 2.0 * MDP_TILE_ROWS * MDP_PANEL_ROWS * MEASURE_WIDTH;
         now = mdp_seconds();
     }
     return flop / (now - start);
 }
 
-static mdp_status measure(int n_thread, double *flop_per_second) {
+static mdp_status measure(mdp_gemm *gemm, int n_thread, double *flop_per_second) {
     float *x = NULL, *w = NULL, *y = NULL;
     double sum = 0.0;
     mdp_status status = MDP_ALLOC(&x, (mdp_count_t)MDP_TILE_ROWS * MEASURE_WIDTH, "a measurement");
@@ -83,7 +83,8 @@ static mdp_status measure(int n_thread, double *flop_per_second) {
         status = MDP_ALLOC(&y, (mdp_count_t)n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS, "a measurement");
     if (status.code == MDP_OK) {
 #pragma omp parallel for num_threads(n_thread) reduction(+ : sum) schedule(static, 1)
-        for (int i = 0; i < n_thread; i++) sum += measure_thread(x, w, y + (size_t)i * MDP_TILE_ROWS * MDP_PANEL_ROWS);
+        for (int i = 0; i < n_thread; i++)
+            sum += measure_thread(gemm, x, w, y + (size_t)i * MDP_TILE_ROWS * MDP_PANEL_ROWS);
     }
     mdp_free(x);
     mdp_free(w);
@@ -92,9 +93,9 @@ static mdp_status measure(int n_thread, double *flop_per_second) {
     return status;
 }
 
-mdp_status mdp_threads_measure_all(const mdp_comm *comm, int n_thread, double *flop_per_second) {
+mdp_status mdp_threads_measure_all(const mdp_comm *comm, mdp_gemm *gemm, int n_thread, double *flop_per_second) {
     double mine = 0.0;
-    MDP_AGREE(comm, measure(n_thread, &mine));
+    MDP_AGREE(comm, measure(gemm, n_thread, &mine));
     int64_t megaflop = llround(mine / 1e6);
     MDP_TRY(mdp_sum_i64_all(comm, &megaflop, 1));
     *flop_per_second = (double)megaflop * 1e6;

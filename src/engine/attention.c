@@ -216,15 +216,15 @@ static void attend(const mdp_engine *engine, const mdp_layer *layer, const atten
     int64_t end = tile->query + tile->n_query, start = first_seen(&layer->attention, tile->query);
     for (int64_t key = start / MDP_KEY_ROWS * MDP_KEY_ROWS; key < end; key += MDP_KEY_ROWS) {
         int32_t n_key = (int32_t)(tile->length - key < MDP_KEY_ROWS ? tile->length - key : MDP_KEY_ROWS);
-        mdp_gemm_nt(tile->n_query, n_key, (int)rows->n_own, q, (int)ldq, k + key * rows->ldk, (int)rows->ldk, scores,
-                    MDP_KEY_ROWS);
+        mdp_gemm_nt(engine->gemm, tile->n_query, n_key, (int)rows->n_own, q, (int)ldq, k + key * rows->ldk,
+                    (int)rows->ldk, scores, MDP_KEY_ROWS);
         if (shared)
-            mdp_gemm_nt_add(tile->n_query, n_key, (int)rows->n_shared, q + rows->n_own, (int)ldq,
+            mdp_gemm_nt_add(engine->gemm, tile->n_query, n_key, (int)rows->n_shared, q + rows->n_own, (int)ldq,
                             shared + key * rows->ld_shared, (int)rows->ld_shared, scores, MDP_KEY_ROWS);
         tile->flop += 2 * tile->n_query * n_key * (rows->n_own + rows->n_shared + n_value);
         softmax_step(layer, tile, key, n_key, scores, maximum, total, sum, n_value);
-        mdp_gemm_nn_add(tile->n_query, (int)n_value, n_key, scores, MDP_KEY_ROWS, v + key * rows->ldv, (int)rows->ldv,
-                        sum, (int)n_value);
+        mdp_gemm_nn_add(engine->gemm, tile->n_query, (int)n_value, n_key, scores, MDP_KEY_ROWS, v + key * rows->ldv,
+                        (int)rows->ldv, sum, (int)n_value);
     }
     for (int32_t i = 0; i < tile->n_query; i++) {
         double inverse = 1.0 / total[i];
@@ -391,6 +391,7 @@ static mdp_status attend_group(mdp_engine *engine, const mdp_layer *layer, atten
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t i = 0; i < n_query; i++) attend(engine, layer, buffers, &buffers->queries[i]);
     for (int64_t i = 0; i < n_query; i++) mdp_profile_flop(engine->profile, buffers->queries[i].flop);
+    MDP_TRY(mdp_gemm_check(engine->gemm));
     MDP_TRY(project(engine, buffers, n_pack, &a->o, buffers->bias[3], buffers->out, buffers->heads.ldo, buffers->x,
                     engine->model->d_model));
     add_group(engine, buffers, n_pack);

@@ -97,6 +97,7 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->tokens = tokens;
         engine->partition = partition;
         engine->n_thread = options->n_thread;
+        engine->gemm = options->gemm;
         engine->n_stream = options->pass.n_stream;
         engine->recompute = options->pass.recompute;
         engine->views = options->views;

@@ -32,6 +32,7 @@ struct mdp_engine {
     const mdp_tokens *tokens;
     const mdp_partition *partition;
     int n_thread, n_stream;
+    mdp_gemm *gemm;
     const mdp_view *const *views; /* [n_stream] */
     mdp_observers observers;
     mdp_profile *profile;    /* borrowed; may be NULL */

@@ -52,8 +52,8 @@ static void finish_logits(const mdp_engine *engine, const head_buffers *buffers,
 static void take_panel(const mdp_engine *engine, const head_buffers *buffers, const head_tile *tile, int state,
                        const mdp_panel *panel, const float *first, float *logits, const mdp_head_consumer *consumer) {
     int d = (int)engine->model->d_model;
-    mdp_gemm_nt(tile->n_row, (int)panel->n_row, d, engine->states[state].x + tile->first_local * d, d, panel->data, d,
-                logits, MDP_PANEL_ROWS);
+    mdp_gemm_weights(engine->gemm, tile->n_row, (int)panel->n_row, d, engine->states[state].x + tile->first_local * d,
+                     d, panel->data, d, logits, MDP_PANEL_ROWS);
     finish_logits(engine, buffers, tile, panel, logits);
     mdp_logit_panel out = {.state = state,
                            .first_local = tile->first_local,
@@ -100,7 +100,7 @@ static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, con
             take_group(engine, buffers, begin, left < buffers->n_held ? left : buffers->n_held, &panel, consumer);
         }
     }
-    return mdp_ok();
+    return mdp_gemm_check(engine->gemm);
 }
 
 /* Tiles of this rank's packs; with `tiles` NULL only their number. */

@@ -49,10 +49,10 @@ static void count_products(const mdp_engine *engine, const mdp_rows *tiles, int6
 }
 
 /* One item of the product: columns of one panel for one tile. */
-static void linear_item(const mdp_rows *tile, const mdp_panel *panel, const float *bias) {
+static void linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, const float *bias) {
     int k = (int)panel->matrix->n_col, m = (int)panel->n_row;
     float *y = tile->y + panel->row0;
-    mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, panel->data, k, y, (int)tile->ldy);
+    mdp_gemm_weights(gemm, tile->n_row, m, k, tile->x, (int)tile->ldx, panel->data, k, y, (int)tile->ldy);
     if (!bias) return;
     for (int32_t i = 0; i < tile->n_row; i++) mdp_axpy(1.0F, bias + panel->row0, m, y + (size_t)i * (size_t)tile->ldy);
 }
@@ -67,21 +67,21 @@ mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const f
         MDP_TRY(mdp_panel_stream_next(engine->stream, n, panels));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread) collapse(2)
         for (int p = 0; p < n; p++) {
-            for (int64_t t = 0; t < n_tile; t++) linear_item(&tiles[t], &panels[p], bias);
+            for (int64_t t = 0; t < n_tile; t++) linear_item(engine->gemm, &tiles[t], &panels[p], bias);
         }
         for (int p = 0; p < n; p++) count_products(engine, tiles, n_tile, &panels[p]);
         first += n;
     }
-    return mdp_ok();
+    return mdp_gemm_check(engine->gemm);
 }
 
 /* One item of the gated product: columns of one panel pair for one tile. */
-static void gated_item(const mdp_gating *gating, const mdp_rows *tile, const mdp_panel *gate, const mdp_panel *up,
-                       float *scratch) {
+static void gated_item(mdp_gemm *gemm, const mdp_gating *gating, const mdp_rows *tile, const mdp_panel *gate,
+                       const mdp_panel *up, float *scratch) {
     int k = (int)gate->matrix->n_col, m = (int)gate->n_row;
     float *h = tile->y + gate->row0;
-    mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, gate->data, k, h, (int)tile->ldy);
-    mdp_gemm_nt(tile->n_row, m, k, tile->x, (int)tile->ldx, up->data, k, scratch, MDP_PANEL_ROWS);
+    mdp_gemm_weights(gemm, tile->n_row, m, k, tile->x, (int)tile->ldx, gate->data, k, h, (int)tile->ldy);
+    mdp_gemm_weights(gemm, tile->n_row, m, k, tile->x, (int)tile->ldx, up->data, k, scratch, MDP_PANEL_ROWS);
     for (int32_t i = 0; i < tile->n_row; i++, h += tile->ldy, scratch += MDP_PANEL_ROWS) {
         if (gating->gate_bias) mdp_axpy(1.0F, gating->gate_bias + gate->row0, m, h);
         if (gating->up_bias) mdp_axpy(1.0F, gating->up_bias + up->row0, m, scratch);
@@ -105,11 +105,11 @@ mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const md
         for (int p = 0; p < n; p++) {
             for (int64_t t = 0; t < n_tile; t++) {
                 float *own = scratch + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
-                gated_item(gating, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
+                gated_item(engine->gemm, gating, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
             }
         }
         for (int p = 0; p < 2 * n; p++) count_products(engine, tiles, n_tile, &panels[p]);
         first += n;
     }
-    return mdp_ok();
+    return mdp_gemm_check(engine->gemm);
 }

@@ -1,10 +1,13 @@
-/* gemm.c - matrix products by the CBLAS library, kept to one thread of its own.
+/* gemm.c - matrix products by one of the libraries that the program is linked with, each kept to one thread.
  *
  * A rank's threads share out whole products, so a product is never split: its bits then depend on its shape and on the
- * library's kernel alone. The OpenBLAS calls are weak references, so that any other CBLAS links as well. */
-#include "mdp/linalg.h"
+ * library's kernel alone. A product cannot return an error from inside a parallel loop, so the first one is kept until
+ * mdp_gemm_check. Here is the CBLAS library; its OpenBLAS calls are weak references, so that any other links as well.
+ */
+#include "linalg/gemm.h"
 
 #include <cblas.h>
+#include <omp.h>
 #include <string.h>
 
 extern void openblas_set_num_threads(int n) __attribute__((weak));
@@ -35,14 +38,126 @@ void mdp_blas_name(char *out, size_t n_byte) {
     (void)snprintf(out, n_byte, "%s %s%s%s", name, version, core[0] == '\0' ? "" : " ", core);
 }
 
-void mdp_gemm_nt(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, m, k, 1.0F, x, ldx, w, ldw, 0.0F, y, ldy);
+static int multiply_cblas(const mdp_product *p) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, p->transposed ? CblasTrans : CblasNoTrans, p->n, p->m, p->k, 1.0F, p->x,
+                p->ldx, p->w, p->ldw, p->add ? 1.0F : 0.0F, p->y, p->ldy);
+    return 0;
 }
 
-void mdp_gemm_nt_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, m, k, 1.0F, x, ldx, w, ldw, 1.0F, y, ldy);
+/* ---- the libraries ------------------------------------------------------------------------------------------- */
+
+const char *const mdp_gemm_library_names[MDP_N_GEMM_LIBRARY] = {[MDP_OPENBLAS] = "openblas", [MDP_ONEDNN] = "onednn"};
+const char *const mdp_gemm_type_names[MDP_N_GEMM_TYPE] = {[MDP_GEMM_F32] = "f32", [MDP_GEMM_BF16] = "bf16"};
+
+static const mdp_gemm_backend cblas = {.describe = mdp_blas_name, .f32 = multiply_cblas};
+
+static const mdp_gemm_backend *const backends[MDP_N_GEMM_LIBRARY] = {
+    [MDP_OPENBLAS] = &cblas,
+#ifdef MDP_HAVE_ONEDNN
+    [MDP_ONEDNN] = &mdp_gemm_onednn,
+#endif
+};
+
+struct mdp_gemm {
+    const mdp_gemm_backend *backend;
+    mdp_gemm_type type;
+    int n_thread;
+    void *scratch; /* of bf16; the backend's */
+    int failed;    /* the library's code of the first product that failed; 0: none */
+};
+
+static mdp_status open_type(mdp_gemm *gemm, mdp_gemm_library library) {
+    if (gemm->type == MDP_GEMM_F32) return mdp_ok();
+    if (!gemm->backend->bf16_open)
+        return MDP_ERROR(MDP_USAGE, "--compute bf16 needs oneDNN; --gemm %s multiplies in f32 only.",
+                         mdp_gemm_library_names[library]);
+    return gemm->backend->bf16_open(gemm->n_thread, &gemm->scratch);
 }
 
-void mdp_gemm_nn_add(int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y, int ldy) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, m, k, 1.0F, x, ldx, w, ldw, 1.0F, y, ldy);
+mdp_status mdp_gemm_new(mdp_gemm_library library, mdp_gemm_type type, int n_thread, mdp_gemm **out) {
+    *out = NULL;
+    if (!backends[library])
+        return MDP_ERROR(MDP_USAGE,
+                         "this program was built without %s; install it (Debian: libdnnl-dev) and build again, or use "
+                         "--gemm openblas --compute f32.",
+                         library == MDP_ONEDNN ? "oneDNN" : mdp_gemm_library_names[library]);
+    mdp_gemm *gemm = NULL;
+    MDP_TRY(MDP_ALLOC(&gemm, 1, "matrix products"));
+    gemm->backend = backends[library];
+    gemm->type = type;
+    gemm->n_thread = n_thread;
+    mdp_status status = open_type(gemm, library);
+    if (status.code == MDP_OK)
+        *out = gemm;
+    else
+        mdp_gemm_destroy(gemm);
+    return status;
+}
+
+void mdp_gemm_destroy(mdp_gemm *gemm) {
+    if (!gemm) return;
+    if (gemm->scratch) gemm->backend->bf16_close(gemm->n_thread, gemm->scratch);
+    mdp_free(gemm);
+}
+
+void mdp_gemm_describe(const mdp_gemm *gemm, char *out, size_t n_byte) {
+    char name[100];
+    gemm->backend->describe(name, sizeof name);
+    (void)snprintf(out, n_byte, "%s %s", name, mdp_gemm_type_names[gemm->type]);
+}
+
+int64_t mdp_gemm_memory(const mdp_gemm *gemm) {
+    return gemm->scratch ? gemm->backend->bf16_memory(gemm->n_thread) : 0;
+}
+
+mdp_status mdp_gemm_check(const mdp_gemm *gemm) {
+    int code = __atomic_load_n(&gemm->failed, __ATOMIC_RELAXED);
+    if (code == 0) return mdp_ok();
+    char name[100];
+    gemm->backend->describe(name, sizeof name);
+    return MDP_ERROR(MDP_INTERNAL, "a matrix product failed in %s: %s.", name, gemm->backend->explain(code));
+}
+
+/* ---- products ------------------------------------------------------------------------------------------------ */
+
+static void keep_failure(mdp_gemm *gemm, int code) {
+    if (code != 0) __atomic_store_n(&gemm->failed, code, __ATOMIC_RELAXED);
+}
+
+void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                      int ldy) {
+    const mdp_product product = {
+        .n = n, .m = m, .k = k, .x = x, .ldx = ldx, .w = w, .ldw = ldw, .y = y, .ldy = ldy, .transposed = true};
+    keep_failure(gemm, gemm->type == MDP_GEMM_BF16 ? gemm->backend->bf16(gemm->scratch, omp_get_thread_num(), &product)
+                                                   : gemm->backend->f32(&product));
+}
+
+void mdp_gemm_nt(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                 int ldy) {
+    const mdp_product product = {
+        .n = n, .m = m, .k = k, .x = x, .ldx = ldx, .w = w, .ldw = ldw, .y = y, .ldy = ldy, .transposed = true};
+    keep_failure(gemm, gemm->backend->f32(&product));
+}
+
+void mdp_gemm_nt_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                     int ldy) {
+    const mdp_product product = {.n = n,
+                                 .m = m,
+                                 .k = k,
+                                 .x = x,
+                                 .ldx = ldx,
+                                 .w = w,
+                                 .ldw = ldw,
+                                 .y = y,
+                                 .ldy = ldy,
+                                 .transposed = true,
+                                 .add = true};
+    keep_failure(gemm, gemm->backend->f32(&product));
+}
+
+void mdp_gemm_nn_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                     int ldy) {
+    const mdp_product product = {
+        .n = n, .m = m, .k = k, .x = x, .ldx = ldx, .w = w, .ldw = ldw, .y = y, .ldy = ldy, .add = true};
+    keep_failure(gemm, gemm->backend->f32(&product));
 }

@@ -142,12 +142,14 @@ static mdp_status describe(mdp_stats *const *all, const double *weight, int n, m
     memcpy(out->model_fingerprint, first->model_fingerprint, sizeof out->model_fingerprint);
     memcpy(out->tokens_fingerprint, first->tokens_fingerprint, sizeof out->tokens_fingerprint);
     memcpy(out->model_type, first->model_type, sizeof out->model_type);
+    memcpy(out->compute, first->compute, sizeof out->compute);
     out->d_model = first->d_model;
     out->pruned_inputs = first->pruned_inputs;
     MDP_TRY(MDP_ALLOC(&out->parts, n, "the parts of statistics"));
     out->n_part = n;
     for (int f = 0; f < n; f++) {
         out->n_token += all[f]->n_token;
+        if (strcmp(all[f]->compute, first->compute) != 0) snprintf(out->compute, sizeof out->compute, "several kinds");
         out->parts[f] = (mdp_stats_part){.n_token = all[f]->n_token, .weight = weight[f]};
         memcpy(out->parts[f].tokens_fingerprint, all[f]->tokens_fingerprint, sizeof first->tokens_fingerprint);
     }

@@ -254,6 +254,8 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
     if (!stats->pruned_inputs && strcmp(text, MDP_STATS_ORIGINAL) != 0)
         return MDP_ERROR(MDP_BAD_INPUT, "%s was collected with options that this version does not know: %s", path,
                          text);
+    if (H5Aexists(file, "compute") > 0 && !read_text_attribute(file, "compute", stats->compute, sizeof stats->compute))
+        return unreadable(path, "its description");
     MDP_TRY(read_categories(file, stats, path));
     MDP_TRY(check_categories(stats, path));
     return read_layers(file, stats, path);

@@ -158,6 +158,7 @@ static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *
         !write_text_attribute(file, "tokens", stats->tokens_fingerprint) ||
         !write_text_attribute(file, "model_type", stats->model_type) ||
         !write_text_attribute(file, "options", stats->pruned_inputs ? MDP_STATS_PRUNED : MDP_STATS_ORIGINAL) ||
+        (stats->compute[0] != '\0' && !write_text_attribute(file, "compute", stats->compute)) ||
         !write_number_attribute(file, "d_model", stats->d_model) ||
         !write_number_attribute(file, "n_tokens", stats->n_token) || !write_categories(file, stats)) {
         return broken(path, "the description");

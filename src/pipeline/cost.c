@@ -76,12 +76,13 @@ static int64_t batch_bytes(const mdp_model *model, int n_node, const mdp_pass *p
 
 /* Fill the cost of one choice of the batch. */
 static mdp_status cost_of_batch(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
-                                const mdp_pass *pass, int n_thread, int64_t batch_tokens, mdp_forward_cost *out) {
+                                const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens,
+                                mdp_forward_cost *out) {
     mdp_partition *partition = NULL;
     MDP_TRY(mdp_partition_new(tokens, batch_tokens, &partition));
     out->batch_tokens = batch_tokens;
     out->n_batch = partition->n_batch;
-    out->memory = mdp_engine_memory(comm, model, partition, n_thread, pass);
+    out->memory = mdp_engine_memory(comm, model, partition, options->n_thread, pass) + mdp_gemm_memory(options->gemm);
     mdp_partition_destroy(partition);
     return mdp_ok();
 }
@@ -97,7 +98,7 @@ static mdp_status choose_batch(const mdp_comm *comm, const mdp_model *model, con
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
     int64_t batch = options->batch_tokens > 0 ? options->batch_tokens : tokens->n_token;
     for (;;) {
-        MDP_TRY(cost_of_batch(comm, model, tokens, pass, options->n_thread, batch, out));
+        MDP_TRY(cost_of_batch(comm, model, tokens, pass, options, batch, out));
         if (options->memory <= 0 || out->memory <= options->memory) return mdp_ok();
         if (pass->recompute)
             return too_little(comm, options, out->memory,

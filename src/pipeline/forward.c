@@ -71,6 +71,7 @@ static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     mdp_profile profile;
     mdp_engine_options options = {.n_thread = forward->options->n_thread,
                                   .profile = &profile,
+                                  .gemm = forward->options->gemm,
                                   .pass = forward->pass,
                                   .views = forward->views,
                                   .observers = forward->observers,

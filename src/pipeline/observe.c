@@ -50,8 +50,10 @@ static mdp_status restored_all(void *context, const mdp_position *at) {
     return mdp_ok();
 }
 
-static mdp_status new_collection(const mdp_model *model, const mdp_tokens *tokens, observe_run *run) {
-    MDP_TRY(mdp_stats_new(model, tokens, &run->stats));
+static mdp_status new_collection(const mdp_forward *forward, observe_run *run) {
+    const mdp_model *model = forward->model;
+    MDP_TRY(mdp_stats_new(model, forward->tokens, &run->stats));
+    mdp_gemm_describe(forward->options->gemm, run->stats->compute, sizeof run->stats->compute);
     run->n_layer = model->n_layer;
     run->stats->pruned_inputs = run->propagation != NULL;
     return mdp_collector_new(model, run->stats, &run->collector);
@@ -60,7 +62,7 @@ static mdp_status new_collection(const mdp_model *model, const mdp_tokens *token
 /* `forward` has what the two kinds do not share. */
 static mdp_status collect_all(observe_run *run, mdp_forward *forward, const mdp_view *seen, mdp_stats **out) {
     *out = NULL;
-    mdp_status status = mdp_agree_all(run->comm, new_collection(forward->model, forward->tokens, run));
+    mdp_status status = mdp_agree_all(run->comm, new_collection(forward, run));
     if (status.code == MDP_OK) {
         /* the observers' context is the collector, the steps' context the run */
         mdp_collector_use_view(run->collector, seen);

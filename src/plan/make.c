@@ -167,10 +167,11 @@ static json_t *describe_options(const mdp_plan_request *request, int32_t min_kee
 static json_t *describe_calibration(const mdp_plan_request *request) {
     const mdp_stats *stats = request->stats;
     if (request->criterion->own_pass)
-        return json_pack("{s:s, s:I}", "tokens", request->tokens->fingerprint, "n_tokens",
-                         (json_int_t)request->tokens->n_token);
+        return json_pack("{s:s, s:I, s:s}", "tokens", request->tokens->fingerprint, "n_tokens",
+                         (json_int_t)request->tokens->n_token, "compute", request->compute);
     json_t *object =
         json_pack("{s:s, s:I}", "tokens", stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token);
+    if (stats->compute[0] != '\0') json_object_set_new(object, "compute", json_string(stats->compute));
     json_t *parts = stats->n_part > 0 ? json_array() : NULL;
     for (int i = 0; i < stats->n_part; i++)
         json_array_append_new(parts,

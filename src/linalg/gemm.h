@@ -1,0 +1,33 @@
+/* gemm.h - what gemm.c and the libraries behind it share. Private to src/linalg. */
+#ifndef MDP_SRC_LINALG_GEMM_H
+#define MDP_SRC_LINALG_GEMM_H
+
+#include "mdp/linalg.h"
+
+/* y [n, m] = x [n, k] w, or y += x w; w [k, m], or its transpose [m, k]. Row-major, leading dimensions in elements. */
+typedef struct mdp_product {
+    int n, m, k;
+    const float *x, *w;
+    float *y;
+    int ldx, ldw, ldy;
+    bool transposed, add;
+} mdp_product;
+
+/* A library, as far as it is asked. Products are multiplied by one thread, from several threads at once. */
+typedef struct mdp_gemm_backend {
+    void (*describe)(char *out, size_t n_byte);
+    /* 0, or the library's code of what went wrong */
+    int (*f32)(const mdp_product *product);
+    const char *(*explain)(int code);
+    /* products of values rounded to bf16: scratch for n_thread threads, used by thread `thread`; NULL: it has none */
+    mdp_status (*bf16_open)(int n_thread, void **scratch);
+    int (*bf16)(void *scratch, int thread, const mdp_product *product);
+    void (*bf16_close)(int n_thread, void *scratch);
+    int64_t (*bf16_memory)(int n_thread);
+} mdp_gemm_backend;
+
+#ifdef MDP_HAVE_ONEDNN
+extern const mdp_gemm_backend mdp_gemm_onednn;
+#endif
+
+#endif
