@@ -63,6 +63,16 @@ double mdp_dot(const float *a, const float *b, int64_t n);
 double mdp_sum_squares(const float *x, int64_t n);
 /* Sum of |x[i]| in f64, fixed lane order. */
 double mdp_sum_abs(const float *x, int64_t n);
+/* Sums over two rows in one pass, to the same bits as mdp_sum_squares and mdp_dot, and the largest |y[i]|. */
+typedef struct mdp_moments {
+    double xx, xy, yy;
+    float max_abs_y; /* 0 for n = 0; NaN is passed over */
+} mdp_moments;
+mdp_moments mdp_row_moments(const float *x, const float *y, int64_t n);
+/* sum[j] += y[i, j] over rows i in ascending order, in f64; y [n_row, n], leading dimension ldy. */
+void mdp_add_rows(const float *y, int64_t ldy, int64_t n_row, int64_t n, double *sum);
+/* Is no x[i] a NaN or an infinity? */
+bool mdp_all_finite(const float *x, int64_t n);
 /* y[i] += a * x[i], f32. */
 void mdp_axpy(float a, const float *x, int64_t n, float *y);
 
@@ -78,8 +88,6 @@ float mdp_exp(float x);
 double mdp_exp_shift(float *x, float shift, int64_t n);
 /* Largest of x [n], n >= 1. */
 float mdp_max(const float *x, int64_t n);
-/* Largest |x[i]|; 0 for n = 0. NaN is passed over. */
-float mdp_max_abs(const float *x, int64_t n);
 
 /* Rotate the first 2 * n_pair values of a head in place; cosine, sine [n_pair]. */
 typedef enum mdp_rope_layout { MDP_ROPE_HALF, MDP_ROPE_PAIR } mdp_rope_layout;

@@ -3,6 +3,7 @@
  * Owns the table of formats, in safetensors' own order. Widening takes stored little-endian values at any address and
  * is exact for every bit pattern (subnormals, infinities; NaN payloads of 16 and 32 bits keep their bits). Loops are
  * branch-free so that the compiler turns them into vector code. Refuses nothing: callers ask first. */
+#include "linalg/lanes.h"
 #include "mdp/checkpoint.h"
 
 #include <string.h>
@@ -71,7 +72,7 @@ bool mdp_dtype_widens(mdp_dtype type) {
 }
 
 /* bf16 is the upper half of an f32. */
-static void widen_bf16(const unsigned char *restrict stored, int64_t n, float *restrict out) {
+MDP_CLONES static void widen_bf16(const unsigned char *restrict stored, int64_t n, float *restrict out) {
     for (int64_t i = 0; i < n; i++) {
         uint16_t half;
         memcpy(&half, stored + 2 * i, sizeof half);
@@ -82,7 +83,7 @@ static void widen_bf16(const unsigned char *restrict stored, int64_t n, float *r
 
 /* Three cases by exponent, computed for every element and selected. A subnormal m * 2^-24 is found as
  * 2^-14 (1 + m / 1024) - 2^-14, which never meets an f32 subnormal: the result does not depend on flush-to-zero. */
-static void widen_f16(const unsigned char *restrict stored, int64_t n, float *restrict out) {
+MDP_CLONES static void widen_f16(const unsigned char *restrict stored, int64_t n, float *restrict out) {
     for (int64_t i = 0; i < n; i++) {
         uint16_t half;
         memcpy(&half, stored + 2 * i, sizeof half);
@@ -103,7 +104,7 @@ static void widen_f16(const unsigned char *restrict stored, int64_t n, float *re
 
 /* Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity, one NaN of each sign. A subnormal m * 2^-9 is found as
  * 2^-6 (1 + m / 8) - 2^-6, for the reason given above. */
-static void widen_f8_e4m3(const unsigned char *restrict stored, int64_t n, float *restrict out) {
+MDP_CLONES static void widen_f8_e4m3(const unsigned char *restrict stored, int64_t n, float *restrict out) {
     for (int64_t i = 0; i < n; i++) {
         uint32_t magnitude = ((uint32_t)stored[i] & 0x7fu) << 20;
         uint32_t small_bits = 0x3c800000u + magnitude;

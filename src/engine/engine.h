@@ -118,7 +118,6 @@ mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const md
 
 /* ---- finite.c ------------------------------------------------------------------------------------------------- */
 
-bool mdp_finite_row(const float *x, int64_t n);
 /* Look at the residual stream of every state; `what` it is, for the error: MDP_BAD_INPUT naming the lowest token and
  * the weights to blame. Local: agreed on, the error is the same for any number of ranks. */
 mdp_status mdp_finite_residual(mdp_engine *engine, int64_t layer, const char *what);

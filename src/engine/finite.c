@@ -20,15 +20,6 @@ static uint32_t magnitude_bits(const float *x) {
     return bits & 0x7fffffffu;
 }
 
-bool mdp_finite_row(const float *x, int64_t n) {
-    uint32_t most = 0;
-    for (int64_t j = 0; j < n; j++) {
-        uint32_t bits = magnitude_bits(x + j);
-        most = bits > most ? bits : most;
-    }
-    return most < INFINITY_BITS;
-}
-
 /* Set what is not finite to 0 and count it. */
 static void clear(mdp_engine *engine, int64_t layer, float *x, int64_t n) {
     int64_t n_cleared = 0;
@@ -55,7 +46,7 @@ static void blame_matrix(mdp_engine *engine, const mdp_matrix *matrix, char *out
     if (status.code == MDP_OK) status = MDP_ALLOC(&rows, matrix->n_col, "a row");
     for (int64_t r = 0; status.code == MDP_OK && !out[0] && r < matrix->n_row; r++) {
         status = mdp_matrix_read(engine->reader, matrix, r, 1, scratch, rows);
-        if (status.code != MDP_OK || mdp_finite_row(rows, matrix->n_col)) continue;
+        if (status.code != MDP_OK || mdp_all_finite(rows, matrix->n_col)) continue;
         int64_t c = 0;
         while (isfinite(rows[c])) c++;
         snprintf(out, n_byte, "'%.200s' holds %s (row %" PRId64 ", column %" PRId64 ")", matrix->tensor->name,
@@ -118,7 +109,7 @@ mdp_status mdp_finite_residual(mdp_engine *engine, int64_t layer, const char *wh
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
         for (int64_t i = 0; i < engine->batch.n_token; i++) {
             float *x = engine->states[s].x + i * d;
-            if (mdp_finite_row(x, d)) continue;
+            if (mdp_all_finite(x, d)) continue;
             if (engine->allow_nonfinite) {
                 clear(engine, layer, x, d);
             } else {
@@ -141,7 +132,7 @@ bool mdp_finite_outputs(mdp_engine *engine, int64_t layer, mdp_expert_t expert, 
                         int32_t n_row) {
     int64_t d = engine->model->d_model, key = INT64_MAX;
     for (int32_t i = 0; i < n_row; i++) {
-        if (mdp_finite_row(y + i * d, d)) continue;
+        if (mdp_all_finite(y + i * d, d)) continue;
         int64_t own = ((int64_t)expert << TOKEN_BITS) | token[i];
         if (engine->allow_nonfinite) {
             clear(engine, layer, y + i * d, d);

@@ -6,6 +6,9 @@
 #include "mdp/linalg.h"
 
 #include <math.h>
+#include <string.h>
+
+#define MDP_COLUMNS 32 /* of a sum over rows at a time */
 
 MDP_INLINE double dot(const float *restrict a, const float *restrict b, int64_t n) {
     double lane[MDP_LANES] = {0.0};
@@ -23,6 +26,60 @@ MDP_CLONES double mdp_dot(const float *a, const float *b, int64_t n) {
 
 MDP_CLONES double mdp_sum_squares(const float *x, int64_t n) {
     return dot(x, x, n);
+}
+
+/* Three sums of 16 lanes: six registers of AVX-512, and one for the maximum. */
+MDP_CLONES mdp_moments mdp_row_moments(const float *restrict x, const float *restrict y, int64_t n) {
+    double xx[MDP_LANES] = {0.0}, xy[MDP_LANES] = {0.0}, yy[MDP_LANES] = {0.0};
+    float most[MDP_LANES] = {0.0F};
+    int64_t whole = n - n % MDP_LANES;
+    for (int64_t i = 0; i < whole; i += MDP_LANES) {
+        for (int j = 0; j < MDP_LANES; j++) {
+            double a = (double)x[i + j], b = (double)y[i + j];
+            xx[j] += a * a;
+            xy[j] += a * b;
+            yy[j] += b * b;
+            most[j] = fabsf(y[i + j]) > most[j] ? fabsf(y[i + j]) : most[j];
+        }
+    }
+    for (int64_t i = whole; i < n; i++) {
+        double a = (double)x[i], b = (double)y[i];
+        xx[i - whole] += a * a;
+        xy[i - whole] += a * b;
+        yy[i - whole] += b * b;
+        most[i - whole] = fabsf(y[i]) > most[i - whole] ? fabsf(y[i]) : most[i - whole];
+    }
+    mdp_moments out = {.xx = lanes_sum(xx), .xy = lanes_sum(xy), .yy = lanes_sum(yy)};
+    for (int j = 0; j < MDP_LANES; j++) out.max_abs_y = most[j] > out.max_abs_y ? most[j] : out.max_abs_y;
+    return out;
+}
+
+MDP_INLINE void add_columns(const float *restrict y, int64_t ldy, int64_t n_row, int64_t n, double *restrict sum) {
+    double column[MDP_COLUMNS];
+    for (int64_t j = 0; j < n; j++) column[j] = sum[j];
+    for (int64_t i = 0; i < n_row; i++) {
+        for (int64_t j = 0; j < n; j++) column[j] += (double)y[i * ldy + j];
+    }
+    for (int64_t j = 0; j < n; j++) sum[j] = column[j];
+}
+
+/* MDP_COLUMNS at a time, whose sums stay in registers; what is left over has a loop of its own. */
+MDP_CLONES void mdp_add_rows(const float *y, int64_t ldy, int64_t n_row, int64_t n, double *sum) {
+    int64_t first = 0;
+    for (; first + MDP_COLUMNS <= n; first += MDP_COLUMNS) add_columns(y + first, ldy, n_row, MDP_COLUMNS, sum + first);
+    add_columns(y + first, ldy, n_row, n - first, sum + first);
+}
+
+/* By bits, without branches: exponents of NaN and infinity are the largest. */
+MDP_CLONES bool mdp_all_finite(const float *x, int64_t n) {
+    uint32_t most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most < 0x7f800000u;
 }
 
 MDP_CLONES void mdp_rms_norm(const float *x, const float *weight, double eps, int64_t n, float *y) {
@@ -63,18 +120,6 @@ MDP_CLONES float mdp_max(const float *x, int64_t n) {
     for (int64_t i = whole; i < n; i++) lane[i - whole] = x[i] > lane[i - whole] ? x[i] : lane[i - whole];
     float largest = lane[0];
     for (int j = 1; j < MDP_LANES; j++) largest = lane[j] > largest ? lane[j] : largest;
-    return largest;
-}
-
-MDP_CLONES float mdp_max_abs(const float *x, int64_t n) {
-    float lane[MDP_LANES] = {0.0F};
-    int64_t whole = n - n % MDP_LANES;
-    for (int64_t i = 0; i < whole; i += MDP_LANES) {
-        for (int j = 0; j < MDP_LANES; j++) lane[j] = fabsf(x[i + j]) > lane[j] ? fabsf(x[i + j]) : lane[j];
-    }
-    for (int64_t i = whole; i < n; i++) lane[i - whole] = fabsf(x[i]) > lane[i - whole] ? fabsf(x[i]) : lane[i - whole];
-    float largest = 0.0F;
-    for (int j = 0; j < MDP_LANES; j++) largest = lane[j] > largest ? lane[j] : largest;
     return largest;
 }
 

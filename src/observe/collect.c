@@ -136,15 +136,14 @@ static const mdp_statistic_id tile_sums[] = {MDP_GATE_SUM, MDP_NORM_SUM, MDP_GAT
 static void add_row(const mdp_tile *tile, int32_t row, double partial[MDP_N_STATISTIC]) {
     const float *x = tile->x + row * tile->d_model, *y = tile->y + row * tile->d_model;
     double gate = (double)tile->gate[row], weight = tile->weighed ? 1.0 : gate; /* of y */
-    double square = mdp_sum_squares(y, tile->d_model), norm = sqrt(square);
-    double turn = 1.0 - cosine(mdp_dot(x, y, tile->d_model), mdp_sum_squares(x, tile->d_model), square);
+    mdp_moments sums = mdp_row_moments(x, y, tile->d_model);
+    double norm = sqrt(sums.yy), turn = 1.0 - cosine(sums.xy, sums.xx, sums.yy);
     partial[MDP_GATE_SUM] += gate;
     partial[MDP_NORM_SUM] += norm;
     partial[MDP_GATE_NORM_SUM] += weight * norm;
-    partial[MDP_NORM2_SUM] += square;
+    partial[MDP_NORM2_SUM] += sums.yy;
     partial[MDP_TURN_SUM] += weight * norm * turn;
-    double largest = (double)mdp_max_abs(y, tile->d_model);
-    if (largest > partial[MDP_MAX_ABS]) partial[MDP_MAX_ABS] = largest;
+    if ((double)sums.max_abs_y > partial[MDP_MAX_ABS]) partial[MDP_MAX_ABS] = (double)sums.max_abs_y;
 }
 
 /* Add the partials of one category of the tile. */
@@ -164,10 +163,7 @@ static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *ti
     for (int64_t first = 0; first < tile->d_model; first += COLUMNS) {
         int64_t n = tile->d_model - first < COLUMNS ? tile->d_model - first : COLUMNS;
         double column[COLUMNS] = {0.0};
-        for (int32_t i = 0; i < tile->n_row; i++) {
-            const float *y = tile->y + i * tile->d_model + first;
-            for (int64_t j = 0; j < n; j++) column[j] += (double)y[j];
-        }
+        mdp_add_rows(tile->y + first, tile->d_model, tile->n_row, n, column);
         for (int64_t j = 0; j < n; j++) {
             if (!mdp_short_add(&out[first + j], column[j]))
                 return not_finite(collector->stats, tile->layer, tile->expert, "a sum of outputs", tile->category[0],
@@ -231,9 +227,9 @@ static mdp_status add_shift(const mdp_collector *collector, const mdp_combined_t
     const mdp_layer_stats *layer = collector->layers[token->layer].stats;
     int64_t d = collector->stats->d_model;
     int32_t category = collector->category[token->local];
-    double scale = (double)token->scale, before = mdp_sum_squares(token->residual, d);
-    double routed = scale * scale * mdp_sum_squares(token->routed, d);
-    double product = scale * mdp_dot(token->residual, token->routed, d);
+    mdp_moments sums = mdp_row_moments(token->residual, token->routed, d);
+    double scale = (double)token->scale, before = sums.xx;
+    double routed = scale * scale * sums.yy, product = scale * sums.xy;
     double shift = 1.0 - cosine(before + product, before, fmax(before + 2.0 * product + routed, 0.0));
     if (shift < 0.0) shift = 0.0;
     for (int32_t j = 0; j < token->top_k; j++) {

@@ -64,10 +64,60 @@ static void sum_and_largest_of_absolute_values(void **state) {
             }
             double expected = plain_dot(size, ones, n), found = mdp_sum_abs(a + offset, n);
             assert_memory_equal(&expected, &found, sizeof expected);
-            assert_true(mdp_max_abs(a + offset, n) == largest);
+            assert_true(mdp_row_moments(ones, a + offset, n).max_abs_y == largest);
             if (n == 0) continue;
             a[offset + n - 1] = -7.0F; /* the last one, and negative */
-            assert_true(mdp_max_abs(a + offset, n) == 7.0F);
+            assert_true(mdp_row_moments(ones, a + offset, n).max_abs_y == 7.0F);
+        }
+    }
+}
+
+/* The same bits as one sum after the other. */
+static void moments_are_the_sums_of_their_own_loops(void **state) {
+    (void)state;
+    static float a[LONGEST + 32], b[LONGEST + 32];
+    for (int64_t n = 0; n <= LONGEST; n += n < 70 ? 1 : 97) {
+        for (int offset = 0; offset < 17; offset += 3) {
+            fill(7, n, a + offset);
+            fill(8, n, b + 5);
+            mdp_moments found = mdp_row_moments(a + offset, b + 5, n);
+            double xx = plain_dot(a + offset, a + offset, n), xy = plain_dot(a + offset, b + 5, n);
+            double yy = plain_dot(b + 5, b + 5, n);
+            assert_memory_equal(&xx, &found.xx, sizeof xx);
+            assert_memory_equal(&xy, &found.xy, sizeof xy);
+            assert_memory_equal(&yy, &found.yy, sizeof yy);
+        }
+    }
+}
+
+static void rows_are_added_column_by_column_in_order(void **state) {
+    (void)state;
+    enum { ROWS = 37, LD = 111 };
+    static float y[ROWS * LD];
+    fill(9, ROWS * LD, y);
+    for (int64_t n = 1; n <= LD; n++) {
+        double sum[LD + 1], expected[LD + 1];
+        for (int64_t j = 0; j <= n; j++) {
+            sum[j] = expected[j] = 0.1 * (double)j;
+            for (int64_t i = 0; i < ROWS && j < n; i++) expected[j] += (double)y[i * LD + j];
+        }
+        mdp_add_rows(y, LD, ROWS, n, sum);
+        assert_memory_equal(sum, expected, (size_t)(n + 1) * sizeof *sum);
+    }
+}
+
+static void nan_and_infinity_are_found_wherever_they_are(void **state) {
+    (void)state;
+    static const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    static float x[LONGEST];
+    for (int64_t n = 0; n <= 70; n++) {
+        for (int64_t i = 0; i < n; i++) x[i] = i % 2 == 0 ? -3.4e38F : 1e-45F;
+        assert_true(mdp_all_finite(x, n));
+        for (int64_t i = 0; i < n; i++) {
+            float before = x[i];
+            x[i] = bad[i % 4];
+            assert_false(mdp_all_finite(x, n));
+            x[i] = before;
         }
     }
 }
@@ -285,6 +335,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dot_has_one_order_at_every_length_and_alignment),
         cmocka_unit_test(sum_and_largest_of_absolute_values),
+        cmocka_unit_test(moments_are_the_sums_of_their_own_loops),
+        cmocka_unit_test(rows_are_added_column_by_column_in_order),
+        cmocka_unit_test(nan_and_infinity_are_found_wherever_they_are),
         cmocka_unit_test(dot_is_the_sum_of_products),
         cmocka_unit_test(rms_norm_is_the_formula_and_may_work_in_place),
         cmocka_unit_test(axpy_and_max),
