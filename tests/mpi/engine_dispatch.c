@@ -54,8 +54,10 @@ static void run_layer(pass *p, const mdp_catalogue *catalogue, int n_expert, int
     CHECK_OK(mdp_comm_new_all(MPI_COMM_WORLD, &p->comm));
     CHECK_OK(MDP_ALLOC(&p->needs, p->comm->size * p->tokens->n_token, "needs"));
     const mdp_observers observers = {.tile = see_tile, .context = p};
+    mdp_gemm *gemm = NULL;
+    CHECK_OK(mdp_gemm_new(MDP_OPENBLAS, MDP_GEMM_F32, 1, &gemm));
     const mdp_engine_options options = {
-        .n_thread = 1, .pass = {.n_stream = 1}, .views = views, .observers = &observers};
+        .n_thread = 1, .gemm = gemm, .pass = {.n_stream = 1}, .views = views, .observers = &observers};
     mdp_reader *reader = NULL;
     mdp_partition *partition = NULL;
     mdp_engine *engine = NULL;
@@ -71,6 +73,7 @@ static void run_layer(pass *p, const mdp_catalogue *catalogue, int n_expert, int
     CHECK_OK(MDP_ALLOC(&p->residual, p->n_local * p->model->d_model, "rows"));
     memcpy(p->residual, mdp_engine_residual(engine, 0), (size_t)(p->n_local * p->model->d_model) * sizeof *p->residual);
     mdp_engine_destroy(engine);
+    mdp_gemm_destroy(gemm);
     mdp_partition_destroy(partition);
     mdp_reader_destroy(reader);
 }
