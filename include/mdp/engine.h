@@ -9,6 +9,7 @@
 #define MDP_PACK_TOKENS 512    /* a pack: whole sequences, at least this many tokens (the last may be short) */
 #define MDP_BLOCK_TOKENS 16384 /* a block: whole packs, at least this many tokens (the last may be short) */
 #define MDP_TILE_ROWS 512      /* rows of one GEMM */
+#define MDP_DELTA_CHUNK 64     /* tokens that linear attention takes at once, from a sequence's first */
 #define MDP_PANEL_ROWS 512     /* output rows of a weight matrix in one GEMM */
 
 /* ---- what a plan means for the engine ------------------------------------------------------------------------ */

@@ -62,8 +62,29 @@ typedef struct mdp_latent {
     int64_t n_value;
 } mdp_latent;
 
+/* Sizes of linear attention by the gated delta rule. */
+typedef struct mdp_delta_sizes {
+    int64_t n_key, d_key;     /* heads of queries and keys, and their values */
+    int64_t n_value, d_value; /* heads of values, so many to a key head; 0: no layer has linear attention */
+    int64_t n_kernel;         /* tokens that the convolution sees, */
+    int64_t n_channel;        /* and its channels: all queries, all keys, all values */
+} mdp_delta_sizes;
+
+/* Linear attention; kernel.tensor == NULL: not. */
+typedef struct mdp_delta {
+    /* Queries, keys, values and output gates, then learning rates b and decays a of the value heads. grouped: `in` has
+     * for each key head its query, key, values and gates, `b` its learning rates and decays; z and a are not there.
+     * Else `in` has queries, keys and values. */
+    mdp_matrix in, z, b, a;
+    bool grouped;
+    mdp_matrix kernel;         /* [n_channel, n_kernel] */
+    mdp_matrix rate, shift;    /* [1, n_value] logarithm of the rate of decay; added to a */
+    mdp_matrix norm;           /* [1, d_value] of a head's output */
+    mdp_activation activation; /* after the convolution */
+} mdp_delta;
+
 typedef struct mdp_attention {
-    mdp_matrix q, o;                           /* [n_head * head_dim, d_model], [d_model, n_head * head_dim] */
+    mdp_matrix q, o;                           /* [n_head * q_step, d_model], [d_model, n_head * head_dim] */
     mdp_matrix k, v;                           /* [n_kv_head * head_dim, d_model] */
     mdp_matrix q_bias, k_bias, v_bias, o_bias; /* [1, rows of the matrix]; tensor == NULL: none */
     mdp_qk_norm qk_norm;                       /* of queries and keys before rotation: each head, or the whole vector */
@@ -83,6 +104,7 @@ typedef struct mdp_attention {
     mdp_matrix q_a, q_a_bias, q_a_norm;    /* [q_rank, d_model]; tensor == NULL: none */
     mdp_matrix kv_a, kv_a_bias, kv_a_norm; /* [kv_rank + n_rope, d_model]; the norm is of the first kv_rank */
     mdp_matrix kv_b;                       /* [n_head * (n_own + n_value), kv_rank] */
+    mdp_delta delta;                       /* then o [d_model, n_value * d_value] is all else there is */
 } mdp_attention;
 #define MDP_LATENT_EPS 1e-6 /* of their norms, whatever the model's own */
 /* Values of its projections. */
@@ -120,8 +142,8 @@ typedef struct mdp_moe {
     mdp_expert_tensor *expert_tensors; /* every tensor that changes when experts are removed: routers, experts */
 } mdp_moe;
 
-/* y = x / rms(x) * w, or y = (x - mean) / deviation * w + b. */
-typedef enum mdp_norm_kind { MDP_RMS_NORM, MDP_LAYER_NORM } mdp_norm_kind;
+/* y = x / rms(x) * w, the same with 1 + w, or y = (x - mean) / deviation * w + b. */
+typedef enum mdp_norm_kind { MDP_RMS_NORM, MDP_RMS_NORM_OF_ONE_PLUS, MDP_LAYER_NORM } mdp_norm_kind;
 
 /* A norm of the residual stream; which kind, the model says. */
 typedef struct mdp_norm {
@@ -149,7 +171,9 @@ typedef struct mdp_model {
     double embedding_scale; /* embeddings are multiplied by it, */
     double residual_scale;  /* what attention and the block of experts add to the residual stream too, */
     double logit_divisor;   /* and logits are divided by it; 1 in most families */
+    int64_t q_step;         /* rows of q for a head: its query, and where it is twice head_dim a gate of its output */
     mdp_latent latent;      /* then head_dim is n_own + n_rope, and n_kv_head is n_head */
+    mdp_delta_sizes delta;
     mdp_rope rope;
     mdp_matrix embedding; /* [vocab_size, d_model] */
     mdp_norm final_norm;

@@ -33,28 +33,31 @@ typedef struct query_tile {
 /* Where keys, values and outputs of the heads lie in the buffers of a group. */
 typedef struct head_rows {
     const float *k, *v, *shared; /* shared: keys of all heads, after n_own values of their own */
-    int64_t ldk, k_step, ldv, v_step, ld_shared, n_own, n_shared, n_value, ldo;
+    int64_t ldk, k_step, ldv, v_step, ld_shared, n_own, n_shared, n_value, ldo, o_step;
 } head_rows;
 
 typedef struct attention_buffers {
     int64_t n_row;   /* capacity */
     float *x;        /* [n_row, d_model] normalised input, later the output of o_proj */
-    float *q;        /* [n_row, n_head * head_dim] queries */
+    float *q;        /* [n_row, n_head * q_step] queries, each head's followed by its gate where there is one */
     float *k, *v;    /* [n_row, n_kv_head * head_dim]; latent: NULL */
     float *q_latent; /* latent: [n_row, q_rank] */
     float *latent;   /* [n_row, kv_rank + n_rope], the last of them rotated keys of all heads */
     float *kv;       /* [n_row, n_head, n_own + n_value] */
     float *out;      /* latent: [n_row, n_head * n_value]; else q, whose place the output takes */
+    float *mix;      /* linear: [n_row, mdp_delta_row_values] */
     head_rows heads;
-    float *latent_norm[2]; /* of q_latent and latent */
-    float *latent_bias[2]; /* NULL: none */
-    float *scores;         /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
-    float *sum;            /* [n_thread, MDP_QUERY_ROWS, head_dim] */
-    float *norm;           /* as loaded */
-    float *bias[4];        /* of q, k, v, o; NULL: none */
-    float *qk_norm[2];     /* of queries and keys; NULL: none */
-    float *sinks;          /* [n_head] or NULL */
-    mdp_rows *tiles;       /* scratch list */
+    mdp_delta_weights delta; /* linear */
+    float *delta_scratch;    /* linear: [n_thread, mdp_delta_scratch] */
+    float *latent_norm[2];   /* of q_latent and latent */
+    float *latent_bias[2];   /* NULL: none */
+    float *scores;           /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
+    float *sum;              /* [n_thread, MDP_QUERY_ROWS, head_dim] */
+    float *norm;             /* as loaded */
+    float *bias[4];          /* of q, k, v, o; NULL: none */
+    float *qk_norm[2];       /* of queries and keys; NULL: none */
+    float *sinks;            /* [n_head] or NULL */
+    mdp_rows *tiles;         /* scratch list */
     query_tile *queries;
     group_pack *packs;
     mdp_panel_list panels;
@@ -62,7 +65,12 @@ typedef struct attention_buffers {
 
 static int64_t row_values(const mdp_model *model) {
     const mdp_latent *n = &model->latent;
-    if (n->kv_rank == 0) return model->d_model + (model->n_head + 2 * model->n_kv_head) * model->head_dim;
+    const mdp_delta_sizes *linear = &model->delta;
+    if (n->kv_rank == 0) {
+        int64_t heads = model->n_head * model->q_step + 2 * model->n_kv_head * model->head_dim;
+        int64_t mix = linear->n_value > 0 ? mdp_delta_row_values(linear) + linear->n_value * linear->d_value : 0;
+        return model->d_model + (mix > heads ? mix : heads);
+    }
     return model->d_model + n->q_rank + n->kv_rank + n->n_rope +
            model->n_head * (model->head_dim + n->n_own + 2 * n->n_value);
 }
@@ -81,6 +89,7 @@ static int64_t output_values(const mdp_model *model) {
 
 int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread) {
     int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + output_values(model));
+    if (model->delta.n_value > 0 && mdp_delta_scratch(&model->delta) > tile) tile = mdp_delta_scratch(&model->delta);
     return (group_rows(model, max_pack) * row_values(model) + n_thread * tile) * (int64_t)sizeof(float);
 }
 
@@ -118,12 +127,13 @@ static void rotate_heads(const mdp_rope *rope, const angles *at, int64_t n_head,
         mdp_rope_rotate(rope->layout, at->cosine, at->sine, rope->n_pair, first + h * step);
 }
 
+/* Heads begin `step` apart. */
 static void normalise_heads(const mdp_engine *engine, mdp_qk_norm kind, const float *weight, int64_t n_head,
-                            float *row) {
-    int64_t n = kind == MDP_QK_NORM_HEAD ? engine->model->head_dim : n_head * engine->model->head_dim;
-    for (int64_t first = 0; first < n_head * engine->model->head_dim; first += n) {
-        mdp_rms_norm(row + first, weight, engine->model->norm_eps, n, row + first);
-    }
+                            int64_t step, float *row) {
+    bool each = kind == MDP_QK_NORM_HEAD;
+    int64_t n = each ? engine->model->head_dim : n_head * engine->model->head_dim;
+    for (int64_t i = 0; i < (each ? n_head : 1); i++)
+        mdp_rms_norm(row + i * step, weight, engine->model->norm_eps, n, row + i * step);
 }
 
 static void clamp_row(float bound, int64_t n, float *row) {
@@ -133,8 +143,9 @@ static void clamp_row(float bound, int64_t n, float *row) {
 static void normalise_row(const mdp_engine *engine, const mdp_attention *attention, const attention_buffers *buffers,
                           float *q, float *k) {
     if (attention->qk_norm == MDP_QK_NORM_NONE) return;
-    normalise_heads(engine, attention->qk_norm, buffers->qk_norm[0], engine->model->n_head, q);
-    normalise_heads(engine, attention->qk_norm, buffers->qk_norm[1], engine->model->n_kv_head, k);
+    normalise_heads(engine, attention->qk_norm, buffers->qk_norm[0], engine->model->n_head, engine->model->q_step, q);
+    normalise_heads(engine, attention->qk_norm, buffers->qk_norm[1], engine->model->n_kv_head, engine->model->head_dim,
+                    k);
 }
 
 /* Queries at far positions grow, so that attention over many keys stays sharp. */
@@ -196,18 +207,18 @@ static void attend(const mdp_engine *engine, const mdp_layer *layer, const atten
                    query_tile *tile) {
     const mdp_model *model = engine->model;
     const head_rows *rows = &buffers->heads;
-    int64_t hd = model->head_dim, ldq = model->n_head * hd, n_value = rows->n_value;
+    int64_t ldq = model->n_head * model->q_step, n_value = rows->n_value;
     int64_t kv_head = tile->head / (model->n_head / model->n_kv_head);
     size_t thread = (size_t)omp_get_thread_num();
     float *scores = buffers->scores + thread * MDP_QUERY_ROWS * MDP_KEY_ROWS;
     float *sum = buffers->sum + thread * MDP_QUERY_ROWS * (size_t)n_value;
     float maximum[MDP_QUERY_ROWS];
     double total[MDP_QUERY_ROWS];
-    const float *q = buffers->q + (tile->first + tile->query) * ldq + tile->head * hd;
+    const float *q = buffers->q + (tile->first + tile->query) * ldq + tile->head * model->q_step;
     const float *k = rows->k + tile->first * rows->ldk + kv_head * rows->k_step;
     const float *v = rows->v + tile->first * rows->ldv + kv_head * rows->v_step;
     const float *shared = rows->n_shared > 0 ? rows->shared + tile->first * rows->ld_shared : NULL;
-    float *out = buffers->out + (tile->first + tile->query) * rows->ldo + tile->head * n_value;
+    float *out = buffers->out + (tile->first + tile->query) * rows->ldo + tile->head * rows->o_step;
     for (int i = 0; i < MDP_QUERY_ROWS; i++) {
         maximum[i] = buffers->sinks ? buffers->sinks[tile->head] : -INFINITY; /* a key without a value */
         total[i] = buffers->sinks ? 1.0 : 0.0;
@@ -249,9 +260,10 @@ static int64_t list_tiles(const attention_buffers *buffers, int64_t n_pack, cons
     return n;
 }
 
-/* All (sequence, head, query tile) items of the group; the longest rows of keys first would balance better, but the
+/* All (sequence, head, n_each queries) items of the group; the longest rows of keys first would balance better, but the
  * list is long against the number of threads. */
-static int64_t list_queries(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack) {
+static int64_t list_queries(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack, int64_t n_head,
+                            int64_t n_each) {
     const mdp_tokens *tokens = engine->tokens;
     int64_t n = 0;
     for (int64_t p = 0; p < n_pack; p++) {
@@ -259,15 +271,14 @@ static int64_t list_queries(const mdp_engine *engine, const attention_buffers *b
         for (int64_t s = pack->first_sequence; s < pack->first_sequence + pack->n_sequence; s++) {
             int64_t length = tokens->offset[s + 1] - tokens->offset[s];
             int64_t first = buffers->packs[p].first + tokens->offset[s] - pack->first_token;
-            for (int32_t head = 0; head < engine->model->n_head; head++) {
-                for (int64_t query = 0; query < length; query += MDP_QUERY_ROWS) {
+            for (int32_t head = 0; head < n_head; head++) {
+                for (int64_t query = 0; query < length; query += n_each) {
                     int64_t left = length - query;
-                    buffers->queries[n++] =
-                        (query_tile){.first = first,
-                                     .length = length,
-                                     .query = query,
-                                     .n_query = (int32_t)(left < MDP_QUERY_ROWS ? left : MDP_QUERY_ROWS),
-                                     .head = head};
+                    buffers->queries[n++] = (query_tile){.first = first,
+                                                         .length = length,
+                                                         .query = query,
+                                                         .n_query = (int32_t)(left < n_each ? left : n_each),
+                                                         .head = head};
                 }
             }
         }
@@ -291,7 +302,7 @@ static void rotate_row(const mdp_engine *engine, const mdp_layer *layer, const a
                        int64_t position, const angles *at) {
     const mdp_model *model = engine->model;
     const mdp_latent *n = &model->latent;
-    float *q = buffers->q + row * model->n_head * model->head_dim;
+    float *q = buffers->q + row * model->n_head * model->q_step;
     if (n->kv_rank > 0) {
         rotate_heads(&model->rope, at, model->n_head, model->head_dim, q + n->n_own);
         rotate_heads(&model->rope, at, 1, 0, buffers->latent + row * (n->kv_rank + n->n_rope) + n->kv_rank);
@@ -301,7 +312,7 @@ static void rotate_row(const mdp_engine *engine, const mdp_layer *layer, const a
     float *k = buffers->k + row * ldk;
     condition_row(engine, &layer->attention, buffers, q, k, buffers->v + row * ldk);
     if (!layer->attention.plain) {
-        rotate_heads(&model->rope, at, model->n_head, model->head_dim, q);
+        rotate_heads(&model->rope, at, model->n_head, model->q_step, q);
         rotate_heads(&model->rope, at, model->n_kv_head, model->head_dim, k);
     }
     if (layer->attention.qk_norm_last) normalise_row(engine, &layer->attention, buffers, q, k);
@@ -373,10 +384,79 @@ static mdp_status project_latent(mdp_engine *engine, const mdp_attention *a, att
 static mdp_status project_heads(mdp_engine *engine, const mdp_attention *a, attention_buffers *buffers,
                                 int64_t n_pack) {
     const mdp_model *model = engine->model;
-    int64_t d = model->d_model, ldq = model->n_head * model->head_dim, ldk = model->n_kv_head * model->head_dim;
+    int64_t d = model->d_model, ldq = model->n_head * model->q_step, ldk = model->n_kv_head * model->head_dim;
     MDP_TRY(project(engine, buffers, n_pack, &a->q, buffers->bias[0], buffers->x, d, buffers->q, ldq));
     MDP_TRY(project(engine, buffers, n_pack, &a->k, buffers->bias[1], buffers->x, d, buffers->k, ldk));
     return project(engine, buffers, n_pack, &a->v, buffers->bias[2], buffers->x, d, buffers->v, ldk);
+}
+
+/* All projections of linear attention, beside each other in one row. */
+static mdp_status project_delta(mdp_engine *engine, const mdp_attention *a, attention_buffers *buffers,
+                                int64_t n_pack) {
+    int64_t d = engine->model->d_model, ld = mdp_delta_row_values(&engine->model->delta), column = 0;
+    const mdp_matrix *parts[] = {&a->delta.in, &a->delta.z, &a->delta.b, &a->delta.a};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        if (!parts[i]->tensor) continue;
+        MDP_TRY(project(engine, buffers, n_pack, parts[i], NULL, buffers->x, d, buffers->mix + column, ld));
+        column += parts[i]->n_row;
+    }
+    return mdp_ok();
+}
+
+/* Of the products of one head over a sequence: with the state, and within chunks. */
+static int64_t count_mixing(const mdp_delta_sizes *n, int64_t length) {
+    int64_t rest = length % MDP_DELTA_CHUNK, pairs = (length - rest) * MDP_DELTA_CHUNK + rest * rest;
+    return 6 * length * n->d_key * n->d_value + pairs * (4 * n->d_key + 3 * n->d_value);
+}
+
+/* Linear attention of the group: a job for each head of each sequence. */
+static void mix_group(const mdp_engine *engine, const mdp_attention *a, const attention_buffers *buffers,
+                      int64_t n_query) {
+    const mdp_model *model = engine->model;
+    const mdp_delta_sizes *n = &model->delta;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < n_query; i++) {
+        const query_tile *tile = &buffers->queries[i];
+        const mdp_delta_job job = {.gemm = engine->gemm,
+                                   .sizes = n,
+                                   .weights = &buffers->delta,
+                                   .activation = a->delta.activation,
+                                   .grouped = a->delta.grouped,
+                                   .norm_eps = model->norm_eps,
+                                   .head = tile->head,
+                                   .length = tile->length,
+                                   .rows = buffers->mix + tile->first * mdp_delta_row_values(n),
+                                   .ld = mdp_delta_row_values(n),
+                                   .out = buffers->out + tile->first * buffers->heads.ldo,
+                                   .ldo = buffers->heads.ldo};
+        mdp_delta_head(&job, buffers->delta_scratch + omp_get_thread_num() * mdp_delta_scratch(n));
+    }
+    for (int64_t i = 0; i < n_query; i++)
+        mdp_profile_flop(engine->profile, count_mixing(n, buffers->queries[i].length));
+}
+
+/* Outputs times the sigmoid of their gates, which follow them, moved together. */
+static void gate_group(const mdp_engine *engine, const attention_buffers *buffers, int64_t n_pack) {
+    const mdp_model *model = engine->model;
+    int64_t hd = model->head_dim, n_row = buffers->packs[n_pack - 1].first + buffers->packs[n_pack - 1].pack->n_token;
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < n_row; i++) {
+        float *row = buffers->out + i * buffers->heads.ldo;
+        for (int64_t h = 0; h < model->n_head; h++) {
+            const float *from = row + h * model->q_step; /* never before what has been moved */
+            for (int64_t j = 0; j < hd; j++) row[h * hd + j] = from[j] / (1.0F + mdp_exp(-from[hd + j]));
+        }
+    }
+}
+
+/* What the output projection reads, from queries, keys and values. */
+static void attend_heads(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers, int64_t n_pack) {
+    rotate_group(engine, layer, buffers, n_pack);
+    int64_t n_query = list_queries(engine, buffers, n_pack, engine->model->n_head, MDP_QUERY_ROWS);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < n_query; i++) attend(engine, layer, buffers, &buffers->queries[i]);
+    for (int64_t i = 0; i < n_query; i++) mdp_profile_flop(engine->profile, buffers->queries[i].flop);
+    if (engine->model->q_step > engine->model->head_dim) gate_group(engine, buffers, n_pack);
 }
 
 /* One group of packs through the block. */
@@ -384,13 +464,14 @@ static mdp_status attend_group(mdp_engine *engine, const mdp_layer *layer, atten
     const mdp_attention *a = &layer->attention;
     MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
     normalise_group(engine, buffers, n_pack);
-    MDP_TRY(engine->model->latent.kv_rank > 0 ? project_latent(engine, a, buffers, n_pack)
-                                              : project_heads(engine, a, buffers, n_pack));
-    rotate_group(engine, layer, buffers, n_pack);
-    int64_t n_query = list_queries(engine, buffers, n_pack);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-    for (int64_t i = 0; i < n_query; i++) attend(engine, layer, buffers, &buffers->queries[i]);
-    for (int64_t i = 0; i < n_query; i++) mdp_profile_flop(engine->profile, buffers->queries[i].flop);
+    if (a->delta.kernel.tensor) {
+        MDP_TRY(project_delta(engine, a, buffers, n_pack));
+        mix_group(engine, a, buffers, list_queries(engine, buffers, n_pack, engine->model->delta.n_value, INT32_MAX));
+    } else {
+        MDP_TRY(engine->model->latent.kv_rank > 0 ? project_latent(engine, a, buffers, n_pack)
+                                                  : project_heads(engine, a, buffers, n_pack));
+        attend_heads(engine, layer, buffers, n_pack);
+    }
     MDP_TRY(mdp_gemm_check(engine->gemm));
     MDP_TRY(project(engine, buffers, n_pack, &a->o, buffers->bias[3], buffers->out, buffers->heads.ldo, buffers->x,
                     engine->model->d_model));
@@ -405,6 +486,9 @@ static void destroy_buffers(attention_buffers *buffers) {
     mdp_free(buffers->q_latent);
     mdp_free(buffers->latent);
     mdp_free(buffers->kv);
+    mdp_free(buffers->mix);
+    mdp_free(buffers->delta_scratch);
+    mdp_delta_clear(&buffers->delta);
     for (int i = 0; i < 2; i++) mdp_free(buffers->latent_norm[i]);
     for (int i = 0; i < 2; i++) mdp_free(buffers->latent_bias[i]);
     mdp_free(buffers->k);
@@ -428,7 +512,11 @@ static mdp_status load_optional(mdp_engine *engine, const mdp_matrix *matrix, fl
 /* Weights of a norm of queries or keys: stored ones, or 1. */
 static mdp_status load_qk_norm(mdp_engine *engine, const mdp_attention *attention, const mdp_matrix *weights,
                                float **out) {
-    if (attention->qk_norm == MDP_QK_NORM_NONE || weights->tensor) return load_optional(engine, weights, out);
+    if (attention->qk_norm == MDP_QK_NORM_NONE || weights->tensor) {
+        MDP_TRY(load_optional(engine, weights, out));
+        if (weights->tensor) mdp_norm_weights(engine->model, weights->n_col, *out);
+        return mdp_ok();
+    }
     int64_t n = attention->q.n_row > attention->k.n_row ? attention->q.n_row : attention->k.n_row;
     MDP_TRY(MDP_ALLOC(out, n, "weights of 1"));
     for (int64_t i = 0; i < n; i++) (*out)[i] = 1.0F;
@@ -439,6 +527,7 @@ static mdp_status load_qk_norm(mdp_engine *engine, const mdp_attention *attentio
 static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
     const mdp_attention *attention = &layer->attention;
     MDP_TRY(mdp_norm_load(engine, &layer->norm1, &buffers->norm));
+    if (attention->delta.kernel.tensor) return mdp_delta_load(engine, &attention->delta, &buffers->delta);
     MDP_TRY(load_optional(engine, &attention->q_bias, &buffers->bias[0]));
     MDP_TRY(load_optional(engine, &attention->k_bias, &buffers->bias[1]));
     MDP_TRY(load_optional(engine, &attention->v_bias, &buffers->bias[2]));
@@ -455,6 +544,7 @@ static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, atten
 /* Rows of keys, values and outputs where every head has its own projections. */
 static mdp_status new_head_rows(const mdp_model *model, int64_t n, attention_buffers *buffers) {
     int64_t hd = model->head_dim, ldk = model->n_kv_head * hd;
+    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * model->q_step, "queries"));
     MDP_TRY(MDP_ALLOC(&buffers->k, n * ldk, "keys"));
     MDP_TRY(MDP_ALLOC(&buffers->v, n * ldk, "values"));
     buffers->out = buffers->q;
@@ -466,13 +556,15 @@ static mdp_status new_head_rows(const mdp_model *model, int64_t n, attention_buf
                                  .v_step = hd,
                                  .n_own = hd,
                                  .n_value = hd,
-                                 .ldo = model->n_head * hd};
+                                 .ldo = model->n_head * model->q_step,
+                                 .o_step = model->q_step};
     return mdp_ok();
 }
 
 static mdp_status new_latent_rows(const mdp_model *model, int64_t n, attention_buffers *buffers) {
     const mdp_latent *latent = &model->latent;
     int64_t step = latent->n_own + latent->n_value, ldl = latent->kv_rank + latent->n_rope;
+    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * model->q_step, "queries"));
     MDP_TRY(MDP_ALLOC(&buffers->q_latent, n * latent->q_rank, "latent queries"));
     MDP_TRY(MDP_ALLOC(&buffers->latent, n * ldl, "latent keys and values"));
     MDP_TRY(MDP_ALLOC(&buffers->kv, n * model->n_head * step, "keys and values"));
@@ -488,13 +580,33 @@ static mdp_status new_latent_rows(const mdp_model *model, int64_t n, attention_b
                                  .n_own = latent->n_own,
                                  .n_shared = latent->n_rope,
                                  .n_value = latent->n_value,
-                                 .ldo = model->n_head * latent->n_value};
+                                 .ldo = model->n_head * latent->n_value,
+                                 .o_step = latent->n_value};
     return mdp_ok();
+}
+
+static mdp_status new_delta_rows(const mdp_engine *engine, int64_t n, attention_buffers *buffers) {
+    const mdp_delta_sizes *sizes = &engine->model->delta;
+    MDP_TRY(MDP_ALLOC(&buffers->mix, n * mdp_delta_row_values(sizes), "rows of linear attention"));
+    MDP_TRY(MDP_ALLOC(&buffers->out, n * sizes->n_value * sizes->d_value, "attention output"));
+    MDP_TRY(MDP_ALLOC(&buffers->delta_scratch, engine->n_thread * mdp_delta_scratch(sizes), "chunks of tokens"));
+    buffers->heads = (head_rows){.ldo = sizes->n_value * sizes->d_value};
+    return mdp_ok();
+}
+
+/* Rows of softmax attention, and its tiles. */
+static mdp_status new_softmax_rows(const mdp_engine *engine, int64_t n, attention_buffers *buffers) {
+    const mdp_model *model = engine->model;
+    MDP_TRY(model->latent.kv_rank > 0 ? new_latent_rows(model, n, buffers) : new_head_rows(model, n, buffers));
+    MDP_TRY(MDP_ALLOC(&buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS, "attention scores"));
+    return MDP_ALLOC(&buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * output_values(model),
+                     "attention output");
 }
 
 /* Projections in the order in which they are used. */
 static mdp_status list_panels(const mdp_attention *a, mdp_panel_list *panels) {
-    const mdp_matrix *order[] = {&a->q_a, &a->q, &a->k, &a->v, &a->kv_a, &a->kv_b, &a->o};
+    const mdp_matrix *order[] = {&a->q_a,      &a->q,       &a->k,       &a->v,       &a->kv_a, &a->kv_b,
+                                 &a->delta.in, &a->delta.z, &a->delta.b, &a->delta.a, &a->o};
     for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
         if (order[i]->tensor) MDP_TRY(mdp_panel_list_add(panels, order[i]));
     }
@@ -514,13 +626,12 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, attent
     int64_t n = buffers->n_row, n_pack = engine->batch.n_pack * engine->n_state;
     int64_t n_sequence = n; /* a sequence has at least one row, or adds nothing */
     MDP_TRY(MDP_ALLOC(&buffers->x, n * model->d_model, "attention input"));
-    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * model->head_dim, "queries"));
-    MDP_TRY(model->latent.kv_rank > 0 ? new_latent_rows(model, n, buffers) : new_head_rows(model, n, buffers));
-    MDP_TRY(MDP_ALLOC(&buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS, "attention scores"));
-    MDP_TRY(MDP_ALLOC(&buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * output_values(model),
-                      "attention output"));
+    bool linear = layer->attention.delta.kernel.tensor != NULL;
+    MDP_TRY(linear ? new_delta_rows(engine, n, buffers) : new_softmax_rows(engine, n, buffers));
     MDP_TRY(MDP_ALLOC(&buffers->tiles, n / MDP_TILE_ROWS + n_pack + 1, "row tiles"));
-    MDP_TRY(MDP_ALLOC(&buffers->queries, (n / MDP_QUERY_ROWS + n_sequence) * model->n_head, "query tiles"));
+    MDP_TRY(MDP_ALLOC(&buffers->queries,
+                      linear ? n_sequence * model->delta.n_value : (n / MDP_QUERY_ROWS + n_sequence) * model->n_head,
+                      "query tiles"));
     MDP_TRY(MDP_ALLOC(&buffers->packs, n_pack, "packs of a group"));
     MDP_TRY(load_vectors(engine, layer, buffers));
     return list_panels(&layer->attention, &buffers->panels);

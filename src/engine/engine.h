@@ -133,6 +133,8 @@ mdp_status mdp_finite_agree_all(mdp_engine *engine, int64_t layer);
 /* A norm of the residual stream in one new array: weights [d_model], then biases [d_model], zeros where it has none.
  * Freed by the caller with mdp_free. Local. */
 mdp_status mdp_norm_load(mdp_engine *engine, const mdp_norm *norm, float **out);
+/* Stored weights [n] of a norm become those that it multiplies by. */
+void mdp_norm_weights(const mdp_model *model, int64_t n, float *weights);
 /* y [d_model] = the norm of x; y may be x. `norm` as loaded. */
 void mdp_norm_row(const mdp_model *model, const float *norm, const float *x, float *y);
 
@@ -144,6 +146,38 @@ mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer);
 mdp_status mdp_attention_prepare(mdp_engine *engine);
 /* Bytes that mdp_attend holds for packs of at most max_pack tokens. */
 int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread);
+
+/* ---- delta.c: linear attention ---------------------------------------------------------------------------------- */
+
+/* What is loaded of a layer. */
+typedef struct mdp_delta_weights {
+    float *kernel; /* [n_kernel, n_channel] */
+    float *rate;   /* [n_value] the decay in one token is e^(rate * softplus(a + shift)), rate < 0 */
+    float *shift;  /* [n_value] */
+    float *norm;   /* [d_value] */
+} mdp_delta_weights;
+mdp_status mdp_delta_load(mdp_engine *engine, const mdp_delta *delta, mdp_delta_weights *out);
+void mdp_delta_clear(mdp_delta_weights *weights);
+/* Values of a row: in, z, b, a one after the other. */
+int64_t mdp_delta_row_values(const mdp_delta_sizes *sizes);
+
+/* One value head of one sequence. */
+typedef struct mdp_delta_job {
+    mdp_gemm *gemm;
+    const mdp_delta_sizes *sizes;
+    const mdp_delta_weights *weights;
+    mdp_activation activation;
+    bool grouped;
+    double norm_eps;
+    int64_t head, length;
+    const float *rows; /* [length, mdp_delta_row_values], leading dimension ld */
+    int64_t ld;
+    float *out; /* [length, n_value * d_value], leading dimension ldo; the head's columns are filled */
+    int64_t ldo;
+} mdp_delta_job;
+/* scratch [mdp_delta_scratch]. Local. */
+void mdp_delta_head(const mdp_delta_job *job, float *scratch);
+int64_t mdp_delta_scratch(const mdp_delta_sizes *sizes);
 
 /* ---- mlp.c: what every token meets: dense layers and shared experts ------------------------------------------- */
 

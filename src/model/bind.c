@@ -243,7 +243,7 @@ static mdp_status bind_heads(binder *b, int64_t layer, mdp_attention *out) {
     (void)snprintf(kv_keys, sizeof kv_keys, "%s x head size, %s", f->n_kv_head.name, f->d_model.name);
     (void)snprintf(o_keys, sizeof o_keys, "%s, %s x head size", f->d_model.name, f->n_head.name);
     int64_t q_width = c->n_head * c->head_dim, kv_width = c->n_kv_head * c->head_dim;
-    const wanted q = {f->q, "query projection", layer, -1, 2, {q_width, c->d_model, 0}, q_keys};
+    const wanted q = {f->q, "query projection", layer, -1, 2, {c->n_head * b->model->q_step, c->d_model, 0}, q_keys};
     const wanted k = {f->k, "key projection", layer, -1, 2, {kv_width, c->d_model, 0}, kv_keys};
     const wanted v = {f->v, "value projection", layer, -1, 2, {kv_width, c->d_model, 0}, kv_keys};
     const wanted o = {f->o, "output projection", layer, -1, 2, {c->d_model, q_width, 0}, o_keys};
@@ -260,8 +260,42 @@ static mdp_status bind_heads(binder *b, int64_t layer, mdp_attention *out) {
     return c->qk_norm && !c->layers[layer].plain ? bind_qk_norms(b, layer, out) : mdp_ok();
 }
 
+/* Linear attention. Grouped, the first projection has the output gates too, and that of learning rates the decays. */
+static mdp_status bind_delta(binder *b, int64_t layer, mdp_attention *out) {
+    const mdp_family *f = b->family;
+    const mdp_delta_names *names = &f->delta;
+    const mdp_delta_sizes *n = &b->config->delta;
+    mdp_delta *to = &out->delta;
+    const int64_t d = b->config->d_model, values = n->n_value * n->d_value;
+    char keys[300];
+    (void)snprintf(keys, sizeof keys, "%s, %s, %s, %s, %s", f->n_delta_key.name, f->d_delta_key.name,
+                   f->n_delta_value.name, f->d_delta_value.name, f->d_model.name);
+    to->grouped = names->z == NULL;
+    to->activation = b->config->activation;
+    const wanted in = {
+        names->in, "projection of linear attention", layer, -1, 2, {n->n_channel + (to->grouped ? values : 0), d, 0},
+        keys};
+    const wanted z = {names->z, "projection of output gates", layer, -1, 2, {values, d, 0}, keys};
+    const wanted rates = {
+        names->b, "projection of learning rates", layer, -1, 2, {(to->grouped ? 2 : 1) * n->n_value, d, 0}, keys};
+    const wanted a = {names->a, "projection of decays", layer, -1, 2, {n->n_value, d, 0}, keys};
+    const wanted kernel = {names->kernel,         "convolution", layer, -1, 3, {n->n_channel, 1, n->n_kernel},
+                           f->n_delta_kernel.name};
+    const wanted o = {names->o, "output projection", layer, -1, 2, {d, values, 0}, keys};
+    MDP_TRY(bind_whole(b, &in, false, &to->in));
+    if (!to->grouped) MDP_TRY(bind_whole(b, &z, false, &to->z));
+    MDP_TRY(bind_whole(b, &rates, false, &to->b));
+    if (!to->grouped) MDP_TRY(bind_whole(b, &a, false, &to->a));
+    MDP_TRY(bind_whole(b, &kernel, false, &to->kernel));
+    MDP_TRY(bind_vector(b, names->rate, "rate of decay", layer, n->n_value, f->n_delta_value.name, &to->rate));
+    MDP_TRY(bind_vector(b, names->shift, "bias of decays", layer, n->n_value, f->n_delta_value.name, &to->shift));
+    MDP_TRY(bind_vector(b, names->norm, "norm of outputs", layer, n->d_value, f->d_delta_value.name, &to->norm));
+    return bind_whole(b, &o, false, &out->o);
+}
+
 static mdp_status bind_attention(binder *b, int64_t layer, mdp_attention *out) {
     const mdp_config *c = b->config;
+    if (c->layers[layer].linear) return bind_delta(b, layer, out);
     MDP_TRY(c->latent.kv_rank > 0 ? bind_latent(b, layer, out) : bind_heads(b, layer, out));
     out->clip = c->clip;
     out->window = c->layers[layer].window;

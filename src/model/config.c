@@ -178,7 +178,7 @@ static mdp_status check_heads(const mdp_family *family, const char *path, const 
                          (long long)c->head_dim, family->head_dim.name);
     }
     int64_t width;
-    if (!mdp_multiply(c->n_head, c->head_dim, &width) || width > INT32_MAX) {
+    if (!mdp_multiply(c->n_head, 2 * c->head_dim, &width) || width > INT32_MAX) { /* with a gate for every value */
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' %lld times '%s' %lld is beyond %d.", path, family->n_head.name,
                          (long long)c->n_head, family->head_dim.name, (long long)c->head_dim, INT32_MAX);
     }
@@ -224,6 +224,35 @@ static mdp_status read_heads(const json_t *json, const mdp_family *family, const
         c->head_dim = c->d_model / c->n_head;
     }
     return check_heads(family, path, c);
+}
+
+/* Linear attention: value heads share key heads evenly. */
+static mdp_status read_delta(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
+    mdp_delta_sizes *n = &c->delta;
+    if (family->linear_step.name == NULL) return mdp_ok();
+    MDP_TRY(mdp_config_int(json, &family->n_delta_key, path, &n->n_key));
+    MDP_TRY(mdp_config_int(json, &family->d_delta_key, path, &n->d_key));
+    MDP_TRY(mdp_config_int(json, &family->n_delta_value, path, &n->n_value));
+    MDP_TRY(mdp_config_int(json, &family->d_delta_value, path, &n->d_value));
+    MDP_TRY(mdp_config_int(json, &family->n_delta_kernel, path, &n->n_kernel));
+    if (n->n_value % n->n_key != 0) {
+        return MDP_ERROR(
+            MDP_BAD_INPUT,
+            "%s: '%s' is %lld, which is not a multiple of '%s' %lld, so value heads cannot share keys evenly.", path,
+            family->n_delta_value.name, (long long)n->n_value, family->n_delta_key.name, (long long)n->n_key);
+    }
+    int64_t keys, values, state;
+    bool fits = mdp_multiply(n->n_key, n->d_key, &keys) && mdp_multiply(n->n_value, n->d_value, &values) &&
+                mdp_multiply(n->d_key, n->d_value, &state) && keys <= INT32_MAX / 8 && values <= INT32_MAX / 8 &&
+                state <= INT32_MAX;
+    n->n_channel = fits ? 2 * keys + values : 0;
+    if (fits) return mdp_ok();
+    return MDP_ERROR(
+        MDP_BAD_INPUT,
+        "%s: '%s' %lld times '%s' %lld, or '%s' %lld times '%s' %lld, is beyond what linear attention here "
+        "can hold.",
+        path, family->n_delta_key.name, (long long)n->n_key, family->d_delta_key.name, (long long)n->d_key,
+        family->n_delta_value.name, (long long)n->n_value, family->d_delta_value.name, (long long)n->d_value);
 }
 
 /* Experts in groups of equal size, some of which are open to a token. */
@@ -344,6 +373,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
                                        : read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));
     MDP_TRY(read_factors(json, family, path, &c));
+    MDP_TRY(read_delta(json, family, path, &c));
     MDP_TRY(read_temper(json, family, path, &c));
     MDP_TRY(read_routing(json, family, path, &c));
     *out = c;

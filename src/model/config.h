@@ -10,6 +10,7 @@ typedef struct mdp_layer_config {
     int64_t window; /* keys that a query sees, itself included; 0: all before it */
     int64_t chunk;  /* keys before the query's own run of so many are not seen; 0: they are */
     bool plain;     /* no rotation */
+    bool linear;    /* linear attention */
 } mdp_layer_config;
 
 /* How weights of few bits are stored. */
@@ -20,6 +21,7 @@ typedef struct mdp_quantisation {
 typedef struct mdp_config {
     int64_t d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     mdp_latent latent;
+    mdp_delta_sizes delta;
     int64_t n_extra; /* layers after the last that predict tokens further ahead */
     int64_t n_expert, top_k;
     int64_t dense_ff;  /* of dense layers */

@@ -51,9 +51,10 @@
     .down = layer "mlp.experts.{expert}.down_proj.weight"
 
 /* As transformers 5 holds the experts in memory and some tools save them. */
-#define FUSED_EXPERT_NAMES                                                                                             \
-    .router = LAYER "mlp.gate.weight", .experts = LAYER "mlp.experts.",                                                \
-    .fused_gate_up = LAYER "mlp.experts.gate_up_proj", .fused_down = LAYER "mlp.experts.down_proj"
+#define FUSED_EXPERT_NAMES FUSED_EXPERT_NAMES_OF(LAYER)
+#define FUSED_EXPERT_NAMES_OF(layer)                                                                                   \
+    .router = layer "mlp.gate.weight", .experts = layer "mlp.experts.",                                                \
+    .fused_gate_up = layer "mlp.experts.gate_up_proj", .fused_down = layer "mlp.experts.down_proj"
 
 #define SEPARATE_EXPERTS                                                                                               \
     { SEPARATE_EXPERT_NAMES }
@@ -227,6 +228,57 @@ static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"
         .rope_theta = 1e4, .dense = GATED_MLP(""), .shared = GATED_MLP("shared_experts."),                             \
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)}
 
+/* Qwen3-Next and Qwen3.5: most layers have linear attention. The latter's text part may stand within a model of text
+ * and images ("language_model."). Layers that predict further tokens are under "mtp.". */
+#define QWEN_LINEAR_KEYS                                                                                               \
+    .tied = {.name = "tie_word_embeddings", .absent = false}, SILU_KEY, .rope_layout = MDP_ROPE_HALF,                  \
+    .d_model = {.name = "hidden_size", .absent = 2048}, .d_ff = {.name = "moe_intermediate_size", .absent = 512},      \
+    .n_head = {.name = "num_attention_heads", .absent = 16},                                                           \
+    .n_kv_head = {.name = "num_key_value_heads", .absent = 2, .null_is_absent = true},                                 \
+    .head_dim = {.name = "head_dim", .absent = 256, .null_is_absent = true},                                           \
+    .max_position = {.name = "max_position_embeddings", .absent = 32768},                                              \
+    .linear_step = {.name = "full_attention_interval", .absent = 4}, .layer_types = "layer_types",                     \
+    .n_delta_key = {.name = "linear_num_key_heads", .absent = 16},                                                     \
+    .d_delta_key = {.name = "linear_key_head_dim", .absent = 128},                                                     \
+    .n_delta_value = {.name = "linear_num_value_heads", .absent = 32},                                                 \
+    .d_delta_value = {.name = "linear_value_head_dim", .absent = 128},                                                 \
+    .n_delta_kernel = {.name = "linear_conv_kernel_dim", .absent = 4},                                                 \
+    .shared_ff = {.name = "shared_expert_intermediate_size", .absent = 512},                                           \
+    .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6}, .bias = {.name = "attention_bias", .absent = false},         \
+    .rope_theta = 1e4, .partial_rotary = 0.25, .score = MDP_SOFTMAX_ALL, .qk_norm = MDP_QK_NORM_HEAD,                  \
+    .gated_queries = true, .norm_kind = MDP_RMS_NORM_OF_ONE_PLUS, .extra = "mtp.",                                     \
+    .extra_layouts = {{SEPARATE_EXPERT_NAMES_OF("mtp.layers.{layer}.")},                                               \
+                      {FUSED_EXPERT_NAMES_OF("mtp.layers.{layer}.")}}
+#define QWEN35_KEYS                                                                                                    \
+    QWEN_LINEAR_KEYS, .n_layer = {.name = "num_hidden_layers", .absent = 40},                                          \
+                      .vocab_size = {.name = "vocab_size", .absent = 248320},                                          \
+                      .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 256},                \
+                      .top_k = {.name = "num_experts_per_tok", .absent = 8}, .sparse_step = {.absent = 1},             \
+                      .n_extra = {.name = "mtp_num_hidden_layers", .absent = 1, .may_be_zero = true},                  \
+                      .normalise = MDP_NORMALISE_ALWAYS
+#define QWEN35_TENSORS(root, layer)                                                                                    \
+    .embedding = root "embed_tokens.weight", .final_norm = root "norm.weight", .head = "lm_head.weight",               \
+    .norm1 = layer "input_layernorm.weight", .norm2 = layer "post_attention_layernorm.weight",                         \
+    .q = layer "self_attn.q_proj.weight", .k = layer "self_attn.k_proj.weight", .v = layer "self_attn.v_proj.weight",  \
+    .o = layer "self_attn.o_proj.weight", .q_bias = layer "self_attn.q_proj.bias",                                     \
+    .k_bias = layer "self_attn.k_proj.bias", .v_bias = layer "self_attn.v_proj.bias",                                  \
+    .o_bias = layer "self_attn.o_proj.bias", .q_norm = layer "self_attn.q_norm.weight",                                \
+    .k_norm = layer "self_attn.k_norm.weight",                                                                         \
+    .delta = {.in = layer "linear_attn.in_proj_qkv.weight",                                                            \
+              .z = layer "linear_attn.in_proj_z.weight",                                                               \
+              .b = layer "linear_attn.in_proj_b.weight",                                                               \
+              .a = layer "linear_attn.in_proj_a.weight",                                                               \
+              DELTA_NAMES(layer)},                                                                                     \
+    .shared = {.gate = layer "mlp.shared_expert.gate_proj.weight",                                                     \
+               .up = layer "mlp.shared_expert.up_proj.weight",                                                         \
+               .down = layer "mlp.shared_expert.down_proj.weight"},                                                    \
+    .shared_gate = layer "mlp.shared_expert_gate.weight",                                                              \
+    .layouts = {{SEPARATE_EXPERT_NAMES_OF(layer)}, {FUSED_EXPERT_NAMES_OF(layer)}}
+#define DELTA_NAMES(layer)                                                                                             \
+    .kernel = layer "linear_attn.conv1d.weight", .rate = layer "linear_attn.A_log",                                    \
+    .shift = layer "linear_attn.dt_bias", .norm = layer "linear_attn.norm.weight",                                     \
+    .o = layer "linear_attn.out_proj.weight"
+
 static const mdp_family FAMILIES[] = {
     {
         .model_type = "mixtral",
@@ -313,6 +365,41 @@ static const mdp_family FAMILIES[] = {
         QK_NORMS,
         .dense = GATED_MLP(""),
         .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
+    },
+    {
+        .model_type = "qwen3_next",
+        QWEN_LINEAR_KEYS,
+        .n_layer = {.name = "num_hidden_layers", .absent = 48},
+        .vocab_size = {.name = "vocab_size", .absent = 151936},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 512},
+        .top_k = {.name = "num_experts_per_tok", .absent = 10},
+        .sparse_step = {.name = "decoder_sparse_step", .absent = 1},
+        .dense_ff = {.name = "intermediate_size", .absent = 5632},
+        .dense_layers = "mlp_only_layers",
+        .n_extra = {.name = "num_nextn_predict_layers", .absent = 1, .may_be_zero = true},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true},
+        .normalise = MDP_NORMALISE_BY_FLAG,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        QK_NORMS,
+        .delta = {.in = LAYER "linear_attn.in_proj_qkvz.weight",
+                  .b = LAYER "linear_attn.in_proj_ba.weight",
+                  DELTA_NAMES(LAYER)},
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_expert."),
+        .shared_gate = LAYER "mlp.shared_expert_gate.weight",
+        .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
+    },
+    {
+        .model_type = "qwen3_5_moe_text",
+        QWEN35_KEYS,
+        QWEN35_TENSORS("model.", LAYER),
+    },
+    {
+        .model_type = "qwen3_5_moe",
+        .scope = "text_config",
+        QWEN35_KEYS,
+        QWEN35_TENSORS("model.language_model.", "model.language_model.layers.{layer}."),
     },
     {
         .model_type = "olmoe",
@@ -751,10 +838,11 @@ static const mdp_family FAMILIES[] = {
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[] = {
-    "mixtral", "qwen2_moe",     "qwen3_moe",      "olmoe",       "deepseek", "deepseek_v2",  "deepseek_v3",
-    "kimi_k2", "glm4_moe_lite", "minimax_m2",     "glm4_moe",    "dots1",    "ernie4_5_moe", "granitemoe",
-    "phimoe",  "gpt_oss",       "hunyuan_v1_moe", "llama4_text", "llama4",   "dbrx",         NULL};
+static const char *const NAMES[] = {"mixtral",      "qwen2_moe",     "qwen3_moe",  "qwen3_next",  "qwen3_5_moe_text",
+                                    "qwen3_5_moe",  "olmoe",         "deepseek",   "deepseek_v2", "deepseek_v3",
+                                    "kimi_k2",      "glm4_moe_lite", "minimax_m2", "glm4_moe",    "dots1",
+                                    "ernie4_5_moe", "granitemoe",    "phimoe",     "gpt_oss",     "hunyuan_v1_moe",
+                                    "llama4_text",  "llama4",        "dbrx",       NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

@@ -39,6 +39,12 @@ typedef struct mdp_mlp_names {
     const char *gate, *up, *down; /* [ff, d_model], [ff, d_model], [d_model, ff] */
 } mdp_mlp_names;
 
+/* Linear attention, as mdp_delta has it. */
+typedef struct mdp_delta_names {
+    const char *in, *z, *b, *a; /* z and a NULL: grouped */
+    const char *kernel, *rate, *shift, *norm, *o;
+} mdp_delta_names;
+
 /* Which layers the window applies to when config.json has no list of layer types: all or the even ones below
  * window_end, or all from there on. */
 typedef enum mdp_window_rule { MDP_WINDOW_ALL, MDP_WINDOW_EVEN, MDP_WINDOW_FROM } mdp_window_rule;
@@ -72,6 +78,10 @@ struct mdp_family {
     const char *scope; /* the object of config.json that has all other keys; NULL, or not there: the whole */
     mdp_int_key d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     mdp_int_key q_rank, kv_rank, n_own, n_rope, n_value; /* of latent attention; kv_rank.name == NULL: none */
+    /* layers with linear attention: those that the list layer_types calls so, without one all but every linear_step-th;
+     * name == NULL: none */
+    mdp_int_key linear_step;
+    mdp_int_key n_delta_key, d_delta_key, n_delta_value, d_delta_value, n_delta_kernel; /* its sizes */
     mdp_int_key n_extra;     /* layers that predict tokens further ahead (MTP); name == NULL: none */
     const char *extra;       /* what the names of their tensors begin with; NULL: they are layers after the last */
     mdp_bool_key rope_pairs; /* name != NULL: pairs are rotated when it is true, else halves */
@@ -129,8 +139,9 @@ struct mdp_family {
     mdp_group_score group_score;
     mdp_rope_layout rope_layout;
     mdp_qk_norm qk_norm;
-    bool qk_norm_last; /* queries and keys are normalised after they are rotated */
-    bool weigh_input;  /* routing weights multiply what experts read, not what they return */
+    bool qk_norm_last;  /* queries and keys are normalised after they are rotated */
+    bool gated_queries; /* each head's rows of q are followed by those of a gate of its output */
+    bool weigh_input;   /* routing weights multiply what experts read, not what they return */
     mdp_norm_kind norm_kind;
     /* ---- tensors ---- */
     const char *embedding, *final_norm, *head;
@@ -142,6 +153,7 @@ struct mdp_family {
     const char *q_bias, *k_bias, *v_bias, *o_bias; /* NULL: that projection has none */
     const char *qkv;                               /* q, k and v under each other in one tensor; NULL: not */
     const char *sinks;                             /* NULL: none */
+    mdp_delta_names delta;                         /* of linear attention */
     const char *q_norm, *k_norm;                   /* when there is a qk_norm; NULL: weights of 1 */
     mdp_mlp_names dense, shared;
     const char *shared_gate;                         /* [1, d_model]; NULL: the shared expert counts in full */

@@ -111,10 +111,13 @@ static mdp_status read_types(const json_t *list, const mdp_family *family, const
         const char *type = json_is_string(value) ? json_string_value(value) : mdp_json_kind(value);
         bool slides = strcmp(type, "sliding_attention") == 0;
         bool chunked = family->chunk.name != NULL && strcmp(type, "chunked_attention") == 0;
-        if (!slides && !chunked && strcmp(type, "full_attention") != 0) {
+        config->layers[l].linear = family->linear_step.name != NULL && strcmp(type, "linear_attention") == 0;
+        if (!slides && !chunked && !config->layers[l].linear && strcmp(type, "full_attention") != 0) {
             return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld is '%s' ('%s'); supported are full_attention and %s.", path,
                              (long long)l, type, key,
-                             family->chunk.name != NULL ? "chunked_attention" : "sliding_attention");
+                             family->linear_step.name != NULL ? "linear_attention"
+                             : family->chunk.name != NULL     ? "chunked_attention"
+                                                              : "sliding_attention");
         }
         config->layers[l].chunk = chunked ? config->chunk : 0;
         if (slides && config->window == 0) {
@@ -127,9 +130,18 @@ static mdp_status read_types(const json_t *list, const mdp_family *family, const
     return mdp_ok();
 }
 
+/* Every linear_step-th layer has full attention, the others have linear attention. */
+static mdp_status read_linear(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    int64_t step;
+    MDP_TRY(mdp_config_int(json, &family->linear_step, path, &step));
+    for (int64_t l = 0; l < config->n_layer; l++) config->layers[l].linear = (l + 1) % step != 0;
+    return mdp_ok();
+}
+
 static mdp_status read_windows(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
     const json_t *list = family->layer_types == NULL ? NULL : json_object_get(json, family->layer_types);
     if (list != NULL && !json_is_null(list)) return read_types(list, family, path, config);
+    if (family->linear_step.name != NULL) return read_linear(json, family, path, config);
     if (config->window == 0) return mdp_ok();
     int64_t end = config->n_layer;
     if (family->window_end.name != NULL) MDP_TRY(mdp_config_int(json, &family->window_end, path, &end));

@@ -39,8 +39,10 @@ static mdp_status read_config(const json_t *json, const char *where, mdp_model *
 }
 
 int64_t mdp_attention_values(const mdp_attention *attention) {
-    const mdp_matrix *all[] = {&attention->q,   &attention->k,    &attention->v,   &attention->o,
-                               &attention->q_a, &attention->kv_a, &attention->kv_b};
+    const mdp_delta *delta = &attention->delta;
+    const mdp_matrix *all[] = {&attention->q,   &attention->k,    &attention->v,    &attention->o,
+                               &attention->q_a, &attention->kv_a, &attention->kv_b, &delta->in,
+                               &delta->z,       &delta->b,        &delta->a,        &delta->kernel};
     int64_t n = 0;
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) n += all[i]->tensor ? all[i]->n_row * all[i]->n_col : 0;
     return n;
@@ -54,7 +56,9 @@ static void copy_sizes(const mdp_config *config, mdp_model *model) {
     model->n_head = config->n_head;
     model->n_kv_head = config->n_kv_head;
     model->head_dim = config->head_dim;
+    model->q_step = model->family->gated_queries ? 2 * config->head_dim : config->head_dim;
     model->latent = config->latent;
+    model->delta = config->delta;
     model->max_position = config->max_position;
     model->norm_eps = config->norm_eps;
     model->norm_kind = model->family->norm_kind;

@@ -1,6 +1,12 @@
 /* cost.c - what a forward pass will take, from headers alone, and the choice of the batch. */
 #include "mdp/pipeline.h"
 
+/* Of one token in the products of linear attention: with the state, and within chunks. */
+static double mixing_flop(const mdp_delta_sizes *n) {
+    double key = (double)n->d_key, value = (double)n->d_value;
+    return 2.0 * (double)n->n_value * (3.0 * key * value + MDP_DELTA_CHUNK * (2.0 * key + 1.5 * value));
+}
+
 /* Of one token in a layer, its attention over keys aside. Biases add one each. */
 static double layer_flop(const mdp_model *model, const mdp_layer *layer, bool recompute) {
     const mdp_attention *a = &layer->attention;
@@ -8,6 +14,7 @@ static double layer_flop(const mdp_model *model, const mdp_layer *layer, bool re
     double d = (double)model->d_model;
     double flop = 2.0 * (double)mdp_attention_values(a);
     for (int i = 0; i < 6; i++) flop += biases[i]->tensor ? (double)biases[i]->n_col : 0.0;
+    if (a->delta.kernel.tensor) flop += mixing_flop(&model->delta);
     if (!layer->is_moe) return flop + 6.0 * d * (double)layer->dense_ff;
     const mdp_moe *moe = &layer->moe;
     double block = 2.0 * d * ((double)moe->n_expert + 3.0 * (double)moe->d_ff * (double)moe->top_k);
@@ -23,7 +30,7 @@ static double forward_flop(const mdp_model *model, const mdp_tokens *tokens, con
         const mdp_layer *layer = &model->layers[l];
         int64_t window = layer->attention.window;
         row += layer_flop(model, layer, pass->recompute);
-        for (int64_t s = 0; s < tokens->n_sequence; s++) {
+        for (int64_t s = 0; !layer->attention.delta.kernel.tensor && s < tokens->n_sequence; s++) {
             double length = (double)(tokens->offset[s + 1] - tokens->offset[s]);
             double w = window > 0 && (double)window < length ? (double)window : length;
             pairs += w * (length - w) + 0.5 * w * (w + 1.0);
@@ -44,9 +51,12 @@ static int64_t norm_bytes(const mdp_norm *norm) {
 
 static int64_t attention_bytes(const mdp_layer *layer) {
     const mdp_attention *a = &layer->attention;
-    const mdp_matrix *matrices[] = {&a->q,        &a->k,      &a->v,         &a->o,         &a->q_bias, &a->k_bias,
-                                    &a->v_bias,   &a->o_bias, &a->q_norm,    &a->k_norm,    &a->q_a,    &a->q_a_bias,
-                                    &a->q_a_norm, &a->kv_a,   &a->kv_a_bias, &a->kv_a_norm, &a->kv_b,   &a->sinks};
+    const mdp_matrix *matrices[] = {
+        &a->q,           &a->k,         &a->v,         &a->o,         &a->q_bias,       &a->k_bias,
+        &a->v_bias,      &a->o_bias,    &a->q_norm,    &a->k_norm,    &a->q_a,          &a->q_a_bias,
+        &a->q_a_norm,    &a->kv_a,      &a->kv_a_bias, &a->kv_a_norm, &a->kv_b,         &a->sinks,
+        &a->delta.in,    &a->delta.z,   &a->delta.b,   &a->delta.a,   &a->delta.kernel, &a->delta.rate,
+        &a->delta.shift, &a->delta.norm};
     int64_t n_byte = norm_bytes(&layer->norm1);
     for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += mdp_matrix_bytes(matrices[i]);
     return n_byte;
