@@ -147,6 +147,8 @@ mdp_matrix mdp_matrix_scaled(const mdp_tensor *tensor, const mdp_scaling *scalin
  * Thread-safe. */
 mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
                            float *out);
+/* Bytes that this takes from the file. */
+int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row);
 int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row); /* bytes */
 int64_t mdp_matrix_bytes(const mdp_matrix *matrix);                  /* stored, scales included; 0 when absent */
 /* A 1-D tensor (or any matrix) whole, into a new array of n_row * n_col f32; for norms, biases, routers. */

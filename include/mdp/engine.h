@@ -10,6 +10,7 @@
 #define MDP_BLOCK_TOKENS 16384 /* a block: whole packs, at least this many tokens (the last may be short) */
 #define MDP_TILE_ROWS 512      /* rows of one GEMM */
 #define MDP_DELTA_CHUNK 64     /* tokens that linear attention takes at once, from a sequence's first */
+#define MDP_LOSS_ROW 40        /* bytes that who consumes logits may hold for a token of a stream */
 #define MDP_PANEL_ROWS 512     /* output rows of a weight matrix in one GEMM */
 
 /* ---- what a plan means for the engine ------------------------------------------------------------------------ */
@@ -119,9 +120,10 @@ typedef struct mdp_engine mdp_engine;
 
 /* What a forward pass is, as far as its cost goes. */
 typedef struct mdp_pass {
-    int n_stream;   /* streams, >= 1 */
-    bool with_head; /* mdp_engine_head_all will be called */
-    bool recompute; /* mdp_engine_recompute_all will be called, after each layer: there is one stream */
+    int n_stream;                 /* streams, >= 1 */
+    bool with_head;               /* mdp_engine_head_all will be called */
+    bool recompute;               /* mdp_engine_recompute_all will be called, after each layer: there is one stream */
+    const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;
 
 typedef struct mdp_engine_options {
@@ -143,6 +145,19 @@ void mdp_engine_destroy(mdp_engine *engine); /* NULL is allowed */
 /* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. */
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                           const mdp_pass *pass);
+
+/* What a rank does in a pass. */
+typedef struct mdp_rank_cost {
+    int64_t flop;       /* of products of matrices, as the profile counts them */
+    int64_t bytes_read; /* from the model */
+    int64_t bytes_sent; /* to other ranks, about */
+    int64_t n_message;  /* about */
+} mdp_rank_cost;
+/* What every rank of a layout will do, from headers alone: ranks [layout->size], added to. Only size, nodes and
+ * rank_node of the layout are looked at. Routed rows are spread evenly over experts; with that, sums over ranks of
+ * operations are exact, and bytes read are where every expert is touched as evenly. Local. */
+mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                           const mdp_partition *partition, int n_thread, const mdp_pass *pass, mdp_rank_cost *ranks);
 
 /* Load the embeddings of this rank's tokens of a batch: all streams share one state. Collective. */
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch);

@@ -12,6 +12,7 @@ typedef struct mdp_forward_options {
     mdp_gemm *gemm;       /* for as many threads; borrowed */
     int64_t batch_tokens; /* over all ranks; 0: all tokens, or the largest batch that fits `memory` */
     int64_t memory;       /* bytes per rank; 0: no limit */
+    int64_t reserve;      /* bytes of a rank that other things than the engine take, out of `memory` */
     mdp_log *log;
     bool progress;
     mdp_resume *resume;   /* NULL: no resume points, no stopping */
@@ -20,19 +21,19 @@ typedef struct mdp_forward_options {
                              wanted; borrowed */
 } mdp_forward_options;
 
-/* What a forward pass will take, from headers alone (the largest rank where ranks differ). */
+/* What a forward pass will take, from headers alone. */
 typedef struct mdp_forward_cost {
     int64_t batch_tokens; /* chosen */
     int64_t n_batch;
-    int64_t memory;     /* bytes per rank */
-    int64_t bytes_read; /* from storage, all ranks of a node together, all batches */
-    double flop;        /* all ranks */
+    int64_t memory;                   /* bytes of the largest rank, the reserve included */
+    int64_t bytes_stored;             /* read from storage: what the ranks of a node read again is in its memory */
+    mdp_rank_cost total, least, most; /* of all ranks together, and of those with the least and most of each */
 } mdp_forward_cost;
 
-/* The streams of the pass count as if they differed from the first layer on. A pass that recomputes has all tokens in
- * one batch and counts its MoE blocks twice. Local. Errors: MDP_USAGE when `memory` cannot hold the smallest batch,
- * with what would do. */
-mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+/* Choose batches and say what they take on the ranks of a layout, which need not exist (mdp_engine_cost). A pass that
+ * recomputes has all tokens in one batch. Local. Errors: MDP_USAGE when `memory` cannot hold the smallest batch, with
+ * the memory and the number of ranks that would do. */
+mdp_status mdp_forward_cost_of(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out);
 
 /* Pruned propagation: a layer is decided as soon as its statistics are there, and what the decision leaves of it

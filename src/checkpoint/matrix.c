@@ -106,14 +106,31 @@ static runs choose_runs(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
     return r;
 }
 
+/* Elements that fit scratch, and how many of a run come at once. */
+static int64_t pieces_of_run(const mdp_matrix *matrix, const runs *r, int64_t *room, int64_t *stride) {
+    *room = MDP_MATRIX_CHUNK_BYTE / (element_byte(matrix) + (int64_t)sizeof(float)) / 64 * 64;
+    *stride = r->stride > 0 ? r->stride : 1; /* 0 only when a run has one element */
+    return *stride > *room ? 1 : (*room - 1) / *stride + 1;
+}
+
+int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
+    int64_t room, stride, span = 0;
+    if (n_row == 0 || matrix->n_col == 0) return 0;
+    if (matrix->scaling.tensor != NULL) return mdp_scaled_read_bytes(matrix, row0, n_row);
+    if (is_dense(matrix, n_row)) return n_row * matrix->n_col * element_byte(matrix);
+    runs r = choose_runs(matrix, row0, n_row);
+    int64_t most = pieces_of_run(matrix, &r, &room, &stride);
+    for (int64_t inner = 0; inner < r.n_inner; inner += most)
+        span += ((r.n_inner - inner < most ? r.n_inner - inner : most) - 1) * stride + 1;
+    return r.n_outer * span * element_byte(matrix);
+}
+
 /* Scratch holds a piece of a run twice: widened, and behind that as stored. Elements between those of a run are read
  * with it, since the system reads whole pages anyway; what lies between runs is not. */
 static mdp_status read_runs(mdp_reader *reader, const mdp_matrix *matrix, const runs *r, void *scratch, float *out) {
-    int64_t room = MDP_MATRIX_CHUNK_BYTE / (element_byte(matrix) + (int64_t)sizeof(float)) / 64 * 64;
+    int64_t room, stride, most = pieces_of_run(matrix, r, &room, &stride);
     float *wide = scratch;
     void *stored = wide + room;
-    int64_t stride = r->stride > 0 ? r->stride : 1; /* 0 only when a run has one element */
-    int64_t most = stride > room ? 1 : (room - 1) / stride + 1;
     for (int64_t outer = 0; outer < r->n_outer; outer++) {
         for (int64_t inner = 0; inner < r->n_inner; inner += most) {
             int64_t n = r->n_inner - inner < most ? r->n_inner - inner : most;

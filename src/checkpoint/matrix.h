@@ -13,6 +13,7 @@
  * lie inside the tensor, through MDP_MATRIX_CHUNK_BYTE of scratch. */
 int64_t mdp_scaled_values(const mdp_matrix *matrix);
 int64_t mdp_scaled_bytes(const mdp_matrix *matrix);
+int64_t mdp_scaled_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row);
 mdp_status mdp_scaled_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
                            float *out);
 

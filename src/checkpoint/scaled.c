@@ -132,6 +132,17 @@ static mdp_status read_group(mdp_reader *reader, const mdp_matrix *matrix, const
     return mdp_ok();
 }
 
+int64_t mdp_scaled_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
+    int64_t n_byte = 0, scale_byte = scales_in_row(matrix) * mdp_dtype_bits(matrix->scaling.tensor->type) / 8;
+    for (int64_t done = 0; done < n_row;) {
+        group g;
+        if (next_group(matrix, row0 + done, n_row - done, &g).code != MDP_OK) break; /* reading will say why */
+        n_byte += g.n_scale * scale_byte + code_bytes(matrix, g.n_stored * matrix->scaling.n_col);
+        done += g.n_row;
+    }
+    return n_byte;
+}
+
 mdp_status mdp_scaled_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
                            float *out) {
     MDP_TRY(check(matrix, n_row));

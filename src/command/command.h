@@ -44,6 +44,8 @@ typedef enum mdp_option_id {
     OPTION_JSON,
     OPTION_PEAK,
     OPTION_DRY_RUN,
+    OPTION_RANKS,
+    OPTION_RANKS_PER_NODE,
     OPTION_PROFILE,
     OPTION_RESUME,
     OPTION_CHECKPOINT_EVERY,
@@ -92,15 +94,19 @@ typedef enum mdp_mtp_choice { MTP_DROP, MTP_PRUNE } mdp_mtp_choice;
 
 /* Everything that one command works with. Opened by the functions of session.h; closed by mdp_session_close_all. */
 typedef struct mdp_session {
-    const mdp_comm *comm; /* borrowed */
-    mdp_options *options; /* owned */
-    int n_word;           /* the command line, for report.json */
-    char **words;         /* [n_word] borrowed */
-    mdp_log *log;         /* owned */
-    int n_thread;         /* of this rank */
-    char compute[128];    /* what multiplies, and in which numbers: mdp_gemm_describe */
-    mdp_gemm *gemm;       /* owned; NULL before mdp_session_choose_compute_all */
-    double start;         /* mdp_seconds() when the command began */
+    const mdp_comm *comm;   /* borrowed */
+    const mdp_comm *layout; /* what costs are of: comm, or `asked`; borrowed */
+    mdp_comm *asked;        /* by --ranks; nobody communicates by it; NULL: not given; owned */
+    int64_t at_start;       /* bytes that the largest rank has before anything heavy; the same on every rank */
+    int64_t beside;         /* bytes that a rank will have beside the engine and what it has at the start */
+    mdp_options *options;   /* owned */
+    int n_word;             /* the command line, for report.json */
+    char **words;           /* [n_word] borrowed */
+    mdp_log *log;           /* owned */
+    int n_thread;           /* of this rank */
+    char compute[128];      /* what multiplies, and in which numbers: mdp_gemm_describe */
+    mdp_gemm *gemm;         /* owned; NULL before mdp_session_choose_compute_all */
+    double start;           /* mdp_seconds() when the command began */
     mdp_catalogue *catalogue;
     mdp_model *model;
     mdp_reader *reader;

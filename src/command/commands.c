@@ -3,6 +3,7 @@
  * In: words of the command line, the same on every rank. Out: the command's status, the same on every rank; rank 0 has
  * said the one sentence when it is an error. */
 #include "command/continue.h"
+#include "command/layout.h"
 #include "command/recipes.h"
 
 #include <hdf5.h>
@@ -110,6 +111,7 @@ static mdp_status perform_all(mdp_session *session) {
         return mdp_ok();
     }
     MDP_TRY(mdp_session_start_all(session));
+    MDP_AGREE(session->comm, mdp_session_lay_out(session));
     MDP_AGREE(session->comm, mdp_session_listen(session));
     MDP_TRY(command->run_all(session));
     MDP_TRY(mdp_session_write_profiles_all(session));

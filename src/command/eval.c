@@ -14,17 +14,20 @@ typedef struct streams {
     struct owned_view {
         mdp_view *view; /* NULL: the original */
     } * owned;
+    const mdp_view **views; /* the same */
 } streams;
 
 static void free_streams(streams *all) {
     for (int i = 0; i < all->n; i++) mdp_view_destroy(all->owned[i].view);
     mdp_free(all->owned);
+    mdp_free(all->views);
     mdp_free(all->requests);
 }
 
 static mdp_status allocate_streams(int n, streams *all) {
     MDP_TRY(MDP_ALLOC(&all->requests, n, "the streams"));
     MDP_TRY(MDP_ALLOC(&all->owned, n, "the streams"));
+    MDP_TRY(mdp_alloc((void **)&all->views, n, sizeof(void *), "the streams"));
     all->n = n;
     all->requests[0] = (mdp_eval_request){.name = "original"};
     return mdp_ok();
@@ -36,6 +39,7 @@ static mdp_status add_plan_all(mdp_session *session, const char *path, int strea
     mdp_status status =
         mdp_agree_all(session->comm, mdp_transform_view(session->model, plan, &all->owned[stream].view));
     mdp_plan_destroy(plan);
+    all->views[stream] = all->owned[stream].view;
     all->requests[stream] = (mdp_eval_request){.name = path, .plan = path, .view = all->owned[stream].view};
     return status;
 }
@@ -125,7 +129,8 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_estimate estimate = {.phase = "eval"};
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
-    mdp_pass pass = {.n_stream = all->n, .with_head = true};
+    mdp_pass pass = {.n_stream = all->n, .with_head = true, .views = all->views};
+    MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_pass_all(session, session->tokens, pass, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, pass, &estimate));
     MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, estimate.bytes_saved));

@@ -39,16 +39,31 @@ static mdp_status check_memory(const mdp_comm *comm, int64_t need) {
 static mdp_status cost_of(const mdp_session *session, const mdp_tokens *tokens, const mdp_pass *pass,
                           mdp_forward_cost *cost) {
     mdp_forward_options options = mdp_session_forward_options(session);
-    MDP_TRY(mdp_forward_cost_of(session->comm, session->model, tokens, pass, &options, cost));
-    return check_memory(session->comm, cost->memory);
+    MDP_TRY(mdp_forward_cost_of(session->layout, session->model, tokens, pass, &options, cost));
+    return session->layout == session->comm ? check_memory(session->comm, cost->memory - session->at_start) : mdp_ok();
+}
+
+mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte) {
+    session->beside = n_byte;
+    session->at_start = mdp_memory_pss();
+    return mdp_max_i64_all(session->comm, &session->at_start, 1);
+}
+
+static void add_rank_cost(const mdp_rank_cost *from, mdp_rank_cost *to) {
+    to->flop += from->flop;
+    to->bytes_read += from->bytes_read;
+    to->bytes_sent += from->bytes_sent;
+    to->n_message += from->n_message;
 }
 
 mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, mdp_pass pass,
                                     mdp_estimate *estimate) {
     mdp_forward_cost cost = {0};
     MDP_AGREE(session->comm, cost_of(session, tokens, &pass, &cost));
-    estimate->flop += cost.flop;
-    estimate->bytes_read += cost.bytes_read;
+    add_rank_cost(&cost.total, &estimate->total);
+    add_rank_cost(&cost.least, &estimate->least);
+    add_rank_cost(&cost.most, &estimate->most);
+    estimate->bytes_read += cost.bytes_stored;
     if (cost.memory > estimate->memory) estimate->memory = cost.memory;
     int64_t saved = 2 * pass.n_stream * cost.batch_tokens * session->model->d_model * (int64_t)sizeof(float);
     if (saved > estimate->bytes_saved) estimate->bytes_saved = saved;
@@ -66,13 +81,17 @@ void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte) {
 
 static mdp_status find_speed_all(const mdp_session *session, mdp_estimate *estimate) {
     const mdp_option_value *given = mdp_session_option(session, OPTION_GFLOPS);
-    if (estimate->flop <= 0.0) return mdp_ok();
+    double share = (double)session->layout->size / session->comm->size;
+    if (estimate->total.flop == 0) return mdp_ok();
     if (given->present) {
-        estimate->flop_per_second = given->real * 1e9 * session->comm->size;
+        estimate->flop_per_second = given->real * 1e9 * session->layout->size;
         return mdp_ok();
     }
-    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag && estimate->flop < MEASURE_FROM_FLOP) return mdp_ok();
-    return mdp_threads_measure_all(session->comm, session->gemm, session->n_thread, &estimate->flop_per_second);
+    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag && (double)estimate->total.flop < MEASURE_FROM_FLOP)
+        return mdp_ok();
+    MDP_TRY(mdp_threads_measure_all(session->comm, session->gemm, session->n_thread, &estimate->flop_per_second));
+    estimate->flop_per_second *= share; /* as if other ranks were as fast as these */
+    return mdp_ok();
 }
 
 /* ---- the lines ----------------------------------------------------------------------------------------------- */
@@ -104,7 +123,7 @@ static void add_flop(line *to, double flop, const char *unit) {
 }
 
 static void machine_line(const mdp_session *session, const mdp_estimate *estimate, line *out) {
-    const mdp_comm *comm = session->comm;
+    const mdp_comm *comm = session->layout;
     bool computes = session->gemm != NULL;
     char blas[100];
     mdp_blas_name(blas, sizeof blas);
@@ -170,15 +189,32 @@ static int64_t free_space(const char *path) {
     return n_byte;
 }
 
+/* As long as the rank with the most to do takes. */
+static double seconds_of(const mdp_session *session, const mdp_estimate *estimate) {
+    if (estimate->flop_per_second <= 0.0) return 0.0;
+    return (double)estimate->most.flop * session->layout->size / estimate->flop_per_second;
+}
+
+/* What ranks do one by one, for dry runs. */
+static void ranks_line(const mdp_estimate *estimate, line *out) {
+    char a[32], b[32];
+    add(out, "ranks    ");
+    add_flop(out, (double)estimate->least.flop, "FLOP to ");
+    add_flop(out, (double)estimate->most.flop, "FLOP");
+    add(out, "   read %s to %s through the page cache", mdp_print_bytes(a, estimate->least.bytes_read),
+        mdp_print_bytes(b, estimate->most.bytes_read));
+    add(out, "   send about %s in %s messages each", mdp_print_bytes(a, estimate->most.bytes_sent),
+        mdp_print_count(b, estimate->most.n_message));
+}
+
 static void plan_line(const mdp_session *session, const mdp_estimate *estimate, line *out) {
     char a[32];
     add(out, "plan     %s", estimate->phase);
-    if (estimate->flop > 0.0) {
+    if (estimate->total.flop > 0) {
         add(out, " ");
-        add_flop(out, estimate->flop, "FLOP");
+        add_flop(out, (double)estimate->total.flop, "FLOP");
     }
-    if (estimate->flop_per_second > 0.0)
-        add(out, "  ~%s", mdp_print_seconds(a, estimate->flop / estimate->flop_per_second));
+    if (estimate->flop_per_second > 0.0) add(out, "  ~%s", mdp_print_seconds(a, seconds_of(session, estimate)));
     add(out, "   read %s", mdp_print_bytes(a, estimate->bytes_read));
     if (estimate->memory > 0) add(out, "   %s a rank", mdp_print_bytes(a, estimate->memory));
     if (estimate->n_batch > 1) add(out, "   %s batches", mdp_print_count(a, estimate->n_batch));
@@ -189,15 +225,23 @@ static void plan_line(const mdp_session *session, const mdp_estimate *estimate, 
     }
 }
 
+static json_t *describe_cost(const mdp_rank_cost *cost) {
+    return json_pack("{s:I, s:I, s:I, s:I}", "flop", (json_int_t)cost->flop, "bytes_read", (json_int_t)cost->bytes_read,
+                     "bytes_sent", (json_int_t)cost->bytes_sent, "messages", (json_int_t)cost->n_message);
+}
+
 static mdp_status print_json(const mdp_session *session, const mdp_estimate *estimate, char **out) {
-    double seconds = estimate->flop_per_second > 0.0 ? estimate->flop / estimate->flop_per_second : 0.0;
-    json_t *root = json_pack(
-        "{s:s, s:s, s:i, s:i, s:i, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "format", "moe-dist-prune estimate",
-        "version", "1.0", "ranks", session->comm->size, "nodes", session->comm->n_node, "threads", session->n_thread,
-        "compute", session->compute, "flop", estimate->flop, "flop_per_second", estimate->flop_per_second, "seconds",
-        seconds, "memory_per_rank", (json_int_t)estimate->memory, "bytes_read", (json_int_t)estimate->bytes_read,
-        "bytes_written", (json_int_t)estimate->bytes_written, "batch_tokens", (json_int_t)estimate->batch_tokens,
-        "n_batches", (json_int_t)estimate->n_batch);
+    const mdp_comm *layout = session->layout;
+    json_t *root =
+        json_pack("{s:s, s:s, s:i, s:i, s:i, s:s, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}",
+                  "format", "moe-dist-prune estimate", "version", "1.0", "ranks", layout->size, "nodes", layout->n_node,
+                  "threads", session->n_thread, "compute", session->compute, "flop", (json_int_t)estimate->total.flop,
+                  "flop_per_second", estimate->flop_per_second, "seconds", seconds_of(session, estimate),
+                  "memory_per_rank", (json_int_t)estimate->memory, "memory_at_start", (json_int_t)session->at_start,
+                  "bytes_read", (json_int_t)estimate->bytes_read, "bytes_written", (json_int_t)estimate->bytes_written,
+                  "batch_tokens", (json_int_t)estimate->batch_tokens, "n_batches", (json_int_t)estimate->n_batch,
+                  "all_ranks", describe_cost(&estimate->total), "least_of_a_rank", describe_cost(&estimate->least),
+                  "most_of_a_rank", describe_cost(&estimate->most));
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
@@ -235,6 +279,11 @@ static mdp_status say_lines(const mdp_session *session, const mdp_estimate *esti
     }
     plan_line(session, estimate, &plan);
     say(session, &plan);
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag && estimate->total.flop > 0) {
+        line ranks = {.used = 0};
+        ranks_line(estimate, &ranks);
+        say(session, &ranks);
+    }
     return mdp_ok();
 }
 

@@ -6,17 +6,21 @@
 
 /* What all passes of a command take together. */
 typedef struct mdp_estimate {
-    const char *phase;      /* name of the plan line: what will be done */
-    double flop;            /* all ranks; 0: no forward pass */
-    int64_t memory;         /* bytes of the largest rank */
-    int64_t batch_tokens;   /* of the first pass */
-    int64_t n_batch;        /* of the first pass */
-    int64_t bytes_read;     /* all ranks */
-    int64_t bytes_written;  /* all ranks */
-    int64_t bytes_saved;    /* the largest resume point, and the one that it takes the place of */
-    double flop_per_second; /* all ranks; 0: neither measured nor given */
+    const char *phase;         /* name of the plan line: what will be done */
+    mdp_rank_cost total;       /* of all ranks, all forward passes; flop of 0: none */
+    mdp_rank_cost least, most; /* of the ranks with the least and the most of each; sums over passes */
+    int64_t memory;            /* bytes of the largest rank, with what it has already */
+    int64_t batch_tokens;      /* of the first pass */
+    int64_t n_batch;           /* of the first pass */
+    int64_t bytes_read;        /* from storage, all ranks; what ranks of a node read again is in its memory */
+    int64_t bytes_written;     /* all ranks */
+    int64_t bytes_saved;       /* the largest resume point, and the one that it takes the place of */
+    double flop_per_second;    /* all ranks; 0: neither measured nor given */
 } mdp_estimate;
 
+/* Note what the largest rank holds by now, and that n_byte more will be held beside the engine. When everything is
+ * open, before the first pass is added. Collective. */
+mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte);
 /* Add a forward pass over `tokens`. Refuses what does not fit --memory or this node's free memory. Collective. */
 mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, mdp_pass pass,
                                     mdp_estimate *estimate);

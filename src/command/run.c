@@ -118,20 +118,61 @@ static const char *name_phases(const mdp_session *session) {
     return evaluates(session) ? "observe, eval" : "observe";
 }
 
+/* Each layer as it will be by a budget, though nobody knows which of its experts stay. */
+static mdp_status assume_view(const mdp_session *session, const mdp_budget_options *budget, mdp_view **out) {
+    const mdp_model *model = session->model;
+    bool zero = mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer == MDP_ROUTE_ZERO;
+    int64_t n = mdp_census_of_model(model).n_layer, first = 0;
+    mdp_budget_layer *layers = NULL;
+    int32_t *count = NULL;
+    MDP_TRY(mdp_transform_view_new(model, out));
+    mdp_status status = mdp_session_list_layers(model, NULL, n, &layers);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&count, n, "experts that stay");
+    for (int64_t i = 0; status.code == MDP_OK && i < n; i++) count[i] = budget->keep;
+    if (status.code == MDP_OK) status = mdp_budget_counts(layers, n, budget, count);
+    for (int64_t i = 0; status.code == MDP_OK && i < n; i++) {
+        const mdp_moe *moe = &model->layers[layers[i].layer].moe;
+        for (int32_t e = 0; e < moe->n_expert; e++) {
+            (*out)->memory[first + e] = e;
+            (*out)->zeros[first + e] = zero && e >= count[i];
+        }
+        (*out)->layers[layers[i].layer] = (mdp_layer_view){.n_expert = zero ? moe->n_expert : count[i],
+                                                           .top_k = budget->top_k > 0 ? budget->top_k : moe->top_k,
+                                                           .source = (*out)->memory + first,
+                                                           .zero = (*out)->zeros + first};
+        first += moe->n_expert;
+    }
+    mdp_free(layers);
+    mdp_free(count);
+    return status;
+}
+
+/* All forward passes, by what the model will be in them. Collective. */
+static mdp_status add_passes_all(mdp_session *session, const mdp_view *view, mdp_estimate *estimate) {
+    const mdp_view *views[2] = {NULL, view}, *pruned[1] = {view};
+    mdp_pass observe = {.n_stream = 1, .recompute = propagates(session), .views = propagates(session) ? pruned : NULL};
+    mdp_pass both = {.n_stream = 2, .with_head = true, .views = views}; /* original and pruned */
+    for (int64_t r = 0; r < mdp_session_option(session, OPTION_ROUNDS)->integer; r++)
+        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, observe, estimate));
+    if (criterion_of(session)->own_pass)
+        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, (mdp_pass){.n_stream = 1}, estimate));
+    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, both, estimate));
+    return session->tasks ? mdp_session_add_pass_all(session, session->tasks->tokens, both, estimate) : mdp_ok();
+}
+
 static mdp_status prepare_all(mdp_session *session, products *made) {
-    mdp_pass observe = {.n_stream = 1, .recompute = propagates(session)}, once = {.n_stream = 1};
-    mdp_pass both = {.n_stream = 2, .with_head = true}; /* original and pruned */
     mdp_estimate estimate = {.phase = name_phases(session)};
+    mdp_view *view = NULL;
     MDP_TRY(open_all(session, made));
     MDP_TRY(mdp_session_open_resume_all(session, true));
     int64_t result_byte = mdp_transform_estimate(session->model, session->mtp_model, made->budget.keep);
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
-    for (int64_t r = 0; r < mdp_session_option(session, OPTION_ROUNDS)->integer; r++)
-        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, observe, &estimate));
-    estimate.memory += mdp_stats_memory(session->model, session->tokens->n_category, session->comm->size);
-    if (criterion_of(session)->own_pass) MDP_TRY(mdp_session_add_pass_all(session, session->tokens, once, &estimate));
-    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, both, &estimate));
-    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, both, &estimate));
+    MDP_TRY(mdp_session_weigh_all(
+        session, mdp_stats_memory(session->model, session->tokens->n_category, session->layout->size)));
+    mdp_status status = mdp_agree_all(session->comm, assume_view(session, &made->budget, &view));
+    if (status.code == MDP_OK) status = add_passes_all(session, view, &estimate);
+    mdp_view_destroy(view);
+    MDP_TRY(status);
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
     /* Sums are as large in a resume point as in stats.h5; there may be two points beside it. */
     int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category);

@@ -2,6 +2,7 @@
 #include "command/session.h"
 #include "command/categories.h"
 #include "command/continue.h"
+#include "command/layout.h"
 #include "command/threads.h"
 
 #include <inttypes.h>
@@ -94,6 +95,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_resume_destroy(session->resume);
     json_decref(session->profiles);
     mdp_gemm_destroy(session->gemm);
+    mdp_session_free_layout(session);
     mdp_free(session->recipe);
     mdp_free(session->keep_list);
     mdp_options_destroy(session->options);
@@ -180,6 +182,7 @@ mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
                                  .gemm = session->gemm,
                                  .batch_tokens = mdp_session_option(session, OPTION_BATCH_TOKENS)->integer,
                                  .memory = mdp_session_option(session, OPTION_MEMORY)->integer,
+                                 .reserve = session->at_start + session->beside,
                                  .log = session->log,
                                  .progress = true,
                                  .resume = session->resume,

@@ -174,6 +174,24 @@ static int64_t first_seen(const mdp_attention *attention, int64_t query) {
     return by_window > by_chunk ? by_window : by_chunk;
 }
 
+/* Of the products of one head over a sequence: with the state, and within chunks. */
+static int64_t count_mixing(const mdp_delta_sizes *n, int64_t length) {
+    int64_t rest = length % MDP_DELTA_CHUNK, pairs = (length - rest) * MDP_DELTA_CHUNK + rest * rest;
+    return 6 * length * n->d_key * n->d_value + pairs * (4 * n->d_key + 3 * n->d_value);
+}
+
+int64_t mdp_attention_flop(const mdp_model *model, const mdp_attention *attention, int64_t length) {
+    int64_t n_pair = 0; /* of a query and a key that the tiles compute */
+    if (attention->delta.kernel.tensor) return model->delta.n_value * count_mixing(&model->delta, length);
+    for (int64_t query = 0; query < length; query += MDP_QUERY_ROWS) {
+        int64_t n_query = length - query < MDP_QUERY_ROWS ? length - query : MDP_QUERY_ROWS;
+        int64_t start = first_seen(attention, query) / MDP_KEY_ROWS * MDP_KEY_ROWS;
+        for (int64_t key = start; key < query + n_query; key += MDP_KEY_ROWS)
+            n_pair += n_query * (length - key < MDP_KEY_ROWS ? length - key : MDP_KEY_ROWS);
+    }
+    return 2 * n_pair * model->n_head * (model->head_dim + output_values(model));
+}
+
 /* Scale, mask and exponentiate one tile of scores; update the running maximum and sum, and rescale the output so far.
  */
 static void softmax_step(const mdp_layer *layer, const query_tile *tile, int64_t key, int32_t n_key, float *scores,
@@ -401,12 +419,6 @@ static mdp_status project_delta(mdp_engine *engine, const mdp_attention *a, atte
         column += parts[i]->n_row;
     }
     return mdp_ok();
-}
-
-/* Of the products of one head over a sequence: with the state, and within chunks. */
-static int64_t count_mixing(const mdp_delta_sizes *n, int64_t length) {
-    int64_t rest = length % MDP_DELTA_CHUNK, pairs = (length - rest) * MDP_DELTA_CHUNK + rest * rest;
-    return 6 * length * n->d_key * n->d_value + pairs * (4 * n->d_key + 3 * n->d_value);
 }
 
 /* Linear attention of the group: a job for each head of each sequence. */
@@ -653,6 +665,24 @@ static mdp_status attend_all_groups(mdp_engine *engine, const mdp_layer *layer, 
         }
     }
     return n_row > 0 ? attend_group(engine, layer, buffers, n_pack) : mdp_ok();
+}
+
+int64_t mdp_attention_groups(const mdp_model *model, const mdp_pack *packs, int64_t n_pack, int n_state) {
+    int64_t longest = 0, all = 0, n_group = 0, n_row = 0;
+    for (int64_t p = 0; p < n_pack; p++) {
+        longest = packs[p].n_token > longest ? packs[p].n_token : longest;
+        all += packs[p].n_token * n_state;
+    }
+    int64_t room = group_rows(model, longest) < all ? group_rows(model, longest) : all;
+    for (int64_t i = 0; i < n_state * n_pack; i++) {
+        const mdp_pack *pack = &packs[i % n_pack];
+        if (i == 0 || n_row + pack->n_token > room) {
+            n_group++;
+            n_row = 0;
+        }
+        n_row += pack->n_token;
+    }
+    return n_group;
 }
 
 mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer) {

@@ -198,11 +198,11 @@ void mdp_delta_head(const mdp_delta_job *job, float *scratch) {
 mdp_status mdp_delta_load(mdp_engine *engine, const mdp_delta *delta, mdp_delta_weights *out) {
     const mdp_delta_sizes *n = &engine->model->delta;
     float *stored = NULL;
-    MDP_TRY(mdp_matrix_load(engine->reader, &delta->norm, &out->norm));
-    MDP_TRY(mdp_matrix_load(engine->reader, &delta->shift, &out->shift));
-    MDP_TRY(mdp_matrix_load(engine->reader, &delta->rate, &out->rate));
+    MDP_TRY(mdp_engine_load(engine, &delta->norm, &out->norm));
+    MDP_TRY(mdp_engine_load(engine, &delta->shift, &out->shift));
+    MDP_TRY(mdp_engine_load(engine, &delta->rate, &out->rate));
     for (int64_t h = 0; h < n->n_value; h++) out->rate[h] = (float)-exp((double)out->rate[h]);
-    MDP_TRY(mdp_matrix_load(engine->reader, &delta->kernel, &stored));
+    MDP_TRY(mdp_engine_load(engine, &delta->kernel, &stored));
     mdp_status status = MDP_ALLOC(&out->kernel, n->n_kernel * n->n_channel, "the kernels of a convolution");
     for (int64_t i = 0; i < n->n_channel && status.code == MDP_OK; i++)
         for (int64_t j = 0; j < n->n_kernel; j++) out->kernel[j * n->n_channel + i] = stored[i * n->n_kernel + j];

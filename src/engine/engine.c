@@ -65,6 +65,7 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     }
     int64_t row = model->d_model * (int64_t)sizeof(float);
     int64_t residual = share * (pass->n_stream * (row + 8 * k) + (pass->recompute ? row : 0));
+    if (pass->with_head) residual += share * pass->n_stream * MDP_LOSS_ROW;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t router = n_expert * model->d_model * (int64_t)sizeof(float);
     int64_t attention = mdp_attention_memory(model, pack_tokens, n_thread);
@@ -291,17 +292,17 @@ float *mdp_engine_residual(const mdp_engine *engine, int state) {
 
 /* ---- layers ---- */
 
-/* What a stream's layer is, with the model's own values where it has no view. */
-static mdp_layer_view layer_view(const mdp_engine *engine, int stream, int64_t layer) {
-    const mdp_moe *moe = &engine->model->layers[layer].moe;
-    mdp_layer_view view = {.n_expert = moe->n_expert, .top_k = moe->top_k, .source = NULL};
-    if (engine->views && engine->views[stream] && engine->views[stream]->layers[layer].n_expert > 0) {
-        view = engine->views[stream]->layers[layer];
-    }
-    return view;
+mdp_layer_view mdp_view_layer(const mdp_model *model, const mdp_view *view, int64_t layer) {
+    const mdp_moe *moe = &model->layers[layer].moe;
+    if (view && view->layers[layer].n_expert > 0) return view->layers[layer];
+    return (mdp_layer_view){.n_expert = moe->n_expert, .top_k = moe->top_k, .source = NULL};
 }
 
-static bool same_view(const mdp_layer_view *a, const mdp_layer_view *b) {
+static mdp_layer_view layer_view(const mdp_engine *engine, int stream, int64_t layer) {
+    return mdp_view_layer(engine->model, engine->views ? engine->views[stream] : NULL, layer);
+}
+
+bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b) {
     if (a->n_expert != b->n_expert || a->top_k != b->top_k) return false;
     for (int32_t e = 0; e < a->n_expert; e++) {
         if ((a->source ? a->source[e] : e) != (b->source ? b->source[e] : e)) return false;
@@ -316,11 +317,11 @@ static mdp_status join_state(mdp_engine *engine, int stream, int old, int first_
     mdp_layer_view own = layer_view(engine, stream, layer);
     mdp_layer_view other = layer_view(engine, engine->states[old].leader, layer);
     *out = old;
-    if (same_view(&own, &other)) return mdp_ok();
+    if (mdp_view_is_same(&own, &other)) return mdp_ok();
     for (int s = first_new; s < engine->n_state; s++) {
         other = layer_view(engine, engine->states[s].leader, layer);
         *out = s;
-        if (engine->states[s].origin == old && same_view(&own, &other)) return mdp_ok();
+        if (engine->states[s].origin == old && mdp_view_is_same(&own, &other)) return mdp_ok();
     }
     int64_t n = engine->batch.n_token * engine->model->d_model;
     mdp_state *fork = &engine->states[engine->n_state];

@@ -60,6 +60,12 @@ struct mdp_engine {
     int64_t first_nonfinite; /* first layer in which; -1: none */
 };
 
+/* ---- views ---------------------------------------------------------------------------------------------------- */
+
+/* A layer in a view (NULL: the model), with the model's own values where the view has none. */
+mdp_layer_view mdp_view_layer(const mdp_model *model, const mdp_view *view, int64_t layer);
+bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b);
+
 /* ---- what the profile is told --------------------------------------------------------------------------------- */
 
 /* Agree on `status`; the time counts as waiting for other ranks. Collective on the communicator of the engine. */
@@ -142,6 +148,10 @@ void mdp_norm_row(const mdp_model *model, const float *norm, const float *x, flo
 
 /* x += Attention(Norm1(x)) for every state. Local. */
 mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer);
+/* Groups of packs that go through attention one after the other, and operations of scores and values of one sequence,
+ * all heads. */
+int64_t mdp_attention_groups(const mdp_model *model, const mdp_pack *packs, int64_t n_pack, int n_state);
+int64_t mdp_attention_flop(const mdp_model *model, const mdp_attention *attention, int64_t length);
 /* Fill the tables of cosines and sines. Local. */
 mdp_status mdp_attention_prepare(mdp_engine *engine);
 /* Bytes that mdp_attend holds for packs of at most max_pack tokens. */
@@ -195,6 +205,10 @@ mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_sta
                            int64_t n_local, float *out);
 /* x += MLP(Norm2(x)) for every state: a layer without experts. Local. */
 mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer);
+/* Groups of tiles of packs that mdp_mlp_compute takes together, and of those that mdp_dense does: times that the
+ * matrices are read for one state. */
+int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread);
+int64_t mdp_dense_groups(const mdp_partition *partition, const mdp_pack *packs, int64_t n_pack, int n_thread);
 /* Bytes that one of the two holds for n_row rows at a time. */
 int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, int n_thread);
 
@@ -293,6 +307,10 @@ int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model);
 
 /* The MoE block of a layer for all states, after routing: placement, dispatch, experts, return, combine. Collective. */
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm);
+/* Blocks of the wave of a batch that begins at block `first` of those below `end`: as many as keep every rank's tokens
+ * within MDP_WAVE_TOKENS, at least one. */
+int64_t mdp_wave_blocks(const mdp_comm *comm, const mdp_partition *partition, int64_t batch, int64_t first,
+                        int64_t end);
 int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                        int n_stream);
 

@@ -152,6 +152,25 @@ int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, i
            (int64_t)sizeof(float);
 }
 
+int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread) {
+    int64_t n_tile = 0, room = mdp_group_tiles(n_thread);
+    for (int64_t p = 0; p < n_pack; p++) n_tile += (packs[p].n_token + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
+    return (n_tile + room - 1) / room;
+}
+
+int64_t mdp_dense_groups(const mdp_partition *partition, const mdp_pack *packs, int64_t n_pack, int n_thread) {
+    int64_t most = pack_rows(partition), n_group = 0, first = 0, n = 0;
+    for (int64_t p = 0; p < n_pack; p++) {
+        if (n + packs[p].n_token > most) {
+            n_group += mdp_mlp_groups(packs + first, p - first, n_thread);
+            first = p;
+            n = 0;
+        }
+        n += packs[p].n_token;
+    }
+    return n_group + mdp_mlp_groups(packs + first, n_pack - first, n_thread);
+}
+
 /* One run of whole packs of a state. */
 static mdp_status dense_rows(mdp_engine *engine, const mdp_mlp *mlp, mdp_state *state, int64_t first, int64_t n,
                              float *out) {

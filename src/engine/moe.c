@@ -28,16 +28,14 @@ static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_
     }
 }
 
-/* Blocks of the wave that begins at `first`: as many as keep every rank's tokens within MDP_WAVE_TOKENS, at least one.
- */
-static int64_t wave_blocks(const mdp_engine *engine, int64_t first, int64_t end) {
-    const mdp_partition *partition = engine->partition;
+int64_t mdp_wave_blocks(const mdp_comm *comm, const mdp_partition *partition, int64_t batch, int64_t first,
+                        int64_t end) {
     int64_t n_block = 0;
     for (int64_t b = first; b < end; b++) {
         int64_t worst = 0;
-        for (int rank = 0; rank < engine->comm->size; rank++) {
+        for (int rank = 0; rank < comm->size; rank++) {
             int64_t low, high;
-            mdp_partition_share(partition, engine->batch_number, rank, engine->comm->size, &low, &high);
+            mdp_partition_share(partition, batch, rank, comm->size, &low, &high);
             if (low < partition->block_pack[first]) low = partition->block_pack[first];
             if (high > partition->block_pack[b + 1]) high = partition->block_pack[b + 1];
             if (low >= high) continue;
@@ -340,7 +338,8 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
     count_rows(engine, first, n_block, moe->n_expert, cells);
     MDP_TRY_GOTO(status, done, number_rows_all(engine, cells, n_cell, cells + n_cell, cells + 2 * n_cell));
     for (int64_t block = first; block < end && status.code == MDP_OK;) {
-        mdp_wave w = {.first_block = block, .n_block = wave_blocks(engine, block, end)};
+        mdp_wave w = {.first_block = block,
+                      .n_block = mdp_wave_blocks(engine->comm, partition, engine->batch_number, block, end)};
         int64_t *rows = cells + 3 * n_cell, *start = cells + 4 * n_cell;
         wave_cells(engine, &w, cells + n_cell, first, n_block, moe->n_expert, rows);
         wave_cells(engine, &w, cells + 2 * n_cell, first, n_block, moe->n_expert, start);

@@ -1,44 +1,9 @@
 /* cost.c - what a forward pass will take, from headers alone, and the choice of the batch. */
-#include "mdp/pipeline.h"
+#include "pipeline/forward.h"
 
-/* Of one token in the products of linear attention: with the state, and within chunks. */
-static double mixing_flop(const mdp_delta_sizes *n) {
-    double key = (double)n->d_key, value = (double)n->d_value;
-    return 2.0 * (double)n->n_value * (3.0 * key * value + MDP_DELTA_CHUNK * (2.0 * key + 1.5 * value));
-}
+#define MOST_RANKS (1 << 20) /* that anybody has */
 
-/* Of one token in a layer, its attention over keys aside. Biases add one each. */
-static double layer_flop(const mdp_model *model, const mdp_layer *layer, bool recompute) {
-    const mdp_attention *a = &layer->attention;
-    const mdp_matrix *biases[] = {&a->q_bias, &a->k_bias, &a->v_bias, &a->o_bias, &a->q_a_bias, &a->kv_a_bias};
-    double d = (double)model->d_model;
-    double flop = 2.0 * (double)mdp_attention_values(a);
-    for (int i = 0; i < 6; i++) flop += biases[i]->tensor ? (double)biases[i]->n_col : 0.0;
-    if (a->delta.kernel.tensor) flop += mixing_flop(&model->delta);
-    if (!layer->is_moe) return flop + 6.0 * d * (double)layer->dense_ff;
-    const mdp_moe *moe = &layer->moe;
-    double block = 2.0 * d * ((double)moe->n_expert + 3.0 * (double)moe->d_ff * (double)moe->top_k);
-    block += 6.0 * d * (double)moe->shared_ff + (moe->shared_gate.tensor ? 2.0 * d : 0.0);
-    return flop + (recompute ? 2.0 : 1.0) * block;
-}
-
-/* Multiply-adds count as two. Attention counts every visible key. */
-static double forward_flop(const mdp_model *model, const mdp_tokens *tokens, const mdp_pass *pass) {
-    int64_t n_value = model->latent.kv_rank > 0 ? model->latent.n_value : model->head_dim;
-    double heads = 0.5 * (double)(model->n_head * (model->head_dim + n_value)), row = 0.0, pairs = 0.0;
-    for (int64_t l = 0; l < model->n_layer; l++) {
-        const mdp_layer *layer = &model->layers[l];
-        int64_t window = layer->attention.window;
-        row += layer_flop(model, layer, pass->recompute);
-        for (int64_t s = 0; !layer->attention.delta.kernel.tensor && s < tokens->n_sequence; s++) {
-            double length = (double)(tokens->offset[s + 1] - tokens->offset[s]);
-            double w = window > 0 && (double)window < length ? (double)window : length;
-            pairs += w * (length - w) + 0.5 * w * (w + 1.0);
-        }
-    }
-    if (pass->with_head) row += 2.0 * (double)model->d_model * (double)model->vocab_size;
-    return pass->n_stream * ((double)tokens->n_token * row + 4.0 * heads * pairs);
-}
+/* ---- storage ------------------------------------------------------------------------------------------------- */
 
 static int64_t mlp_bytes(const mdp_expert *mlp) {
     return mdp_matrix_bytes(&mlp->gate) + mdp_matrix_bytes(&mlp->up) + mdp_matrix_bytes(&mlp->down) +
@@ -84,55 +49,114 @@ static int64_t batch_bytes(const mdp_model *model, int n_node, const mdp_pass *p
     return experts + n_node * common;
 }
 
-/* Fill the cost of one choice of the batch. */
-static mdp_status cost_of_batch(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+/* ---- the batch ----------------------------------------------------------------------------------------------- */
+
+/* Fill what is known of one choice of the batch. */
+static mdp_status size_of_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                 const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens,
                                 mdp_forward_cost *out) {
     mdp_partition *partition = NULL;
     MDP_TRY(mdp_partition_new(tokens, batch_tokens, &partition));
     out->batch_tokens = batch_tokens;
     out->n_batch = partition->n_batch;
-    out->memory = mdp_engine_memory(comm, model, partition, options->n_thread, pass) + mdp_gemm_memory(options->gemm);
+    out->memory = options->reserve + mdp_engine_memory(layout, model, partition, options->n_thread, pass) +
+                  mdp_gemm_memory(options->gemm);
     mdp_partition_destroy(partition);
     return mdp_ok();
 }
 
-static mdp_status too_little(const mdp_comm *comm, const mdp_forward_options *options, int64_t need, const char *way) {
-    char a[32], b[32];
-    return MDP_ERROR(MDP_USAGE, "--memory %s is too little: %s a rank are needed on %d ranks%s",
-                     mdp_print_bytes(a, options->memory), mdp_print_bytes(b, need), comm->size, way);
+/* The smallest number of ranks with which a batch fits; 0: none does. More ranks never need more each. */
+static mdp_status find_ranks(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                             const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens, int *out) {
+    mdp_comm asked = *layout; /* for its size: what depends on nodes stays theirs */
+    mdp_forward_cost cost;
+    int low = layout->size, high = low; /* low does not fit; high is to */
+    *out = 0;
+    do {
+        if (high > MOST_RANKS / 2) return mdp_ok();
+        low = high;
+        asked.size = high = 2 * high;
+        MDP_TRY(size_of_batch(&asked, model, tokens, pass, options, batch_tokens, &cost));
+    } while (cost.memory > options->memory);
+    while (high - low > 1) {
+        asked.size = low + (high - low) / 2;
+        MDP_TRY(size_of_batch(&asked, model, tokens, pass, options, batch_tokens, &cost));
+        *(cost.memory > options->memory ? &low : &high) = asked.size;
+    }
+    *out = high;
+    return mdp_ok();
+}
+
+static mdp_status too_little(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                             const mdp_pass *pass, const mdp_forward_options *options, const mdp_forward_cost *cost) {
+    const char *why = pass->recompute             ? " (pruned propagation takes all tokens as one batch)"
+                      : options->batch_tokens > 0 ? " with this --batch-tokens"
+                                                  : "";
+    char given[32], need[32], ranks[64] = "; no number of ranks would do with less";
+    int n_rank;
+    MDP_TRY(find_ranks(layout, model, tokens, pass, options, cost->batch_tokens, &n_rank));
+    if (n_rank > 0) snprintf(ranks, sizeof ranks, ", or take %d ranks or more", n_rank);
+    return MDP_ERROR(MDP_USAGE,
+                     "--memory %s is too little: %s a rank are needed on %d rank%s%s. Give --memory %lld%s%s.",
+                     mdp_print_bytes(given, options->memory), mdp_print_bytes(need, cost->memory), layout->size,
+                     layout->size == 1 ? "" : "s", why, (long long)cost->memory, ranks,
+                     options->batch_tokens > 0 ? ", or a smaller --batch-tokens" : "");
 }
 
 /* The largest batch that fits. */
-static mdp_status choose_batch(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+static mdp_status choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
     int64_t batch = options->batch_tokens > 0 ? options->batch_tokens : tokens->n_token;
     for (;;) {
-        MDP_TRY(cost_of_batch(comm, model, tokens, pass, options, batch, out));
+        MDP_TRY(size_of_batch(layout, model, tokens, pass, options, batch, out));
         if (options->memory <= 0 || out->memory <= options->memory) return mdp_ok();
-        if (pass->recompute)
-            return too_little(comm, options, out->memory,
-                              ", because pruned propagation takes all tokens as one batch; take more ranks or fewer "
-                              "tokens");
-        if (options->batch_tokens > 0)
-            return too_little(comm, options, out->memory,
-                              " with this --batch-tokens; take a smaller one, or more ranks");
-        if (batch <= MDP_BLOCK_TOKENS)
-            return too_little(comm, options, out->memory, "; give more memory or more ranks");
+        if (pass->recompute || options->batch_tokens > 0 || batch <= MDP_BLOCK_TOKENS)
+            return too_little(layout, model, tokens, pass, options, out);
         batch = batch / 2 > MDP_BLOCK_TOKENS ? batch / 2 : MDP_BLOCK_TOKENS;
     }
 }
 
-mdp_status mdp_forward_cost_of(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
+/* ---- ranks --------------------------------------------------------------------------------------------------- */
+
+static void add_rank(const mdp_rank_cost *rank, bool first, mdp_forward_cost *out) {
+    const int64_t own[] = {rank->flop, rank->bytes_read, rank->bytes_sent, rank->n_message};
+    int64_t *total[] = {&out->total.flop, &out->total.bytes_read, &out->total.bytes_sent, &out->total.n_message};
+    int64_t *least[] = {&out->least.flop, &out->least.bytes_read, &out->least.bytes_sent, &out->least.n_message};
+    int64_t *most[] = {&out->most.flop, &out->most.bytes_read, &out->most.bytes_sent, &out->most.n_message};
+    for (int i = 0; i < 4; i++) {
+        *total[i] += own[i];
+        if (first || own[i] < *least[i]) *least[i] = own[i];
+        if (first || own[i] > *most[i]) *most[i] = own[i];
+    }
+}
+
+static mdp_status add_ranks(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                            const mdp_pass *pass, int n_thread, mdp_forward_cost *out) {
+    mdp_partition *partition = NULL;
+    mdp_rank_cost *ranks = NULL;
+    MDP_TRY(mdp_partition_new(tokens, out->batch_tokens, &partition));
+    mdp_status status = MDP_ALLOC(&ranks, layout->size, "costs of ranks");
+    if (status.code == MDP_OK) status = mdp_engine_cost(layout, model, tokens, partition, n_thread, pass, ranks);
+    for (int r = 0; r < layout->size && status.code == MDP_OK; r++) add_rank(&ranks[r], r == 0, out);
+    mdp_free(ranks);
+    mdp_partition_destroy(partition);
+    return status;
+}
+
+mdp_status mdp_forward_choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                                    const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
+    *out = (mdp_forward_cost){0};
+    MDP_TRY(choose_batch(layout, model, tokens, pass, options, out));
+    if (!pass->recompute || out->n_batch == 1) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE,
+                     "pruned propagation decides a layer from all %lld tokens at once, so they are one batch; leave "
+                     "--batch-tokens out.",
+                     (long long)tokens->n_token);
+}
+
+mdp_status mdp_forward_cost_of(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
-    MDP_TRY(choose_batch(comm, model, tokens, pass, options, out));
-    if (pass->recompute && out->n_batch > 1)
-        return MDP_ERROR(
-            MDP_USAGE,
-            "pruned propagation decides a layer from all %lld tokens at once, so they are one batch; leave "
-            "--batch-tokens out.",
-            (long long)tokens->n_token);
-    out->flop = forward_flop(model, tokens, pass);
-    out->bytes_read = out->n_batch * batch_bytes(model, comm->n_node, pass);
-    return mdp_ok();
+    MDP_TRY(mdp_forward_choose_batch(layout, model, tokens, pass, options, out));
+    out->bytes_stored = out->n_batch * batch_bytes(model, layout->n_node, pass);
+    return add_ranks(layout, model, tokens, pass, options->n_thread, out);
 }

@@ -106,7 +106,7 @@ static mdp_status cut(const mdp_forward *forward, mdp_stage *stage, mdp_partitio
     mdp_forward_cost cost;
     mdp_forward_options options = *forward->options;
     if (stage->batch_tokens > 0) options.batch_tokens = stage->batch_tokens;
-    MDP_TRY(mdp_forward_cost_of(forward->comm, forward->model, forward->tokens, &forward->pass, &options, &cost));
+    MDP_TRY(mdp_forward_choose_batch(forward->comm, forward->model, forward->tokens, &forward->pass, &options, &cost));
     MDP_TRY(mdp_partition_new(forward->tokens, cost.batch_tokens, partition));
     return mdp_stage_cut(stage, *partition, cost.batch_tokens);
 }

@@ -37,6 +37,9 @@ typedef struct mdp_forward {
     void *context;
 } mdp_forward;
 
+/* Fill batch_tokens, n_batch and memory, as mdp_forward_cost_of does. Local. */
+mdp_status mdp_forward_choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                                    const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out);
 /* Collective on forward->comm. */
 mdp_status mdp_forward_all(const mdp_forward *forward);
 

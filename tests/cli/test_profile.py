@@ -1,4 +1,7 @@
 """--profile: where the time of a pass goes, and what is counted on the way."""
+import json
+
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -58,3 +61,47 @@ def test_run_writes_the_profile_of_each_pass_into_its_folder(tmp_path):
     assert [one["pass"] for one in passes] == ["observe", "eval"]
     assert passes[0]["phases"]["observers"]["seconds"]["max"] > 0.0
     assert passes[0]["phases"]["head"]["flop"]["total"] == 0 < passes[1]["phases"]["head"]["flop"]["total"]
+
+
+def foretold(ranks, tmp_path, *words):
+    """--dry-run --json, for a job that is started on one rank only."""
+    said = mdp.succeed(1, *words, "--out", tmp_path / "dry.json", "--dry-run", "--json", "--gflops-per-rank", 50, "--ranks", ranks)
+    return json.loads(said.stdout)
+
+
+# Latent attention, groups of experts and a shared expert; codes with scales and biases of experts; a shared expert with a gate.
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3_fp8", "gpt_oss_mxfp4", "qwen2_moe"])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_dry_run_foretells_what_a_run_counts(name, ranks, tmp_path):
+    # So few tokens that an expert's rows are one tile, so many that every expert has some: then routing cannot matter to bytes.
+    choose = np.random.default_rng(5)
+    lengths = {"a": (130, 17, 90), "b": (64, 200, 5)}
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {c: [choose.integers(0, 512, n) for n in all] for c, all in lengths.items()})
+    words = ["--model", mdp.GOLDEN / name, "--tokens", tokens]
+    said = foretold(ranks, tmp_path, "eval", *words)
+    counted = profile_of(ranks, tmp_path, "eval", mdp.GOLDEN / name, tokens)["eval"]["all"]
+    assert said["ranks"] == ranks
+    assert said["flop"] == said["all_ranks"]["flop"] == counted["flop"]["total"]
+    assert said["all_ranks"]["bytes_read"] == counted["bytes_read"]["total"]
+    assert said["all_ranks"]["bytes_sent"] == pytest.approx(counted["bytes_sent"]["total"], rel=0.25)
+    assert said["least_of_a_rank"]["flop"] <= said["flop"] / ranks <= said["most_of_a_rank"]["flop"]
+
+
+def test_a_dry_run_foretells_both_passes_of_run(tmp_path):
+    tokens = mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
+    words = ["run", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--eval-tokens", tokens, "--method", "reap", "--keep", 6]
+    said = foretold(2, tmp_path, *words)
+    mdp.succeed(2, *words, "--out", tmp_path / "out", "--profile")
+    counted = mdp.read_json(tmp_path / "out" / "profile.json")["passes"]
+    assert said["flop"] == sum(one["all"]["flop"]["total"] for one in counted)
+
+
+def test_a_dry_run_is_about_any_number_of_ranks_and_nodes(tmp_path):
+    tokens = mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
+    words = ["eval", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens]
+    said = {ranks: foretold(ranks, tmp_path, *words, "--ranks-per-node", 8) for ranks in (1, 64)}
+    assert [said[64][key] for key in ("ranks", "nodes")] == [64, 8] and said[1]["nodes"] == 1
+    assert said[1]["flop"] == said[64]["flop"]
+    assert said[64]["most_of_a_rank"]["flop"] < said[1]["flop"]
+    mdp.refuse(1, 2, "--ranks asks about ranks that need not exist, so it goes with --dry-run only", *words, "--out", tmp_path / "e",
+               "--ranks", 3)

@@ -1,0 +1,379 @@
+/* cost.c - what a pass takes, foretold from headers by the cuts that the engine itself makes.
+ *
+ * In: a model, how tokens are cut, a layout of ranks (which need not exist), streams. Out: operations, bytes read and
+ * messages of every rank. Operations of all ranks together, and what ranks read of everything but routed experts, are
+ * what a run counts. Which rank computes which rows of which expert depends on routing, which nobody knows yet: it is
+ * taken as even, so every expert is touched in every block. A matrix is read once for each group of tiles. */
+#include "engine/engine.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Rows and groups of tiles of routed experts on each rank, for layers of one shape. */
+typedef struct expert_share {
+    int64_t layer;       /* a layer of that shape; -1: nothing yet */
+    int n_state;         /* and what it was made for */
+    int64_t *n_row;      /* [size] */
+    int64_t *n_group;    /* [size] times that the matrices of an expert are read */
+    mdp_rank_cost *sent; /* [size] bytes and messages */
+} expert_share;
+
+typedef struct work {
+    const mdp_comm *layout;
+    const mdp_model *model;
+    const mdp_tokens *tokens;
+    const mdp_partition *partition;
+    const mdp_pass *pass;
+    int n_thread;
+    mdp_rank_cost *ranks; /* [size] */
+    int64_t batch;
+    const mdp_attention *scored; /* the kind of attention that `scores` are of; NULL: none yet in this batch */
+    int64_t *scores;             /* [size] operations of scores and values */
+    expert_share share;
+    int n_state;
+    int *leader; /* [n_stream] of each state: a stream */
+    int *origin; /* [n_stream] of each state */
+    int *state;  /* [n_stream] of each stream */
+} work;
+
+/* ---- matrices ------------------------------------------------------------------------------------------------ */
+
+static int64_t streamed_bytes(const mdp_matrix *matrix) {
+    int64_t n_byte = 0;
+    if (!matrix->tensor) return 0;
+    for (int64_t row = 0; row < matrix->n_row; row += MDP_PANEL_ROWS) {
+        int64_t left = matrix->n_row - row;
+        n_byte += mdp_matrix_read_bytes(matrix, row, left < MDP_PANEL_ROWS ? left : MDP_PANEL_ROWS);
+    }
+    return n_byte;
+}
+
+static int64_t loaded_bytes(const mdp_matrix *matrix) {
+    return matrix->tensor ? mdp_matrix_read_bytes(matrix, 0, matrix->n_row) : 0;
+}
+
+static int64_t norm_bytes(const mdp_norm *norm) {
+    return loaded_bytes(&norm->weight) + loaded_bytes(&norm->bias);
+}
+
+static int64_t mlp_bytes(const mdp_expert *mlp) {
+    return streamed_bytes(&mlp->gate) + streamed_bytes(&mlp->up) + streamed_bytes(&mlp->down);
+}
+
+static int64_t vector_bytes(const mdp_layer *layer) {
+    const mdp_attention *a = &layer->attention;
+    const mdp_matrix *vectors[] = {&a->q_bias,    &a->k_bias,     &a->v_bias,      &a->o_bias,     &a->q_norm,
+                                   &a->k_norm,    &a->sinks,      &a->q_a_bias,    &a->q_a_norm,   &a->kv_a_bias,
+                                   &a->kv_a_norm, &a->delta.norm, &a->delta.shift, &a->delta.rate, &a->delta.kernel};
+    int64_t n_byte = norm_bytes(&layer->norm1);
+    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) n_byte += loaded_bytes(vectors[i]);
+    return n_byte;
+}
+
+static int64_t projection_bytes(const mdp_attention *a) {
+    const mdp_matrix *matrices[] = {&a->q,    &a->k,        &a->v,       &a->o,       &a->q_a,    &a->kv_a,
+                                    &a->kv_b, &a->delta.in, &a->delta.z, &a->delta.b, &a->delta.a};
+    int64_t n_byte = 0;
+    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += streamed_bytes(matrices[i]);
+    return n_byte;
+}
+
+/* ---- what a rank has ------------------------------------------------------------------------------------------- */
+
+static const mdp_pack *packs_of(const work *w, int rank, int64_t *n_pack) {
+    int64_t first, end;
+    mdp_partition_share(w->partition, w->batch, rank, w->layout->size, &first, &end);
+    *n_pack = end - first;
+    return w->partition->packs + first;
+}
+
+static int64_t tokens_of(const mdp_pack *packs, int64_t n_pack) {
+    return n_pack > 0 ? packs[n_pack - 1].first_token + packs[n_pack - 1].n_token - packs[0].first_token : 0;
+}
+
+static void score_ranks(work *w, const mdp_attention *attention) {
+    if (w->scored && w->scored->window == attention->window && w->scored->chunk == attention->chunk &&
+        !w->scored->delta.kernel.tensor == !attention->delta.kernel.tensor)
+        return;
+    w->scored = attention;
+    int64_t length = -1, flop = 0;
+    for (int r = 0; r < w->layout->size; r++) {
+        int64_t n_pack;
+        const mdp_pack *packs = packs_of(w, r, &n_pack);
+        w->scores[r] = 0;
+        if (n_pack == 0) continue;
+        for (int64_t s = packs[0].first_sequence; s < packs[n_pack - 1].first_sequence + packs[n_pack - 1].n_sequence;
+             s++) {
+            int64_t own = w->tokens->offset[s + 1] - w->tokens->offset[s];
+            if (own != length) flop = mdp_attention_flop(w->model, attention, own);
+            length = own;
+            w->scores[r] += flop;
+        }
+    }
+}
+
+static mdp_layer_view view_of(const work *w, int stream, int64_t layer) {
+    return mdp_view_layer(w->model, w->pass->views ? w->pass->views[stream] : NULL, layer);
+}
+
+/* The states after the streams have parted in a layer, as the engine parts them. */
+static void part(work *w, int64_t layer) {
+    int first_new = w->n_state;
+    for (int stream = 0; stream < w->pass->n_stream; stream++) {
+        mdp_layer_view own = view_of(w, stream, layer), other = view_of(w, w->leader[w->state[stream]], layer);
+        int old = w->state[stream], found = -1;
+        if (mdp_view_is_same(&own, &other)) continue;
+        for (int s = first_new; s < w->n_state && found < 0; s++) {
+            other = view_of(w, w->leader[s], layer);
+            if (w->origin[s] == old && mdp_view_is_same(&own, &other)) found = s;
+        }
+        if (found < 0) {
+            found = w->n_state++;
+            w->leader[found] = stream;
+            w->origin[found] = old;
+        }
+        w->state[stream] = found;
+    }
+}
+
+/* ---- routed experts ------------------------------------------------------------------------------------------ */
+
+static int64_t block_tokens(const mdp_partition *partition, int64_t block) {
+    int64_t first = partition->block_pack[block];
+    return tokens_of(partition->packs + first, partition->block_pack[block + 1] - first);
+}
+
+/* Rows of every (state, block of the wave, expert) when tokens choose all experts of their view equally often. */
+static void spread_rows(const work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block,
+                        int64_t *rows) {
+    int32_t n_expert = w->model->layers[layer].moe.n_expert;
+    for (int s = 0; s < w->share.n_state; s++) {
+        const mdp_layer_view *view = &views[s];
+        for (int64_t b = 0; b < n_block; b++) {
+            int64_t n = block_tokens(w->partition, first + b) * view->top_k, *row = rows + (s * n_block + b) * n_expert;
+            for (int32_t e = 0; e < view->n_expert; e++)
+                row[view->source ? view->source[e] : e] += n / view->n_expert + (e < n % view->n_expert);
+        }
+    }
+}
+
+/* What ranks have of a placed wave, by the walk of the expert loop. */
+static void count_wave(work *w, const mdp_placement *placement) {
+    int64_t most = mdp_group_tiles(w->n_thread);
+    for (int64_t first = 0; first < placement->n_tile;) {
+        const mdp_tile_place *tile = &placement->tiles[first];
+        int64_t n = 1, n_row = tile->n_row;
+        while (first + n < placement->n_tile && n < most && tile[n].owner == tile->owner &&
+               tile[n].round == tile->round && tile[n].expert == tile->expert)
+            n_row += tile[n++].n_row;
+        w->share.n_row[tile->owner] += n_row;
+        w->share.n_group[tile->owner]++;
+        first += n;
+    }
+    for (int r = 0; r < w->layout->size; r++)
+        w->share.sent[r].n_message += 3 * (int64_t)placement->n_round * (w->layout->size - 1);
+}
+
+/* Notes and token rows that other ranks send to those of a layer's experts, and outputs that go back, as if each rank
+ * sent what it receives. A token's row goes once to each rank that has one of its experts. */
+static void count_bytes_sent(const work *w, const mdp_layer_view *views) {
+    const mdp_partition *partition = w->partition;
+    int64_t row_byte = w->model->d_model * (int64_t)sizeof(float), n_token = 0;
+    for (int64_t b = partition->batch_block[w->batch]; b < partition->batch_block[w->batch + 1]; b++)
+        n_token += w->share.n_state * block_tokens(partition, b);
+    for (int r = 0; r < w->layout->size && n_token > 0; r++) {
+        double away = 1.0 - 1.0 / w->layout->size, row = (double)w->share.n_row[r], k = views[0].top_k;
+        double unique = (double)n_token * (1.0 - pow(1.0 - fmin(row / ((double)n_token * k), 1.0), k));
+        double note = (double)sizeof(mdp_row_note), byte = (double)row_byte;
+        w->share.sent[r].bytes_sent = llround(away * (row * (byte + note) + unique * byte));
+    }
+}
+
+static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block) {
+    int32_t n_expert = w->model->layers[layer].moe.n_expert;
+    int64_t *rows = NULL;
+    mdp_placement *placement = NULL;
+    MDP_TRY(MDP_ALLOC(&rows, w->share.n_state * n_block * n_expert, "row counts"));
+    spread_rows(w, layer, views, first, n_block, rows);
+    mdp_status status =
+        mdp_placement_new(w->layout, rows, w->share.n_state, first, n_block, n_expert, w->n_thread, &placement);
+    if (status.code == MDP_OK) count_wave(w, placement);
+    mdp_placement_destroy(placement);
+    mdp_free(rows);
+    return status;
+}
+
+/* Would the experts of two layers be shared out alike? Which experts a view keeps does not matter, how many does. */
+static bool is_alike(const work *w, int64_t layer, int n_state, bool original) {
+    int64_t other = w->share.layer;
+    if (other < 0 || original || n_state != w->share.n_state ||
+        w->model->layers[layer].moe.n_expert != w->model->layers[other].moe.n_expert)
+        return false;
+    for (int s = 0; s < n_state; s++) {
+        mdp_layer_view a = view_of(w, w->leader[s], layer), b = view_of(w, w->leader[s], other);
+        if (a.n_expert != b.n_expert || a.top_k != b.top_k) return false;
+    }
+    return true;
+}
+
+/* Fill the shares of the experts of a layer; `original`: before it is decided what is left of it. */
+static mdp_status share_experts(work *w, int64_t layer, int n_state, bool original) {
+    const mdp_partition *partition = w->partition;
+    size_t size = (size_t)w->layout->size;
+    mdp_layer_view *views = NULL;
+    if (is_alike(w, layer, n_state, original)) return mdp_ok();
+    w->share.layer = original ? -1 : layer;
+    w->share.n_state = n_state;
+    memset(w->share.n_row, 0, size * sizeof *w->share.n_row);
+    memset(w->share.n_group, 0, size * sizeof *w->share.n_group);
+    memset(w->share.sent, 0, size * sizeof *w->share.sent);
+    MDP_TRY(MDP_ALLOC(&views, n_state, "views"));
+    for (int s = 0; s < n_state; s++)
+        views[s] = original ? mdp_view_layer(w->model, NULL, layer) : view_of(w, w->leader[s], layer);
+    mdp_status status = mdp_ok();
+    int64_t end = partition->batch_block[w->batch + 1];
+    for (int64_t block = partition->batch_block[w->batch]; block < end && status.code == MDP_OK;) {
+        int64_t n = mdp_wave_blocks(w->layout, partition, w->batch, block, end);
+        status = place_wave(w, layer, views, block, n);
+        block += n;
+    }
+    count_bytes_sent(w, views);
+    mdp_free(views);
+    return status;
+}
+
+/* ---- layers -------------------------------------------------------------------------------------------------- */
+
+/* Groups of tiles of the shared expert: each wave of each state begins anew. */
+static int64_t shared_groups(const work *w, const mdp_pack *packs, int64_t n_pack) {
+    const mdp_partition *partition = w->partition;
+    int64_t n_group = 0, at = 0, end = partition->batch_block[w->batch + 1];
+    for (int64_t block = partition->batch_block[w->batch]; block < end;) {
+        int64_t next = block + mdp_wave_blocks(w->layout, partition, w->batch, block, end), first = at;
+        while (at < n_pack && packs[at].block < next) at++;
+        n_group += mdp_mlp_groups(packs + first, at - first, w->n_thread);
+        block = next;
+    }
+    return n_group;
+}
+
+static void add_dense(work *w, const mdp_layer *layer) {
+    for (int r = 0; r < w->layout->size; r++) {
+        int64_t n_pack;
+        const mdp_pack *packs = packs_of(w, r, &n_pack);
+        w->ranks[r].flop += w->n_state * tokens_of(packs, n_pack) * 6 * w->model->d_model * layer->dense_ff;
+        w->ranks[r].bytes_read +=
+            norm_bytes(&layer->norm2) +
+            w->n_state * mlp_bytes(&layer->dense) * mdp_dense_groups(w->partition, packs, n_pack, w->n_thread);
+    }
+}
+
+/* The MoE block of every state; `original`: as the model has it. */
+static mdp_status add_block(work *w, int64_t number, bool original) {
+    const mdp_layer *layer = &w->model->layers[number];
+    const mdp_moe *moe = &layer->moe;
+    int64_t d = w->model->d_model, routed = 0;
+    const mdp_expert *expert = &moe->experts[0];
+    int64_t expert_bytes = mlp_bytes(expert) + loaded_bytes(&expert->gate_bias) + loaded_bytes(&expert->up_bias) +
+                           loaded_bytes(&expert->down_bias);
+    int64_t fixed = norm_bytes(&layer->norm2) + loaded_bytes(&moe->router) + loaded_bytes(&moe->router_bias) +
+                    loaded_bytes(&moe->choice_bias) + loaded_bytes(&moe->shared_gate);
+    int64_t shared_bytes = mlp_bytes(&moe->shared);
+    int64_t per_token = moe->shared.gate.tensor ? 6 * d * moe->shared_ff + (moe->shared_gate.tensor ? 2 * d : 0) : 0;
+    for (int s = 0; s < w->n_state; s++) routed += original ? moe->n_expert : view_of(w, w->leader[s], number).n_expert;
+    MDP_TRY(share_experts(w, number, w->n_state, original));
+    for (int r = 0; r < w->layout->size; r++) {
+        int64_t n_pack;
+        const mdp_pack *packs = packs_of(w, r, &n_pack);
+        mdp_rank_cost *rank = &w->ranks[r];
+        rank->flop += tokens_of(packs, n_pack) * (2 * d * routed + w->n_state * per_token) +
+                      6 * d * moe->d_ff * w->share.n_row[r];
+        rank->bytes_read += fixed + expert_bytes * w->share.n_group[r];
+        if (shared_bytes > 0) rank->bytes_read += w->n_state * shared_bytes * shared_groups(w, packs, n_pack);
+        rank->bytes_sent += w->share.sent[r].bytes_sent;
+        rank->n_message += w->share.sent[r].n_message;
+    }
+    return mdp_ok();
+}
+
+static mdp_status add_layer(work *w, int64_t number) {
+    const mdp_layer *layer = &w->model->layers[number];
+    int64_t values = mdp_attention_values(&layer->attention);
+    int64_t projections = projection_bytes(&layer->attention), vectors = vector_bytes(layer);
+    score_ranks(w, &layer->attention);
+    for (int r = 0; r < w->layout->size; r++) {
+        int64_t n_pack;
+        const mdp_pack *packs = packs_of(w, r, &n_pack);
+        if (n_pack == 0) continue;
+        w->ranks[r].flop += w->n_state * (2 * tokens_of(packs, n_pack) * values + w->scores[r]);
+        w->ranks[r].bytes_read += vectors + projections * mdp_attention_groups(w->model, packs, n_pack, w->n_state);
+    }
+    if (!layer->is_moe) {
+        add_dense(w, layer);
+        return mdp_ok();
+    }
+    if (w->pass->recompute) MDP_TRY(add_block(w, number, true));
+    if (!w->pass->recompute) part(w, number);
+    return add_block(w, number, false);
+}
+
+static void add_ends(work *w) {
+    const mdp_model *model = w->model;
+    int64_t row = mdp_matrix_read_bytes(&model->embedding, 0, 1);
+    int64_t head = streamed_bytes(&model->head) + loaded_bytes(&model->head_bias) + norm_bytes(&model->final_norm);
+    for (int r = 0; r < w->layout->size; r++) {
+        int64_t n_pack;
+        const mdp_pack *packs = packs_of(w, r, &n_pack);
+        int64_t n_token = tokens_of(packs, n_pack);
+        w->ranks[r].bytes_read += n_token * row;
+        if (!w->pass->with_head || n_token == 0) continue;
+        w->ranks[r].bytes_read += head;
+        w->ranks[r].flop += 2 * w->n_state * n_token * model->d_model * model->vocab_size;
+    }
+}
+
+static mdp_status add_batch(work *w, int64_t batch) {
+    w->batch = batch;
+    w->scored = NULL;
+    w->share.layer = -1;
+    w->n_state = 1;
+    memset(w->state, 0, (size_t)w->pass->n_stream * sizeof *w->state);
+    w->leader[0] = w->origin[0] = 0;
+    for (int64_t l = 0; l < w->model->n_layer; l++) MDP_TRY(add_layer(w, l));
+    add_ends(w);
+    return mdp_ok();
+}
+
+/* ---- a pass -------------------------------------------------------------------------------------------------- */
+
+static mdp_status allocate(work *w) {
+    int64_t size = w->layout->size;
+    MDP_TRY(MDP_ALLOC(&w->scores, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->share.n_row, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->share.n_group, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->share.sent, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->leader, w->pass->n_stream, "states"));
+    MDP_TRY(MDP_ALLOC(&w->origin, w->pass->n_stream, "states"));
+    return MDP_ALLOC(&w->state, w->pass->n_stream, "states");
+}
+
+mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                           const mdp_partition *partition, int n_thread, const mdp_pass *pass, mdp_rank_cost *ranks) {
+    work w = {.layout = layout,
+              .model = model,
+              .tokens = tokens,
+              .partition = partition,
+              .pass = pass,
+              .n_thread = n_thread,
+              .ranks = ranks};
+    mdp_status status = allocate(&w);
+    for (int64_t b = 0; b < partition->n_batch && status.code == MDP_OK; b++) status = add_batch(&w, b);
+    mdp_free(w.scores);
+    mdp_free(w.share.n_row);
+    mdp_free(w.share.n_group);
+    mdp_free(w.share.sent);
+    mdp_free(w.leader);
+    mdp_free(w.origin);
+    mdp_free(w.state);
+    return status;
+}
