@@ -604,6 +604,35 @@ static const mdp_family FAMILIES[] = {
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
     },
     {
+        .model_type = "solar_open",
+        KEYS_BESIDE_HEADS,
+        SIGMOID_ROUTER,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1280},
+        .n_layer = {.name = "num_hidden_layers", .absent = 48},
+        .n_head = {.name = "num_attention_heads", .absent = 64},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 8},
+        .head_dim = {.name = "head_dim", .absent = 128, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 196608},
+        .max_position = {.name = "max_position_embeddings", .absent = 131072},
+        .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 128},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .sparse_step = {.absent = 1},
+        .n_shared = {.name = "n_shared_experts", .absent = 1, .null_is_absent = true, .may_be_zero = true},
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 1.0},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true},
+        .fixed = SIGMOID_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .bias = {.name = "attention_bias", .absent = false},
+        .rope_theta = 1e6,
+        COMMON_TENSORS,
+        QKV_BIASES,
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
+    },
+    {
         .model_type = "dots1",
         COMMON_KEYS,
         SIGMOID_ROUTER,
@@ -838,11 +867,11 @@ static const mdp_family FAMILIES[] = {
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[] = {"mixtral",      "qwen2_moe",     "qwen3_moe",  "qwen3_next",  "qwen3_5_moe_text",
-                                    "qwen3_5_moe",  "olmoe",         "deepseek",   "deepseek_v2", "deepseek_v3",
-                                    "kimi_k2",      "glm4_moe_lite", "minimax_m2", "glm4_moe",    "dots1",
-                                    "ernie4_5_moe", "granitemoe",    "phimoe",     "gpt_oss",     "hunyuan_v1_moe",
-                                    "llama4_text",  "llama4",        "dbrx",       NULL};
+static const char *const NAMES[] = {"mixtral",        "qwen2_moe",     "qwen3_moe",  "qwen3_next",  "qwen3_5_moe_text",
+                                    "qwen3_5_moe",    "olmoe",         "deepseek",   "deepseek_v2", "deepseek_v3",
+                                    "kimi_k2",        "glm4_moe_lite", "minimax_m2", "glm4_moe",    "solar_open",
+                                    "dots1",          "ernie4_5_moe",  "granitemoe", "phimoe",      "gpt_oss",
+                                    "hunyuan_v1_moe", "llama4_text",   "llama4",     "dbrx",        NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {

@@ -22,6 +22,7 @@ VARIANTS = {
     "glm4_moe, groups, no dense layer, quarter rotary": ("glm4_moe", dict(
         **GROUPED, first_k_dense_replace=0, num_experts_per_tok=3, head_dim=16, partial_rotary_factor=0.25, attention_bias=True,
         use_qk_norm=True, norm_topk_prob=False)),
+    "solar_open, groups, biases": ("solar_open", dict(**GROUPED, num_experts_per_tok=3, head_dim=16, attention_bias=True)),
     "dots1": ("dots1", dict(**ROUTED, n_shared_experts=1, norm_topk_prob=True)),
     "dots1, groups, biases, window from layer 1 on": ("dots1", dict(
         **GROUPED, first_k_dense_replace=1, num_experts_per_tok=4, attention_bias=True, sliding_window=5, max_window_layers=1)),
