@@ -73,13 +73,14 @@ def test_memory_that_is_too_little_is_refused_with_what_would_do(tokens, tmp_pat
     words = ["observe", "--model", tmp_path / "model-8-512", "--tokens", text, "--out", tmp_path / "x.h5", "--dry-run", "--json",
              "--gflops-per-rank", 50]
     whole = json.loads(mdp.succeed(1, *words).stdout)["memory_per_rank"]
-    # what a process has at its start depends a little on what else runs: a margin of 5 MB
-    cut = json.loads(mdp.succeed(1, *words, "--memory", whole - 5_000_000).stdout)
-    assert cut["n_batches"] > 1 and cut["memory_per_rank"] <= whole - 5_000_000
+    # What a process has at its start is its share of pages that others have too, so it depends on what else runs.
+    margin = 40_000_000
+    cut = json.loads(mdp.succeed(1, *words, "--memory", whole - margin).stdout)
+    assert cut["n_batches"] > 1 and cut["memory_per_rank"] <= whole - margin
     one = [*words, "--batch-tokens", 512 * 512]
     said = mdp.refuse(1, 2, r"MB a rank are needed on 1 rank with this --batch-tokens\. Give --memory \d+, or take \d+ ranks or more",
-                      *one, "--memory", whole - 5_000_000).errors()[0]
+                      *one, "--memory", whole - margin).errors()[0]
     need, ranks = map(int, re.search(r"--memory (\d+), or take (\d+) ranks", said).groups())
-    assert abs(need - whole) < 5_000_000
-    assert json.loads(mdp.succeed(1, *one, "--memory", need + 5_000_000).stdout)["n_batches"] == 1
-    assert json.loads(mdp.succeed(1, *one, "--memory", whole, "--ranks", ranks).stdout)["n_batches"] == 1
+    assert abs(need - whole) < margin
+    assert json.loads(mdp.succeed(1, *one, "--memory", need + margin).stdout)["n_batches"] == 1
+    assert json.loads(mdp.succeed(1, *one, "--memory", whole - margin, "--ranks", ranks).stdout)["n_batches"] == 1
