@@ -213,8 +213,10 @@ void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, flo
 /* What config.json is to say. */
 typedef struct mdp_config_change {
     int64_t n_expert;
-    int64_t top_k;      /* experts of a token; 0: as it is */
-    bool without_extra; /* layers that predict tokens further ahead are left out */
+    int64_t top_k;           /* experts of a token; 0: as it is */
+    bool without_extra;      /* layers that predict tokens further ahead are left out */
+    const int32_t *of_layer; /* [n_layer] experts of each, 0: it has none; NULL: all have n_expert */
+    bool list_layers; /* say in per_layer_config what differs from n_expert; where there is one, it is kept right */
 } mdp_config_change;
 /* config.json with the keys of a change (as spelled in it; every spelling present) set; all other bytes kept; an absent
  * key is inserted after the first brace. New text. */

@@ -11,14 +11,23 @@ typedef struct mdp_extra {
     const mdp_model *model; /* as mdp_model_bind_extra makes it */
     const mdp_plan *plan;   /* for its layers; NULL: they keep all their experts */
 } mdp_extra;
+/* What becomes of layers that keep different numbers of experts. */
+typedef enum mdp_unequal {
+    MDP_UNEQUAL_STACKED, /* they stay so; only model.h5, whose stacks carry the numbers, can hold them */
+    MDP_UNEQUAL_PADDED,  /* experts that are never chosen make up the difference */
+    MDP_UNEQUAL_LISTED   /* config.json gives each its number, in per_layer_config */
+} mdp_unequal;
 /* The checkpoint that the plan makes of the model: every tensor as segments of stored ones (experts dropped and
  * renumbered, router rows and fused tensors sliced, all else copied), config.json patched. plan == NULL: the model as
  * it is (export). extra == NULL: a plan leaves no layers that predict tokens further ahead. When layers keep different
  * numbers, config.json keeps the largest count: only model.h5, whose stacks carry each layer's own number, can hold
- * such a result, unless `pad` adds experts that are never chosen to the layers that keep fewer. plan_text,
+ * such a result, unless `unequal` says otherwise. plan_text,
  * provenance_text: copied; may be NULL. Local; every rank does the same. */
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
-                                const char *plan_text, const char *provenance_text, bool pad, mdp_output **out);
+                                const char *plan_text, const char *provenance_text, mdp_unequal unequal,
+                                mdp_output **out);
+/* Can config.json say how many experts each layer has? MDP_USAGE, saying why not. Local. */
+mdp_status mdp_transform_check_list(const mdp_model *model);
 /* The number of experts of a layer that config.json says where a plan is carried out: the largest of all layers.
  * Local. */
 int32_t mdp_transform_count(const mdp_plan *plan);

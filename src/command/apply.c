@@ -18,8 +18,8 @@ static mdp_status describe(const mdp_session *session, const mdp_plan *plan, con
     MDP_TRY(mdp_session_check_uniform(session, plan));
     MDP_TRY(mdp_session_provenance(session, plan, &provenance));
     mdp_extra extra;
-    mdp_status status =
-        mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), text, provenance, false, out);
+    mdp_status status = mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), text, provenance,
+                                             MDP_UNEQUAL_STACKED, out);
     mdp_free(provenance);
     if (status.code == MDP_OK) status = mdp_session_excerpt(session, *out);
     return status;

@@ -89,7 +89,11 @@ extern const mdp_option mdp_option_table[N_OPTION];
 /* Indices of the choices of --propagate and --format. */
 typedef enum mdp_propagate_choice { PROPAGATE_ORIGINAL, PROPAGATE_PRUNED } mdp_propagate_choice;
 typedef enum mdp_format_choice { FORMAT_HDF5, FORMAT_SAFETENSORS, FORMAT_BOTH } mdp_format_choice;
-typedef enum mdp_non_uniform_choice { NON_UNIFORM_REFUSE, NON_UNIFORM_PAD } mdp_non_uniform_choice;
+typedef enum mdp_non_uniform_choice {
+    NON_UNIFORM_REFUSE,
+    NON_UNIFORM_PAD,
+    NON_UNIFORM_PER_LAYER_CONFIG
+} mdp_non_uniform_choice;
 typedef enum mdp_mtp_choice { MTP_DROP, MTP_PRUNE } mdp_mtp_choice;
 
 /* Everything that one command works with. Opened by the functions of session.h; closed by mdp_session_close_all. */

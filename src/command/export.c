@@ -6,20 +6,21 @@
 #include "command/opening.h"
 #include "command/write.h"
 
-/* Do layers have different numbers of experts? Refused unless they are to be padded. */
-static mdp_status check_uniform(const mdp_session *session, bool *pad) {
+/* What becomes of layers that have different numbers of experts; refused unless --non-uniform says. */
+static mdp_status check_uniform(const mdp_session *session, mdp_unequal *unequal) {
     const mdp_model *model = session->model;
     int64_t first = -1;
-    *pad = false;
+    *unequal = MDP_UNEQUAL_STACKED;
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
         if (first < 0) first = l;
         if (model->layers[l].moe.n_expert == model->layers[first].moe.n_expert) continue;
-        *pad = mdp_session_option(session, OPTION_NON_UNIFORM)->integer == NON_UNIFORM_PAD;
-        if (*pad) return mdp_ok();
+        *unequal = mdp_session_unequal(session);
+        if (*unequal != MDP_UNEQUAL_STACKED) return mdp_ok();
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: layers differ: it has %d experts in layer %lld and %d in layer %lld, which no loader of "
-                         "Hugging Face folders accepts; use the model.h5, --non-uniform pad, or prune again with "
+                         "Hugging Face folders accepts; use the model.h5, --non-uniform pad or per-layer-config, or "
+                         "prune again with "
                          "--budget uniform.",
                          session->catalogue->path, (int)model->layers[first].moe.n_expert, (long long)first,
                          (int)model->layers[l].moe.n_expert, (long long)l);
@@ -30,11 +31,11 @@ static mdp_status check_uniform(const mdp_session *session, bool *pad) {
 static mdp_status describe(const mdp_session *session, mdp_output **out) {
     const char *known = session->catalogue->provenance_text;
     char *provenance = NULL;
-    bool pad;
-    MDP_TRY(check_uniform(session, &pad));
+    mdp_unequal unequal;
+    MDP_TRY(check_uniform(session, &unequal));
     if (!known) MDP_TRY(mdp_session_provenance(session, NULL, &provenance));
     mdp_status status = mdp_transform_output(session->model, NULL, NULL, session->catalogue->plan_text,
-                                             known ? known : provenance, pad, out);
+                                             known ? known : provenance, unequal, out);
     mdp_free(provenance);
     return status;
 }

@@ -285,15 +285,23 @@ mdp_status mdp_session_make_folder_all(mdp_session *session) {
     return mdp_agree_all(session->comm, session->comm->rank == 0 ? write_record(session) : mdp_ok());
 }
 
+mdp_unequal mdp_session_unequal(const mdp_session *session) {
+    static const mdp_unequal of_choice[] = {[NON_UNIFORM_REFUSE] = MDP_UNEQUAL_STACKED,
+                                            [NON_UNIFORM_PAD] = MDP_UNEQUAL_PADDED,
+                                            [NON_UNIFORM_PER_LAYER_CONFIG] = MDP_UNEQUAL_LISTED};
+    return of_choice[mdp_session_option(session, OPTION_NON_UNIFORM)->integer];
+}
+
 mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan *plan) {
     if (plan->uniform || !mdp_session_wants_hf(session)) return mdp_ok();
-    if (mdp_session_option(session, OPTION_NON_UNIFORM)->integer == NON_UNIFORM_PAD)
-        return mdp_transform_check_pad(session->model);
+    mdp_unequal unequal = mdp_session_unequal(session);
+    if (unequal == MDP_UNEQUAL_PADDED) return mdp_transform_check_pad(session->model);
+    if (unequal == MDP_UNEQUAL_LISTED) return mdp_transform_check_list(session->model);
     const mdp_plan_layer *first = &plan->layers[0], *other = first;
     while (other->n_kept == first->n_kept) other++;
     return MDP_ERROR(
         MDP_USAGE,
         "layers differ: the plan keeps %d experts in layer %lld and %d in layer %lld, which no loader of Hugging Face "
-        "folders accepts; use --format hdf5, --non-uniform pad, or --budget uniform for the plan.",
+        "folders accepts; use --format hdf5, --non-uniform pad or per-layer-config, or --budget uniform for the plan.",
         (int)first->n_kept, (long long)first->layer, (int)other->n_kept, (long long)other->layer);
 }

@@ -40,6 +40,8 @@ mdp_status mdp_session_check_folder_all(const mdp_session *session, const char *
  * --overwrite). Collective. */
 mdp_status mdp_session_make_folder_all(mdp_session *session);
 
+/* What --non-uniform asks for. Local. */
+mdp_unequal mdp_session_unequal(const mdp_session *session);
 /* A Hugging Face folder can hold only layers with equal numbers of experts. Local. MDP_USAGE. */
 mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan *plan);
 

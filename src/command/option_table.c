@@ -49,7 +49,10 @@ static const char *format_name(int i) {
 }
 
 static const char *non_uniform_name(int i) {
-    static const char *const names[] = {[NON_UNIFORM_REFUSE] = "refuse", [NON_UNIFORM_PAD] = "pad", NULL};
+    static const char *const names[] = {[NON_UNIFORM_REFUSE] = "refuse",
+                                        [NON_UNIFORM_PAD] = "pad",
+                                        [NON_UNIFORM_PER_LAYER_CONFIG] = "per-layer-config",
+                                        NULL};
     return names[i];
 }
 
@@ -246,7 +249,9 @@ const mdp_option mdp_option_table[N_OPTION] = {
                             .type = MDP_OPTION_CHOICE,
                             .fallback = "refuse",
                             .help = "Hugging Face folder of layers that keep different numbers: pad adds experts that "
-                                    "are never chosen, where the router has a bias that makes that exact",
+                                    "are never chosen, where the router has a bias that makes that exact; "
+                                    "per-layer-config gives each layer its number in config.json, which few loaders "
+                                    "take",
                             .choice = non_uniform_name,
                             .commands = PRUNES | COMMAND_EXPORT},
     [OPTION_MTP] = {.name = "mtp",

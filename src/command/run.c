@@ -258,7 +258,7 @@ static mdp_status transform(const mdp_session *session, products *made) {
     MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
     mdp_extra extra;
     mdp_status status = mdp_transform_output(session->model, made->plan, mdp_session_extra(session, &extra),
-                                             made->plan_text, provenance, false, &made->output);
+                                             made->plan_text, provenance, MDP_UNEQUAL_STACKED, &made->output);
     mdp_free(provenance);
     return status;
 }

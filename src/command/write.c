@@ -104,31 +104,31 @@ mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output) {
     return mdp_transform_excerpt(output, first, last);
 }
 
-/* The result with the same number of experts in every layer, as a folder needs it. Local. */
-static mdp_status describe_padded(const mdp_session *session, const mdp_plan *plan, const mdp_output *output,
+/* The result with layers of different numbers of experts as --non-uniform wants them in a folder. Local. */
+static mdp_status describe_folder(const mdp_session *session, const mdp_plan *plan, const mdp_output *output,
                                   mdp_output **out) {
     mdp_extra extra;
     MDP_TRY(mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), output->plan_text,
-                                 output->provenance_text, true, out));
+                                 output->provenance_text, mdp_session_unequal(session), out));
     return mdp_session_excerpt(session, *out);
 }
 
 mdp_status mdp_session_result_bytes(const mdp_session *session, const mdp_plan *plan, const mdp_output *output,
                                     mdp_result_bytes *out) {
-    mdp_output *padded = NULL;
+    mdp_output *unequal = NULL;
     *out = (mdp_result_bytes){.native = mdp_session_wants_native(session) ? output->tensor_byte : 0};
     if (!mdp_session_wants_hf(session)) return mdp_ok();
-    mdp_status status = output->uniform ? mdp_ok() : describe_padded(session, plan, output, &padded);
-    if (status.code == MDP_OK) out->folder = padded ? padded->tensor_byte : output->tensor_byte;
-    mdp_output_destroy(padded);
+    mdp_status status = output->uniform ? mdp_ok() : describe_folder(session, plan, output, &unequal);
+    if (status.code == MDP_OK) out->folder = unequal ? unequal->tensor_byte : output->tensor_byte;
+    mdp_output_destroy(unequal);
     return status;
 }
 
-static mdp_status write_padded_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
-    mdp_output *padded = NULL;
-    mdp_status status = mdp_agree_all(session->comm, describe_padded(session, plan, output, &padded));
-    if (status.code == MDP_OK && padded) status = write_below_all(MDP_HF_FOLDER, session, padded, "hf");
-    mdp_output_destroy(padded);
+static mdp_status write_unequal_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
+    mdp_output *unequal = NULL;
+    mdp_status status = mdp_agree_all(session->comm, describe_folder(session, plan, output, &unequal));
+    if (status.code == MDP_OK && unequal) status = write_below_all(MDP_HF_FOLDER, session, unequal, "hf");
+    mdp_output_destroy(unequal);
     return status;
 }
 
@@ -139,7 +139,7 @@ mdp_status mdp_session_write_all(mdp_session *session, const mdp_plan *plan, con
     }
     if (mdp_session_wants_hf(session)) {
         MDP_TRY(output->uniform ? write_below_all(MDP_HF_FOLDER, session, output, "hf")
-                                : write_padded_all(session, plan, output));
+                                : write_unequal_all(session, plan, output));
         session->result_kept = true;
     }
     return mdp_ok();

@@ -19,7 +19,7 @@ mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_ou
 /* Write `output` as a Hugging Face folder. Collective. */
 mdp_status mdp_session_write_hf_all(const mdp_session *session, const mdp_output *output, const char *folder);
 /* Write `output`, which `plan` makes, below --out in the containers that --format asks for: model.h5, hf. The latter
- * padded where layers differ. Collective. */
+ * as --non-uniform says where layers differ. Collective. */
 mdp_status mdp_session_write_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output);
 
 #endif

@@ -604,7 +604,8 @@ static mdp_status bind_rows(binder *b, const mdp_expert_layout *layout, int64_t 
 }
 
 static mdp_status count_experts(const binder *b, const mdp_expert_layout *layout, int64_t layer, int32_t *out) {
-    int64_t n = b->config->n_expert;
+    int64_t own = layer < b->config->n_layer ? b->config->layers[layer].n_expert : 0;
+    int64_t n = own > 0 ? own : b->config->n_expert;
     if (b->catalogue->container == MDP_NATIVE) n = count_stored(b, layout, layer);
     if (n < b->config->top_k || n > INT32_MAX) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld: %lld experts are stored, but each token chooses %lld (%s).",

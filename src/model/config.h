@@ -6,12 +6,16 @@
 
 /* What layers differ in. */
 typedef struct mdp_layer_config {
-    bool dense;     /* a gated MLP in the place of experts */
-    int64_t window; /* keys that a query sees, itself included; 0: all before it */
-    int64_t chunk;  /* keys before the query's own run of so many are not seen; 0: they are */
-    bool plain;     /* no rotation */
-    bool linear;    /* linear attention */
+    bool dense;       /* a gated MLP in the place of experts */
+    int64_t window;   /* keys that a query sees, itself included; 0: all before it */
+    int64_t chunk;    /* keys before the query's own run of so many are not seen; 0: they are */
+    bool plain;       /* no rotation */
+    bool linear;      /* linear attention */
+    int64_t n_expert; /* 0: as the model has */
 } mdp_layer_config;
+
+/* The object of config.json that gives some layers a number of experts of their own. */
+#define MDP_PER_LAYER "per_layer_config"
 
 /* How weights of few bits are stored. */
 typedef struct mdp_quantisation {

@@ -3,6 +3,7 @@
  * family here has, a model in which no layer has experts. */
 #include "model/config.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 void mdp_layers_dense_keys(const mdp_family *family, char *out, size_t n_byte) {
@@ -174,9 +175,49 @@ static mdp_status read_plain(const json_t *json, const mdp_family *family, const
     return mdp_ok();
 }
 
+/* One entry of per_layer_config: nothing but the number of experts may differ. */
+static mdp_status read_own_layer(const char *layer, const json_t *keys, const mdp_family *family, const char *path,
+                                 mdp_config *config) {
+    char *end = NULL;
+    long long l = strtoll(layer, &end, 10);
+    const char *key;
+    json_t *value;
+    if (*layer == '\0' || *end != '\0' || l < 0 || l >= config->n_layer)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' has the key '%s'; the layers are 0 to %lld.", path, MDP_PER_LAYER,
+                         layer, (long long)config->n_layer - 1);
+    if (!json_is_object(keys))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld of '%s' is %s; expected an object.", path, l, MDP_PER_LAYER,
+                         mdp_json_kind(keys));
+    json_object_foreach((json_t *)keys, key, value) {
+        bool known = strcmp(key, family->n_expert.name) == 0 ||
+                     (family->n_expert.other != NULL && strcmp(key, family->n_expert.other) == 0);
+        if (!known)
+            return MDP_ERROR(MDP_BAD_INPUT,
+                             "%s: '%s' sets '%s' of layer %lld; only '%s' may differ between layers here.", path,
+                             MDP_PER_LAYER, key, l, family->n_expert.name);
+        if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > INT32_MAX)
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' of layer %lld in '%s' must be a number of 1 or more.", path, key,
+                             l, MDP_PER_LAYER);
+        config->layers[l].n_expert = json_integer_value(value);
+    }
+    return mdp_ok();
+}
+
+static mdp_status read_own_layers(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
+    json_t *list = json_object_get(json, MDP_PER_LAYER), *keys;
+    const char *layer;
+    if (list == NULL || json_is_null(list)) return mdp_ok();
+    if (!json_is_object(list))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected an object.", path, MDP_PER_LAYER,
+                         mdp_json_kind(list));
+    json_object_foreach(list, layer, keys) MDP_TRY(read_own_layer(layer, keys, family, path, config));
+    return mdp_ok();
+}
+
 mdp_status mdp_layers_read(const json_t *json, const mdp_family *family, const char *path, mdp_config *config) {
     MDP_TRY(MDP_ALLOC(&config->layers, config->n_layer, "what the layers differ in"));
     MDP_TRY(read_dense(json, family, path, config));
     MDP_TRY(read_plain(json, family, path, config));
+    MDP_TRY(read_own_layers(json, family, path, config));
     return read_windows(json, family, path, config);
 }

@@ -2,7 +2,7 @@
  *
  * The text has been parsed before (mdp_model_bind), so this scanner only has to find where the members of the outermost
  * object lie: it steps over texts and nested values and does not judge them. */
-#include "model/family.h"
+#include "model/config.h"
 
 #include <string.h>
 
@@ -17,7 +17,7 @@ typedef struct edit {
     char *text; /* owned */
 } edit;
 
-enum { MAX_SPELLING = 2, MAX_EDIT = 3 * MAX_SPELLING };
+enum { MAX_SPELLING = 2, MAX_EDIT = 3 * MAX_SPELLING + 1 };
 
 static int64_t skip_space(const char *text, int64_t at) {
     while (text[at] == ' ' || text[at] == '\t' || text[at] == '\n' || text[at] == '\r') at++;
@@ -80,16 +80,16 @@ static bool find_member(const char *text, int64_t from, const char *name, span *
 }
 
 /* A new member right after the brace of the object at `from`, spaced as the first member is. */
-static mdp_status make_insertion(const char *text, int64_t from, const char *name, int64_t value, edit *out) {
+static mdp_status make_insertion(const char *text, int64_t from, const char *name, const char *value, edit *out) {
     int64_t brace = skip_space(text, from);
     int64_t first = skip_space(text, brace + 1);
     out->old.begin = out->old.end = brace + 1;
-    return mdp_format(&out->text, "%.*s\"%s\": %lld%s", (int)(first - brace - 1), text + brace + 1, name,
-                      (long long)value, text[first] == '}' ? "" : ",");
+    return mdp_format(&out->text, "%.*s\"%s\": %s%s", (int)(first - brace - 1), text + brace + 1, name, value,
+                      text[first] == '}' ? "" : ",");
 }
 
 /* Set a key within an object ("ffn_config.moe_top_k"); what is not there is inserted. */
-static mdp_status set_inner_key(const char *text, int64_t from, const char *name, const char *dot, int64_t value,
+static mdp_status set_inner_key(const char *text, int64_t from, const char *name, const char *dot, const char *value,
                                 edit edits[MAX_EDIT], int *n_edit) {
     char outer[64];
     span object, old;
@@ -98,18 +98,20 @@ static mdp_status set_inner_key(const char *text, int64_t from, const char *name
     if (!find_member(text, from, outer, &object) || text[object.begin] != '{') {
         int64_t brace = skip_space(text, from);
         next->old.begin = next->old.end = brace + 1;
-        return mdp_format(&next->text, "\"%s\": {\"%s\": %lld}, ", outer, dot + 1, (long long)value);
+        return mdp_format(&next->text, "\"%s\": {\"%s\": %s}, ", outer, dot + 1, value);
     }
     if (!find_member(text, object.begin, dot + 1, &old)) {
         return make_insertion(text, object.begin, dot + 1, value, next);
     }
     next->old = old;
-    return mdp_format(&next->text, "%lld", (long long)value);
+    return mdp_copy_text(&next->text, value);
 }
 
 /* Set every spelling of a key that is there, or insert the first. */
-static mdp_status set_key(const char *text, int64_t from, const mdp_int_key *key, int64_t value, edit edits[MAX_EDIT],
+static mdp_status set_key(const char *text, int64_t from, const mdp_int_key *key, int64_t number, edit edits[MAX_EDIT],
                           int *n_edit) {
+    char value[32];
+    (void)snprintf(value, sizeof value, "%lld", (long long)number);
     const char *names[MAX_SPELLING] = {key->name, key->other};
     int n_before = *n_edit;
     const char *dot = key->name == NULL ? NULL : strchr(key->name, '.');
@@ -118,12 +120,52 @@ static mdp_status set_key(const char *text, int64_t from, const mdp_int_key *key
     for (int i = 0; i < MAX_SPELLING; i++) {
         if (names[i] == NULL || !find_member(text, from, names[i], &old)) continue;
         edits[*n_edit].old = old;
-        MDP_TRY(mdp_format(&edits[*n_edit].text, "%lld", (long long)value));
+        MDP_TRY(mdp_copy_text(&edits[*n_edit].text, value));
         (*n_edit)++;
     }
     if (*n_edit > n_before) return mdp_ok();
     MDP_TRY(make_insertion(text, from, names[0], value, &edits[*n_edit]));
     (*n_edit)++;
+    return mdp_ok();
+}
+
+/* How the text spells a key that it has. */
+static const char *spelling(const char *text, int64_t from, const mdp_int_key *key) {
+    span at;
+    return key->other != NULL && !find_member(text, from, key->name, &at) && find_member(text, from, key->other, &at)
+               ? key->other
+               : key->name;
+}
+
+/* {"3": {"num_experts": 6}, ...}: the layers that have not n_expert experts. New text. */
+static mdp_status list_layers(const mdp_config_change *change, int64_t n_layer, const char *name, char **out) {
+    size_t each = strlen(name) + 64, room = (size_t)n_layer * each + 3, used = 1;
+    MDP_TRY(MDP_ALLOC(out, (int64_t)room, "per_layer_config"));
+    (*out)[0] = '{';
+    for (int64_t l = 0; change->of_layer != NULL && l < n_layer; l++) {
+        if (change->of_layer[l] == 0 || change->of_layer[l] == change->n_expert) continue;
+        used += (size_t)snprintf(*out + used, room - used, "%s\"%lld\": {\"%s\": %d}", used > 1 ? ", " : "",
+                                 (long long)l, name, (int)change->of_layer[l]);
+    }
+    (*out)[used] = '}';
+    return mdp_ok();
+}
+
+/* per_layer_config: written where it is asked for, and never left to say what is no longer so. */
+static mdp_status set_layers(const mdp_model *model, const char *text, int64_t from, const mdp_config_change *change,
+                             edit edits[MAX_EDIT], int *n_edit) {
+    char *value = NULL;
+    span old;
+    bool known = find_member(text, from, MDP_PER_LAYER, &old);
+    if (!known && !change->list_layers) return mdp_ok();
+    MDP_TRY(list_layers(change, model->n_layer, spelling(text, from, &model->family->n_expert), &value));
+    edit *next = &edits[(*n_edit)++];
+    if (!known) {
+        mdp_status status = make_insertion(text, from, MDP_PER_LAYER, value, next);
+        mdp_free(value);
+        return status;
+    }
+    *next = (edit){.old = old, .text = value};
     return mdp_ok();
 }
 
@@ -148,6 +190,7 @@ static mdp_status make_edits(const mdp_model *model, const mdp_config_change *ch
     if (change->top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, change->top_k, edits, n_edit));
     if (change->without_extra && model->n_extra > 0)
         MDP_TRY(set_key(text, from, &model->family->n_extra, 0, edits, n_edit));
+    MDP_TRY(set_layers(model, text, from, change, edits, n_edit));
     sort_edits(edits, *n_edit);
     return mdp_ok();
 }

@@ -220,20 +220,35 @@ static mdp_status find_top_k(const mdp_plan *plan, int32_t *top_k) {
     return mdp_ok();
 }
 
-static mdp_status copy_config(const maker *m) {
+/* config.json of the result; untouched where neither a plan nor what it says of layers asks for a change. */
+static mdp_status change_config(const maker *m, mdp_unequal unequal, const int32_t *of_layer) {
     const mdp_model *model = m->model;
     mdp_output *output = m->output;
-    if (m->plan) {
-        int32_t top_k = 0;
-        MDP_TRY(find_top_k(m->plan, &top_k));
-        mdp_config_change change = {
-            .n_expert = largest_count(model, m->plan), .top_k = top_k, .without_extra = m->extra == NULL};
+    mdp_config_change change = {.n_expert = largest_count(model, m->plan),
+                                .without_extra = m->plan && m->extra == NULL,
+                                .of_layer = unequal == MDP_UNEQUAL_PADDED ? NULL : of_layer,
+                                .list_layers = unequal == MDP_UNEQUAL_LISTED};
+    int32_t top_k = 0;
+    if (m->plan) MDP_TRY(find_top_k(m->plan, &top_k));
+    change.top_k = top_k;
+    if (m->plan || unequal != MDP_UNEQUAL_STACKED)
         return mdp_model_patch_config(model, &change, &output->config_text, &output->config_byte);
-    }
     MDP_TRY(MDP_ALLOC(&output->config_text, model->catalogue->config_byte + 1, "config.json"));
     memcpy(output->config_text, model->catalogue->config_text, (size_t)model->catalogue->config_byte);
     output->config_byte = model->catalogue->config_byte;
     return mdp_ok();
+}
+
+static mdp_status make_config(const maker *m, mdp_unequal unequal) {
+    int32_t *of_layer = NULL;
+    MDP_TRY(MDP_ALLOC(&of_layer, m->model->n_layer, "the experts of the layers"));
+    for (int64_t l = 0; l < m->model->n_layer; l++) {
+        if (m->model->layers[l].is_moe)
+            of_layer[l] = m->layers[l].place ? m->layers[l].n : m->model->layers[l].moe.n_expert;
+    }
+    mdp_status status = change_config(m, unequal, of_layer);
+    mdp_free(of_layer);
+    return status;
 }
 
 /* Places of the experts of a layer: those that stay, in order; where the layer is to have more, each group's are
@@ -259,7 +274,7 @@ static mdp_status make_places(const mdp_moe *moe, const mdp_plan_layer *planned,
     return mdp_ok();
 }
 
-static mdp_status make_layers(const mdp_model *model, const mdp_plan *plan, bool pad, places **out) {
+static mdp_status make_layers(const mdp_model *model, const mdp_plan *plan, mdp_unequal unequal, places **out) {
     int64_t i = 0, largest = largest_count(model, plan); /* plan layers ascend like the model's */
     MDP_TRY(MDP_ALLOC(out, model->n_layer, "the layers of the result"));
     for (int64_t l = 0; l < model->n_layer; l++) {
@@ -267,7 +282,7 @@ static mdp_status make_layers(const mdp_model *model, const mdp_plan *plan, bool
         const mdp_moe *moe = &model->layers[l].moe;
         const mdp_plan_layer *planned = NULL;
         if (plan && i < plan->n_layer && plan->layers[i].layer == l) planned = &plan->layers[i++];
-        int32_t n = pad ? (int32_t)largest : planned ? planned->n_kept : moe->n_expert;
+        int32_t n = unequal == MDP_UNEQUAL_PADDED ? (int32_t)largest : planned ? planned->n_kept : moe->n_expert;
         if (planned || n != moe->n_expert) MDP_TRY(make_places(moe, planned, n, &(*out)[l]));
     }
     return mdp_ok();
@@ -307,16 +322,16 @@ static mdp_status fill_tensors(const maker *m) {
     return mdp_ok();
 }
 
-static mdp_status fill(maker *m, const char *plan_text, const char *provenance_text, bool pad) {
+static mdp_status fill(maker *m, const char *plan_text, const char *provenance_text, mdp_unequal unequal) {
     mdp_output *output = m->output;
     output->source = m->model->catalogue;
     memcpy(output->model_type, m->model->model_type, sizeof output->model_type);
     output->n_layer = m->model->n_layer;
-    output->uniform = pad || is_uniform(m->model, m->plan);
-    MDP_TRY(make_layers(m->model, m->plan, pad, &m->layers));
+    output->uniform = unequal != MDP_UNEQUAL_STACKED || is_uniform(m->model, m->plan);
+    MDP_TRY(make_layers(m->model, m->plan, unequal, &m->layers));
     if (m->extra) MDP_TRY(make_layers(m->extra->model, m->extra->plan, false, &m->extra_layers));
     MDP_TRY(fill_tensors(m));
-    MDP_TRY(copy_config(m));
+    MDP_TRY(make_config(m, unequal));
     if (plan_text) MDP_TRY(mdp_copy_text(&output->plan_text, plan_text));
     if (provenance_text) MDP_TRY(mdp_copy_text(&output->provenance_text, provenance_text));
     return mdp_ok();
@@ -331,13 +346,15 @@ static void free_layers(places *layers, int64_t n) {
 }
 
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
-                                const char *plan_text, const char *provenance_text, bool pad, mdp_output **out) {
+                                const char *plan_text, const char *provenance_text, mdp_unequal unequal,
+                                mdp_output **out) {
     maker m = {.model = model, .plan = plan, .extra = extra};
     *out = NULL;
     if (plan) MDP_TRY(mdp_transform_check(plan));
-    if (pad) MDP_TRY(mdp_transform_check_pad(model));
+    if (unequal == MDP_UNEQUAL_PADDED) MDP_TRY(mdp_transform_check_pad(model));
+    if (unequal == MDP_UNEQUAL_LISTED) MDP_TRY(mdp_transform_check_list(model));
     MDP_TRY(MDP_ALLOC(&m.output, 1, "the description of the result"));
-    mdp_status status = fill(&m, plan_text, provenance_text, pad);
+    mdp_status status = fill(&m, plan_text, provenance_text, unequal);
     free_layers(m.layers, model->n_layer);
     free_layers(m.extra_layers, extra ? extra->model->n_layer : 0);
     if (status.code != MDP_OK) {

@@ -66,7 +66,8 @@ static void patch(const mdp_model *model) {
     char *text = NULL;
     int64_t n_byte = 0;
     json_t *json = NULL;
-    mdp_status status = mdp_model_patch_config(model, &(mdp_config_change){12345, 3, true}, &text, &n_byte);
+    mdp_status status = mdp_model_patch_config(
+        model, &(mdp_config_change){.n_expert = 12345, .top_k = 3, .without_extra = true}, &text, &n_byte);
     fuzz_require(status.code == MDP_OK, status.text);
     status = mdp_json_parse(text, n_byte, "patched", &json);
     fuzz_require(status.code == MDP_OK, "config.json with other numbers is no JSON any more");

@@ -121,3 +121,44 @@ def test_padding_is_refused_where_it_would_change_results(tmp_path):
         assert not (work / "out" / "hf").exists() and not (work / "out" / "model.h5").exists()
     mdp.succeed(2, "apply", "--model", original, "--plan", work / "out" / "plan.json", "--out", work / "native")
     mdp.refuse(2, 65, r"layers differ.*--non-uniform pad", "export", "--model", work / "native" / "model.h5", "--out", work / "hf")
+
+
+@pytest.mark.parametrize("model_type, settings, key", [
+    ("qwen3_moe", dict(**SIZES, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=12, decoder_sparse_step=1), "num_experts"),
+    ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), "n_routed_experts"),
+])
+def test_config_lists_the_experts_of_every_layer(model_type, settings, key, tmp_path):
+    """transformers reads the numbers; the folder computes what model.h5 does; pruned again to equal numbers it lists nothing."""
+    from transformers import AutoConfig
+    original, tokens = save_random(model_type, settings, tmp_path / "made"), write_tokens(96, tmp_path / "tokens.h5")
+    key = key if key in mdp.read_json(original / "config.json") else "num_local_experts"
+    keep = {"1": 3, "2": 5} if model_type == "glm4_moe" else {"0": 4, "1": 3, "2": 5}
+    (tmp_path / "keep.json").write_text(json.dumps(keep), encoding="utf-8")
+    mdp.succeed(3, *prune(original, tokens, tmp_path, "--non-uniform", "per-layer-config"))
+    native, folder = tmp_path / "out" / "model.h5", tmp_path / "out" / "hf"
+    config = mdp.read_json(folder / "config.json")
+    assert config == {**mdp.read_json(original / "config.json"), key: 5,
+                      "per_layer_config": {layer: {key: n} for layer, n in keep.items() if n != 5}}
+    theirs = AutoConfig.from_pretrained(folder).per_layer_config
+    assert {layer: getattr(theirs[int(layer)], key) for layer in keep} == keep
+    assert all(np.array_equal(a, b) for a, b in zip(dump(1, native, tokens, tmp_path / "native.h5"), dump(2, folder, tokens, tmp_path / "listed.h5")))
+    mdp.succeed(2, "export", "--model", native, "--non-uniform", "per-layer-config", "--out", tmp_path / "exported")
+    assert mdp.digests(tmp_path / "exported") == mdp.digests(folder)
+    mdp.succeed(1, "verify", folder)
+    mdp.succeed(1, "run", "--model", folder, "--tokens", tokens, "--method", "reap", "--keep", 3, "--format", "safetensors", "--out", tmp_path / "again")
+    assert mdp.read_json(tmp_path / "again" / "hf" / "config.json") == {**config, key: 3, "per_layer_config": {}}
+    load(tmp_path / "again" / "hf")
+
+
+@pytest.mark.parametrize("listed, sentence", [
+    ({"3": {"num_experts": 4}}, "the layers are 0 to 2"),
+    ({"1": {"num_experts": 0}}, "1 or more"),
+    ({"1": {"sliding_window": 4}}, "only 'num_experts' may differ"),
+    ({"1": 4}, "expected an object"),
+    ([4], "expected an object"),
+])
+def test_other_lists_of_layers_are_refused(listed, sentence, tmp_path):
+    folder = save_random("qwen3_moe", dict(**SIZES, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=12), tmp_path / "made")
+    config = mdp.read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "per_layer_config": listed}), encoding="utf-8")
+    mdp.refuse(1, 65, sentence, "inspect", folder)

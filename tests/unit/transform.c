@@ -109,8 +109,8 @@ static void destroy(fixture *f) {
 
 static mdp_output *transform(const fixture *f, const mdp_plan *plan) {
     mdp_output *output = NULL;
-    mdp_status status =
-        mdp_transform_output(f->model, plan, NULL, plan ? "the plan" : NULL, "the provenance", false, &output);
+    mdp_status status = mdp_transform_output(f->model, plan, NULL, plan ? "the plan" : NULL, "the provenance",
+                                             MDP_UNEQUAL_STACKED, &output);
     if (status.code != MDP_OK) fail_msg("%s", status.text);
     int64_t n_byte = 0;
     for (int64_t t = 0; t < output->n_tensor; t++) {
