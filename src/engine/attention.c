@@ -87,10 +87,11 @@ static int64_t output_values(const mdp_model *model) {
     return model->latent.kv_rank > 0 ? model->latent.n_value : model->head_dim;
 }
 
-int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread) {
+int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int64_t all, int n_thread) {
     int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + output_values(model));
     if (model->delta.n_value > 0 && mdp_delta_scratch(&model->delta) > tile) tile = mdp_delta_scratch(&model->delta);
-    return (group_rows(model, max_pack) * row_values(model) + n_thread * tile) * (int64_t)sizeof(float);
+    int64_t rows = group_rows(model, max_pack) < all ? group_rows(model, max_pack) : all;
+    return (rows * row_values(model) + n_thread * tile) * (int64_t)sizeof(float);
 }
 
 mdp_status mdp_attention_prepare(mdp_engine *engine) {

@@ -68,7 +68,7 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     if (pass->with_head) residual += share * pass->n_stream * MDP_LOSS_ROW;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t router = n_expert * model->d_model * (int64_t)sizeof(float);
-    int64_t attention = mdp_attention_memory(model, pack_tokens, n_thread);
+    int64_t attention = mdp_attention_memory(model, pack_tokens, pass->n_stream * share, n_thread);
     int64_t moe = mdp_moe_memory(comm, model, partition, n_thread, pass->n_stream) + router;
     int64_t most = attention > moe ? attention : moe;
     if (pass->with_head && mdp_head_memory(n_thread) > most) most = mdp_head_memory(n_thread);

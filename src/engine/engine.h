@@ -154,8 +154,8 @@ int64_t mdp_attention_groups(const mdp_model *model, const mdp_pack *packs, int6
 int64_t mdp_attention_flop(const mdp_model *model, const mdp_attention *attention, int64_t length);
 /* Fill the tables of cosines and sines. Local. */
 mdp_status mdp_attention_prepare(mdp_engine *engine);
-/* Bytes that mdp_attend holds for packs of at most max_pack tokens. */
-int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int n_thread);
+/* Bytes that mdp_attend holds for packs of at most max_pack tokens, of `all` tokens of a rank in all its states. */
+int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int64_t all, int n_thread);
 
 /* ---- delta.c: linear attention ---------------------------------------------------------------------------------- */
 

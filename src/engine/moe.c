@@ -269,12 +269,39 @@ static int64_t thread_scratch(int64_t d_model) {
     return panel > d_model ? panel : d_model;
 }
 
+/* Rows of a round and tiles of a group that can come together: no more than the largest batch has. A group's tiles are
+ * of one expert, which meets a token at most once. */
+typedef struct mdp_moe_room {
+    int64_t n_row, n_tile;
+} mdp_moe_room;
+
+static mdp_moe_room find_room(const mdp_partition *partition, int64_t top_k, int n_thread, int n_stream) {
+    mdp_moe_room out = {.n_row = n_stream * partition->batch_tokens * top_k};
+    for (int64_t batch = 0; batch < partition->n_batch; batch++) {
+        int64_t n_tile = 0;
+        for (int64_t b = partition->batch_block[batch]; b < partition->batch_block[batch + 1]; b++) {
+            const mdp_pack *low = &partition->packs[partition->block_pack[b]];
+            const mdp_pack *high = &partition->packs[partition->block_pack[b + 1] - 1];
+            int64_t n_token = high->first_token + high->n_token - low->first_token;
+            n_tile += n_stream * ((n_token + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS);
+        }
+        if (n_tile > out.n_tile) out.n_tile = n_tile;
+    }
+    if (out.n_row > mdp_round_rows(n_thread)) out.n_row = mdp_round_rows(n_thread);
+    if (out.n_tile > mdp_group_tiles(n_thread)) out.n_tile = mdp_group_tiles(n_thread);
+    return out;
+}
+
 static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_buffers *buffers) {
-    int64_t d_ff = moe->d_ff, d = engine->model->d_model, n = mdp_round_rows(engine->n_thread);
+    int32_t top_k = 0;
+    for (int s = 0; s < engine->n_state; s++)
+        if (engine->states[s].top_k > top_k) top_k = engine->states[s].top_k;
+    const mdp_moe_room room = find_room(engine->partition, top_k, engine->n_thread, engine->n_stream);
+    int64_t d_ff = moe->d_ff, d = engine->model->d_model, n = room.n_row;
     mdp_round *round = &buffers->round;
     mdp_expert_scratch *scratch = &buffers->scratch;
     buffers->capacity = n;
-    scratch->n_tile = mdp_group_tiles(engine->n_thread);
+    scratch->n_tile = room.n_tile;
     MDP_TRY(MDP_ALLOC(&round->x, n * d, "rows of a round"));
     MDP_TRY(MDP_ALLOC(&round->y, n * d, "outputs of a round"));
     MDP_TRY(MDP_ALLOC(&round->source, n, "rows of a round"));
@@ -299,12 +326,13 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_bu
 
 int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                        int n_stream) {
-    int64_t d = model->d_model, f = 0, k = 0, n = mdp_round_rows(n_thread), worst = 0;
+    int64_t d = model->d_model, f = 0, k = 0, worst = 0;
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
         if (model->layers[l].moe.d_ff > f) f = model->layers[l].moe.d_ff;
         if (model->layers[l].moe.top_k > k) k = model->layers[l].moe.top_k;
     }
+    const mdp_moe_room room = find_room(partition, k, n_thread, n_stream);
     for (int64_t b = 0; b < partition->n_block; b++) {
         const mdp_pack *low = &partition->packs[partition->block_pack[b]];
         const mdp_pack *high = &partition->packs[partition->block_pack[b + 1] - 1];
@@ -315,9 +343,9 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
     int64_t kept = worst > MDP_WAVE_TOKENS ? worst : MDP_WAVE_TOKENS;
     if (kept > share) kept = share;
     int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(mdp_route_entry));
-    int64_t round =
-        n * (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note) + 8 * mdp_landing_words(comm));
-    int64_t tiles = mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
+    int64_t round = room.n_row *
+                    (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note) + 8 * mdp_landing_words(comm));
+    int64_t tiles = room.n_tile * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
     /* the shared expert's outputs of a wave, and what computing them takes while the round's buffers stand */
     int64_t mlp = mdp_mlp_memory(model, partition, n_thread);
     int64_t shared = mlp > 0 ? kept * d * (int64_t)sizeof(float) + mlp : 0;
