@@ -56,6 +56,8 @@ typedef struct mdp_partition {
  * all in one batch). Local, the same on every rank. */
 mdp_status mdp_partition_new(const mdp_tokens *tokens, int64_t batch_tokens, mdp_partition **out);
 void mdp_partition_destroy(mdp_partition *partition); /* NULL is allowed */
+/* Tokens of a block. */
+int64_t mdp_partition_block_tokens(const mdp_partition *partition, int64_t block);
 /* Packs first .. end-1 of a batch that a rank holds: contiguous, balanced by tokens. */
 void mdp_partition_share(const mdp_partition *partition, int64_t batch, int rank, int size, int64_t *first,
                          int64_t *end);

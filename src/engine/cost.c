@@ -138,11 +138,6 @@ static void part(work *w, int64_t layer) {
 
 /* ---- routed experts ------------------------------------------------------------------------------------------ */
 
-static int64_t block_tokens(const mdp_partition *partition, int64_t block) {
-    int64_t first = partition->block_pack[block];
-    return tokens_of(partition->packs + first, partition->block_pack[block + 1] - first);
-}
-
 /* Rows of every (state, block of the wave, expert) when tokens choose all experts of their view equally often. */
 static void spread_rows(const work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block,
                         int64_t *rows) {
@@ -150,7 +145,8 @@ static void spread_rows(const work *w, int64_t layer, const mdp_layer_view *view
     for (int s = 0; s < w->share.n_state; s++) {
         const mdp_layer_view *view = &views[s];
         for (int64_t b = 0; b < n_block; b++) {
-            int64_t n = block_tokens(w->partition, first + b) * view->top_k, *row = rows + (s * n_block + b) * n_expert;
+            int64_t n = mdp_partition_block_tokens(w->partition, first + b) * view->top_k,
+                    *row = rows + (s * n_block + b) * n_expert;
             for (int32_t e = 0; e < view->n_expert; e++)
                 row[view->source ? view->source[e] : e] += n / view->n_expert + (e < n % view->n_expert);
         }
@@ -180,7 +176,7 @@ static void count_bytes_sent(const work *w, const mdp_layer_view *views) {
     const mdp_partition *partition = w->partition;
     int64_t row_byte = w->model->d_model * (int64_t)sizeof(float), n_token = 0;
     for (int64_t b = partition->batch_block[w->batch]; b < partition->batch_block[w->batch + 1]; b++)
-        n_token += w->share.n_state * block_tokens(partition, b);
+        n_token += w->share.n_state * mdp_partition_block_tokens(partition, b);
     for (int r = 0; r < w->layout->size && n_token > 0; r++) {
         double away = 1.0 - 1.0 / w->layout->size, row = (double)w->share.n_row[r], k = views[0].top_k;
         double unique = (double)n_token * (1.0 - pow(1.0 - fmin(row / ((double)n_token * k), 1.0), k));

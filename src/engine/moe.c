@@ -280,10 +280,7 @@ static mdp_moe_room find_room(const mdp_partition *partition, int64_t top_k, int
     for (int64_t batch = 0; batch < partition->n_batch; batch++) {
         int64_t n_tile = 0;
         for (int64_t b = partition->batch_block[batch]; b < partition->batch_block[batch + 1]; b++) {
-            const mdp_pack *low = &partition->packs[partition->block_pack[b]];
-            const mdp_pack *high = &partition->packs[partition->block_pack[b + 1] - 1];
-            int64_t n_token = high->first_token + high->n_token - low->first_token;
-            n_tile += n_stream * ((n_token + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS);
+            n_tile += n_stream * ((mdp_partition_block_tokens(partition, b) + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS);
         }
         if (n_tile > out.n_tile) out.n_tile = n_tile;
     }
@@ -334,10 +331,7 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
     }
     const mdp_moe_room room = find_room(partition, k, n_thread, n_stream);
     for (int64_t b = 0; b < partition->n_block; b++) {
-        const mdp_pack *low = &partition->packs[partition->block_pack[b]];
-        const mdp_pack *high = &partition->packs[partition->block_pack[b + 1] - 1];
-        int64_t block = high->first_token + high->n_token - low->first_token;
-        if (block > worst) worst = block;
+        if (mdp_partition_block_tokens(partition, b) > worst) worst = mdp_partition_block_tokens(partition, b);
     }
     int64_t share = partition->batch_tokens / comm->size + 2 * partition->longest + MDP_PACK_TOKENS;
     int64_t kept = worst > MDP_WAVE_TOKENS ? worst : MDP_WAVE_TOKENS;

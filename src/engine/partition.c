@@ -39,7 +39,7 @@ static int64_t cut_blocks(mdp_pack *packs, int64_t n_pack, int64_t *block_pack) 
     return n_block;
 }
 
-static int64_t block_tokens(const mdp_partition *partition, int64_t block) {
+int64_t mdp_partition_block_tokens(const mdp_partition *partition, int64_t block) {
     const mdp_pack *first = &partition->packs[partition->block_pack[block]];
     const mdp_pack *last = &partition->packs[partition->block_pack[block + 1] - 1];
     return last->first_token + last->n_token - first->first_token;
@@ -50,7 +50,7 @@ static void cut_batches(mdp_partition *partition, int64_t batch_tokens) {
     int64_t n_token = 0;
     partition->batch_block[0] = 0;
     for (int64_t b = 0; b < partition->n_block; b++) {
-        int64_t n = block_tokens(partition, b);
+        int64_t n = mdp_partition_block_tokens(partition, b);
         if (n_token > 0 && batch_tokens > 0 && n_token + n > batch_tokens) {
             partition->batch_block[++partition->n_batch] = b;
             n_token = 0;

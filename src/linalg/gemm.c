@@ -132,15 +132,9 @@ void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int l
                                                    : gemm->backend->f32(&product));
 }
 
-void mdp_gemm_nt(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
-                 int ldy) {
-    const mdp_product product = {
-        .n = n, .m = m, .k = k, .x = x, .ldx = ldx, .w = w, .ldw = ldw, .y = y, .ldy = ldy, .transposed = true};
-    keep_failure(gemm, gemm->backend->f32(&product));
-}
-
-void mdp_gemm_nt_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
-                     int ldy) {
+/* y (+)= x w, or x w^T. */
+static void multiply_f32(mdp_gemm *gemm, bool transposed, bool add, int n, int m, int k, const float *x, int ldx,
+                         const float *w, int ldw, float *y, int ldy) {
     const mdp_product product = {.n = n,
                                  .m = m,
                                  .k = k,
@@ -150,14 +144,22 @@ void mdp_gemm_nt_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ld
                                  .ldw = ldw,
                                  .y = y,
                                  .ldy = ldy,
-                                 .transposed = true,
-                                 .add = true};
+                                 .transposed = transposed,
+                                 .add = add};
     keep_failure(gemm, gemm->backend->f32(&product));
+}
+
+void mdp_gemm_nt(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                 int ldy) {
+    multiply_f32(gemm, true, false, n, m, k, x, ldx, w, ldw, y, ldy);
+}
+
+void mdp_gemm_nt_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+                     int ldy) {
+    multiply_f32(gemm, true, true, n, m, k, x, ldx, w, ldw, y, ldy);
 }
 
 void mdp_gemm_nn_add(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
                      int ldy) {
-    const mdp_product product = {
-        .n = n, .m = m, .k = k, .x = x, .ldx = ldx, .w = w, .ldw = ldw, .y = y, .ldy = ldy, .add = true};
-    keep_failure(gemm, gemm->backend->f32(&product));
+    multiply_f32(gemm, false, true, n, m, k, x, ldx, w, ldw, y, ldy);
 }
