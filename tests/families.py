@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
 
 import mdp
 
@@ -14,9 +15,15 @@ SIZES = dict(vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_h
              intermediate_size=40, max_position_embeddings=256)
 
 
+def class_of(model_type):
+    """What makes and loads such a model: of text, or of text and images."""
+    of_text = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return transformers.AutoModelForCausalLM if of_text else transformers.AutoModelForImageTextToText
+
+
 def save_random(model_type, settings, folder, seed=5, **how):
     """Save such a model: matrices that make lively routers and attention, norms around 1, biases around 0."""
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **settings))
+    model = class_of(model_type).from_config(transformers.AutoConfig.for_model(model_type, **settings))
     rng = np.random.default_rng(seed)
     stored = [*model.named_parameters(), *(b for b in model.named_buffers() if b[0].endswith("e_score_correction_bias"))]
     with torch.no_grad():
@@ -39,7 +46,7 @@ def save_random(model_type, settings, folder, seed=5, **how):
 
 def load(folder, **how):
     """The model in float32, which must find every tensor and leave none over."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    model, info = class_of(mdp.read_json(folder / "config.json")["model_type"]).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", output_loading_info=True,
         **how)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):

@@ -166,6 +166,7 @@ typedef struct mdp_model {
     const mdp_family *family;
     char model_type[64];
     int64_t n_layer, d_model, vocab_size, n_head, n_kv_head, head_dim, max_position;
+    int64_t most_tokens; /* of a sequence that can be computed: in longer ones queries see chosen keys alone; 0: any */
     double norm_eps;
     mdp_norm_kind norm_kind;
     double embedding_scale; /* embeddings are multiplied by it, */

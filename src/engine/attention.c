@@ -96,7 +96,14 @@ int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int64_t a
 
 mdp_status mdp_attention_prepare(mdp_engine *engine) {
     const mdp_rope *rope = &engine->model->rope;
-    int64_t n = engine->partition->longest;
+    int64_t n = engine->partition->longest, most = engine->model->most_tokens;
+    if (most > 0 && n > most) {
+        return MDP_ERROR(
+            MDP_BAD_INPUT,
+            "a sequence has %lld tokens; beyond %lld (index_topk) this model attends to tokens chosen by its "
+            "indexer, which is not computed here; cut the text into sequences of at most %lld.",
+            (long long)n, (long long)most, (long long)most);
+    }
     MDP_TRY(MDP_ALLOC(&engine->cosine, n * rope->n_pair, "rotation angles"));
     MDP_TRY(MDP_ALLOC(&engine->sine, n * rope->n_pair, "rotation angles"));
     for (int64_t i = 0; i < n; i++) {

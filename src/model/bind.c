@@ -257,7 +257,8 @@ static mdp_status bind_heads(binder *b, int64_t layer, mdp_attention *out) {
     MDP_TRY(bind_whole(b, &o, false, &out->o));
     if (c->bias) MDP_TRY(bind_biases(b, layer, out));
     if (f->sinks != NULL) MDP_TRY(bind_vector(b, f->sinks, "sinks", layer, c->n_head, f->n_head.name, &out->sinks));
-    return c->qk_norm && !c->layers[layer].plain ? bind_qk_norms(b, layer, out) : mdp_ok();
+    bool normed = c->qk_norm && (!c->layers[layer].plain || f->plain_beyond_window);
+    return normed ? bind_qk_norms(b, layer, out) : mdp_ok();
 }
 
 /* Linear attention. Grouped, the first projection has the output gates too, and that of learning rates the decays. */
@@ -320,8 +321,15 @@ static mdp_status bind_mlp(binder *b, const mdp_mlp_names *names, const char *wh
     const wanted gate = {names->gate, gate_what, layer, -1, 2, {ff, d_model, 0}, in_keys};
     const wanted up = {names->up, up_what, layer, -1, 2, {ff, d_model, 0}, in_keys};
     const wanted down = {names->down, down_what, layer, -1, 2, {d_model, ff, 0}, out_keys};
-    MDP_TRY(bind_whole(b, &gate, false, &out->gate));
-    MDP_TRY(bind_whole(b, &up, false, &out->up));
+    const wanted both = {names->gate_up, gate_what, layer, -1, 2, {2 * ff, d_model, 0}, in_keys};
+    MDP_TRY(bind_whole(b, names->gate_up != NULL ? &both : &gate, false, &out->gate));
+    if (names->gate_up == NULL) {
+        MDP_TRY(bind_whole(b, &up, false, &out->up));
+    } else {
+        out->up = out->gate;
+        out->gate.n_row = out->up.n_row = ff;
+        out->up.first = ff * out->up.row_stride;
+    }
     return bind_whole(b, &down, false, &out->down);
 }
 
@@ -360,20 +368,40 @@ static bool has_numbered(const mdp_catalogue *catalogue, const char *prefix) {
            mdp_name_number(catalogue->tensors[low].name + length, &number, &rest);
 }
 
+/* Do the stacks of a layer lie as the layout says? Only their shapes tell one that is transposed from one that is not.
+ */
+static bool fits(const binder *b, const mdp_expert_layout *layout, int64_t layer) {
+    const char *patterns[2] = {layout->fused_gate_up, layout->fused_down};
+    const int64_t rows[2] = {2 * b->config->d_ff, b->config->d_model};
+    const int64_t columns[2] = {b->config->d_model, b->config->d_ff};
+    for (int i = 0; i < 2; i++) {
+        char name[MDP_NAME_BYTES];
+        mdp_name_fill(patterns[i], layer, -1, name);
+        const mdp_tensor *tensor = mdp_catalogue_find(b->catalogue, name);
+        if (tensor == NULL || tensor->n_dim != 3) return false;
+        if (tensor->shape[layout->transposed ? 2 : 1] != rows[i]) return false;
+        if (tensor->shape[layout->transposed ? 1 : 2] != columns[i]) return false;
+    }
+    return true;
+}
+
 /* The layout that a layer is stored in; the family's usual one when there is no trace of any. */
 static const mdp_expert_layout *find_layout(const binder *b, int64_t layer) {
     char name[MDP_NAME_BYTES];
+    const mdp_expert_layout *named = NULL; /* by the names of its tensors alone */
     for (int i = 0; i < MDP_MAX_LAYOUT && b->layouts[i].router != NULL; i++) {
         const mdp_expert_layout *layout = &b->layouts[i];
         if (layout->fused_gate_up != NULL) {
             mdp_name_fill(layout->fused_gate_up, layer, -1, name);
-            if (mdp_catalogue_find(b->catalogue, name) != NULL) return layout;
+            if (mdp_catalogue_find(b->catalogue, name) == NULL) continue;
+            if (fits(b, layout, layer)) return layout;
+            if (named == NULL) named = layout;
         } else {
             mdp_name_fill(layout->experts, layer, -1, name);
             if (has_numbered(b->catalogue, name)) return layout;
         }
     }
-    return &b->layouts[0];
+    return named != NULL ? named : &b->layouts[0];
 }
 
 /* Experts that a layer of our own files holds. */

@@ -358,6 +358,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
     MDP_TRY(mdp_config_int(json, &family->n_extra, path, &c.n_extra));
     MDP_TRY(mdp_config_int(json, &family->vocab_size, path, &c.vocab_size));
     MDP_TRY(mdp_config_int(json, &family->max_position, path, &c.max_position));
+    MDP_TRY(mdp_config_int(json, &family->most_tokens, path, &c.most_tokens));
     MDP_TRY(mdp_config_int(json, &family->dense_ff, path, &c.dense_ff));
     MDP_TRY(read_shared(json, family, path, &c));
     MDP_TRY(read_window(json, family, path, &c.window));

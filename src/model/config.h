@@ -24,6 +24,7 @@ typedef struct mdp_quantisation {
 
 typedef struct mdp_config {
     int64_t d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
+    int64_t most_tokens; /* of a sequence; 0: any */
     mdp_latent latent;
     mdp_delta_sizes delta;
     int64_t n_extra; /* layers after the last that predict tokens further ahead */

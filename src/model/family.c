@@ -13,15 +13,8 @@
 #define KEYS_BESIDE_HEADS                                                                                              \
     .tied = {.name = "tie_word_embeddings", .absent = false}, SILU_KEY, .rope_layout = MDP_ROPE_HALF
 
-#define COMMON_TENSORS                                                                                                 \
-    .embedding = "model.embed_tokens.weight", .final_norm = "model.norm.weight", .head = "lm_head.weight",             \
-    .norm1 = LAYER "input_layernorm.weight", .norm2 = LAYER "post_attention_layernorm.weight",                         \
-    .q = LAYER "self_attn.q_proj.weight", .k = LAYER "self_attn.k_proj.weight", .v = LAYER "self_attn.v_proj.weight",  \
-    .o = LAYER "self_attn.o_proj.weight"
-
-#define QKV_BIASES                                                                                                     \
-    .q_bias = LAYER "self_attn.q_proj.bias", .k_bias = LAYER "self_attn.k_proj.bias",                                  \
-    .v_bias = LAYER "self_attn.v_proj.bias"
+#define COMMON_TENSORS ROOTED_TENSORS("model.", LAYER)
+#define QKV_BIASES ROOTED_QKV_BIASES(LAYER)
 #define QKVO_BIASES QKV_BIASES, .o_bias = LAYER "self_attn.o_proj.bias"
 
 #define LATENT_TENSORS                                                                                                 \
@@ -34,14 +27,10 @@
     .kv_b = LAYER "self_attn.kv_b_proj.weight", .o = LAYER "self_attn.o_proj.weight",                                  \
     .o_bias = LAYER "self_attn.o_proj.bias"
 
-#define QK_NORMS .q_norm = LAYER "self_attn.q_norm.weight", .k_norm = LAYER "self_attn.k_norm.weight"
+#define QK_NORMS ROOTED_QK_NORMS(LAYER)
 
-/* LAYER "mlp." with something before the projections ("", "shared_expert."). */
-#define GATED_MLP(part)                                                                                                \
-    {                                                                                                                  \
-        .gate = LAYER "mlp." part "gate_proj.weight", .up = LAYER "mlp." part "up_proj.weight",                        \
-        .down = LAYER "mlp." part "down_proj.weight",                                                                  \
-    }
+/* "mlp." of a layer with something before the projections ("", "shared_expert."). */
+#define GATED_MLP(part) ROOTED_MLP(LAYER, part)
 
 /* One tensor per matrix of an expert: as the public checkpoints have it. */
 #define SEPARATE_EXPERT_NAMES SEPARATE_EXPERT_NAMES_OF(LAYER)
@@ -84,6 +73,7 @@
     .group_score = MDP_GROUP_BEST_TWO
 
 static const mdp_fixed_key SIGMOID_ONLY[] = {{"scoring_func", "\"sigmoid\""}, {NULL, NULL}};
+static const mdp_fixed_key NO_MLP_BIAS_ONLY[] = {{"mlp_bias", "false"}, {NULL, NULL}};
 static const mdp_fixed_key NO_BIAS_ONLY[] = {{"use_bias", "false"}, {NULL, NULL}};
 static const mdp_fixed_key HUNYUAN_ONLY[] = {{"use_qk_norm", "true"}, {"use_cla", "false"}, {NULL, NULL}};
 static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},   {"qk_norm_type", "\"per_layer\""},
@@ -200,33 +190,63 @@ static const mdp_fixed_key MINIMAX_M2_ONLY[] = {{"scoring_func", "\"sigmoid\""},
 
 static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"mlp_bias", "false"}, {NULL, NULL}};
 
-/* DeepSeek-V3 and what calls itself otherwise but is the same. */
-#define DEEPSEEK_V3_ROW                                                                                                \
+/* What DeepSeek-V3 has in common with those made after it. */
+#define DEEPSEEK_V3_KEYS                                                                                               \
     SILU_KEY, SIGMOID_ROUTER, LATENT_TENSORS,                                                                          \
-        .d_model = {.name = "hidden_size", .absent = 7168}, .d_ff = {.name = "moe_intermediate_size", .absent = 2048}, \
-        .n_layer = {.name = "num_hidden_layers", .absent = 61},                                                        \
-        .n_head = {.name = "num_attention_heads", .absent = 128},                                                      \
-        .tied = {.name = "tie_word_embeddings", .absent = false},                                                      \
-        .q_rank = {.name = "q_lora_rank", .absent = 1536, .null_is_absent = true},                                     \
-        .kv_rank = {.name = "kv_lora_rank", .absent = 512}, .n_own = {.name = "qk_nope_head_dim", .absent = 128},      \
-        .n_rope = {.name = "qk_rope_head_dim", .absent = 64}, .n_value = {.name = "v_head_dim", .absent = 128},        \
-        .rope_pairs = {.name = "rope_interleave", .absent = true},                                                     \
-        .vocab_size = {.name = "vocab_size", .absent = 129280},                                                        \
-        .max_position = {.name = "max_position_embeddings", .absent = 4096},                                           \
+        .d_ff = {.name = "moe_intermediate_size", .absent = 2048},                                                     \
+        .tied = {.name = "tie_word_embeddings", .absent = false}, .kv_rank = {.name = "kv_lora_rank", .absent = 512},  \
+        .n_rope = {.name = "qk_rope_head_dim", .absent = 64},                                                          \
         .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 256},                         \
         .top_k = {.name = "num_experts_per_tok", .absent = 8},                                                         \
         .first_sparse = {.name = "first_k_dense_replace", .absent = 3, .may_be_zero = true},                           \
-        .sparse_every = {.name = "moe_layer_freq", .absent = 1},                                                       \
-        .dense_ff = {.name = "intermediate_size", .absent = 18432},                                                    \
         .n_shared = {.name = "n_shared_experts", .absent = 1, .null_is_absent = true, .may_be_zero = true},            \
-        .n_group = {.name = "n_group", .absent = 8, .null_is_absent = true},                                           \
-        .n_open = {.name = "topk_group", .absent = 4, .null_is_absent = true},                                         \
         .weight_scale = {.name = "routed_scaling_factor", .absent = 2.5},                                              \
         .normalise_flag = {.name = "norm_topk_prob", .absent = true}, .fixed = SIGMOID_ONLY,                           \
-        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6}, .bias = {.name = "attention_bias", .absent = false},     \
+        .bias = {.name = "attention_bias", .absent = false},                                                           \
         .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},  \
         .rope_theta = 1e4, .dense = GATED_MLP(""), .shared = GATED_MLP("shared_experts."),                             \
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)}
+/* Its own sizes. */
+#define DEEPSEEK_V3_SIZES                                                                                              \
+    .d_model = {.name = "hidden_size", .absent = 7168}, .n_layer = {.name = "num_hidden_layers", .absent = 61},        \
+    .n_head = {.name = "num_attention_heads", .absent = 128},                                                          \
+    .q_rank = {.name = "q_lora_rank", .absent = 1536, .null_is_absent = true},                                         \
+    .n_own = {.name = "qk_nope_head_dim", .absent = 128}, .n_value = {.name = "v_head_dim", .absent = 128},            \
+    .vocab_size = {.name = "vocab_size", .absent = 129280},                                                            \
+    .dense_ff = {.name = "intermediate_size", .absent = 18432},                                                        \
+    .n_group = {.name = "n_group", .absent = 8, .null_is_absent = true},                                               \
+    .n_open = {.name = "topk_group", .absent = 4, .null_is_absent = true},                                             \
+    .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6}
+
+/* DeepSeek-V3 and what calls itself otherwise but is the same. */
+#define DEEPSEEK_V3_ROW                                                                                                \
+    DEEPSEEK_V3_KEYS, DEEPSEEK_V3_SIZES, .rope_pairs = {.name = "rope_interleave", .absent = true},                    \
+                                         .max_position = {.name = "max_position_embeddings", .absent = 4096},          \
+                                         .sparse_every = {.name = "moe_layer_freq", .absent = 1}
+
+/* With an indexer, which beyond index_topk tokens chooses what a query sees; its tensors travel along. */
+#define INDEXED_KEYS                                                                                                   \
+    DEEPSEEK_V3_KEYS, .mlp_types = "mlp_layer_types", .most_tokens = {.name = "index_topk", .absent = 2048},           \
+                      .rope_layout = MDP_ROPE_PAIR
+
+/* The text part of a model of text and images. Text has the same place in all dimensions of an image's positions, so
+ * the sections that rope is dealt out in (mrope_section) do not show. */
+#define NESTED "model.language_model."
+#define NESTED_LAYER NESTED "layers.{layer}."
+#define ROOTED_TENSORS(root, layer)                                                                                    \
+    .embedding = root "embed_tokens.weight", .final_norm = root "norm.weight", .head = "lm_head.weight",               \
+    .norm1 = layer "input_layernorm.weight", .norm2 = layer "post_attention_layernorm.weight",                         \
+    .q = layer "self_attn.q_proj.weight", .k = layer "self_attn.k_proj.weight", .v = layer "self_attn.v_proj.weight",  \
+    .o = layer "self_attn.o_proj.weight"
+#define ROOTED_QKV_BIASES(layer)                                                                                       \
+    .q_bias = layer "self_attn.q_proj.bias", .k_bias = layer "self_attn.k_proj.bias",                                  \
+    .v_bias = layer "self_attn.v_proj.bias"
+#define ROOTED_QK_NORMS(layer) .q_norm = layer "self_attn.q_norm.weight", .k_norm = layer "self_attn.k_norm.weight"
+#define ROOTED_MLP(layer, part)                                                                                        \
+    {                                                                                                                  \
+        .gate = layer "mlp." part "gate_proj.weight", .up = layer "mlp." part "up_proj.weight",                        \
+        .down = layer "mlp." part "down_proj.weight",                                                                  \
+    }
 
 /* Qwen3-Next and Qwen3.5: most layers have linear attention. The latter's text part may stand within a model of text
  * and images ("language_model."). Layers that predict further tokens are under "mtp.". */
@@ -257,27 +277,62 @@ static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"
                       .n_extra = {.name = "mtp_num_hidden_layers", .absent = 1, .may_be_zero = true},                  \
                       .normalise = MDP_NORMALISE_ALWAYS
 #define QWEN35_TENSORS(root, layer)                                                                                    \
-    .embedding = root "embed_tokens.weight", .final_norm = root "norm.weight", .head = "lm_head.weight",               \
-    .norm1 = layer "input_layernorm.weight", .norm2 = layer "post_attention_layernorm.weight",                         \
-    .q = layer "self_attn.q_proj.weight", .k = layer "self_attn.k_proj.weight", .v = layer "self_attn.v_proj.weight",  \
-    .o = layer "self_attn.o_proj.weight", .q_bias = layer "self_attn.q_proj.bias",                                     \
-    .k_bias = layer "self_attn.k_proj.bias", .v_bias = layer "self_attn.v_proj.bias",                                  \
-    .o_bias = layer "self_attn.o_proj.bias", .q_norm = layer "self_attn.q_norm.weight",                                \
-    .k_norm = layer "self_attn.k_norm.weight",                                                                         \
-    .delta = {.in = layer "linear_attn.in_proj_qkv.weight",                                                            \
-              .z = layer "linear_attn.in_proj_z.weight",                                                               \
-              .b = layer "linear_attn.in_proj_b.weight",                                                               \
-              .a = layer "linear_attn.in_proj_a.weight",                                                               \
-              DELTA_NAMES(layer)},                                                                                     \
-    .shared = {.gate = layer "mlp.shared_expert.gate_proj.weight",                                                     \
-               .up = layer "mlp.shared_expert.up_proj.weight",                                                         \
-               .down = layer "mlp.shared_expert.down_proj.weight"},                                                    \
-    .shared_gate = layer "mlp.shared_expert_gate.weight",                                                              \
-    .layouts = {{SEPARATE_EXPERT_NAMES_OF(layer)}, {FUSED_EXPERT_NAMES_OF(layer)}}
+    ROOTED_TENSORS(root, layer), ROOTED_QKV_BIASES(layer),                                                             \
+        .o_bias = layer "self_attn.o_proj.bias", ROOTED_QK_NORMS(layer),                                               \
+        .delta = {.in = layer "linear_attn.in_proj_qkv.weight",                                                        \
+                  .z = layer "linear_attn.in_proj_z.weight",                                                           \
+                  .b = layer "linear_attn.in_proj_b.weight",                                                           \
+                  .a = layer "linear_attn.in_proj_a.weight",                                                           \
+                  DELTA_NAMES(layer)},                                                                                 \
+        .shared = ROOTED_MLP(layer, "shared_expert."), .shared_gate = layer "mlp.shared_expert_gate.weight",           \
+        .layouts = {{SEPARATE_EXPERT_NAMES_OF(layer)}, {FUSED_EXPERT_NAMES_OF(layer)}}
 #define DELTA_NAMES(layer)                                                                                             \
     .kernel = layer "linear_attn.conv1d.weight", .rate = layer "linear_attn.A_log",                                    \
     .shift = layer "linear_attn.dt_bias", .norm = layer "linear_attn.norm.weight",                                     \
     .o = layer "linear_attn.out_proj.weight"
+
+#define GLM4_MOE_KEYS                                                                                                  \
+    COMMON_KEYS, SIGMOID_ROUTER,                                                                                       \
+        .d_model = {.name = "hidden_size", .absent = 4096}, .d_ff = {.name = "moe_intermediate_size", .absent = 1408}, \
+        .n_layer = {.name = "num_hidden_layers", .absent = 46},                                                        \
+        .n_head = {.name = "num_attention_heads", .absent = 96},                                                       \
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 8},                                                     \
+        .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 128},                         \
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},                                                         \
+        .first_sparse = {.name = "first_k_dense_replace", .absent = 1, .may_be_zero = true},                           \
+        .dense_ff = {.name = "intermediate_size", .absent = 10944},                                                    \
+        .n_shared = {.name = "n_shared_experts", .absent = 1, .null_is_absent = true, .may_be_zero = true},            \
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},                                           \
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},                                         \
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 1.0},                                              \
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true}, .fixed = SIGMOID_ONLY,                           \
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5}, .rope_theta = 1e4, .partial_rotary = 0.5
+#define NESTED_BIAS .choice_bias = NESTED_LAYER "mlp.gate.e_score_correction_bias"
+
+#define HY_V3_EXPERTS                                                                                                  \
+    {                                                                                                                  \
+        .router = LAYER "mlp.router.gate.weight", .choice_bias = LAYER "mlp.expert_bias",                              \
+        .experts = LAYER "mlp.experts.", .gate = LAYER "mlp.experts.{expert}.gate_proj.weight",                        \
+        .up = LAYER "mlp.experts.{expert}.up_proj.weight", .down = LAYER "mlp.experts.{expert}.down_proj.weight",      \
+    }
+
+/* Granite with and without a shared expert. */
+#define GRANITE_KEYS                                                                                                   \
+    COMMON_KEYS,                                                                                                       \
+        .d_model = {.name = "hidden_size", .absent = 4096}, .d_ff = {.name = "intermediate_size", .absent = 11008},    \
+        .n_layer = {.name = "num_hidden_layers", .absent = 32},                                                        \
+        .n_head = {.name = "num_attention_heads", .absent = 32},                                                       \
+        .n_kv_head = {.name = "num_key_value_heads", .null_is_absent = true},                                          \
+        .vocab_size = {.name = "vocab_size", .absent = 32000},                                                         \
+        .max_position = {.name = "max_position_embeddings", .absent = 2048},                                           \
+        .n_expert = {.name = "num_local_experts", .absent = 8}, .top_k = {.name = "num_experts_per_tok", .absent = 2}, \
+        .sparse_step = {.absent = 1}, .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},                            \
+        .bias = {.name = "attention_bias", .absent = false},                                                           \
+        .embedding_scale = {.name = "embedding_multiplier", .absent = 1.0},                                            \
+        .residual_scale = {.name = "residual_multiplier", .absent = 1.0},                                              \
+        .logit_divisor = {.name = "logits_scaling", .absent = 1.0},                                                    \
+        .attention_scale = {.name = "attention_multiplier", .absent = 1.0}, .rope_theta = 1e4,                         \
+        .score = MDP_SOFTMAX_CHOSEN
 
 static const mdp_family FAMILIES[] = {
     {
@@ -367,6 +422,38 @@ static const mdp_family FAMILIES[] = {
         .layouts = {SEPARATE_EXPERTS, FUSED_EXPERTS},
     },
     {
+        .model_type = "qwen3_vl_moe",
+        .scope = "text_config",
+        .tied = {.name = "tie_word_embeddings", .absent = true},
+        SILU_KEY,
+        .rope_layout = MDP_ROPE_HALF,
+        .d_model = {.name = "hidden_size", .absent = 2048},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1408},
+        .n_layer = {.name = "num_hidden_layers", .absent = 24},
+        .n_head = {.name = "num_attention_heads", .absent = 16},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 16, .null_is_absent = true},
+        .head_dim = {.name = "head_dim", .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 151936},
+        .max_position = {.name = "max_position_embeddings", .absent = 128000},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 60},
+        .top_k = {.name = "num_experts_per_tok", .absent = 4},
+        .sparse_step = {.name = "decoder_sparse_step", .absent = 1},
+        .dense_ff = {.name = "intermediate_size", .absent = 5632},
+        .dense_layers = "mlp_only_layers",
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .bias = {.name = "attention_bias", .absent = false},
+        .rope_theta = 5e5,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_ALWAYS,
+        .qk_norm = MDP_QK_NORM_HEAD,
+        ROOTED_TENSORS(NESTED, NESTED_LAYER),
+        ROOTED_QKV_BIASES(NESTED_LAYER),
+        .o_bias = NESTED_LAYER "self_attn.o_proj.bias",
+        ROOTED_QK_NORMS(NESTED_LAYER),
+        .dense = ROOTED_MLP(NESTED_LAYER, ""),
+        .layouts = {{FUSED_EXPERT_NAMES_OF(NESTED_LAYER), .transposed = true}, {FUSED_EXPERT_NAMES_OF(NESTED_LAYER)}},
+    },
+    {
         .model_type = "qwen3_next",
         QWEN_LINEAR_KEYS,
         .n_layer = {.name = "num_hidden_layers", .absent = 48},
@@ -399,7 +486,7 @@ static const mdp_family FAMILIES[] = {
         .model_type = "qwen3_5_moe",
         .scope = "text_config",
         QWEN35_KEYS,
-        QWEN35_TENSORS("model.language_model.", "model.language_model.layers.{layer}."),
+        QWEN35_TENSORS(NESTED, NESTED_LAYER),
     },
     {
         .model_type = "olmoe",
@@ -504,6 +591,28 @@ static const mdp_family FAMILIES[] = {
         DEEPSEEK_V3_ROW,
     },
     {
+        .model_type = "deepseek_v32",
+        INDEXED_KEYS,
+        DEEPSEEK_V3_SIZES,
+        .max_position = {.name = "max_position_embeddings", .absent = 163840},
+    },
+    {
+        .model_type = "glm_moe_dsa",
+        INDEXED_KEYS,
+        .d_model = {.name = "hidden_size", .absent = 6144},
+        .n_layer = {.name = "num_hidden_layers", .absent = 78},
+        .n_head = {.name = "num_attention_heads", .absent = 64},
+        .q_rank = {.name = "q_lora_rank", .absent = 2048},
+        .n_own = {.name = "qk_nope_head_dim", .absent = 192},
+        .n_value = {.name = "v_head_dim", .absent = 256},
+        .vocab_size = {.name = "vocab_size", .absent = 154880},
+        .max_position = {.name = "max_position_embeddings", .absent = 202752},
+        .dense_ff = {.name = "intermediate_size", .absent = 12288},
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+    },
+    {
         .model_type = "glm4_moe_lite",
         SILU_KEY,
         SIGMOID_ROUTER,
@@ -570,38 +679,33 @@ static const mdp_family FAMILIES[] = {
     },
     {
         .model_type = "glm4_moe",
-        COMMON_KEYS,
-        SIGMOID_ROUTER,
-        .d_model = {.name = "hidden_size", .absent = 4096},
-        .d_ff = {.name = "moe_intermediate_size", .absent = 1408},
-        .n_layer = {.name = "num_hidden_layers", .absent = 46},
-        .n_head = {.name = "num_attention_heads", .absent = 96},
-        .n_kv_head = {.name = "num_key_value_heads", .absent = 8},
+        GLM4_MOE_KEYS,
         .vocab_size = {.name = "vocab_size", .absent = 151552},
         .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},
         .max_position = {.name = "max_position_embeddings", .absent = 131072},
-        .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 128},
-        .top_k = {.name = "num_experts_per_tok", .absent = 8},
-        .first_sparse = {.name = "first_k_dense_replace", .absent = 1, .may_be_zero = true},
-        .dense_ff = {.name = "intermediate_size", .absent = 10944},
-        .n_shared = {.name = "n_shared_experts", .absent = 1, .null_is_absent = true, .may_be_zero = true},
-        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
-        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
-        .weight_scale = {.name = "routed_scaling_factor", .absent = 1.0},
-        .normalise_flag = {.name = "norm_topk_prob", .absent = true},
-        .fixed = SIGMOID_ONLY,
-        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
         .bias = {.name = "attention_bias", .absent = false},
         .qk_norm = MDP_QK_NORM_HEAD,
         .qk_norm_flag = {.name = "use_qk_norm", .absent = false},
-        .rope_theta = 1e4,
-        .partial_rotary = 0.5,
         COMMON_TENSORS,
         QKV_BIASES,
         QK_NORMS,
         .dense = GATED_MLP(""),
         .shared = GATED_MLP("shared_experts."),
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
+    },
+    {
+        .model_type = "glm4v_moe",
+        .scope = "text_config",
+        GLM4_MOE_KEYS,
+        .vocab_size = {.name = "vocab_size", .absent = 151424},
+        .max_position = {.name = "max_position_embeddings", .absent = 65536},
+        .bias = {.name = "attention_bias", .absent = true},
+        ROOTED_TENSORS(NESTED, NESTED_LAYER),
+        ROOTED_QKV_BIASES(NESTED_LAYER),
+        .dense = ROOTED_MLP(NESTED_LAYER, ""),
+        .shared = ROOTED_MLP(NESTED_LAYER, "shared_experts."),
+        .layouts = {{SEPARATE_EXPERT_NAMES_OF(NESTED_LAYER), NESTED_BIAS},
+                    {FUSED_EXPERT_NAMES_OF(NESTED_LAYER), NESTED_BIAS}},
     },
     {
         .model_type = "solar_open",
@@ -631,6 +735,80 @@ static const mdp_family FAMILIES[] = {
         QKV_BIASES,
         .shared = GATED_MLP("shared_experts."),
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
+    },
+    {
+        .model_type = "hy_v3",
+        KEYS_BESIDE_HEADS,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1536},
+        .n_layer = {.name = "num_hidden_layers", .absent = 80},
+        .n_head = {.name = "num_attention_heads", .absent = 64},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 8},
+        .head_dim = {.name = "head_dim", .absent = 128, .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 120832},
+        .n_extra = {.name = "num_nextn_predict_layers", .may_be_zero = true},
+        .max_position = {.name = "max_position_embeddings", .absent = 131072},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 192},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .first_sparse = {.absent = 1},
+        .mlp_types = "mlp_layer_types",
+        .dense_ff = {.name = "intermediate_size", .absent = 13312},
+        .n_shared = {.name = "num_shared_experts", .absent = 1, .null_is_absent = true},
+        .weight_scale = {.name = "router_scaling_factor", .absent = 2.826},
+        .fixed = NO_MLP_BIAS_ONLY,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .bias = {.name = "attention_bias", .absent = false},
+        .rope_theta = 11158840.0,
+        .score = MDP_SIGMOID,
+        .normalise = MDP_NORMALISE_ALWAYS,
+        .normalise_added = 1e-20,
+        .qk_norm = MDP_QK_NORM_HEAD,
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        QK_NORMS,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_mlp."),
+        .layouts = {HY_V3_EXPERTS},
+    },
+    {
+        .model_type = "exaone_moe",
+        COMMON_KEYS,
+        SIGMOID_ROUTER,
+        .d_model = {.name = "hidden_size", .absent = 4096},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 1024},
+        .n_layer = {.name = "num_hidden_layers", .absent = 32},
+        .n_head = {.name = "num_attention_heads", .absent = 32},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 32},
+        .vocab_size = {.name = "vocab_size", .absent = 102400},
+        .n_extra = {.name = "num_nextn_predict_layers", .may_be_zero = true},
+        .extra = "mtp.",
+        .max_position = {.name = "max_position_embeddings", .absent = 2048},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 64},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .first_sparse = {.name = "first_k_dense_replace", .absent = 1, .may_be_zero = true},
+        .mlp_types = "mlp_layer_types",
+        .dense_ff = {.name = "intermediate_size", .absent = 16384},
+        .n_shared = {.name = "num_shared_experts", .absent = 1, .null_is_absent = true},
+        .n_group = {.name = "n_group", .absent = 1, .null_is_absent = true},
+        .n_open = {.name = "topk_group", .absent = 1, .null_is_absent = true},
+        .weight_scale = {.name = "routed_scaling_factor", .absent = 2.5},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true},
+        .fixed = SIGMOID_ONLY,
+        .window = {.name = "sliding_window", .absent = 4096, .null_is_absent = true},
+        .window_flag = {.absent = true},
+        .window_step = {.name = "sliding_window_pattern", .absent = 4},
+        .layer_types = "layer_types",
+        .plain_beyond_window = true,
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
+        .qk_norm = MDP_QK_NORM_HEAD,
+        .rope_theta = 1e4,
+        COMMON_TENSORS,
+        QK_NORMS,
+        .dense = GATED_MLP(""),
+        .shared = GATED_MLP("shared_experts."),
+        .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_BLOCK), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)},
+        .extra_layouts = {{SEPARATE_EXPERT_NAMES_OF("mtp.layers.{layer}."),
+                           .choice_bias = "mtp.layers.{layer}.mlp.e_score_correction_bias"}},
     },
     {
         .model_type = "dots1",
@@ -705,27 +883,18 @@ static const mdp_family FAMILIES[] = {
     },
     {
         .model_type = "granitemoe",
-        COMMON_KEYS,
-        .d_model = {.name = "hidden_size", .absent = 4096},
-        .d_ff = {.name = "intermediate_size", .absent = 11008},
-        .n_layer = {.name = "num_hidden_layers", .absent = 32},
-        .n_head = {.name = "num_attention_heads", .absent = 32},
-        .n_kv_head = {.name = "num_key_value_heads", .null_is_absent = true},
-        .vocab_size = {.name = "vocab_size", .absent = 32000},
-        .max_position = {.name = "max_position_embeddings", .absent = 2048},
-        .n_expert = {.name = "num_local_experts", .absent = 8},
-        .top_k = {.name = "num_experts_per_tok", .absent = 2},
-        .sparse_step = {.absent = 1},
-        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
-        .bias = {.name = "attention_bias", .absent = false},
-        .embedding_scale = {.name = "embedding_multiplier", .absent = 1.0},
-        .residual_scale = {.name = "residual_multiplier", .absent = 1.0},
-        .logit_divisor = {.name = "logits_scaling", .absent = 1.0},
-        .attention_scale = {.name = "attention_multiplier", .absent = 1.0},
-        .rope_theta = 1e4,
-        .score = MDP_SOFTMAX_CHOSEN,
+        GRANITE_KEYS,
         COMMON_TENSORS,
         QKVO_BIASES,
+        .layouts = {GRANITE_EXPERTS},
+    },
+    {
+        .model_type = "granitemoeshared",
+        GRANITE_KEYS,
+        .shared_ff = {.name = "shared_intermediate_size", .may_be_zero = true},
+        COMMON_TENSORS,
+        QKVO_BIASES,
+        .shared = {.gate_up = LAYER "shared_mlp.input_linear.weight", .down = LAYER "shared_mlp.output_linear.weight"},
         .layouts = {GRANITE_EXPERTS},
     },
     {
@@ -867,11 +1036,38 @@ static const mdp_family FAMILIES[] = {
 
 enum { N_FAMILY = sizeof FAMILIES / sizeof FAMILIES[0] };
 
-static const char *const NAMES[] = {"mixtral",        "qwen2_moe",     "qwen3_moe",  "qwen3_next",  "qwen3_5_moe_text",
-                                    "qwen3_5_moe",    "olmoe",         "deepseek",   "deepseek_v2", "deepseek_v3",
-                                    "kimi_k2",        "glm4_moe_lite", "minimax_m2", "glm4_moe",    "solar_open",
-                                    "dots1",          "ernie4_5_moe",  "granitemoe", "phimoe",      "gpt_oss",
-                                    "hunyuan_v1_moe", "llama4_text",   "llama4",     "dbrx",        NULL};
+static const char *const NAMES[] = {"mixtral",
+                                    "qwen2_moe",
+                                    "qwen3_moe",
+                                    "qwen3_vl_moe",
+                                    "qwen3_next",
+                                    "qwen3_5_moe_text",
+                                    "qwen3_5_moe",
+                                    "olmoe",
+                                    "deepseek",
+                                    "deepseek_v2",
+                                    "deepseek_v3",
+                                    "kimi_k2",
+                                    "deepseek_v32",
+                                    "glm_moe_dsa",
+                                    "glm4_moe_lite",
+                                    "minimax_m2",
+                                    "glm4_moe",
+                                    "glm4v_moe",
+                                    "solar_open",
+                                    "hy_v3",
+                                    "exaone_moe",
+                                    "dots1",
+                                    "ernie4_5_moe",
+                                    "granitemoe",
+                                    "granitemoeshared",
+                                    "phimoe",
+                                    "gpt_oss",
+                                    "hunyuan_v1_moe",
+                                    "llama4_text",
+                                    "llama4",
+                                    "dbrx",
+                                    NULL};
 _Static_assert(sizeof NAMES / sizeof NAMES[0] == N_FAMILY + 1, "every family has its name here");
 
 const char *const *mdp_family_names(void) {
@@ -879,7 +1075,7 @@ const char *const *mdp_family_names(void) {
 }
 
 mdp_status mdp_family_find(const char *model_type, const char *path, const mdp_family **out) {
-    char supported[512] = "";
+    char supported[768] = "";
     size_t used = 0;
     for (int i = 0; i < N_FAMILY; i++) {
         *out = &FAMILIES[i];

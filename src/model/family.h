@@ -37,6 +37,7 @@ typedef struct mdp_fixed_key {
 /* A gated MLP that is not routed to. {layer} stands for its number. */
 typedef struct mdp_mlp_names {
     const char *gate, *up, *down; /* [ff, d_model], [ff, d_model], [d_model, ff] */
+    const char *gate_up;          /* gate and up under each other in one tensor; NULL: not */
 } mdp_mlp_names;
 
 /* Linear attention, as mdp_delta has it. */
@@ -99,11 +100,14 @@ struct mdp_family {
     const char *group_method_key, *group_method;
     const mdp_fixed_key *fixed; /* NULL: none */
     /* the window applies when window_flag says so: to the layers that the list layer_types (NULL: no such key) calls
-     * sliding, without a list to those that window_rule gives below layer window_end (0: all layers) */
-    mdp_int_key window, window_end;
+     * sliding, without a list to those that window_rule gives below layer window_end (0: all layers), and that are not
+     * every window_step-th (name == NULL: no such key) */
+    mdp_int_key window, window_end, window_step;
     mdp_bool_key window_flag;
     mdp_window_rule window_rule;
     const char *layer_types;
+    bool plain_beyond_window; /* in a model with a window, layers without one are not rotated */
+    mdp_int_key most_tokens;  /* of a sequence whose queries see all keys before them; name == NULL: any */
     /* layers without rotation: zeros of the list plain_layers, else every plain_step-th; name == NULL: none. They have
      * no norms of queries and keys either, see all keys, and with temper_flag queries grow by temper_scale with the
      * logarithm of the position in steps of temper_floor. In the others a query sees the keys of its own chunk. */

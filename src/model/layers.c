@@ -144,11 +144,13 @@ static mdp_status read_windows(const json_t *json, const mdp_family *family, con
     if (list != NULL && !json_is_null(list)) return read_types(list, family, path, config);
     if (family->linear_step.name != NULL) return read_linear(json, family, path, config);
     if (config->window == 0) return mdp_ok();
-    int64_t end = config->n_layer;
+    int64_t end = config->n_layer, step = 0;
+    if (family->window_step.name != NULL) MDP_TRY(mdp_config_int(json, &family->window_step, path, &step));
     if (family->window_end.name != NULL) MDP_TRY(mdp_config_int(json, &family->window_end, path, &end));
     for (int64_t l = 0; l < config->n_layer; l++) {
         bool slides = family->window_rule == MDP_WINDOW_FROM ? l >= end : l < end;
         if (family->window_rule == MDP_WINDOW_EVEN && l % 2 != 0) slides = false;
+        if (step > 0 && (l + 1) % step == 0) slides = false;
         if (slides) config->layers[l].window = config->window;
     }
     return mdp_ok();
@@ -219,5 +221,8 @@ mdp_status mdp_layers_read(const json_t *json, const mdp_family *family, const c
     MDP_TRY(read_dense(json, family, path, config));
     MDP_TRY(read_plain(json, family, path, config));
     MDP_TRY(read_own_layers(json, family, path, config));
-    return read_windows(json, family, path, config);
+    MDP_TRY(read_windows(json, family, path, config));
+    for (int64_t l = 0; family->plain_beyond_window && config->window > 0 && l < config->n_layer; l++)
+        config->layers[l].plain = config->layers[l].window == 0;
+    return mdp_ok();
 }

@@ -60,6 +60,7 @@ static void copy_sizes(const mdp_config *config, mdp_model *model) {
     model->latent = config->latent;
     model->delta = config->delta;
     model->max_position = config->max_position;
+    model->most_tokens = config->most_tokens;
     model->norm_eps = config->norm_eps;
     model->norm_kind = model->family->norm_kind;
     model->embedding_scale = config->embedding_scale;

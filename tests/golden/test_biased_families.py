@@ -13,6 +13,8 @@ from families import SIZES, assert_dump_equals, assert_same_logits, load, masked
 ROUTED = dict(**SIZES, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
 GROUPED = dict(**SIZES, n_routed_experts=12, n_group=3, topk_group=2, moe_intermediate_size=24, n_shared_experts=2,
                routed_scaling_factor=1.7)
+EXPERTS = dict(**SIZES, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
+INDEXER = dict(index_topk=40, index_n_heads=2, index_head_dim=16)  # no sequence of the tests is longer
 ERNIE = dict(**SIZES, moe_num_experts=6, moe_k=2, moe_intermediate_size=24)
 LATENT = dict(num_key_value_heads=4, kv_lora_rank=16, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=14)
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=8.0, mscale=0.9, mscale_all_dim=0.6, original_max_position_embeddings=32)
@@ -40,11 +42,24 @@ VARIANTS = {
         attention_bias=True, norm_topk_prob=False)),
     "glm4_moe_lite": ("glm4_moe_lite", dict(
         **{**ROUTED, **LATENT}, q_lora_rank=20, mlp_layer_types=["sparse", "dense", "sparse"])),
+    "deepseek_v32, groups, yarn": ("deepseek_v32", dict(
+        **{**GROUPED, **LATENT}, **INDEXER, q_lora_rank=20, num_experts_per_tok=4, first_k_dense_replace=1, rope_parameters=YARN)),
+    "glm_moe_dsa, biases, layers that share an indexer": ("glm_moe_dsa", dict(
+        **{**ROUTED, **LATENT}, **INDEXER, q_lora_rank=20, mlp_layer_types=["sparse", "dense", "sparse"], attention_bias=True,
+        indexer_types=["full", "shared", "full"])),
+    "hy_v3": ("hy_v3", dict(**EXPERTS, head_dim=10)),
+    "hy_v3, biases, two shared experts, other dense layers": ("hy_v3", dict(
+        **EXPERTS, head_dim=8, attention_bias=True, num_shared_experts=2, mlp_layer_types=["sparse", "dense", "sparse"])),
+    "exaone_moe, every second layer sees all and is not rotated": ("exaone_moe", dict(
+        **EXPERTS, head_dim=10, sliding_window=5, sliding_window_pattern=2)),
+    "exaone_moe, groups, types of layers, unnormalised, two shared experts": ("exaone_moe", dict(
+        **{**EXPERTS, "num_experts": 12}, n_group=3, topk_group=2, head_dim=8, sliding_window=7, norm_topk_prob=False,
+        num_shared_experts=2, layer_types=["full_attention", "sliding_attention", "full_attention"], first_k_dense_replace=0)),
     "minimax_m2": ("minimax_m2", dict(**SIZES, num_local_experts=6, num_experts_per_tok=2, head_dim=16, rotary_dim=8)),
 }
 # How many experts the checkpoint keeps; groups must keep two each, and a token must find its own in those that it sees.
 GOLDEN = {"deepseek_v2": 4, "deepseek_v2_group": 8, "deepseek_v3": 8, "glm4_moe": 6, "ernie4_5_moe": 4, "minimax_m2": 5}
-COUNTS = ["num_local_experts", "n_routed_experts", "moe_num_experts"]
+COUNTS = ["num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts"]
 
 
 def count_key(folder):
@@ -80,6 +95,13 @@ def test_family_equals_transformers_before_and_after_pruning(variant, tmp_path):
     original = save_random(*VARIANTS[variant], tmp_path / "original")
     assert_same_logits(original, write_tokens(96, tmp_path / "tokens.h5"), tmp_path, 3)
     check(original, mdp.read_json(original / "config.json")[count_key(original)] // 2, tmp_path, "safetensors")
+
+
+def test_sequences_in_which_an_indexer_would_choose_are_refused(tmp_path):
+    original = save_random("deepseek_v32", {**VARIANTS["deepseek_v32, groups, yarn"][1], "index_topk": 39}, tmp_path / "original")
+    tokens = write_tokens(96, tmp_path / "tokens.h5")
+    mdp.refuse(2, 65, r"a sequence has 40 tokens; beyond 39 \(index_topk\) .* sequences of at most 39", "eval", "--model", original,
+               "--tokens", tokens, "--out", tmp_path / "eval.json")
 
 
 def test_deepseek_equals_what_it_is_of_another_family(tmp_path):

@@ -18,11 +18,30 @@ N_EXPERT = 6
 MOE = dict(**SIZES, num_local_experts=N_EXPERT, num_experts_per_tok=2)
 LLAMA4 = dict(**{**MOE, "num_experts_per_tok": 1}, head_dim=8, intermediate_size_mlp=56, no_rope_layer_interval=2, attention_chunk_size=9,
               floor_scale=4, attn_scale=0.3)
+QWEN3_VL = dict(**SIZES, head_dim=12, num_experts=N_EXPERT, num_experts_per_tok=2, moe_intermediate_size=24,
+                rope_parameters=dict(rope_type="default", rope_theta=5000.0, mrope_section=[2, 2, 2]))
 VARIANTS = {
     "granitemoe": ("granitemoe", dict(
         **MOE, attention_multiplier=0.3, embedding_multiplier=1.7, residual_multiplier=0.6, logits_scaling=2.5)),
     "granitemoe, biases, tied, one kv head": ("granitemoe", dict(
         **{**MOE, "num_key_value_heads": 1}, attention_bias=True, tie_word_embeddings=True, attention_multiplier=0.3)),
+    "granitemoeshared": ("granitemoeshared", dict(
+        **MOE, shared_intermediate_size=20, attention_multiplier=0.3, embedding_multiplier=1.7, residual_multiplier=0.6,
+        logits_scaling=2.5)),
+    "granitemoeshared, none shared": ("granitemoeshared", dict(**MOE, shared_intermediate_size=0, attention_multiplier=0.3)),
+    "qwen3_vl_moe": ("qwen3_vl_moe", dict(
+        text_config=dict(**QWEN3_VL, tie_word_embeddings=False, mlp_only_layers=[1], attention_bias=True), vision_config=dict(
+            depth=1, hidden_size=16, intermediate_size=20, num_heads=2, out_hidden_size=32, num_position_embeddings=16,
+            deepstack_visual_indexes=[0]))),
+    "qwen3_vl_moe, tied": ("qwen3_vl_moe", dict(
+        text_config=dict(**QWEN3_VL, tie_word_embeddings=True), tie_word_embeddings=True, vision_config=dict(
+            depth=1, hidden_size=16, intermediate_size=20, num_heads=2, out_hidden_size=32, num_position_embeddings=16,
+            deepstack_visual_indexes=[0]))),
+    "glm4v_moe": ("glm4v_moe", dict(
+        text_config=dict(**SIZES, head_dim=16, n_routed_experts=N_EXPERT, num_experts_per_tok=2, moe_intermediate_size=24,
+                         routed_scaling_factor=1.7, rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                                                         partial_rotary_factor=0.5, mrope_section=[2, 1, 1])),
+        vision_config=dict(depth=1, hidden_size=16, intermediate_size=20, num_heads=2, out_hidden_size=32))),
     "phimoe": ("phimoe", dict(**MOE, attention_bias=True, lm_head_bias=True, router_jitter_noise=0.2)),
     "phimoe, window, no biases": ("phimoe", dict(**MOE, sliding_window=7)),
     "hunyuan_v1_moe": ("hunyuan_v1_moe", dict(
@@ -76,6 +95,26 @@ def test_text_part_of_a_larger_model_is_pruned_like_the_text_model(tmp_path):
     assert torch.equal(found["nested"][1].pop("vision_model.weight"), torch.ones(6, 2))
     assert {name.removeprefix("language_model."): tensor.tolist() for name, tensor in found["nested"][1].items()} == \
         {name: tensor.tolist() for name, tensor in found["flat"][1].items()}
+
+
+def test_stacks_of_experts_are_told_by_shape_from_transposed_ones(tmp_path):
+    """Qwen3-VL as it is published (columns are outputs) and as transformers 5 saves it; here twice d_ff is d_model, where only the
+    down projections differ in shape."""
+    settings = VARIANTS["qwen3_vl_moe"][1]
+    settings = {**settings, "text_config": {**settings["text_config"], "moe_intermediate_size": 16}}
+    saved, published = save_random("qwen3_vl_moe", settings, tmp_path / "saved"), tmp_path / "published"
+    tensors = load_file(saved / "model.safetensors")
+    turned = {name: values.transpose(1, 2).contiguous() if ".experts." in name else values for name, values in tensors.items()}
+    published.mkdir()
+    save_file(turned, published / "model.safetensors", metadata={"format": "pt"})
+    (published / "config.json").write_bytes((saved / "config.json").read_bytes())
+    tokens = write_tokens(96, tmp_path / "tokens.h5")
+    assert_same_logits(saved, tokens, tmp_path, 1)
+    mdp.succeed(2, "eval", "--model", published, "--tokens", tokens, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "eval.json")
+    assert_dump_equals(tmp_path / "dump.h5", tokens, load(saved))
+    ours, want = (load_file(prune(folder, tokens, 3, tmp_path / f"{folder.name}-out") / "model.safetensors") for folder in (published, saved))
+    assert {name: (values.transpose(1, 2) if ".experts." in name else values).tolist() for name, values in ours.items()} == \
+        {name: values.tolist() for name, values in want.items()}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
