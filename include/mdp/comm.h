@@ -91,6 +91,8 @@ void mdp_watch_saved(mdp_watch *watch, double start);
 typedef void mdp_pack_fn(void *context, int peer, int64_t first, int64_t n, void *buffer);
 /* Take rows first .. first+n-1 of the sequence that came from rank `peer`. */
 typedef void mdp_unpack_fn(void *context, int peer, int64_t first, int64_t n, const void *buffer);
+/* All n rows of a rank for itself, from where they are to where they belong. */
+typedef void mdp_stay_fn(void *context, int64_t n);
 
 /* Buffers for exchanges, kept from one to the next, and a count of what went through them. */
 typedef struct mdp_exchange_room {
@@ -113,6 +115,7 @@ typedef struct mdp_exchange {
     const int64_t *n_recv; /* [size] rows from each rank; n_send of the other side */
     mdp_pack_fn *pack;
     mdp_unpack_fn *unpack;
+    mdp_stay_fn *stay; /* NULL: rows of a rank for itself are packed and unpacked */
     void *context;
 } mdp_exchange;
 

@@ -193,9 +193,7 @@ int64_t mdp_attention_flop(const mdp_model *model, const mdp_attention *attentio
     if (attention->delta.kernel.tensor) return model->delta.n_value * count_mixing(&model->delta, length);
     for (int64_t query = 0; query < length; query += MDP_QUERY_ROWS) {
         int64_t n_query = length - query < MDP_QUERY_ROWS ? length - query : MDP_QUERY_ROWS;
-        int64_t start = first_seen(attention, query) / MDP_KEY_ROWS * MDP_KEY_ROWS;
-        for (int64_t key = start; key < query + n_query; key += MDP_KEY_ROWS)
-            n_pair += n_query * (length - key < MDP_KEY_ROWS ? length - key : MDP_KEY_ROWS);
+        n_pair += n_query * (query + n_query - first_seen(attention, query));
     }
     return 2 * n_pair * model->n_head * (model->head_dim + output_values(model));
 }
@@ -250,9 +248,9 @@ static void attend(const mdp_engine *engine, const mdp_layer *layer, const atten
         total[i] = buffers->sinks ? 1.0 : 0.0;
     }
     memset(sum, 0, MDP_QUERY_ROWS * (size_t)n_value * sizeof *sum);
-    int64_t end = tile->query + tile->n_query, start = first_seen(&layer->attention, tile->query);
-    for (int64_t key = start / MDP_KEY_ROWS * MDP_KEY_ROWS; key < end; key += MDP_KEY_ROWS) {
-        int32_t n_key = (int32_t)(tile->length - key < MDP_KEY_ROWS ? tile->length - key : MDP_KEY_ROWS);
+    int64_t end = tile->query + tile->n_query;
+    for (int64_t key = first_seen(&layer->attention, tile->query); key < end; key += MDP_KEY_ROWS) {
+        int32_t n_key = (int32_t)(end - key < MDP_KEY_ROWS ? end - key : MDP_KEY_ROWS);
         mdp_gemm_nt(engine->gemm, tile->n_query, n_key, (int)rows->n_own, q, (int)ldq, k + key * rows->ldk,
                     (int)rows->ldk, scores, MDP_KEY_ROWS);
         if (shared)

@@ -98,14 +98,39 @@ static void pack_tokens(void *opaque, int peer, int64_t first, int64_t n, void *
     }
 }
 
+/* Where the i-th row from a peer belongs. */
+static float *token_place(const mdp_round_context *round, int peer, int64_t i) {
+    const mdp_round_counts *counts = &round->buffers->counts;
+    int64_t handed = counts->hand_in[peer];
+    int64_t row = i < handed ? counts->hand_first[peer] + i : counts->row_first[peer] + i - handed;
+    return round->buffers->round.x + row * round->engine->model->d_model;
+}
+
 static void unpack_tokens(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
     const mdp_round_context *round = ((packing *)opaque)->round;
-    const mdp_round_counts *counts = &round->buffers->counts;
     int64_t d = round->engine->model->d_model;
-    for (int64_t i = first; i < first + n; i++) {
-        int64_t handed = counts->hand_in[peer];
-        int64_t row = i < handed ? counts->hand_first[peer] + i : counts->row_first[peer] + i - handed;
-        memcpy(round->buffers->round.x + row * d, (const float *)buffer + (i - first) * d, (size_t)d * sizeof(float));
+    for (int64_t i = first; i < first + n; i++)
+        memcpy(token_place(round, peer, i), (const float *)buffer + (i - first) * d, (size_t)d * sizeof(float));
+}
+
+/* Token rows that this rank needs itself, in no order: notes tell which row is whose. */
+static void stay_tokens(void *opaque, int64_t n) {
+    const mdp_round_context *round = ((packing *)opaque)->round;
+    const mdp_engine *engine = round->engine;
+    const mdp_moe_buffers *buffers = round->buffers;
+    int self = engine->comm->rank;
+    int64_t n_entry, d = engine->model->d_model, handed = buffers->counts.hand_out[self];
+    packing landed = {.round = round};
+    for (int64_t i = 0; i < handed; i++)
+        memcpy(token_place(round, self, i), next_landed(&landed, engine->comm->node_rank), (size_t)d * sizeof(float));
+    if (n == handed) return;
+    const mdp_route_entry *entries = mdp_round_entries(round, self, &n_entry);
+    const mdp_row_note *notes = buffers->notes + buffers->counts.note_first[self];
+#pragma omp parallel for schedule(static) num_threads(engine->n_thread)
+    for (int64_t i = 0; i < n_entry; i++) {
+        if (i > 0 && mdp_same_token(&entries[i], &entries[i - 1])) continue;
+        mdp_norm_row(engine->model, round->norm, engine->states[entries[i].state].x + entries[i].local * d,
+                     token_place(round, self, handed + notes[i].unique));
     }
 }
 
@@ -119,17 +144,33 @@ static void pack_outputs(void *opaque, int peer, int64_t first, int64_t n, void 
     }
 }
 
+/* Where the output of a route belongs. */
+static float *output_place(const mdp_round_context *round, const mdp_route_entry *entry) {
+    const mdp_wave *w = round->w;
+    int64_t row = w->state_first[entry->state] +
+                  (entry->local - w->first_local) * round->engine->states[entry->state].top_k + entry->slot;
+    return w->y + row * round->engine->model->d_model;
+}
+
 static void unpack_outputs(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
     const mdp_round_context *round = ((packing *)opaque)->round;
-    const mdp_wave *w = round->w;
     int64_t n_entry, d = round->engine->model->d_model;
     const mdp_route_entry *entries = mdp_round_entries(round, peer, &n_entry) + first;
-    for (int64_t i = 0; i < n; i++) {
-        const mdp_state *state = &round->engine->states[entries[i].state];
-        int64_t row =
-            w->state_first[entries[i].state] + (entries[i].local - w->first_local) * state->top_k + entries[i].slot;
-        memcpy(w->y + row * d, (const float *)buffer + i * d, (size_t)d * sizeof(float));
-    }
+    for (int64_t i = 0; i < n; i++)
+        memcpy(output_place(round, &entries[i]), (const float *)buffer + i * d, (size_t)d * sizeof(float));
+}
+
+/* Outputs of this rank's tokens that it computed itself. */
+static void stay_outputs(void *opaque, int64_t n) {
+    const mdp_round_context *round = ((packing *)opaque)->round;
+    const mdp_moe_buffers *buffers = round->buffers;
+    int self = round->engine->comm->rank;
+    int64_t n_entry, d = round->engine->model->d_model;
+    const mdp_route_entry *entries = mdp_round_entries(round, self, &n_entry);
+    const mdp_row_note *notes = buffers->notes + buffers->counts.note_first[self];
+#pragma omp parallel for schedule(static) num_threads(round->engine->n_thread)
+    for (int64_t i = 0; i < n; i++)
+        memcpy(output_place(round, &entries[i]), buffers->round.y + notes[i].position * d, (size_t)d * sizeof(float));
 }
 
 /* Spread the notes of all sources over the round's arrays by position. */
@@ -203,6 +244,7 @@ static mdp_status send_tokens_all(const mdp_round_context *context, packing *p) 
                                    .n_recv = counts->recv,
                                    .pack = pack_tokens,
                                    .unpack = unpack_tokens,
+                                   .stay = stay_tokens,
                                    .context = p};
     return mdp_exchange_all(comm, &exchange);
 }
@@ -234,6 +276,7 @@ mdp_status mdp_dispatch_round_all(mdp_engine *engine, const mdp_wave *w, const m
     exchange.n_recv = counts->notes_out;
     exchange.pack = pack_outputs;
     exchange.unpack = unpack_outputs;
+    exchange.stay = stay_outputs;
     MDP_TRY(mdp_exchange_all(comm, &exchange));
     mdp_profile_sent(engine->profile, engine->room->node_byte + engine->room->away_byte - sent_before);
     return mdp_ok();
