@@ -90,6 +90,7 @@ typedef struct mdp_routed_token {
     const double *logits;      /* [n_expert] */
     const mdp_expert_t *index; /* [top_k] chosen, numbered in the view, best first */
     const float *weight;       /* [top_k] applied weights */
+    double *scratch;           /* [n_expert] room for the observer */
 } mdp_routed_token;
 
 /* One token after the combine, at its owner. */

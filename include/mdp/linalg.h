@@ -59,6 +59,9 @@ void mdp_rms_norm(const float *x, const float *weight, double eps, int64_t n, fl
 void mdp_layer_norm(const float *x, const float *weight, const float *bias, double eps, int64_t n, float *y);
 /* Sum of a[i] * b[i] in f64, fixed lane order. */
 double mdp_dot(const float *a, const float *b, int64_t n);
+/* out[r] = mdp_dot(x, row[r], n), to the same bits. */
+#define MDP_DOT_ROWS 4
+void mdp_dot_rows(const float *x, const float *const row[MDP_DOT_ROWS], int64_t n, double out[MDP_DOT_ROWS]);
 /* Sum of x[i]^2 in f64, fixed lane order. */
 double mdp_sum_squares(const float *x, int64_t n);
 /* Sum of |x[i]| in f64, fixed lane order. */

@@ -25,6 +25,11 @@ typedef struct mdp_state {
     float *weight;              /* [n_token, top_k] */
 } mdp_state;
 
+/* Number in the model of an expert that is numbered in the state's view. */
+static inline mdp_expert_t mdp_model_expert(const mdp_state *state, mdp_expert_t index) {
+    return state->source ? state->source[index] : index;
+}
+
 struct mdp_engine {
     const mdp_comm *comm;
     const mdp_model *model;

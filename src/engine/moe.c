@@ -8,10 +8,6 @@
 #include <omp.h>
 #include <string.h>
 
-static mdp_expert_t model_expert(const mdp_state *state, mdp_expert_t index) {
-    return state->source ? state->source[index] : index;
-}
-
 /* Add the rows of tokens [first, end) of every state to rows [n_state, n_block, n_expert]. */
 static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_block, int32_t n_expert,
                        int64_t *rows) {
@@ -22,7 +18,7 @@ static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_
             int64_t first = pack->first_token - engine->batch.first_token;
             int64_t *row = rows + (s * n_block + pack->block - first_block) * n_expert;
             for (int64_t i = first * state->top_k; i < (first + pack->n_token) * state->top_k; i++) {
-                row[model_expert(state, state->index[i])]++;
+                row[mdp_model_expert(state, state->index[i])]++;
             }
         }
     }
@@ -84,7 +80,7 @@ static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, en
             int64_t first = pack->first_token - engine->batch.first_token;
             for (int64_t local = first; local < first + pack->n_token; local++) {
                 for (int32_t slot = 0; slot < state->top_k; slot++) {
-                    mdp_expert_t e = model_expert(state, state->index[local * state->top_k + slot]);
+                    mdp_expert_t e = mdp_model_expert(state, state->index[local * state->top_k + slot]);
                     int64_t row = next[at + e]++;
                     const mdp_tile_place *tile = &placement->tiles[placement->first_tile[at + e] + row / MDP_TILE_ROWS];
                     mdp_route_entry entry = {.local = local,

@@ -130,6 +130,20 @@ void mdp_route_logits(const mdp_router_rule *rule, const mdp_route_set *set, con
     weigh(rule, logits, set->n, index, k, weight);
 }
 
+/* Logits of a token. */
+static void score_experts(const mdp_state *state, const mdp_router_rows *rows, const router_scratch *scratch,
+                          int64_t d) {
+    int32_t n = state->n_expert, e = 0;
+    for (; e + MDP_DOT_ROWS <= n; e += MDP_DOT_ROWS) {
+        const float *row[MDP_DOT_ROWS];
+        for (int32_t i = 0; i < MDP_DOT_ROWS; i++) row[i] = rows->router + mdp_model_expert(state, e + i) * d;
+        mdp_dot_rows(scratch->x, row, d, scratch->logits + e);
+    }
+    for (; e < n; e++) scratch->logits[e] = mdp_dot(scratch->x, rows->router + mdp_model_expert(state, e) * d, d);
+    for (e = 0; rows->logit_bias && e < n; e++)
+        scratch->logits[e] += (double)rows->logit_bias[mdp_model_expert(state, e)];
+}
+
 static void route_token(mdp_engine *engine, int64_t layer_number, int state_number, int64_t local,
                         const mdp_router_rows *rows, const router_scratch *scratch) {
     const mdp_model *model = engine->model;
@@ -140,11 +154,7 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
     float *weight = state->weight + local * state->top_k;
     mdp_route_set set = {.n = state->n_expert, .source = state->source, .bias = rows->bias};
     mdp_norm_row(model, rows->norm, state->x + local * d, scratch->x);
-    for (int32_t e = 0; e < state->n_expert; e++) {
-        mdp_expert_t row = state->source ? state->source[e] : e;
-        scratch->logits[e] = mdp_dot(scratch->x, rows->router + row * d, d);
-        if (rows->logit_bias) scratch->logits[e] += (double)rows->logit_bias[row];
-    }
+    score_experts(state, rows, scratch, d);
     mdp_route_logits(&moe->rule, &set, scratch->logits, state->top_k, scratch->choice, index, weight);
     if (engine->observers.routed) {
         mdp_routed_token token = {.layer = layer_number,
@@ -155,7 +165,8 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
                                   .x = scratch->x,
                                   .logits = scratch->logits,
                                   .index = index,
-                                  .weight = weight};
+                                  .weight = weight,
+                                  .scratch = scratch->choice};
         mdp_phase before = mdp_engine_begin_observing(engine);
         engine->observers.routed(engine->observers.context, &token);
         mdp_engine_end_observing(engine, before);

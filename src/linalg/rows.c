@@ -24,6 +24,35 @@ MDP_CLONES double mdp_dot(const float *a, const float *b, int64_t n) {
     return dot(a, b, n);
 }
 
+/* Four at a time keep the adders busy, where the sums of one wait for each other, and convert x once. One array for
+ * each row, so that all of them stay in registers. */
+MDP_CLONES void mdp_dot_rows(const float *restrict x, const float *const row[MDP_DOT_ROWS], int64_t n,
+                             double out[MDP_DOT_ROWS]) {
+    const float *restrict p = row[0], *restrict q = row[1], *restrict r = row[2], *restrict s = row[3];
+    double xp[MDP_LANES] = {0.0}, xq[MDP_LANES] = {0.0}, xr[MDP_LANES] = {0.0}, xs[MDP_LANES] = {0.0};
+    int64_t whole = n - n % MDP_LANES;
+    for (int64_t i = 0; i < whole; i += MDP_LANES) {
+        for (int j = 0; j < MDP_LANES; j++) {
+            double a = (double)x[i + j];
+            xp[j] += a * (double)p[i + j];
+            xq[j] += a * (double)q[i + j];
+            xr[j] += a * (double)r[i + j];
+            xs[j] += a * (double)s[i + j];
+        }
+    }
+    for (int64_t i = whole; i < n; i++) {
+        double a = (double)x[i];
+        xp[i - whole] += a * (double)p[i];
+        xq[i - whole] += a * (double)q[i];
+        xr[i - whole] += a * (double)r[i];
+        xs[i - whole] += a * (double)s[i];
+    }
+    out[0] = lanes_sum(xp);
+    out[1] = lanes_sum(xq);
+    out[2] = lanes_sum(xr);
+    out[3] = lanes_sum(xs);
+}
+
 MDP_CLONES double mdp_sum_squares(const float *x, int64_t n) {
     return dot(x, x, n);
 }

@@ -46,6 +46,13 @@ static void dot_has_one_order_at_every_length_and_alignment(void **state) {
             expected = plain_dot(b + 5, b + 5, n);
             found = mdp_sum_squares(b + 5, n);
             assert_memory_equal(&expected, &found, sizeof expected);
+            const float *const rows[MDP_DOT_ROWS] = {b + 5, a + offset, b + 6, a};
+            double several[MDP_DOT_ROWS];
+            mdp_dot_rows(a + offset, rows, n, several);
+            for (int r = 0; r < MDP_DOT_ROWS; r++) {
+                expected = plain_dot(a + offset, rows[r], n);
+                assert_memory_equal(&expected, &several[r], sizeof expected);
+            }
         }
     }
 }
