@@ -177,7 +177,7 @@ typedef struct mdp_exact {
     int64_t limb[MDP_LIMBS];
 } mdp_exact;
 
-/* Add value. false (and no change) when it is not finite or |value| >= 2^159. */
+/* Add value; several threads may add to one sum. false (and no change) when it is not finite or |value| >= 2^159. */
 bool mdp_exact_add(mdp_exact *sum, double value);
 /* Carry, so that limbs 0..8 are in [0, 2^32) and limb 9 holds the sign: one form for one value. */
 void mdp_exact_normalise(mdp_exact *sum);

@@ -6,11 +6,13 @@
 #include "mdp/base.h"
 
 #include <math.h>
+#include <string.h>
 
 #define LIMB_BIT 32
 #define LIMB_MASK UINT64_C(0xffffffff)
 #define GRID_BIT 160           /* the grid is 2^-GRID_BIT */
 #define MANTISSA_BIT 53        /* of a double */
+#define LOWEST_BIT 1075        /* a stored exponent less this is that of the lowest bit of the mantissa */
 #define N_WORD (MDP_LIMBS + 1) /* 32-bit words of a magnitude: the last limb may use all 63 bits */
 
 /* mantissa / 2^n_bit to the nearest integer, ties to even; mantissa < 2^53. */
@@ -23,11 +25,12 @@ static uint64_t shift_right_to_even(uint64_t mantissa, int n_bit) {
 
 bool mdp_exact_add(mdp_exact *sum, double value) {
     if (!isfinite(value) || fabs(value) >= 0x1p159) return false;
-    if (value == 0.0) return true;
-    int exponent;
-    double fraction = frexp(fabs(value), &exponent); /* in [0.5, 1) */
-    uint64_t mantissa = (uint64_t)ldexp(fraction, MANTISSA_BIT);
-    int position = exponent - MANTISSA_BIT + GRID_BIT; /* of the mantissa's lowest bit, in bits of the grid */
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    int exponent = (int)(bits >> (MANTISSA_BIT - 1) & 0x7ff); /* as stored; 0: below the smallest normal number */
+    uint64_t mantissa = bits & ((UINT64_C(1) << (MANTISSA_BIT - 1)) - 1);
+    if (exponent > 0) mantissa |= UINT64_C(1) << (MANTISSA_BIT - 1);
+    int position = exponent - LOWEST_BIT + GRID_BIT; /* of the mantissa's lowest bit, in bits of the grid */
     if (position < 0) {
         mantissa = shift_right_to_even(mantissa, -position);
         position = 0;
@@ -36,7 +39,9 @@ bool mdp_exact_add(mdp_exact *sum, double value) {
     uint64_t low = (mantissa & LIMB_MASK) << shift;
     uint64_t high = ((mantissa >> LIMB_BIT) << shift) + (low >> LIMB_BIT);
     int64_t part[3] = {(int64_t)(low & LIMB_MASK), (int64_t)(high & LIMB_MASK), (int64_t)(high >> LIMB_BIT)};
-    for (int i = 0; i < 3 && limb + i < MDP_LIMBS; i++) sum->limb[limb + i] += value < 0 ? -part[i] : part[i];
+    for (int i = 0; i < 3 && limb + i < MDP_LIMBS; i++) {
+        if (part[i] != 0) __atomic_fetch_add(&sum->limb[limb + i], value < 0 ? -part[i] : part[i], __ATOMIC_RELAXED);
+    }
     return true;
 }
 

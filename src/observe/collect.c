@@ -12,7 +12,7 @@
 #include <math.h>
 #include <string.h>
 
-#define COLUMNS 256 /* of a tile's column sums at a time */
+#define RUN 16 /* rows of a tile at a time */
 
 /* How a family turns logits into p, without knowing the family. */
 typedef struct layer_rule {
@@ -87,16 +87,6 @@ void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engin
 
 /* ---- adding -------------------------------------------------------------------------------------------------- */
 
-/* Add one partial to a shared sum, limb by limb. */
-static bool add_shared(mdp_exact *shared, double partial) {
-    mdp_exact own = {{0}};
-    if (!mdp_exact_add(&own, partial)) return false;
-    for (int i = 0; i < MDP_LIMBS; i++) {
-        if (own.limb[i] != 0) __atomic_fetch_add(&shared->limb[i], own.limb[i], __ATOMIC_RELAXED);
-    }
-    return true;
-}
-
 /* Raise the maximum at `at` of a layer to value. */
 static void raise_max(const mdp_layer_stats *layer, int64_t at, double value) {
     double *shared = &layer->maxima[at], seen;
@@ -117,7 +107,7 @@ static mdp_status not_finite(const mdp_stats *stats, int64_t layer, mdp_expert_t
 static mdp_status add_sum(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_statistic_id id, int32_t category,
                           mdp_expert_t expert, double partial) {
     int64_t at = ((int64_t)id * stats->n_category + category) * layer->n_expert + expert;
-    if (add_shared(&layer->sums[at], partial)) return mdp_ok();
+    if (mdp_exact_add(&layer->sums[at], partial)) return mdp_ok();
     return not_finite(stats, layer->layer, expert, mdp_statistics[id].name, category, partial);
 }
 
@@ -157,34 +147,42 @@ static mdp_status add_category(const mdp_stats *stats, const mdp_layer_stats *la
     return mdp_ok();
 }
 
-/* Add the sum over the tile's rows of y to the vector of its expert; a partial is one column of the tile. */
-static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *tile) {
+/* Add column sums of the tile's y to the vector of its expert; a partial is one column of the tile. */
+static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *tile, const double *column) {
     mdp_short_sum *out = collector->vectors + tile->expert * tile->d_model;
-    for (int64_t first = 0; first < tile->d_model; first += COLUMNS) {
-        int64_t n = tile->d_model - first < COLUMNS ? tile->d_model - first : COLUMNS;
-        double column[COLUMNS] = {0.0};
-        mdp_add_rows(tile->y + first, tile->d_model, tile->n_row, n, column);
-        for (int64_t j = 0; j < n; j++) {
-            if (!mdp_short_add(&out[first + j], column[j]))
-                return not_finite(collector->stats, tile->layer, tile->expert, "a sum of outputs", tile->category[0],
-                                  column[j]);
-        }
+    for (int64_t j = 0; j < tile->d_model; j++) {
+        if (!mdp_short_add(&out[j], column[j]))
+            return not_finite(collector->stats, tile->layer, tile->expert, "a sum of outputs", tile->category[0],
+                              column[j]);
     }
     return mdp_ok();
+}
+
+/* Rows first .. end-1, of one category, in runs that stay in cache between the sums over a row and over columns. */
+static void add_rows(const mdp_tile *tile, int32_t first, int32_t end, double partial[MDP_N_STATISTIC],
+                     double *column) {
+    for (int32_t row = first; row < end; row += RUN) {
+        int32_t n = end - row < RUN ? end - row : RUN;
+        for (int32_t i = row; i < row + n; i++) add_row(tile, i, partial);
+        mdp_add_rows(tile->y + row * tile->d_model, tile->d_model, n, tile->d_model, column);
+    }
 }
 
 static mdp_status observe_tile(void *context, const mdp_tile *tile) {
     const mdp_collector *collector = context;
     const mdp_layer_stats *layer = collector->layers[tile->layer].stats;
+    double *column = NULL; /* [d_model] */
+    mdp_status status = MDP_ALLOC(&column, tile->d_model, "sums of expert outputs");
     /* rows of one category are adjacent, because tokens are in category order */
-    for (int32_t first = 0; first < tile->n_row;) {
+    for (int32_t first = 0, end; first < tile->n_row && status.code == MDP_OK; first = end) {
         double partial[MDP_N_STATISTIC] = {0};
-        int32_t end = first;
-        for (; end < tile->n_row && tile->category[end] == tile->category[first]; end++) add_row(tile, end, partial);
-        MDP_TRY(add_category(collector->stats, layer, tile, tile->category[first], end - first, partial));
-        first = end;
+        for (end = first; end < tile->n_row && tile->category[end] == tile->category[first];) end++;
+        add_rows(tile, first, end, partial, column);
+        status = add_category(collector->stats, layer, tile, tile->category[first], end - first, partial);
     }
-    return add_outputs(collector, tile);
+    if (status.code == MDP_OK) status = add_outputs(collector, tile, column);
+    mdp_free(column);
+    return status;
 }
 
 /* ---- tokens -------------------------------------------------------------------------------------------------- */
@@ -195,26 +193,28 @@ static void note_failure(mdp_collector *collector, const mdp_status *status) {
     if (collector->failed.code == MDP_OK) collector->failed = *status;
 }
 
-/* p over all experts, without the choice among them; `top` is the largest logit, `all` the sum over the rest from it.
- */
-static double probability(const layer_rule *rule, double logit, double top, double all) {
-    return rule->sigmoid ? 1.0 / (1.0 + exp(-logit)) : exp(logit - top) / all;
+/* p over all experts, without the choice among them. */
+static void find_probabilities(const layer_rule *rule, const mdp_routed_token *token, double *p) {
+    double top = token->logits[0], all = 0.0;
+    for (int32_t e = 1; e < token->n_expert; e++) top = token->logits[e] > top ? token->logits[e] : top;
+    for (int32_t e = 0; e < token->n_expert; e++) {
+        p[e] = rule->sigmoid ? 1.0 / (1.0 + exp(-token->logits[e])) : exp(token->logits[e] - top);
+        all += p[e];
+    }
+    for (int32_t e = 0; !rule->sigmoid && e < token->n_expert; e++) p[e] /= all;
 }
 
 static mdp_status add_probabilities(const mdp_collector *collector, const mdp_routed_token *token) {
     const layer_rule *rule = &collector->layers[token->layer];
-    const double *logits = token->logits;
     int32_t category = collector->category[token->local];
-    double top = logits[0], all = 0.0;
-    for (int32_t e = 1; e < token->n_expert; e++) top = logits[e] > top ? logits[e] : top;
-    for (int32_t e = 0; e < token->n_expert; e++) all += exp(logits[e] - top);
+    double *p = token->scratch;
+    find_probabilities(rule, token, p);
     for (mdp_expert_t e = 0; e < token->n_expert; e++)
         MDP_TRY(add_sum(collector->stats, rule->stats, MDP_ALL_P_SUM, category,
-                        number_in_model(collector, token->layer, e), probability(rule, logits[e], top, all)));
+                        number_in_model(collector, token->layer, e), p[e]));
     for (int32_t j = 0; j < token->top_k; j++)
         MDP_TRY(add_sum(collector->stats, rule->stats, MDP_ROUTED_P_SUM, category,
-                        number_in_model(collector, token->layer, token->index[j]),
-                        probability(rule, logits[token->index[j]], top, all)));
+                        number_in_model(collector, token->layer, token->index[j]), p[token->index[j]]));
     return mdp_ok();
 }
 
