@@ -72,10 +72,12 @@ typedef struct mdp_watch {
     double last_look;    /* the last safe point */
     double longest_step; /* seconds between two safe points of the phase */
     double longest_save; /* seconds that saving takes */
+    bool save_unknown;   /* how long saving takes in this phase: with a bound it is tried at the first safe point */
     char reason[64];     /* why it stops: "SIGUSR1", "--max-seconds" */
 } mdp_watch;
 
-/* Steps of another length begin, whose results take about n_byte (over all ranks) to save. Local, on every rank. */
+/* Steps of another length begin, whose results take about n_byte (over all ranks; 0: not known) to save. Local, on
+ * every rank. */
 void mdp_watch_begin_phase(mdp_watch *watch, int64_t n_byte);
 /* A safe point after a step: save when that is due; stop when any rank was sent a signal, or when the time left is too
  * short for another step and for saving. Collective on `comm`. */

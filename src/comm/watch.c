@@ -15,12 +15,14 @@
 void mdp_watch_begin_phase(mdp_watch *watch, int64_t n_byte) {
     watch->last_look = mdp_seconds();
     watch->longest_step = 0.0;
+    watch->save_unknown = n_byte == 0;
     watch->longest_save = fmax(watch->longest_save, (double)n_byte / SAVE_SPEED);
 }
 
 void mdp_watch_saved(mdp_watch *watch, double start) {
     watch->last_save = watch->last_look = mdp_seconds();
     watch->longest_save = fmax(watch->longest_save, watch->last_save - start);
+    watch->save_unknown = false;
 }
 
 /* Both are as long as the longest so far, and a bit. */
@@ -37,7 +39,8 @@ mdp_status mdp_watch_look_all(const mdp_comm *comm, mdp_watch *watch, mdp_verdic
     int64_t seen[3] = {mdp_stop_signal(), 0, 0}; /* signal, time is short, saving is due */
     if (comm->rank == 0) {
         seen[1] = is_short(watch, now);
-        seen[2] = now - saved >= watch->every;
+        bool try = watch->max_seconds > 0.0 && watch->save_unknown;
+        seen[2] = now - saved >= watch->every || try;
     }
     MDP_TRY(mdp_max_i64_all(comm, seen, 3));
     *out = MDP_STOP;
