@@ -1,8 +1,35 @@
 /* main.c - start MPI, run the command, turn its status into the exit code of every rank. */
 #include "command/command.h"
 
+#include <hdf5.h>
+#include <inttypes.h>
+
+/* In debug builds every run of every test is a test of what the command leaves behind. */
+#ifdef MDP_DEBUG_HOOKS
+static void watch_memory(void) {
+    json_set_alloc_funcs(mdp_memory_for_json, mdp_free);
+}
+
+static mdp_status check_memory(mdp_status status) {
+    char what[MDP_MEMORY_WHAT];
+    int64_t n = mdp_memory_left(what);
+    ssize_t n_open = H5Fget_obj_count((hid_t)H5F_OBJ_ALL, H5F_OBJ_ALL);
+    if (n > 0) fprintf(stderr, "moe-dist-prune: %" PRId64 " blocks of memory were not freed, one for '%s'.\n", n, what);
+    if (n_open > 0) fprintf(stderr, "moe-dist-prune: %zd objects of HDF5 were not closed.\n", n_open);
+    if (status.code == MDP_OK && (n > 0 || n_open > 0)) status.code = MDP_INTERNAL;
+    return status;
+}
+#else
+static void watch_memory(void) {}
+
+static mdp_status check_memory(mdp_status status) {
+    return status;
+}
+#endif
+
 int main(int n_word, char **words) {
     int provided = 0;
+    watch_memory();
     mdp_comm_prepare();
     if (MPI_Init_thread(&n_word, &words, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) return MDP_INTERNAL;
     mdp_comm *comm = NULL;
@@ -14,6 +41,7 @@ int main(int n_word, char **words) {
     else
         status = mdp_command_main_all(comm, n_word, words);
     mdp_comm_destroy_all(comm);
+    status = check_memory(status);
     MPI_Finalize();
     return status.code;
 }

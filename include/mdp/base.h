@@ -119,6 +119,11 @@ mdp_status mdp_alloc(void **out, mdp_count_t n, size_t size, const char *what);
 mdp_status mdp_grow(void **out, mdp_count_t old_n, mdp_count_t n, size_t size, const char *what);
 #define MDP_GROW(pointer, old_n, n, what) mdp_grow((void **)(pointer), (old_n), (n), sizeof **(pointer), (what))
 void mdp_free(void *pointer); /* NULL is allowed */
+/* Debug builds: the number of blocks that are not freed yet, and what the newest is for; else 0. Thread-safe. */
+#define MDP_MEMORY_WHAT 32
+int64_t mdp_memory_left(char what[MDP_MEMORY_WHAT]);
+/* For json_set_alloc_funcs, with mdp_free: jansson's memory is among that. Never made to fail. */
+void *mdp_memory_for_json(size_t n_byte);
 /* Duplicate text (to be freed with mdp_free). */
 mdp_status mdp_copy_text(char **out, const char *text);
 /* printf into a new text (to be freed with mdp_free). */
@@ -137,9 +142,9 @@ bool mdp_add(int64_t a, int64_t b, int64_t *out);
 /* Thin wrappers round POSIX: retry on EINTR, loop over short transfers, one sentence with path and reason. */
 
 mdp_status mdp_file_open_read(const char *path, int *fd);
-mdp_status mdp_file_create(const char *path, int *fd); /* read-write, must not exist; MDP_CANNOT_CREATE */
-mdp_status mdp_file_open_write(const char *path, int *fd);
-mdp_status mdp_file_close(const char *path, int fd); /* a failing close of a written file is an error */
+mdp_status mdp_file_create(const char *path, int *fd);     /* read-write, must not exist; MDP_CANNOT_CREATE */
+mdp_status mdp_file_open_write(const char *path, int *fd); /* read-write, no symbolic link */
+mdp_status mdp_file_close(const char *path, int fd);       /* a failing close of a written file is an error */
 mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
 /* Time of the last change of an open file, or of what is at `path` (fd -1), in nanoseconds. */
 mdp_status mdp_file_changed(const char *path, int fd, int64_t *time);
@@ -155,7 +160,8 @@ mdp_status mdp_file_read_all(const char *path, int64_t max_byte, char **text, in
 /* Write a whole small file through path.partial, fsync, rename, fsync of the folder. */
 mdp_status mdp_file_write_all(const char *path, const void *data, int64_t n_byte);
 bool mdp_path_exists(const char *path);
-bool mdp_path_is_folder(const char *path);
+bool mdp_path_is_folder(const char *path); /* or a link to one */
+bool mdp_path_is_link(const char *path);
 /* folder + "/" + name as a new text. */
 mdp_status mdp_path_join(char **out, const char *folder, const char *name);
 /* What follows the last slash of a path; borrowed. */
@@ -164,7 +170,8 @@ const char *mdp_path_name(const char *path);
 mdp_status mdp_path_folder(char **out, const char *path);
 /* Create a folder (its parents must exist); existing folder is fine. */
 mdp_status mdp_folder_create(const char *path);
-/* Remove a folder and the regular files in it, not recursive; a missing folder is fine. For our own partial outputs. */
+/* Remove a folder and the regular files in it, not recursive; a missing folder is fine; of a symbolic link, itself
+ * alone. For our own partial outputs. */
 mdp_status mdp_folder_remove(const char *path);
 
 /* ---- exact sums ---------------------------------------------------------------------------------------------- */
@@ -247,6 +254,7 @@ mdp_status mdp_json_array(const json_t *object, const char *key, const char *pat
 /* What a value is, for error sentences: "null", "a text", ...; "missing" for NULL. */
 const char *mdp_json_kind(const json_t *value);
 mdp_status mdp_json_print(const json_t *value, char **out);
+void mdp_json_free(char *text); /* what json_dumps gave; NULL is allowed */
 
 /* ---- checksum ------------------------------------------------------------------------------------------------ */
 

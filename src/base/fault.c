@@ -1,8 +1,7 @@
 /* fault.c - failures on request, for tests.
  *
- * Owns the one process-wide state of libmdp, and that in debug builds only (MDP_DEBUG_HOOKS): a count of fallible
- * operations, and which of them are to fail in which way. In release builds every operation is allowed and nothing is
- * counted. */
+ * Owns process-wide state, in debug builds only (MDP_DEBUG_HOOKS): a count of fallible operations, and which of them
+ * are to fail in which way. In release builds every operation is allowed and nothing is counted. */
 #include "mdp/base.h"
 
 #include <errno.h>

@@ -4,8 +4,6 @@
  * text after the value. */
 #include "mdp/base.h"
 
-#include <stdlib.h>
-
 mdp_status mdp_json_parse(const char *text, int64_t n_byte, const char *path, json_t **out) {
     *out = NULL;
     MDP_TRY(mdp_fault(MDP_INTERNAL, "parse JSON"));
@@ -92,6 +90,12 @@ mdp_status mdp_json_print(const json_t *value, char **out) {
     char *text = json_dumps(value, JSON_INDENT(1) | JSON_REAL_PRECISION(9) | JSON_ENCODE_ANY);
     if (!text) return MDP_ERROR(MDP_INTERNAL, "cannot print a JSON value: it is not valid or memory ran out.");
     mdp_status status = mdp_format(out, "%s\n", text);
-    free(text);
+    mdp_json_free(text);
     return status;
+}
+
+void mdp_json_free(char *text) {
+    json_free_t release = NULL;
+    json_get_alloc_funcs(NULL, &release);
+    if (text) release(text);
 }

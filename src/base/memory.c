@@ -1,11 +1,13 @@
 /* memory.c - memory with checked sizes, and what this process uses of it.
  *
- * Owns: every allocation of libmdp (64-byte aligned, zeroed, so that no uninitialised byte can reach a file), texts
- * built by copying or printing, and checked integer arithmetic for sizes. Refuses: sizes that overflow. */
+ * Owns: every allocation of libmdp (64-byte aligned, zeroed, so that no uninitialised byte can reach a file), in debug
+ * builds a list of those that are not freed yet, texts built by copying or printing, and checked integer arithmetic for
+ * sizes. Refuses: sizes that overflow. */
 #include "mdp/base.h"
 
 #include <inttypes.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -33,6 +35,10 @@
 /* Stands ALIGNMENT bytes before every allocation. */
 typedef struct header {
     size_t mapped; /* bytes of the mapping; 0: from the heap */
+#ifdef MDP_DEBUG_HOOKS
+    struct header *before, *after; /* in the list of all */
+    char what[MDP_MEMORY_WHAT];
+#endif
 } header;
 
 bool mdp_multiply(int64_t a, int64_t b, int64_t *out) {
@@ -54,6 +60,55 @@ mdp_status mdp_int_cast(int64_t value, const char *what, int *out) {
     return mdp_ok();
 }
 
+#ifdef MDP_DEBUG_HOOKS
+
+static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
+static header list = {.before = &list, .after = &list}; /* the newest comes first */
+
+static void enlist(header *block, const char *what) {
+    snprintf(block->what, sizeof block->what, "%s", what);
+    pthread_mutex_lock(&list_lock);
+    block->before = &list;
+    block->after = list.after;
+    list.after->before = block;
+    list.after = block;
+    pthread_mutex_unlock(&list_lock);
+}
+
+static void strike_off(header *block) {
+    pthread_mutex_lock(&list_lock);
+    block->before->after = block->after;
+    block->after->before = block->before;
+    pthread_mutex_unlock(&list_lock);
+}
+
+int64_t mdp_memory_left(char what[MDP_MEMORY_WHAT]) {
+    int64_t n = 0;
+    pthread_mutex_lock(&list_lock);
+    for (const header *block = list.after; block != &list; block = block->after)
+        if (n++ == 0) memcpy(what, block->what, MDP_MEMORY_WHAT);
+    pthread_mutex_unlock(&list_lock);
+    return n;
+}
+
+#else
+
+static void enlist(header *block, const char *what) {
+    (void)block;
+    (void)what;
+}
+
+static void strike_off(header *block) {
+    (void)block;
+}
+
+int64_t mdp_memory_left(char what[MDP_MEMORY_WHAT]) {
+    what[0] = '\0';
+    return 0;
+}
+
+#endif
+
 static void *from_heap(size_t n_byte) {
     void *memory = aligned_alloc(ALIGNMENT, n_byte);
     if (memory) memset(memory, 0, n_byte);
@@ -69,23 +124,26 @@ static void *from_kernel(size_t n_byte) {
     return memory;
 }
 
-/* Zeroed memory of n_byte bytes behind a header; the size is a multiple of the alignment, as aligned_alloc wants it. */
-static mdp_status allocate(void **out, int64_t n_byte, const char *what) {
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "allocate"));
+/* Zeroed memory of n_byte bytes behind a header, or NULL; the size is a multiple of the alignment, as aligned_alloc
+ * wants it. */
+static void *take(int64_t n_byte, const char *what) {
     int64_t padded;
-    char *memory = NULL;
-    if (mdp_add(n_byte, 2 * ALIGNMENT - 1, &padded)) {
-        padded -= padded % ALIGNMENT;
-        memory = padded >= MAPPED_BYTE ? from_kernel((size_t)padded) : from_heap((size_t)padded);
-    }
-    if (!memory) {
-        char size[32];
-        return MDP_ERROR(MDP_INTERNAL,
-                         "cannot allocate %s for %s; use more nodes, fewer ranks a node, or a smaller --batch-tokens.",
-                         mdp_print_bytes(size, n_byte), what);
-    }
-    *out = memory + ALIGNMENT;
-    return mdp_ok();
+    if (!mdp_add(n_byte, 2 * ALIGNMENT - 1, &padded)) return NULL;
+    padded -= padded % ALIGNMENT;
+    char *memory = padded >= MAPPED_BYTE ? from_kernel((size_t)padded) : from_heap((size_t)padded);
+    if (!memory) return NULL;
+    enlist((header *)memory, what);
+    return memory + ALIGNMENT;
+}
+
+static mdp_status allocate(void **out, int64_t n_byte, const char *what) {
+    char size[32];
+    MDP_TRY(mdp_fault(MDP_INTERNAL, "allocate"));
+    *out = take(n_byte, what);
+    if (*out) return mdp_ok();
+    return MDP_ERROR(MDP_INTERNAL,
+                     "cannot allocate %s for %s; use more nodes, fewer ranks a node, or a smaller --batch-tokens.",
+                     mdp_print_bytes(size, n_byte), what);
 }
 
 mdp_status mdp_alloc(void **out, mdp_count_t n, size_t size, const char *what) {
@@ -97,6 +155,10 @@ mdp_status mdp_alloc(void **out, mdp_count_t n, size_t size, const char *what) {
     MDP_TRY(allocate(&memory, n_byte, what));
     memcpy(out, &memory, sizeof memory);
     return mdp_ok();
+}
+
+void *mdp_memory_for_json(size_t n_byte) {
+    return n_byte > INT64_MAX ? NULL : take((int64_t)n_byte, "JSON");
 }
 
 mdp_status mdp_grow(void **out, mdp_count_t old_n, mdp_count_t n, size_t size, const char *what) {
@@ -114,6 +176,7 @@ mdp_status mdp_grow(void **out, mdp_count_t old_n, mdp_count_t n, size_t size, c
 void mdp_free(void *pointer) {
     if (!pointer) return;
     void *memory = (char *)pointer - ALIGNMENT;
+    strike_off(memory);
     size_t mapped = ((header *)memory)->mapped;
     if (mapped > 0)
         munmap(memory, mapped);

@@ -161,7 +161,7 @@ mdp_status mdp_hf_layout_header(const mdp_hf_layout *layout, int64_t shard, char
     if (status.code == MDP_OK)
         status = text ? frame_header(file, text, out, n_byte)
                       : MDP_ERROR(MDP_INTERNAL, "no memory for the header of %s.", file->name);
-    free(text);
+    mdp_json_free(text);
     json_decref(root);
     return status;
 }

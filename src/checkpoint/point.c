@@ -200,11 +200,11 @@ static mdp_status write_partial_all(const mdp_comm *comm, const char *partial, c
 
 mdp_status mdp_point_write_all(const mdp_comm *comm, const char *path, const char *text, const mdp_point *point) {
     char *partial = NULL;
-    MDP_AGREE(comm, mdp_format(&partial, "%s.partial", path));
+    mdp_status status = mdp_agree_all(comm, mdp_format(&partial, "%s.partial", path));
     mdp_h5_silence silence = mdp_h5_silence_begin();
-    mdp_status status = write_partial_all(comm, partial, text, point);
+    if (status.code == MDP_OK) status = write_partial_all(comm, partial, text, point);
     mdp_h5_silence_end(silence);
-    if (comm->rank == 0) {
+    if (comm->rank == 0 && partial) {
         if (status.code == MDP_OK) status = publish(partial, path);
         if (status.code != MDP_OK) unlink(partial);
     }

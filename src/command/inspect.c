@@ -5,7 +5,6 @@
 #include "command/kind.h"
 #include "command/opening.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /* ---- one description of each kind, as JSON ------------------------------------------------------------------- */
@@ -101,7 +100,7 @@ static void show_value(const json_t *value) {
     } else {
         char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
         printf("%s", text ? text : "");
-        free(text);
+        mdp_json_free(text);
     }
 }
 

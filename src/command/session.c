@@ -127,8 +127,10 @@ static mdp_status category_names(const mdp_session *session, const char *categor
 mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
                                        mdp_tokens **out) {
     char *names = NULL;
-    if (categories) MDP_AGREE(session->comm, category_names(session, categories, &names));
-    mdp_status status = mdp_tokens_open_all(session->comm, path, names, session->model->vocab_size, out);
+    mdp_status status = categories ? category_names(session, categories, &names) : mdp_ok();
+    status = mdp_agree_all(session->comm, status);
+    if (status.code == MDP_OK)
+        status = mdp_tokens_open_all(session->comm, path, names, session->model->vocab_size, out);
     mdp_free(names);
     return status;
 }

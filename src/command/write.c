@@ -68,8 +68,8 @@ static mdp_status write_with_all(mdp_container container, const mdp_session *ses
     char *mark = NULL;
     bool done = false;
     double start = mdp_seconds();
-    MDP_AGREE(session->comm, name_mark(session, path, &mark));
-    mdp_status status = is_done_all(session, path, mark, &done);
+    mdp_status status = mdp_agree_all(session->comm, name_mark(session, path, &mark));
+    if (status.code == MDP_OK) status = is_done_all(session, path, mark, &done);
     if (status.code == MDP_OK && done) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s is written already", path);
     if (status.code == MDP_OK && !done) status = copy_all(container, session, output, path);
     if (status.code == MDP_OK && !done) status = mark_all(session, mark, start);

@@ -46,8 +46,7 @@ mdp_status mdp_evaluation_add_choices(mdp_evaluation *evaluation, const mdp_loss
 
 mdp_status mdp_evaluation_reduce_choices_all(const mdp_comm *comm, mdp_evaluation *evaluation) {
     int64_t n = evaluation->tasks->tokens->n_sequence, *bits = NULL;
-    MDP_AGREE(comm, MDP_ALLOC(&bits, n, "log-likelihoods"));
-    mdp_status status = mdp_ok();
+    mdp_status status = mdp_agree_all(comm, MDP_ALLOC(&bits, n, "log-likelihoods"));
     for (int s = 0; s < evaluation->n_stream && status.code == MDP_OK; s++) {
         double *loglikelihood = evaluation->streams[s].loglikelihood;
         memcpy(bits, loglikelihood, (size_t)n * sizeof *bits);

@@ -182,7 +182,8 @@ static mdp_status write_scalars(const mdp_stats *stats, const char *partial, hid
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, partial));
     hid_t create = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_obj_track_times(create, false);
-    *file = H5Fcreate(partial, H5F_ACC_TRUNC, create, H5P_DEFAULT);
+    unlink(partial); /* what a killed run left, or a link */
+    *file = H5Fcreate(partial, H5F_ACC_EXCL, create, H5P_DEFAULT);
     mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", partial);
     H5Pclose(create);
     MDP_TRY(status);
@@ -260,9 +261,9 @@ static mdp_status put_in_place(const char *partial, const char *path) {
 
 mdp_status mdp_stats_write_all(const mdp_comm *comm, const mdp_stats *stats, const char *path) {
     char *partial = NULL;
-    MDP_AGREE(comm, mdp_format(&partial, "%s.partial", path));
-    mdp_status status = write_partial_all(comm, stats, partial);
-    if (comm->rank == 0) {
+    mdp_status status = mdp_agree_all(comm, mdp_format(&partial, "%s.partial", path));
+    if (status.code == MDP_OK) status = write_partial_all(comm, stats, partial);
+    if (comm->rank == 0 && partial) {
         if (status.code == MDP_OK) status = put_in_place(partial, path);
         if (status.code != MDP_OK) unlink(partial);
     }

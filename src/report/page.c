@@ -3,7 +3,6 @@
  * The page draws itself from that text; nothing in it comes from anywhere else, so its figures are report.json's. */
 #include "mdp/report.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /* The bytes of page.html and a 0; made by cmake/embed.cmake. */
@@ -37,7 +36,7 @@ mdp_status mdp_report_page(const char *json, char **out) {
     json_decref(root);
     mdp_status status =
         compact ? print_inside_html(compact, &inside) : MDP_ERROR(MDP_INTERNAL, "out of memory for the report page.");
-    free(compact);
+    mdp_json_free(compact);
     if (status.code == MDP_OK)
         status = mdp_format(out, "%.*s%s%s", (int)(place - mdp_report_template), mdp_report_template, inside,
                             place + strlen(PLACE));

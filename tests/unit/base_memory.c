@@ -51,6 +51,33 @@ static void memory_is_zeroed_and_aligned(void **unused) {
     mdp_free(NULL);
 }
 
+/* Debug builds know what is not freed yet; a large block is mapped, JSON has memory of its own. */
+static void what_is_left_is_known(void **unused) {
+    (void)unused;
+    char what[MDP_MEMORY_WHAT] = "", *small, *large;
+    int64_t before = mdp_memory_left(what);
+    assert_int_equal(MDP_ALLOC(&small, 1, "small").code, MDP_OK);
+    assert_int_equal(MDP_ALLOC(&large, 10000000, "a name that is longer than what is kept of it").code, MDP_OK);
+    void *json = mdp_memory_for_json(10);
+    assert_non_null(json);
+#ifdef MDP_DEBUG_HOOKS
+    assert_int_equal(mdp_memory_left(what), before + 3);
+    mdp_free(json);
+    assert_int_equal(mdp_memory_left(what), before + 2);
+    assert_string_equal(what, "a name that is longer than what");
+    mdp_free(large);
+    assert_int_equal(MDP_GROW(&small, 1, 10000, "larger").code, MDP_OK);
+    assert_int_equal(mdp_memory_left(what), before + 1);
+    assert_string_equal(what, "larger");
+#else
+    assert_int_equal(before, 0);
+    mdp_free(json);
+    mdp_free(large);
+#endif
+    mdp_free(small);
+    assert_int_equal(mdp_memory_left(what), before);
+}
+
 static void growing_keeps_the_content_and_zeroes_the_rest(void **unused) {
     (void)unused;
     int *data = NULL;
@@ -163,6 +190,7 @@ int main(void) {
         cmocka_unit_test(an_error_carries_its_sentence_and_place),
         cmocka_unit_test(a_long_sentence_is_cut_not_overrun),
         cmocka_unit_test(memory_is_zeroed_and_aligned),
+        cmocka_unit_test(what_is_left_is_known),
         cmocka_unit_test(growing_keeps_the_content_and_zeroes_the_rest),
         cmocka_unit_test(a_size_that_overflows_is_refused),
         cmocka_unit_test(memory_that_is_not_there_is_an_error_with_its_size),
