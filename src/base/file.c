@@ -97,7 +97,7 @@ mdp_status mdp_file_create(const char *path, int *fd) {
 mdp_status mdp_file_open_write(const char *path, int *fd) {
     *fd = -1;
     MDP_TRY(mdp_fault(MDP_IO, "open for writing"));
-    int opened = open_retry(path, O_RDWR);
+    int opened = open_retry(path, O_RDWR | O_NOFOLLOW);
     if (opened < 0) return system_error(MDP_IO, path, "open for writing", errno);
     *fd = opened;
     return mdp_ok();
@@ -271,6 +271,11 @@ bool mdp_path_is_folder(const char *path) {
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
+bool mdp_path_is_link(const char *path) {
+    struct stat info;
+    return lstat(path, &info) == 0 && S_ISLNK(info.st_mode);
+}
+
 mdp_status mdp_path_join(char **out, const char *folder, const char *name) {
     size_t length = strlen(folder);
     return mdp_format(out, "%s%s%s", folder, length > 0 && folder[length - 1] == '/' ? "" : "/", name);
@@ -316,6 +321,8 @@ static mdp_status remove_files(const char *path, DIR *folder) {
 
 mdp_status mdp_folder_remove(const char *path) {
     MDP_TRY(mdp_fault(MDP_IO, "remove a folder"));
+    if (mdp_path_is_link(path)) /* what it leads to is not ours */
+        return unlink(path) == 0 ? mdp_ok() : system_error(MDP_IO, path, "remove the link", errno);
     DIR *folder = opendir(path);
     if (!folder) return errno == ENOENT ? mdp_ok() : system_error(MDP_IO, path, "open the folder", errno);
     mdp_status status = remove_files(path, folder);

@@ -6,6 +6,7 @@
 #include "mdp/base.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -43,8 +44,16 @@ void mdp_log_destroy(mdp_log *log) {
 mdp_status mdp_log_open_file(mdp_log *log, const char *path) {
     if (!log->speaks) return mdp_ok();
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, "open the log"));
-    FILE *file = fopen(path, "ae");
-    if (!file) return MDP_ERROR(MDP_CANNOT_CREATE, "%s: cannot open the log: %s.", path, strerror(errno));
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+    FILE *file = fd < 0 ? NULL : fdopen(fd, "a");
+    if (!file) {
+        int error = errno;
+        if (fd >= 0) close(fd);
+        if (error == ELOOP)
+            return MDP_ERROR(MDP_CANNOT_CREATE,
+                             "%s: is a symbolic link, and the log is not written through one; remove it.", path);
+        return MDP_ERROR(MDP_CANNOT_CREATE, "%s: cannot open the log: %s.", path, strerror(error));
+    }
     setvbuf(file, NULL, _IOLBF, 0); /* whole lines, also when the run is killed */
     if (log->file) fclose(log->file);
     log->file = file;

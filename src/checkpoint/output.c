@@ -139,7 +139,12 @@ static mdp_status check_removable(const char *folder) {
     return status;
 }
 
+/* A file that is a link is replaced by rename, a folder would be written through it. */
 static mdp_status check_existing(const char *path, bool is_folder, bool overwrite) {
+    if (is_folder && mdp_path_is_link(path))
+        return MDP_ERROR(MDP_CANNOT_CREATE,
+                         "%s is a symbolic link, and nothing is written through one; remove it or give another --out.",
+                         path);
     if (is_folder && !folder_holds(path, NULL)) return mdp_ok();
     if (!overwrite) return MDP_ERROR(MDP_CANNOT_CREATE, "%s exists already; give another --out or --overwrite.", path);
     return mdp_ok();

@@ -174,6 +174,9 @@ static mdp_status look(const mdp_session *session, const mdp_resume *resume, int
     bool resumes = mdp_session_option(session, OPTION_RESUME)->flag;
     *found = 0;
     if (!mdp_path_exists(resume->folder)) return mdp_ok();
+    if (mdp_path_is_link(resume->folder))
+        return MDP_ERROR(MDP_CANNOT_CREATE, "%s is a symbolic link, and nothing is written through one; remove it.",
+                         resume->folder);
     MDP_TRY(mdp_resume_path(resume, "identity.json", &path));
     mdp_status status = mdp_ok();
     bool any = mdp_path_exists(path), overwrite = mdp_session_option(session, OPTION_OVERWRITE)->flag;

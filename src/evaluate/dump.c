@@ -124,7 +124,8 @@ static bool create_sequence(const mdp_dump *dump, int stream, int64_t sequence) 
 /* Rank 0's part: all datasets, empty. */
 static mdp_status lay_out(mdp_dump *dump) {
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, dump->partial));
-    dump->file = H5Fcreate(dump->partial, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    unlink(dump->partial); /* what a killed run left, or a link */
+    dump->file = H5Fcreate(dump->partial, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
     if (dump->file < 0) {
         return mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", dump->path);
     }
