@@ -249,6 +249,35 @@ def test_signal_stops_all_ranks_after_the_layer(whole, tmp_path):
     assert (tmp_path / "stats.h5").read_bytes() == whole
 
 
+def test_sigterm_to_the_ranks_stops_them_as_well(whole, tmp_path):
+    """As srun passes it on; mpirun would kill the ranks. One rank alone is enough."""
+    process = start(3, *OBSERVE, "--out", tmp_path / "stats.h5")
+    while not process.stderr.readline().startswith("observe  layer 1/6"):
+        assert process.poll() is None
+    ranks = [pid for pid in processes_of(process) if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == mdp.PROGRAM.name[:15]]
+    os.kill(max(ranks), signal.SIGTERM)
+    rest = process.communicate(timeout=60)[1]
+    assert len(ranks) == 3 and process.returncode == 75 and re.search("stopped by SIGTERM after layer [12] of 6 of observe", rest), rest
+    mdp.succeed(2, *OBSERVE, "--out", tmp_path / "stats.h5", "--resume")
+    assert (tmp_path / "stats.h5").read_bytes() == whole
+
+
+def test_a_new_point_that_fails_leaves_the_old_one(tokens, tmp_path):
+    """The disk takes nothing when the second point is written: the run cannot stop well, and goes on from the first."""
+    library = tmp_path / "full_disk.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, mdp.TESTS / "full_disk.c", "-ldl"], check=True)
+    words = ["observe", "--model", MODEL, "--tokens", tokens, "--out", tmp_path / "stats.h5"]
+    assert set(mdp.run(2, *words, "--stop-at", 1).codes) == {75}
+    before = mdp.digests(tmp_path / "stats.h5.state")
+    assert "pass-0.h5" in before
+    result = mdp.run(3, *words, "--resume", "--stop-at", 1, within=["env", f"LD_PRELOAD={library}", "FULL_DISK_BYTES=1000"])
+    assert set(result.codes) == {74} and len(result.errors()) == 1 and "pass-0.h5" in result.errors()[0], str(result)
+    assert mdp.digests(tmp_path / "stats.h5.state") == before
+    assert "goes on after layer 1 of 3" in mdp.succeed(1, *words, "--resume").stderr
+    mdp.succeed(2, *words[:-1], tmp_path / "whole.h5")
+    assert (tmp_path / "stats.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
 def test_time_limit_stops_before_it_is_over(whole, tmp_path):
     """A second is kept for the end, so that a limit of one stops at the first safe point of any machine."""
     result = mdp.run(2, *OBSERVE, "--out", tmp_path / "stats.h5", "--max-seconds", "1s")
