@@ -191,6 +191,24 @@ def test_experts_that_no_token_takes(tmp_path):
         assert pruned["nll"] == original["nll"] and pruned["kl_to_original"]["total"] == 0.0
 
 
+def test_one_expert_takes_every_token_and_can_be_all_that_is_left(tmp_path):
+    """With one choice a token, expert 0 has all the work; pruned to it alone, which transformers loads, nothing changes."""
+    model = make(tmp_path / "model", blind, num_experts_per_tok=1)
+    sequences = [[7, 8, 9, 10] * 16, [5, 4, 3]]
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"all": sequences})
+    ends = set()
+    for ranks in RANKS:
+        out = tmp_path / f"out{ranks}"
+        mdp.succeed(ranks, "run", "--model", model, "--tokens", tokens, "--eval-tokens", tokens, "--method", "reap", "--keep", 1,
+                    "--format", "both", "--out", out)
+        assert (datasets(out / "stats.h5")["layers/1/counts"] == [[67, 0, 0, 0, 0, 0, 0, 0]]).all()
+        original, pruned = mdp.read_json(out / "eval.json")["streams"]
+        assert pruned["nll"] == original["nll"] and pruned["kl_to_original"]["total"] == 0.0
+        assert abs(pruned["nll"]["total"] - loss_of_transformers(out / "hf", sequences)) < 1e-4
+        ends.add(tuple(mdp.digests(out / name).popitem()[1] for name in ("stats.h5", "plan.json", "model.h5")))
+    assert len(ends) == 1
+
+
 def test_one_token_in_all(tmp_path):
     """More ranks than rows: statistics are those of that token; nothing is predicted, so there is no loss."""
     model = make(tmp_path / "model")
