@@ -31,6 +31,8 @@ def save_random(model_type, settings, folder, seed=5, **how):
             values = rng.standard_normal(tuple(parameter.shape))
             if name.endswith("e_score_correction_bias"):
                 values = 0.2 * values - 0.3  # sums below zero, where closed groups at zero would show
+            elif name.endswith("A_log"):
+                values = 0.3 * values - 2.5  # decays of about a tenth a token: the state remembers more than a chunk of them
             elif parameter.dim() == 1:
                 values = 1 + 0.3 * values if "norm" in name else 0.3 * values
             else:

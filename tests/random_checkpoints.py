@@ -23,7 +23,7 @@ from families import assert_dump_equals, load, masked, save_random
 torch.set_num_threads(1)  # threads cost more than such sizes take
 
 SEPARATE = r"(experts\.)(\d+)(\..*)"
-STACKED = r"\.experts\.|\.router\.|mlp\.gate\.|block_sparse_moe\.|e_score_correction_bias"
+STACKED = r"\.experts\.|\.router\.|mlp\.gate\.|block_sparse_moe\.|e_score_correction_bias|mlp\.expert_bias"
 
 
 @dataclasses.dataclass
@@ -161,6 +161,30 @@ def qwen3_moe(choose):
     return usual_rope(choose, {**drawn, "attention_bias": sometimes(choose)}), n_expert, keep
 
 
+def linear_attention(choose):
+    """What qwen3_next and qwen3_5_moe share."""
+    n_expert, top_k = experts(choose)
+    drawn, n_key = sizes(choose), choose.choice([1, 2])
+    drawn["head_dim"] = choose.choice([8, 16])
+    part_rotated(choose, drawn, [0.25, 0.5])
+    drawn.update(num_experts=n_expert, num_experts_per_tok=top_k, moe_intermediate_size=choose.randint(11, 40),
+                 shared_expert_intermediate_size=choose.randint(11, 40), attention_bias=sometimes(choose), linear_num_key_heads=n_key,
+                 linear_num_value_heads=n_key * choose.choice([1, 2, 3]), linear_key_head_dim=choose.randint(10, 20),
+                 linear_value_head_dim=choose.randint(10, 20), linear_conv_kernel_dim=choose.choice([3, 4, 5]),
+                 layer_types=["linear_attention", *(choose.choice(["full_attention", "linear_attention"])
+                                                    for _ in range(drawn["num_hidden_layers"] - 1))])
+    return drawn, n_expert, halve(n_expert, top_k)
+
+
+def qwen3_next(choose):
+    drawn, n_expert, keep = linear_attention(choose)
+    return {**drawn, "norm_topk_prob": sometimes(choose), "mlp_only_layers": layers(choose, drawn)}, n_expert, keep
+
+
+def qwen3_5_moe_text(choose):
+    return linear_attention(choose)
+
+
 def olmoe(choose):
     n_expert, top_k = experts(choose)
     drawn = usual_rope(choose, sizes(choose, head_dim=False))  # the class takes the width of the norms from hidden_size
@@ -220,14 +244,72 @@ def glm4_moe_lite(choose):
     return drawn, n_expert, keep
 
 
+def indexed(choose):
+    """Latent attention with an indexer, and no sequence so long that it chooses."""
+    drawn, n_expert, keep = routed(choose, latent(choose))
+    drawn.update(q_lora_rank=choose.choice([13, 20]), index_topk=128, index_n_heads=choose.choice([1, 2]), index_head_dim=8 + choose.randint(0, 8))
+    return drawn, n_expert, keep
+
+
+def deepseek_v32(choose):
+    drawn, n_expert, keep = indexed(choose)
+    return {**drawn, "first_k_dense_replace": choose.randint(0, drawn["num_hidden_layers"] - 1)}, n_expert, keep
+
+
+def glm_moe_dsa(choose):
+    drawn, n_expert, keep = indexed(choose)
+    dense, n_layer = layers(choose, drawn), drawn["num_hidden_layers"]
+    drawn.update(mlp_layer_types=["dense" if layer in dense else "sparse" for layer in range(n_layer)],
+                 indexer_types=["full"] + [choose.choice(["full", "shared"]) for _ in range(n_layer - 1)])
+    return drawn, n_expert, keep
+
+
+def part_rotated(choose, drawn, parts):
+    """A rope of a part of each head."""
+    part = choose.choice(parts)
+    drawn["rope_parameters"] = rope(choose, int(drawn["head_dim"] * part), drawn["max_position_embeddings"], ROPES)
+    drawn["rope_parameters"]["partial_rotary_factor"] = part
+
+
 def glm4_moe(choose):
     drawn, n_expert, keep = routed(choose, sizes(choose, head_dim=False))
     drawn.update(head_dim=4 * choose.randint(2, 4), attention_bias=sometimes(choose), use_qk_norm=sometimes(choose),
                  first_k_dense_replace=choose.randint(0, drawn["num_hidden_layers"] - 1))
-    part = choose.choice([0.5, 1.0])
-    drawn["rope_parameters"] = rope(choose, int(drawn["head_dim"] * part), drawn["max_position_embeddings"], ROPES)
-    drawn["rope_parameters"]["partial_rotary_factor"] = part
+    part_rotated(choose, drawn, [0.5, 1.0])
     return drawn, n_expert, keep
+
+
+def solar_open(choose):
+    drawn, n_expert, keep = routed(choose, sizes(choose))
+    drawn.setdefault("head_dim", 2 * choose.randint(2, 7))
+    return usual_rope(choose, {**drawn, "attention_bias": sometimes(choose)}), n_expert, keep
+
+
+def of_other_names(drawn):
+    """Numbers of experts as K-EXAONE and Hy3 call them."""
+    drawn["num_experts"], drawn["num_shared_experts"] = drawn.pop("n_routed_experts"), drawn.pop("n_shared_experts")
+    return drawn
+
+
+def exaone_moe(choose):
+    drawn, n_expert, keep = routed(choose, usual_rope(choose, sizes(choose)))
+    of_other_names(drawn).update(sliding_window=choose.choice([3, 7, 64]), sliding_window_pattern=choose.choice([2, 3]),
+                                 first_k_dense_replace=choose.randint(0, drawn["num_hidden_layers"] - 1))
+    if sometimes(choose):
+        drawn["layer_types"] = [choose.choice(["full_attention", "sliding_attention"]) for _ in range(drawn["num_hidden_layers"])]
+    return drawn, n_expert, keep
+
+
+def hy_v3(choose):
+    drawn, n_expert, keep = routed(choose, sizes(choose), groups=False)
+    drawn.setdefault("head_dim", 2 * choose.randint(2, 7))
+    for key in ("n_group", "topk_group", "norm_topk_prob"):
+        del drawn[key]
+    of_other_names(drawn).update(router_scaling_factor=drawn.pop("routed_scaling_factor"), attention_bias=sometimes(choose))
+    if sometimes(choose):
+        dense = layers(choose, drawn)
+        drawn["mlp_layer_types"] = ["dense" if layer in dense else "sparse" for layer in range(drawn["num_hidden_layers"])]
+    return usual_rope(choose, drawn), n_expert, keep
 
 
 def dots1(choose):
@@ -241,9 +323,7 @@ def minimax_m2(choose):
     n_expert, top_k = experts(choose)
     drawn = sizes(choose)
     drawn.update(num_local_experts=n_expert, num_experts_per_tok=top_k, head_dim=4 * choose.randint(2, 4))
-    part = choose.choice([0.5, 1.0])
-    drawn["rope_parameters"] = rope(choose, int(drawn["head_dim"] * part), drawn["max_position_embeddings"], ROPES)
-    drawn["rope_parameters"]["partial_rotary_factor"] = part
+    part_rotated(choose, drawn, [0.5, 1.0])
     return drawn, n_expert, halve(n_expert, top_k)
 
 
@@ -266,6 +346,11 @@ def granitemoe(choose):
                  embedding_multiplier=choose.choice([1.0, 12.0]), residual_multiplier=choose.choice([1.0, 0.22]),
                  logits_scaling=choose.choice([1.0, 6.0]), attention_multiplier=choose.choice([1.0, 0.0625]))
     return drawn, n_expert, halve(n_expert, top_k)
+
+
+def granitemoeshared(choose):
+    drawn, n_expert, keep = granitemoe(choose)
+    return {**drawn, "shared_intermediate_size": choose.choice([0, 13, 40])}, n_expert, keep
 
 
 def phimoe(choose):
@@ -347,9 +432,10 @@ def deepseek(choose):
 
 MADE_AS = {"kimi_k2": "deepseek_v3", "deepseek": "qwen2_moe", "llama4": "llama4_text"}
 DRAWN = {rule.__name__: rule for rule in (
-    mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek, deepseek_v2, deepseek_v3, glm4_moe_lite, minimax_m2, glm4_moe, dots1, ernie4_5_moe,
-    granitemoe, phimoe, gpt_oss, hunyuan_v1_moe, llama4_text, dbrx)} | {"kimi_k2": deepseek_v3, "llama4": llama4_text}
-FUSED_ONLY = ("granitemoe", "gpt_oss", "llama4", "llama4_text", "dbrx")
+    mixtral, qwen2_moe, qwen3_moe, qwen3_next, qwen3_5_moe_text, olmoe, deepseek, deepseek_v2, deepseek_v3, deepseek_v32, glm_moe_dsa,
+    glm4_moe_lite, minimax_m2, glm4_moe, solar_open, hy_v3, exaone_moe, dots1, ernie4_5_moe, granitemoe, granitemoeshared, phimoe,
+    gpt_oss, hunyuan_v1_moe, llama4_text, dbrx)} | {"kimi_k2": deepseek_v3, "llama4": llama4_text}
+FUSED_ONLY = ("granitemoe", "granitemoeshared", "gpt_oss", "llama4", "llama4_text", "dbrx")
 
 
 def draw(seed):
@@ -364,7 +450,7 @@ def draw(seed):
     if case.stored == "MXFP4":
         settings.update(hidden_size=32 * choose.randint(1, 2), intermediate_size=32 * choose.randint(1, 2))
     case.n_shard, case.padded = choose.choice([1, 2, 3]), sometimes(choose)
-    case.stacked = family not in FUSED_ONLY and family != "deepseek" and sometimes(choose, 0.3)
+    case.stacked = family not in (*FUSED_ONLY, "deepseek", "hy_v3") and sometimes(choose, 0.3)
     case.older, case.brief, case.through_native = (sometimes(choose, 0.3) for _ in range(3))
     case.ranks = choose.choice([1, 2, 3]), choose.choice([1, 2])
     case.lengths = tuple(choose.choice([1, 2, 23, 30]) for _ in range(2)) + (choose.randint(37, 45),)

@@ -10,7 +10,8 @@ import mdp
 import random_checkpoints
 
 # One of each family and another Phi; together they have every kind of weights, rope, router and file that is drawn.
-SEEDS = [1, 3, 4, 7, 10, 12, 13, 17, 42, 65, 69, 99, 108, 111, 140, 156, 178, 214, 255, 386, 37]
+SEEDS = [4, 6, 22, 28, 29, 36, 54, 65, 78, 80, 115, 127, 167, 193, 231, 237, 238, 262, 264, 270, 285, 296, 299, 301, 319, 366,
+         381, 384, 387]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
