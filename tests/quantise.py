@@ -56,6 +56,30 @@ def fp8_of(tensors, config, block=(128, 128), e8m0=False, settings=None):
     return tensors, {**config, "quantization_config": settings}
 
 
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"], "config_groups": {"group_0": {
+    "targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "dynamic": False},
+    "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}}}}
+STATIC = {"quant_method": "fp8", "activation_scheme": "static"}
+
+
+def wide_fp8_of(tensors, config, by_row):
+    """Tensors and config of the checkpoint with its projections in FP8: with a bf16 scale for each row, as compressed-tensors stores
+    them, or with one f32 scale, and one for inputs."""
+    tensors = dict(tensors)
+    for i, name in enumerate([name for name in tensors if is_quantised(name, tensors[name])]):
+        values = tensors[name].float().numpy()
+        codes, scale = encode_fp8(values, (1 if by_row else values.shape[0], values.shape[1]), False)
+        tensors[name] = torch.from_numpy(codes.view(np.uint8)).view(F8)
+        tensors[f"{name}_scale"] = torch.from_numpy(scale).bfloat16() if by_row else torch.from_numpy(scale).reshape(())
+        if not by_row:
+            tensors[name.replace(".weight", ".input_scale")] = torch.tensor(0.5 + i / 64)
+    return tensors, {**config, "quantization_config": COMPRESSED if by_row else STATIC}
+
+
+def wide_fp8(source, folder, by_row):
+    return save(*wide_fp8_of(load(source), mdp.read_json(source / "config.json"), by_row), folder)
+
+
 def fp8(source, folder, *how, **more):
     """The checkpoint with its projections in blocks of FP8."""
     return save(*fp8_of(load(source), mdp.read_json(source / "config.json"), *how, **more), folder)
@@ -80,15 +104,18 @@ def decoded(tensors, config):
     block = config.pop("quantization_config", {}).get("weight_block_size")
     result = {}
     for name, tensor in tensors.items():
-        if name.endswith("_scale_inv"):
+        if name.endswith(("_scale_inv", "_scale")):
             continue
         if tensor.dtype != F8:
             result[name] = tensor.float()
             continue
+        codes = tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        if f"{name}_scale" in tensors:  # of a row, or the only one
+            result[name] = torch.from_numpy(codes * tensors[f"{name}_scale"].float().numpy())
+            continue
         scale = tensors[f"{name}_scale_inv"]
         if scale.dtype != torch.float32:
             scale = torch.from_numpy(scale.view(torch.uint8).numpy().view(ml_dtypes.float8_e8m0fnu).astype(np.float32))
-        codes = tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float32)
         result[name] = torch.from_numpy(codes * scale.numpy()[(..., *blockwise(codes.shape, block))])
     return result, config
 

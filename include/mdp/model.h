@@ -122,6 +122,7 @@ typedef struct mdp_expert_tensor {
     int axis;            /* of the fused tensor: experts are the entries along it */
     int64_t n_each;      /* entries of an expert along it; 0: one */
     const char *stack;   /* name pattern with {expert}; owned by the model; NULL for fused ones */
+    bool of_inputs;      /* a scale of what the expert reads, which added experts take from the first */
 } mdp_expert_tensor;
 
 typedef struct mdp_moe {

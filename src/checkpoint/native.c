@@ -177,8 +177,8 @@ static mdp_status read_shape(const walk *w, const char *place, hid_t dataset, md
 
 /* Experts of a stacked dataset: tensor `stack` without its first dimension, one after the other. */
 static mdp_status add_stack(walk *w, const char *place, const char *pattern, const mdp_tensor *stack) {
-    if (stack->n_dim < 2) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: %s has " MDP_EXPERT_MARK " in its hf_name, but fewer than 2 dimensions.",
+    if (stack->n_dim < 1) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: %s has " MDP_EXPERT_MARK " in its hf_name, but no dimension of experts.",
                          w->path, place);
     }
     mdp_tensor tensor = *stack;

@@ -424,37 +424,63 @@ static void write_part(const char *pattern, char out[32]) {
     (void)snprintf(out, 32, "%.*s", (int)strcspn(part, "."), part);
 }
 
-/* The name pattern of a stack of experts, or with `ending` of their scales, kept by the model. */
-static mdp_status keep_stack(mdp_model *model, const char *pattern, const char *ending, int64_t layer,
-                             const char **out) {
+/* What may stand beside the weight of an expert: its scales, and those of what it reads, which are not used here. */
+static const char *const BESIDE[] = {"weight_scale", "weight_scale_inv", "input_scale", "activation_scale"};
+enum { N_BESIDE = sizeof BESIDE / sizeof BESIDE[0], N_SCALE = 2 };
+
+/* Name patterns of the stacks of one projection of the experts of a layer, kept by the model. */
+typedef struct projection_stacks {
+    const char *weight, *beside[N_BESIDE]; /* NULL: not met yet */
+} projection_stacks;
+
+/* The name pattern of a stack of experts, whose last part may become another; NULL: stays. */
+static mdp_status keep_stack(mdp_model *model, const char *pattern, const char *part, int64_t layer, const char **out) {
     char name[MDP_NAME_BYTES];
     mdp_name_fill(pattern, layer, -1, name);
-    MDP_TRY(mdp_format(&model->names[model->n_name], "%s%s", name, ending));
+    size_t n = part == NULL ? strlen(name) : strlen(name) - strlen("weight");
+    MDP_TRY(mdp_format(&model->names[model->n_name], "%.*s%s", (int)n, name, part == NULL ? "" : part));
     *out = model->names[model->n_name++];
     return mdp_ok();
 }
 
-/* Enter a matrix in the list of what changes when experts are removed. */
-static void list_tensors(mdp_moe *moe, const mdp_matrix *matrix, mdp_expert_t expert, const char *stack,
-                         const char *scale_stack) {
-    mdp_expert_tensor *entry = &moe->expert_tensors[moe->n_expert_tensor++];
-    *entry = (mdp_expert_tensor){.tensor = matrix->tensor, .expert = expert, .stack = stack};
+/* Enter a matrix of all experts in the list of what changes when some are removed, and its scales. */
+static void list_tensors(mdp_moe *moe, const mdp_matrix *matrix) {
+    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = matrix->tensor, .expert = -1};
     if (matrix->scaling.tensor == NULL) return;
-    entry = &moe->expert_tensors[moe->n_expert_tensor++];
-    *entry = (mdp_expert_tensor){.tensor = matrix->scaling.tensor, .expert = expert, .stack = scale_stack};
+    moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = matrix->scaling.tensor, .expert = -1};
+}
+
+/* Enter a matrix of one expert, and what stands beside it. */
+static mdp_status list_own_tensors(binder *b, const mdp_matrix *matrix, const char *pattern, int64_t layer,
+                                   mdp_expert_t expert, projection_stacks *stacks, mdp_moe *moe) {
+    const char *weight = matrix->tensor->name;
+    size_t n = strlen(weight) - strlen("weight");
+    moe->expert_tensors[moe->n_expert_tensor++] =
+        (mdp_expert_tensor){.tensor = matrix->tensor, .expert = expert, .stack = stacks->weight};
+    for (int i = 0; matrix->scaling.tensor != NULL && i < N_BESIDE; i++) {
+        char name[MDP_NAME_BYTES];
+        (void)snprintf(name, sizeof name, "%.*s%s", (int)n, weight, BESIDE[i]);
+        const mdp_tensor *tensor = mdp_catalogue_find(b->catalogue, name);
+        if (tensor == NULL || (i < N_SCALE && tensor != matrix->scaling.tensor)) continue;
+        if (stacks->beside[i] == NULL) MDP_TRY(keep_stack(b->model, pattern, BESIDE[i], layer, &stacks->beside[i]));
+        b->bound[tensor - b->catalogue->tensors] = true;
+        b->model->n_value[tensor - b->catalogue->tensors] = 0;
+        moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){
+            .tensor = tensor, .expert = expert, .stack = stacks->beside[i], .of_inputs = i >= N_SCALE};
+    }
+    return mdp_ok();
 }
 
 static mdp_status bind_separate(binder *b, const mdp_expert_layout *layout, int64_t layer, mdp_moe *moe) {
     const int64_t d_ff = b->config->d_ff, d_model = b->config->d_model;
     const char *patterns[N_PROJECTION] = {layout->gate, layout->up, layout->down};
-    const char *stacks[N_PROJECTION], *scale_stacks[N_PROJECTION];
+    projection_stacks stacks[N_PROJECTION] = {{0}};
     char in_keys[128], out_keys[128], parts[N_PROJECTION][32];
     (void)snprintf(in_keys, sizeof in_keys, "%s, %s", b->family->d_ff.name, b->family->d_model.name);
     (void)snprintf(out_keys, sizeof out_keys, "%s, %s", b->family->d_model.name, b->family->d_ff.name);
     for (int p = 0; p < N_PROJECTION; p++) {
         write_part(patterns[p], parts[p]);
-        MDP_TRY(keep_stack(b->model, patterns[p], "", layer, &stacks[p]));
-        MDP_TRY(keep_stack(b->model, patterns[p], MDP_SCALE_INV, layer, &scale_stacks[p]));
+        MDP_TRY(keep_stack(b->model, patterns[p], NULL, layer, &stacks[p].weight));
     }
     for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
         mdp_matrix *matrices[N_PROJECTION] = {&moe->experts[e].gate, &moe->experts[e].up, &moe->experts[e].down};
@@ -466,7 +492,7 @@ static mdp_status bind_separate(binder *b, const mdp_expert_layout *layout, int6
                 w.keys = out_keys;
             }
             MDP_TRY(bind_whole(b, &w, false, matrices[p]));
-            list_tensors(moe, matrices[p], e, stacks[p], scale_stacks[p]);
+            MDP_TRY(list_own_tensors(b, matrices[p], patterns[p], layer, e, &stacks[p], moe));
         }
     }
     return mdp_ok();
@@ -537,8 +563,8 @@ static mdp_status bind_fused_biases(binder *b, const mdp_expert_layout *layout, 
         moe->experts[e].up_bias = fused_bias(&gate_up, e, layout->interleaved ? 1 : d_ff, d_ff, step);
         moe->experts[e].down_bias = fused_bias(&down, e, 0, d_model, 1);
     }
-    list_tensors(moe, &gate_up, -1, NULL, NULL);
-    list_tensors(moe, &down, -1, NULL, NULL);
+    list_tensors(moe, &gate_up);
+    list_tensors(moe, &down);
     return mdp_ok();
 }
 
@@ -592,8 +618,8 @@ static mdp_status bind_fused(binder *b, const mdp_expert_layout *layout, int64_t
         moe->experts[e].up = fused_part(&gate_up, e, &up);
         moe->experts[e].down = fused_part(&down, e, &out);
     }
-    list_tensors(moe, &gate_up, -1, NULL, NULL);
-    list_tensors(moe, &down, -1, NULL, NULL);
+    list_tensors(moe, &gate_up);
+    list_tensors(moe, &down);
     return bind_fused_biases(b, layout, layer, moe);
 }
 
@@ -609,7 +635,7 @@ static mdp_status bind_rows(binder *b, const mdp_expert_layout *layout, int64_t 
     for (int p = 0; p < N_PROJECTION; p++) {
         const wanted w = {patterns[p], what[p], layer, -1, 2, {moe->n_expert * d_ff, d_model, 0}, keys};
         MDP_TRY(bind_whole(b, &w, false, &all[p]));
-        list_tensors(moe, &all[p], -1, NULL, NULL);
+        list_tensors(moe, &all[p]);
         moe->expert_tensors[moe->n_expert_tensor - 1].n_each = d_ff;
         if (all[p].scaling.tensor == NULL) continue;
         return MDP_ERROR(MDP_BAD_INPUT,
@@ -671,12 +697,12 @@ static mdp_status bind_router(binder *b, const mdp_expert_layout *layout, int64_
     const wanted w = {layout->router, "router", layer, -1, 2, {moe->n_expert, b->config->d_model, 0}, keys};
     MDP_TRY(bind_whole(b, &w, false, &moe->router)); /* its rows vouch for the number before memory is taken */
     bool fused = layout->fused_gate_up != NULL;
-    int64_t n_tensor = 3 + 2 * (fused ? 4 : (int64_t)N_PROJECTION * moe->n_expert); /* with scales */
+    int64_t n_tensor = 3 + (fused ? 2 * 4 : 3 * (int64_t)N_PROJECTION * moe->n_expert); /* with scales, and of inputs */
     MDP_TRY(MDP_ALLOC(&moe->expert_tensors, n_tensor, "the expert tensors of a layer"));
     moe->expert_tensors[moe->n_expert_tensor++] = (mdp_expert_tensor){.tensor = moe->router.tensor, .expert = -1};
     if (layout->router_bias != NULL) {
         MDP_TRY(bind_vector(b, layout->router_bias, "router bias", layer, moe->n_expert, count, &moe->router_bias));
-        list_tensors(moe, &moe->router_bias, -1, NULL, NULL);
+        list_tensors(moe, &moe->router_bias);
     }
     return bind_choice_bias(b, layout, layer, count, moe);
 }
@@ -845,7 +871,7 @@ static mdp_status bind_with(binder *b, int64_t n_layer, mdp_status (*bind)(binde
     b->catalogue = model->catalogue;
     b->family = model->family;
     MDP_TRY(MDP_ALLOC(&model->layers, n_layer, "the layers of the model"));
-    MDP_TRY(MDP_ALLOC(&model->names, 2 * N_PROJECTION * n_layer, "the names of the expert stacks"));
+    MDP_TRY(MDP_ALLOC(&model->names, (1 + N_BESIDE) * N_PROJECTION * n_layer, "the names of the expert stacks"));
     MDP_TRY(count_values(b->catalogue, &model->n_value));
     MDP_TRY(MDP_ALLOC(&b->bound, b->catalogue->n_tensor, "the marks of bound tensors"));
     mdp_status status = bind(b);

@@ -19,7 +19,8 @@ typedef struct mdp_layer_config {
 
 /* How weights of few bits are stored. */
 typedef struct mdp_quantisation {
-    int64_t block_row, block_col; /* values that share an FP8 scale */
+    int64_t block_row, block_col; /* values that share an FP8 scale, */
+    bool in_blocks;               /* which config.json gives; else scales by row or for a whole tensor may be found */
 } mdp_quantisation;
 
 typedef struct mdp_config {

@@ -1,6 +1,6 @@
-/* scales.c - the scales that belong to a stored weight, by name and shape: `X_scale_inv` beside `X`, one number for
- * each block, [ceil(rows / block), ceil(columns / block)] after the dimensions before. Despite their name they
- * multiply. */
+/* scales.c - the scales that belong to a stored weight, by name and shape: `X_scale_inv` or `X_scale` beside `X`, one
+ * number for each block, [ceil(rows / block), ceil(columns / block)] after the dimensions before; or, where config.json
+ * gives no blocks, for each row [rows, 1], or one. Despite the first name they multiply. */
 #include "model/scales.h"
 
 #include "model/names.h"
@@ -41,26 +41,50 @@ static mdp_status check_shape(const mdp_catalogue *catalogue, const mdp_tensor *
                      catalogue->path, scales->name, found, expected, scaling->block_row, scaling->block_col);
 }
 
-mdp_status mdp_scales_find(const mdp_catalogue *catalogue, const mdp_quantisation *quantisation,
-                           const mdp_tensor *tensor, mdp_scaling *out) {
-    char name[MDP_NAME_BYTES + sizeof MDP_SCALE_INV];
-    (void)snprintf(name, sizeof name, "%s%s", tensor->name, MDP_SCALE_INV);
-    const mdp_tensor *scales = mdp_catalogue_find(catalogue, name);
-    if (scales == NULL) {
+/* The tensor `X_scale_inv` or `X_scale` beside X. */
+static mdp_status find_tensor(const mdp_catalogue *catalogue, const mdp_tensor *tensor, const mdp_tensor **out) {
+    static const char *const ENDINGS[] = {"_scale", "_scale_inv"};
+    char name[MDP_NAME_BYTES + 16];
+    *out = NULL;
+    for (int i = 0; i < 2 && *out == NULL; i++) {
+        (void)snprintf(name, sizeof name, "%s%s", tensor->name, ENDINGS[i]);
+        *out = mdp_catalogue_find(catalogue, name);
+    }
+    if (*out == NULL) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is stored as %s, but its scales '%s' are missing.", catalogue->path,
                          tensor->name, mdp_dtype_name(tensor->type), name);
     }
-    if (!is_scale_type(scales->type)) {
-        return MDP_ERROR(MDP_BAD_INPUT,
-                         "%s: the scales '%s' are stored as %s; supported are F32, F16, BF16 and F8_E8M0.",
-                         catalogue->path, name, mdp_dtype_name(scales->type));
-    }
+    if (is_scale_type((*out)->type)) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: the scales '%s' are stored as %s; supported are F32, F16, BF16 and F8_E8M0.",
+                     catalogue->path, name, mdp_dtype_name((*out)->type));
+}
+
+/* Are there as many scales as rows, or one? Then those are the blocks. */
+static bool are_wide(const mdp_tensor *tensor, mdp_scaling *scaling) {
+    const mdp_tensor *scales = scaling->tensor;
+    bool same_dims = scales->n_dim == tensor->n_dim; /* a run of matrices has a run of scales */
+    if (!same_dims && (tensor->n_dim > 2 || scales->n_dim > 1)) return false;
+    if (same_dims && scales->shape[scales->n_dim - 1] != 1) return false;
+    int64_t n = same_dims ? scales->shape[scales->n_dim - 2] : scales->n_dim == 0 ? 1 : scales->shape[0];
+    for (int i = 0; same_dims && i < scales->n_dim - 2; i++)
+        if (scales->shape[i] != tensor->shape[i]) return false;
+    if (n != 1 && n != scaling->n_row) return false;
+    scaling->block_row = n == 1 ? scaling->n_row : 1;
+    scaling->block_col = scaling->n_col;
+    return true;
+}
+
+mdp_status mdp_scales_find(const mdp_catalogue *catalogue, const mdp_quantisation *quantisation,
+                           const mdp_tensor *tensor, mdp_scaling *out) {
+    const mdp_tensor *scales;
+    MDP_TRY(find_tensor(catalogue, tensor, &scales));
     *out = (mdp_scaling){.tensor = scales,
                          .code = tensor->type,
                          .n_row = tensor->shape[tensor->n_dim - 2],
                          .n_col = tensor->shape[tensor->n_dim - 1],
                          .block_row = quantisation->block_row,
                          .block_col = quantisation->block_col};
+    if (!quantisation->in_blocks && are_wide(tensor, out)) return mdp_ok();
     return check_shape(catalogue, tensor, out);
 }
 

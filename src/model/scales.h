@@ -4,10 +4,8 @@
 
 #include "model/config.h"
 
-/* What the name of a weight is followed by in the name of its FP8 scales. */
-#define MDP_SCALE_INV "_scale_inv"
-
-/* The scales of an FP8 tensor of two or more dimensions, found beside it and checked against the block size.
+/* The scales of an FP8 tensor of two or more dimensions, found beside it and checked: one for each block of the block
+ * size, for each row, or one for the whole.
  * Errors: MDP_BAD_INPUT: there are none, they are no numbers, or their shape does not fit. */
 mdp_status mdp_scales_find(const mdp_catalogue *catalogue, const mdp_quantisation *quantisation,
                            const mdp_tensor *tensor, mdp_scaling *out);

@@ -139,12 +139,14 @@ static mdp_status append_tensor(const mdp_tensor *tensor, const role *what, mdp_
     return mdp_copy_text(&out->name, tensor->name);
 }
 
-/* Experts that are never chosen, like those of a layer whose tensors stand alone: all zeros. */
+/* Experts that are never chosen, like those of a layer whose tensors stand alone: all zeros, but for scales of inputs,
+ * which loaders divide by. */
 static mdp_status append_pads(const mdp_moe *moe, const places *to, mdp_output *output) {
     for (int64_t j = 0; j < moe->n_expert_tensor; j++) {
         if (moe->expert_tensors[j].expert != 0) continue; /* the first stands for all */
         for (int32_t i = 0; i < to->n; i++)
-            if (to->place[i].from < 0) MDP_TRY(add_expert(&moe->expert_tensors[j], i, true, -1, output));
+            if (to->place[i].from < 0)
+                MDP_TRY(add_expert(&moe->expert_tensors[j], i, !moe->expert_tensors[j].of_inputs, -1, output));
     }
     return mdp_ok();
 }

@@ -24,6 +24,7 @@ CASES = {
     "gpt_oss, mxfp4": (None, None, {"0": 3, "1": 5, "2": 4}),
     "glm4_moe, f16": ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), {"1": 2, "2": 5}),
     "glm4_moe, fp8": ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), {"1": 4, "2": 2}),
+    "glm4_moe, fp8 with scales of inputs": ("glm4_moe", dict(**ROUTED, n_routed_experts=6, head_dim=12), {"1": 4, "2": 2}),
 }
 
 
@@ -34,7 +35,9 @@ def make(case, tmp_path):
         kind = torch.bfloat16 if "bf16" in case else torch.float16
         tensors = {name: tensor.to(kind) for name, tensor in quantise.load(folder).items()}
         folder = quantise.save(tensors, mdp.read_json(folder / "config.json"), tmp_path / "half")
-    if "fp8" in case:
+    if "inputs" in case:
+        folder = quantise.wide_fp8(folder, tmp_path / "fp8", False)
+    elif "fp8" in case:
         folder = quantise.fp8(folder, tmp_path / "fp8", (16, 32))
     (tmp_path / "keep.json").write_text(json.dumps(keep), encoding="utf-8")
     return folder
@@ -63,6 +66,8 @@ def test_padded_folder_computes_what_model_h5_does(case, tmp_path):
                                                     dump(2, padded, tokens, tmp_path / "padded.h5")))
     n_bias = 0
     for name, tensor in quantise.load(padded).items():
+        if name.endswith("input_scale"):
+            assert tensor > 0, name  # loaders divide by it
         if name.endswith(("e_score_correction_bias", "router.bias")):
             n_bias += 1
             values, n_group = tensor.float().numpy(), config.get("n_group", 1)

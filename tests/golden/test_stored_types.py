@@ -19,12 +19,13 @@ from families import assert_dump_equals
 
 SIZES = dict(vocab_size=64, hidden_size=144, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=136,
              max_position_embeddings=128, num_experts_per_tok=2)
-KINDS = ["fp8", "fp8, stacked experts", "fp8, E8M0 scales, small blocks", "f16"]
+KINDS = ["fp8", "fp8, stacked experts", "fp8, E8M0 scales, small blocks", "fp8, a scale for each row", "fp8, one scale, and one of inputs",
+         "f16"]
 
 
 def make(kind, tmp_path):
     """A random checkpoint in that kind of weights; 144 and 136 leave the last blocks of 128 short."""
-    model_type = "mixtral" if "E8M0" in kind else "qwen3_moe"
+    model_type = "mixtral" if "E8M0" in kind or "inputs" in kind else "qwen3_moe"
     extra = dict(num_local_experts=5) if model_type == "mixtral" else dict(num_experts=5, moe_intermediate_size=136, head_dim=36)
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **SIZES, **extra))
@@ -35,6 +36,8 @@ def make(kind, tmp_path):
     (model.half() if kind == "f16" else model).save_pretrained(plain, save_original_format="stacked" not in kind)
     if kind == "f16":
         return plain
+    if "row" in kind or "inputs" in kind:
+        return quantise.wide_fp8(plain, tmp_path / "few-bits", "row" in kind)
     return quantise.fp8(plain, tmp_path / "few-bits", (32, 64) if "E8M0" in kind else (128, 128), "E8M0" in kind)
 
 
@@ -189,4 +192,10 @@ def test_damaged_scales_are_named(tmp_path):
     refuse(r"expected \[5, 3\], one for each block of 32 x 64", {}, {"weight_block_size": [32, 64]})
     refuse(r"'weight_block_size' must be two positive whole numbers", {}, {"weight_block_size": [128]})
     refuse(r"'fmt' is 'e5m2'; supported is 'e4m3'", {}, {"fmt": "e5m2"})
+    refuse(r"scales '.*q_proj.weight_scale_inv' have shape \[2, 2\]; expected \[5, 5\], one for each block of 32 x 32", {},
+           {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {
+               "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [32, 32]}}}})
+    refuse(r"are quantised \(compressed-tensors, 'g': 4 bits, int\); supported are", {},
+           {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "int"}}}})
+    refuse(r"are quantised \(quantization_config, quant_method modelopt\)", {}, {"quant_method": "modelopt", "quant_algo": "NVFP4"})
     refuse(r"lies among the experts", {"model.layers.0.mlp.experts.1.up_proj.weight": torch.zeros(136, 144)})
