@@ -233,8 +233,10 @@ static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"
  * the sections that rope is dealt out in (mrope_section) do not show. */
 #define NESTED "model.language_model."
 #define NESTED_LAYER NESTED "layers.{layer}."
-#define ROOTED_TENSORS(root, layer)                                                                                    \
-    .embedding = root "embed_tokens.weight", .final_norm = root "norm.weight", .head = "lm_head.weight",               \
+#define THINKER "thinker." /* of a model that also hears and speaks */
+#define ROOTED_TENSORS(root, layer) .head = "lm_head.weight", ROOTED_TENSORS_BUT_HEAD(root, layer)
+#define ROOTED_TENSORS_BUT_HEAD(root, layer)                                                                           \
+    .embedding = root "embed_tokens.weight", .final_norm = root "norm.weight",                                         \
     .norm1 = layer "input_layernorm.weight", .norm2 = layer "post_attention_layernorm.weight",                         \
     .q = layer "self_attn.q_proj.weight", .k = layer "self_attn.k_proj.weight", .v = layer "self_attn.v_proj.weight",  \
     .o = layer "self_attn.o_proj.weight"
@@ -452,6 +454,40 @@ static const mdp_family FAMILIES[] = {
         ROOTED_QK_NORMS(NESTED_LAYER),
         .dense = ROOTED_MLP(NESTED_LAYER, ""),
         .layouts = {{FUSED_EXPERT_NAMES_OF(NESTED_LAYER), .transposed = true}, {FUSED_EXPERT_NAMES_OF(NESTED_LAYER)}},
+    },
+    {
+        .model_type = "qwen3_omni_moe",
+        .scope = "thinker_config.text_config",
+        .tied = {.name = "tie_word_embeddings", .absent = false},
+        SILU_KEY,
+        .rope_layout = MDP_ROPE_HALF,
+        .d_model = {.name = "hidden_size", .absent = 2048},
+        .d_ff = {.name = "moe_intermediate_size", .absent = 768},
+        .n_layer = {.name = "num_hidden_layers", .absent = 28},
+        .n_head = {.name = "num_attention_heads", .absent = 28},
+        .n_kv_head = {.name = "num_key_value_heads", .absent = 4},
+        .head_dim = {.name = "head_dim", .null_is_absent = true},
+        .vocab_size = {.name = "vocab_size", .absent = 3584},
+        .max_position = {.name = "max_position_embeddings", .absent = 32768},
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 128},
+        .top_k = {.name = "num_experts_per_tok", .absent = 8},
+        .sparse_step = {.name = "decoder_sparse_step", .absent = 1},
+        .dense_ff = {.name = "intermediate_size", .absent = 18944},
+        .dense_layers = "mlp_only_layers",
+        .norm_eps = {.name = "rms_norm_eps", .absent = 1e-6},
+        .bias = {.name = "attention_bias", .absent = false},
+        .normalise_flag = {.name = "norm_topk_prob", .absent = true},
+        .rope_theta = 1e6,
+        .score = MDP_SOFTMAX_ALL,
+        .normalise = MDP_NORMALISE_BY_FLAG,
+        .qk_norm = MDP_QK_NORM_HEAD,
+        .head = THINKER "lm_head.weight",
+        ROOTED_TENSORS_BUT_HEAD(THINKER "model.", THINKER LAYER),
+        ROOTED_QKV_BIASES(THINKER LAYER),
+        .o_bias = THINKER LAYER "self_attn.o_proj.bias",
+        ROOTED_QK_NORMS(THINKER LAYER),
+        .dense = ROOTED_MLP(THINKER LAYER, ""),
+        .layouts = {{SEPARATE_EXPERT_NAMES_OF(THINKER LAYER)}, {FUSED_EXPERT_NAMES_OF(THINKER LAYER)}},
     },
     {
         .model_type = "qwen3_next",
@@ -1040,6 +1076,7 @@ static const char *const NAMES[] = {"mixtral",
                                     "qwen2_moe",
                                     "qwen3_moe",
                                     "qwen3_vl_moe",
+                                    "qwen3_omni_moe",
                                     "qwen3_next",
                                     "qwen3_5_moe_text",
                                     "qwen3_5_moe",

@@ -76,7 +76,8 @@ typedef struct mdp_expert_layout {
 struct mdp_family {
     const char *model_type;
     /* ---- config.json ---- */
-    const char *scope; /* the object of config.json that has all other keys; NULL, or not there: the whole */
+    const char *scope; /* the object of config.json that has all other keys, a dot leading into one within another;
+                        * NULL, or not there: the whole */
     mdp_int_key d_model, d_ff, n_layer, n_head, n_kv_head, head_dim, vocab_size, max_position;
     mdp_int_key q_rank, kv_rank, n_own, n_rope, n_value; /* of latent attention; kv_rank.name == NULL: none */
     /* layers with linear attention: those that the list layer_types calls so, without one all but every linear_step-th;

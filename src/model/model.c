@@ -18,7 +18,7 @@ static mdp_status find_family(const json_t *json, const char *where, const mdp_f
 
 /* The object that has the family's keys: the whole, or a part of it. */
 static const json_t *find_scope(const json_t *json, const mdp_family *family) {
-    const json_t *part = family->scope == NULL ? NULL : json_object_get(json, family->scope);
+    const json_t *part = family->scope == NULL ? NULL : mdp_config_get(json, family->scope);
     return json_is_object(part) ? part : json;
 }
 

@@ -179,13 +179,25 @@ static void sort_edits(edit *edits, int n_edit) {
     }
 }
 
+/* Where the object called `name` begins ("a.b": b within a); the whole where there is none. */
+static int64_t find_scope(const char *text, const char *name) {
+    int64_t from = 0;
+    while (name != NULL) {
+        size_t n = strcspn(name, ".");
+        char part[64];
+        span object;
+        (void)snprintf(part, sizeof part, "%.*s", (int)n, name);
+        if (!find_member(text, from, part, &object) || text[object.begin] != '{') return 0;
+        from = object.begin;
+        name = name[n] == '.' ? name + n + 1 : NULL;
+    }
+    return from;
+}
+
 static mdp_status make_edits(const mdp_model *model, const mdp_config_change *change, edit edits[MAX_EDIT],
                              int *n_edit) {
     const char *text = model->catalogue->config_text;
-    int64_t from = 0;
-    span scope;
-    if (model->family->scope != NULL && find_member(text, 0, model->family->scope, &scope) && text[scope.begin] == '{')
-        from = scope.begin;
+    int64_t from = find_scope(text, model->family->scope);
     MDP_TRY(set_key(text, from, &model->family->n_expert, change->n_expert, edits, n_edit));
     if (change->top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, change->top_k, edits, n_edit));
     if (change->without_extra && model->n_extra > 0)

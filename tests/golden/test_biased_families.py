@@ -47,7 +47,6 @@ VARIANTS = {
     "glm_moe_dsa, biases, layers that share an indexer": ("glm_moe_dsa", dict(
         **{**ROUTED, **LATENT}, **INDEXER, q_lora_rank=20, mlp_layer_types=["sparse", "dense", "sparse"], attention_bias=True,
         indexer_types=["full", "shared", "full"])),
-    "hy_v3": ("hy_v3", dict(**EXPERTS, head_dim=10)),
     "hy_v3, biases, two shared experts, other dense layers": ("hy_v3", dict(
         **EXPERTS, head_dim=8, attention_bias=True, num_shared_experts=2, mlp_layer_types=["sparse", "dense", "sparse"])),
     "exaone_moe, every second layer sees all and is not rotated": ("exaone_moe", dict(
