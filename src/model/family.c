@@ -13,6 +13,23 @@
 #define KEYS_BESIDE_HEADS                                                                                              \
     .tied = {.name = "tie_word_embeddings", .absent = false}, SILU_KEY, .rope_layout = MDP_ROPE_HALF
 
+/* Tensors of a decoder under `root`, those of a layer under `layer`. */
+#define ROOTED_TENSORS(root, layer) .head = "lm_head.weight", ROOTED_TENSORS_BUT_HEAD(root, layer)
+#define ROOTED_TENSORS_BUT_HEAD(root, layer)                                                                           \
+    .embedding = root "embed_tokens.weight", .final_norm = root "norm.weight",                                         \
+    .norm1 = layer "input_layernorm.weight", .norm2 = layer "post_attention_layernorm.weight",                         \
+    .q = layer "self_attn.q_proj.weight", .k = layer "self_attn.k_proj.weight", .v = layer "self_attn.v_proj.weight",  \
+    .o = layer "self_attn.o_proj.weight"
+#define ROOTED_QKV_BIASES(layer)                                                                                       \
+    .q_bias = layer "self_attn.q_proj.bias", .k_bias = layer "self_attn.k_proj.bias",                                  \
+    .v_bias = layer "self_attn.v_proj.bias"
+#define ROOTED_QK_NORMS(layer) .q_norm = layer "self_attn.q_norm.weight", .k_norm = layer "self_attn.k_norm.weight"
+#define ROOTED_MLP(layer, part)                                                                                        \
+    {                                                                                                                  \
+        .gate = layer "mlp." part "gate_proj.weight", .up = layer "mlp." part "up_proj.weight",                        \
+        .down = layer "mlp." part "down_proj.weight",                                                                  \
+    }
+
 #define COMMON_TENSORS ROOTED_TENSORS("model.", LAYER)
 #define QKV_BIASES ROOTED_QKV_BIASES(LAYER)
 #define QKVO_BIASES QKV_BIASES, .o_bias = LAYER "self_attn.o_proj.bias"
@@ -234,21 +251,6 @@ static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"
 #define NESTED "model.language_model."
 #define NESTED_LAYER NESTED "layers.{layer}."
 #define THINKER "thinker." /* of a model that also hears and speaks */
-#define ROOTED_TENSORS(root, layer) .head = "lm_head.weight", ROOTED_TENSORS_BUT_HEAD(root, layer)
-#define ROOTED_TENSORS_BUT_HEAD(root, layer)                                                                           \
-    .embedding = root "embed_tokens.weight", .final_norm = root "norm.weight",                                         \
-    .norm1 = layer "input_layernorm.weight", .norm2 = layer "post_attention_layernorm.weight",                         \
-    .q = layer "self_attn.q_proj.weight", .k = layer "self_attn.k_proj.weight", .v = layer "self_attn.v_proj.weight",  \
-    .o = layer "self_attn.o_proj.weight"
-#define ROOTED_QKV_BIASES(layer)                                                                                       \
-    .q_bias = layer "self_attn.q_proj.bias", .k_bias = layer "self_attn.k_proj.bias",                                  \
-    .v_bias = layer "self_attn.v_proj.bias"
-#define ROOTED_QK_NORMS(layer) .q_norm = layer "self_attn.q_norm.weight", .k_norm = layer "self_attn.k_norm.weight"
-#define ROOTED_MLP(layer, part)                                                                                        \
-    {                                                                                                                  \
-        .gate = layer "mlp." part "gate_proj.weight", .up = layer "mlp." part "up_proj.weight",                        \
-        .down = layer "mlp." part "down_proj.weight",                                                                  \
-    }
 
 /* Qwen3-Next and Qwen3.5: most layers have linear attention. The latter's text part may stand within a model of text
  * and images ("language_model."). Layers that predict further tokens are under "mtp.". */

@@ -30,7 +30,7 @@ static json_t *list_family(const mdp_family *family) {
     return json_pack("{s:s, s:o, s:s, s:o, s:s, s:b, s:b, s:b, s:b, s:o}", "model_type", family->model_type, "scope",
                      name_or_null(family->scope), "count_key", family->n_expert.name, "other_count_key",
                      name_or_null(family->n_expert.other), "choice", CHOICES[family->score], "groups",
-                     family->n_group.name != NULL, "shared_expert", family->shared.gate != NULL, "latent_attention",
+                     family->n_group.name != NULL, "shared_expert", family->shared.down != NULL, "latent_attention",
                      family->kv_rank.name != NULL, "layers_ahead", family->n_extra.name != NULL, "layouts", layouts);
 }
 
