@@ -96,19 +96,7 @@ typedef void mdp_unpack_fn(void *context, int peer, int64_t first, int64_t n, co
 /* All n rows of a rank for itself, from where they are to where they belong. */
 typedef void mdp_stay_fn(void *context, int64_t n);
 
-/* Buffers for exchanges, kept from one to the next, and a count of what went through them. */
-typedef struct mdp_exchange_room {
-    char *memory;      /* four pieces: two for each direction */
-    int64_t slot_byte; /* most bytes of a piece of more than one row, the same on every rank */
-    int64_t row_byte;  /* longest row */
-    int64_t node_byte; /* sent so far to other ranks of this node */
-    int64_t away_byte; /* and to other nodes */
-} mdp_exchange_room;
-
-/* n_byte of memory for rows of at most row_byte bytes each: pieces have at most n_byte / 4 and comm->count_max bytes
- * (the smallest of any rank; one row at least). Collective on `comm` (agrees). */
-mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64_t row_byte, mdp_exchange_room **out);
-void mdp_exchange_room_destroy(mdp_exchange_room *room); /* NULL is allowed */
+typedef struct mdp_exchange_room mdp_exchange_room;
 
 typedef struct mdp_exchange {
     mdp_exchange_room *room;
@@ -121,10 +109,48 @@ typedef struct mdp_exchange {
     void *context;
 } mdp_exchange;
 
-/* Collective on `comm`. Pairwise, peer after peer at growing distance (rank itself first, without MPI), each pair in
- * pieces that fit in the room, two in flight in each direction. Memory does not depend on the number of ranks. Sequence
- * order is kept. Nothing local can fail, so there is nothing to agree on; in debug builds counts or rows that do not
- * match are an error on all ranks before any row moves. */
+#define MDP_EXCHANGE_SLOTS 2 /* pieces in flight in each direction */
+#define MDP_EXCHANGE_QUEUE 3 /* exchanges begun between two calls that finish, at most */
+
+/* How far the pieces of an exchange have come. */
+typedef struct mdp_exchange_cursor {
+    int distance;     /* of the rank at hand */
+    int64_t first;    /* its first row that is not passed */
+    int64_t n_passed; /* pieces */
+} mdp_exchange_cursor;
+
+/* Buffers for exchanges, kept from one to the next, what is under way through them, and a count of what went. */
+struct mdp_exchange_room {
+    char *memory;      /* four pieces: two that come, two that go */
+    int64_t slot_byte; /* most bytes of a piece of more than one row, the same on every rank */
+    int64_t row_byte;  /* longest row */
+    int64_t node_byte; /* sent so far to other ranks of this node */
+    int64_t away_byte; /* and to other nodes */
+    mdp_exchange queue[MDP_EXCHANGE_QUEUE];
+    int n_begun, n_done;                         /* since the last finish; the one after the done ones is on its way */
+    mdp_exchange_cursor sent, posted, taken;     /* of that one */
+    MPI_Request request[2 * MDP_EXCHANGE_SLOTS]; /* of the buffers */
+    mdp_status failed;                           /* of MPI, while nobody was there to be told */
+};
+
+/* n_byte of memory for rows of at most row_byte bytes each: pieces have at most n_byte / 4 and comm->count_max bytes
+ * (the smallest of any rank; one row at least). Collective on `comm` (agrees). */
+mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64_t row_byte, mdp_exchange_room **out);
+void mdp_exchange_room_destroy(mdp_exchange_room *room); /* NULL is allowed */
+
+/* Begin an exchange: it travels after those begun before, while ranks look after it. Pairwise, peer after peer at
+ * growing distance (rank itself first, without MPI), each pair in pieces that fit in the room, two in flight in each
+ * direction. Memory does not depend on the number of ranks. Sequence order is kept. `exchange` is copied; what it
+ * points to must stay until it is over. Nothing local can fail, so there is nothing to agree on; in debug builds counts
+ * or rows that do not match are an error on all ranks before any row moves. Collective on `comm`, without waiting for
+ * other ranks. */
+mdp_status mdp_exchange_begin_all(const mdp_comm *comm, const mdp_exchange *exchange);
+/* Move what can be moved at once: packs, sends, receives and unpacks. Local. */
+void mdp_exchange_look(const mdp_comm *comm, mdp_exchange_room *room);
+/* Wait for the end of all that was begun. Other ranks need not have got as far, as long as they look. Collective on
+ * `comm`. */
+mdp_status mdp_exchange_finish_all(const mdp_comm *comm, mdp_exchange_room *room);
+/* Begin and finish. Collective on `comm`. */
 mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange);
 
 /* ---- the order of collectives (debug builds) ----------------------------------------------------------------- */
@@ -155,6 +181,10 @@ const mdp_comm *mdp_order_note(const mdp_comm *comm, const char *file, int line)
 #define mdp_bcast_text_all(comm, ...) (mdp_bcast_text_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
 #define mdp_exchange_room_new_all(comm, ...)                                                                           \
     (mdp_exchange_room_new_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_exchange_begin_all(comm, ...)                                                                              \
+    (mdp_exchange_begin_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
+#define mdp_exchange_finish_all(comm, ...)                                                                             \
+    (mdp_exchange_finish_all)(mdp_order_note((comm), __FILE__, __LINE__), __VA_ARGS__)
 #define mdp_exchange_all(comm, ...) (mdp_exchange_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
 #endif
 

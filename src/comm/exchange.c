@@ -4,9 +4,12 @@
  * and receives from the rank that far below, so that each moment loads every rank equally. A sequence travels in
  * pieces; two pieces are in flight in each direction, and their four buffers are all the memory there is.
  *
- * Why it cannot lock up: a rank waits in its step i for (1) its piece i - 2 to be taken, into a buffer that the taker
- * posted before its own step i - 2 was over, and (2) piece i, which the sender sends before it waits in its own step
- * i. So the rank that is furthest behind can always go on. */
+ * Exchanges are begun one after the other and travel one after the other, whenever a rank looks after them; between two
+ * looks it may compute. A rank is done with one when its last piece is sent and taken; only then its next begins.
+ *
+ * Why it cannot lock up, as long as every rank looks again: of all pieces that are not taken yet, look at the first
+ * one, by exchange, distance and place. Its sender's earlier pieces are taken, so it has a free buffer and sends; its
+ * receiver's earlier pieces are taken too, so it has posted a buffer for this one, and takes it. */
 #define MDP_COMM_PLAIN /* these are the collectives themselves */
 #include "mdp/comm.h"
 
@@ -14,19 +17,8 @@
 #include <limits.h>
 
 #define TAG_ROWS 72
-#define N_SLOT 2                        /* pieces in flight in each direction */
 #define MESSAGE_BYTE (INT64_C(1) << 30) /* the largest message: some MPI versions fail above 2 GiB */
 #define SLOT_ALIGNMENT 64
-
-typedef struct state {
-    const mdp_comm *comm;
-    const mdp_exchange *exchange;
-    int64_t piece_row;  /* rows of a full piece, the same on every rank */
-    char *send[N_SLOT]; /* [piece_row, row_byte] each */
-    char *recv[N_SLOT]; /* [piece_row, row_byte] each */
-    MPI_Request send_request[N_SLOT];
-    MPI_Request recv_request[N_SLOT];
-} state;
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -43,7 +35,7 @@ static int64_t slot_stride(const mdp_exchange_room *room) {
 }
 
 mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64_t row_byte, mdp_exchange_room **out) {
-    int64_t least[2] = {smaller(smaller(n_byte / (2 * N_SLOT), comm->count_max), MESSAGE_BYTE), -row_byte};
+    int64_t least[2] = {smaller(smaller(n_byte / (2 * MDP_EXCHANGE_SLOTS), comm->count_max), MESSAGE_BYTE), -row_byte};
     *out = NULL;
     MDP_TRY(mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, least, 2, MPI_INT64_T, MPI_MIN, comm->world),
                            "the agreement on the size of messages"));
@@ -54,7 +46,9 @@ mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64
     mdp_status status = MDP_ALLOC(&room, 1, "the buffers of the exchange of rows");
     if (status.code == MDP_OK) {
         *room = (mdp_exchange_room){.slot_byte = larger(0, least[0]), .row_byte = -least[1]};
-        status = MDP_ALLOC(&room->memory, 2 * N_SLOT * slot_stride(room), "the buffers of the exchange of rows");
+        for (int i = 0; i < 2 * MDP_EXCHANGE_SLOTS; i++) room->request[i] = MPI_REQUEST_NULL;
+        status =
+            MDP_ALLOC(&room->memory, 2 * MDP_EXCHANGE_SLOTS * slot_stride(room), "the buffers of the exchange of rows");
     }
     status = mdp_agree_all(comm, status);
     if (status.code != MDP_OK) {
@@ -69,24 +63,6 @@ void mdp_exchange_room_destroy(mdp_exchange_room *room) {
     if (!room) return;
     mdp_free(room->memory);
     mdp_free(room);
-}
-
-/* Local: divide the room, and count what will be sent. */
-static state begin(const mdp_comm *comm, const mdp_exchange *exchange) {
-    mdp_exchange_room *room = exchange->room;
-    int64_t row_byte = exchange->row_byte, stride = slot_stride(room);
-    state s = {.comm = comm, .exchange = exchange, .piece_row = larger(1, room->slot_byte / larger(1, row_byte))};
-    for (int i = 0; i < N_SLOT; i++) {
-        s.send_request[i] = s.recv_request[i] = MPI_REQUEST_NULL;
-        s.send[i] = room->memory + (2 * i) * stride;
-        s.recv[i] = room->memory + (2 * i + 1) * stride;
-    }
-    for (int r = 0; r < comm->size; r++) {
-        if (r == comm->rank) continue;
-        int64_t *sent = comm->rank_node[r] == comm->node ? &room->node_byte : &room->away_byte;
-        *sent += exchange->n_send[r] * row_byte;
-    }
-    return s;
 }
 
 #ifdef MDP_DEBUG_HOOKS
@@ -126,82 +102,187 @@ static mdp_status check_counts_all(const mdp_comm *comm, const mdp_exchange *exc
 }
 #endif
 
-static int64_t piece_count(const state *s, int64_t n_row) {
-    return n_row / s->piece_row + (n_row % s->piece_row != 0);
+/* ---- pieces --------------------------------------------------------------------------------------------------- */
+
+static char *buffer_of(const mdp_exchange_room *room, int place) {
+    return room->memory + place * slot_stride(room);
 }
 
-static int64_t piece_length(const state *s, int64_t piece, int64_t n_row) {
-    return smaller(s->piece_row, n_row - piece * s->piece_row);
+/* Rows of a full piece, the same on every rank. */
+static int64_t piece_rows(const mdp_exchange_room *room, const mdp_exchange *exchange) {
+    return larger(1, room->slot_byte / larger(1, exchange->row_byte));
+}
+
+/* A rank's piece at a cursor. */
+typedef struct piece {
+    int peer;
+    int64_t first, n; /* rows */
+} piece;
+
+/* The piece at the cursor, of the rows n_row [size] to or from the ranks that are `sign` times the distance away.
+ * false: there is none any more. */
+static bool find_piece(const mdp_comm *comm, int64_t piece_row, const int64_t *n_row, int sign,
+                       mdp_exchange_cursor *cursor, piece *out) {
+    for (; cursor->distance < comm->size; cursor->distance++, cursor->first = 0) {
+        int peer = (comm->rank + sign * cursor->distance + comm->size) % comm->size;
+        if (cursor->first >= n_row[peer]) continue;
+        *out = (piece){.peer = peer, .first = cursor->first, .n = smaller(piece_row, n_row[peer] - cursor->first)};
+        return true;
+    }
+    return false;
+}
+
+static void pass_piece(mdp_exchange_cursor *cursor, const piece *one) {
+    cursor->first += one->n;
+    cursor->n_passed++;
 }
 
 /* Local: rows of a rank for itself, through one buffer where nobody knows a shorter way. */
-static void copy_own(const state *s) {
-    const mdp_exchange *exchange = s->exchange;
-    int self = s->comm->rank;
-    int64_t n_row = exchange->n_send[self];
+static void copy_own(const mdp_comm *comm, const mdp_exchange_room *room) {
+    const mdp_exchange *exchange = &room->queue[room->n_done];
+    int64_t n_row = exchange->n_send[comm->rank], piece_row = piece_rows(room, exchange);
     if (exchange->stay) {
         exchange->stay(exchange->context, n_row);
         return;
     }
-    for (int64_t first = 0; first < n_row; first += s->piece_row) {
-        int64_t n = smaller(s->piece_row, n_row - first);
-        exchange->pack(exchange->context, self, first, n, s->send[0]);
-        exchange->unpack(exchange->context, self, first, n, s->send[0]);
+    for (int64_t first = 0; first < n_row; first += piece_row) {
+        int64_t n = smaller(piece_row, n_row - first);
+        exchange->pack(exchange->context, comm->rank, first, n, buffer_of(room, 0));
+        exchange->unpack(exchange->context, comm->rank, first, n, buffer_of(room, 0));
     }
 }
 
-/* The analyzer follows a request through two turns of a loop at most, and does not know that waiting for a request that
- * is null or done is defined to return at once. NOLINTBEGIN(clang-analyzer-optin.mpi.MPI-Checker) */
-static mdp_status post_receive(state *s, int from, int64_t piece, int64_t n_row) {
-    int slot = (int)(piece % N_SLOT);
-    int n_byte = (int)(piece_length(s, piece, n_row) * s->exchange->row_byte);
-    return mdp_mpi_status(
-        MPI_Irecv(s->recv[slot], n_byte, MPI_BYTE, from, TAG_ROWS, s->comm->world, &s->recv_request[slot]),
-        "the receiving of rows");
+/* The next exchange of the queue sets out; all buffers are free. */
+static void set_out(const mdp_comm *comm, mdp_exchange_room *room) {
+    const mdp_exchange_cursor start = {.distance = 1};
+    room->sent = room->posted = room->taken = start;
+    copy_own(comm, room);
 }
 
-/* Wait until the buffer of the piece is free, fill it, send it. */
-static mdp_status send_piece(state *s, int to, int64_t piece, int64_t n_row) {
-    int slot = (int)(piece % N_SLOT);
-    int64_t n = piece_length(s, piece, n_row);
-    MDP_TRY(mdp_mpi_status(MPI_Wait(&s->send_request[slot], MPI_STATUS_IGNORE), "the sending of rows"));
-    s->exchange->pack(s->exchange->context, to, piece * s->piece_row, n, s->send[slot]);
-    return mdp_mpi_status(MPI_Isend(s->send[slot], (int)(n * s->exchange->row_byte), MPI_BYTE, to, TAG_ROWS,
-                                    s->comm->world, &s->send_request[slot]),
-                          "the sending of rows");
-}
+/* The analyzer follows requests through two turns of a loop at most, and does not know that a request that is null
+ * counts as done. NOLINTBEGIN(clang-analyzer-optin.mpi.MPI-Checker) */
 
-/* Wait for a piece, take it, and offer its buffer to the next but one. */
-static mdp_status receive_piece(state *s, int from, int64_t piece, int64_t n_row) {
-    int slot = (int)(piece % N_SLOT);
-    MDP_TRY(mdp_mpi_status(MPI_Wait(&s->recv_request[slot], MPI_STATUS_IGNORE), "the receiving of rows"));
-    s->exchange->unpack(s->exchange->context, from, piece * s->piece_row, piece_length(s, piece, n_row), s->recv[slot]);
-    return piece + N_SLOT < piece_count(s, n_row) ? post_receive(s, from, piece + N_SLOT, n_row) : mdp_ok();
-}
-
-/* One distance: everything for rank `to`, everything from rank `from`. */
-static mdp_status exchange_pair(state *s, int to, int from) {
-    int64_t n_send = s->exchange->n_send[to], n_recv = s->exchange->n_recv[from];
-    int64_t n_out = piece_count(s, n_send), n_in = piece_count(s, n_recv);
-    for (int64_t piece = 0; piece < smaller(n_in, N_SLOT); piece++) MDP_TRY(post_receive(s, from, piece, n_recv));
-    for (int64_t piece = 0; piece < larger(n_out, n_in); piece++) {
-        if (piece < n_out) MDP_TRY(send_piece(s, to, piece, n_send));
-        if (piece < n_in) MDP_TRY(receive_piece(s, from, piece, n_recv));
-    }
-    MPI_Status sent[N_SLOT]; /* gcc takes MPICH's MPI_STATUSES_IGNORE for an array of length 0 */
-    return mdp_mpi_status(MPI_Waitall(N_SLOT, s->send_request, sent), "the sending of rows");
-}
-
-mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange) {
-#ifdef MDP_DEBUG_HOOKS
-    MDP_TRY(check_counts_all(comm, exchange));
-#endif
-    state s = begin(comm, exchange);
-    copy_own(&s);
-    for (int distance = 1; distance < comm->size; distance++) {
-        int to = (comm->rank + distance) % comm->size, from = (comm->rank - distance + comm->size) % comm->size;
-        MDP_TRY(exchange_pair(&s, to, from));
+/* Offer buffers to the pieces that come next. */
+static mdp_status post_receives(const mdp_comm *comm, mdp_exchange_room *room, bool *moved) {
+    const mdp_exchange *exchange = &room->queue[room->n_done];
+    piece one;
+    while (room->posted.n_passed < room->taken.n_passed + MDP_EXCHANGE_SLOTS &&
+           find_piece(comm, piece_rows(room, exchange), exchange->n_recv, -1, &room->posted, &one)) {
+        int slot = (int)(room->posted.n_passed % MDP_EXCHANGE_SLOTS);
+        MDP_TRY(mdp_mpi_status(MPI_Irecv(buffer_of(room, slot), (int)(one.n * exchange->row_byte), MPI_BYTE, one.peer,
+                                         TAG_ROWS, comm->world, &room->request[slot]),
+                               "the receiving of rows"));
+        pass_piece(&room->posted, &one);
+        *moved = true;
     }
     return mdp_ok();
 }
+
+/* Take what has come, in order. */
+static mdp_status take_pieces(const mdp_comm *comm, mdp_exchange_room *room, bool *moved) {
+    const mdp_exchange *exchange = &room->queue[room->n_done];
+    piece one;
+    while (room->taken.n_passed < room->posted.n_passed &&
+           find_piece(comm, piece_rows(room, exchange), exchange->n_recv, -1, &room->taken, &one)) {
+        int slot = (int)(room->taken.n_passed % MDP_EXCHANGE_SLOTS), done = 0;
+        MDP_TRY(mdp_mpi_status(MPI_Test(&room->request[slot], &done, MPI_STATUS_IGNORE), "the receiving of rows"));
+        if (!done) break;
+        exchange->unpack(exchange->context, one.peer, one.first, one.n, buffer_of(room, slot));
+        pass_piece(&room->taken, &one);
+        *moved = true;
+        MDP_TRY(post_receives(comm, room, moved));
+    }
+    return mdp_ok();
+}
+
+/* Fill free buffers and send them. */
+static mdp_status send_pieces(const mdp_comm *comm, mdp_exchange_room *room, bool *moved) {
+    const mdp_exchange *exchange = &room->queue[room->n_done];
+    piece one;
+    while (find_piece(comm, piece_rows(room, exchange), exchange->n_send, 1, &room->sent, &one)) {
+        int slot = MDP_EXCHANGE_SLOTS + (int)(room->sent.n_passed % MDP_EXCHANGE_SLOTS), done = 0;
+        MDP_TRY(mdp_mpi_status(MPI_Test(&room->request[slot], &done, MPI_STATUS_IGNORE), "the sending of rows"));
+        if (!done) break;
+        exchange->pack(exchange->context, one.peer, one.first, one.n, buffer_of(room, slot));
+        MDP_TRY(mdp_mpi_status(MPI_Isend(buffer_of(room, slot), (int)(one.n * exchange->row_byte), MPI_BYTE, one.peer,
+                                         TAG_ROWS, comm->world, &room->request[slot]),
+                               "the sending of rows"));
+        pass_piece(&room->sent, &one);
+        *moved = true;
+    }
+    return mdp_ok();
+}
+
+/* When nothing is left to send and to take: the next exchange sets out. */
+static mdp_status end_exchange(const mdp_comm *comm, mdp_exchange_room *room, bool *moved) {
+    const mdp_exchange *exchange = &room->queue[room->n_done];
+    piece one;
+    if (find_piece(comm, 1, exchange->n_send, 1, &room->sent, &one) ||
+        find_piece(comm, 1, exchange->n_recv, -1, &room->taken, &one))
+        return mdp_ok();
+    for (int slot = MDP_EXCHANGE_SLOTS; slot < 2 * MDP_EXCHANGE_SLOTS; slot++) {
+        int done = 0;
+        MDP_TRY(mdp_mpi_status(MPI_Test(&room->request[slot], &done, MPI_STATUS_IGNORE), "the sending of rows"));
+        if (!done) return mdp_ok();
+    }
+    if (++room->n_done < room->n_begun) set_out(comm, room);
+    *moved = true;
+    return mdp_ok();
+}
+
+/* All that can be done without waiting. */
+static mdp_status move(const mdp_comm *comm, mdp_exchange_room *room) {
+    for (bool moved = true; moved && room->n_done < room->n_begun;) {
+        moved = false;
+        MDP_TRY(post_receives(comm, room, &moved));
+        MDP_TRY(send_pieces(comm, room, &moved));
+        MDP_TRY(take_pieces(comm, room, &moved));
+        MDP_TRY(end_exchange(comm, room, &moved));
+    }
+    return mdp_ok();
+}
+
+void mdp_exchange_look(const mdp_comm *comm, mdp_exchange_room *room) {
+    if (room->n_done < room->n_begun && room->failed.code == MDP_OK) room->failed = move(comm, room);
+}
+
+mdp_status mdp_exchange_finish_all(const mdp_comm *comm, mdp_exchange_room *room) {
+    int any;
+    mdp_exchange_look(comm, room);
+    while (room->n_done < room->n_begun && room->failed.code == MDP_OK) {
+        room->failed = mdp_mpi_status(MPI_Waitany(2 * MDP_EXCHANGE_SLOTS, room->request, &any, MPI_STATUS_IGNORE),
+                                      "the exchange of rows");
+        mdp_exchange_look(comm, room);
+    }
+    room->n_begun = room->n_done = 0;
+    return room->failed;
+}
 /* NOLINTEND(clang-analyzer-optin.mpi.MPI-Checker) */
+
+mdp_status mdp_exchange_begin_all(const mdp_comm *comm, const mdp_exchange *exchange) {
+    mdp_exchange_room *room = exchange->room;
+    mdp_status status = mdp_ok();
+#ifdef MDP_DEBUG_HOOKS
+    status = check_counts_all(comm, exchange);
+#endif
+    if (status.code == MDP_OK && room->n_begun == MDP_EXCHANGE_QUEUE)
+        status = MDP_ERROR(MDP_INTERNAL, "exchange of rows: more than %d at a time.", MDP_EXCHANGE_QUEUE);
+    if (status.code != MDP_OK) {
+        (void)mdp_exchange_finish_all(comm, room); /* nothing is to be under way when the room goes */
+        return status;
+    }
+    for (int r = 0; r < comm->size; r++) {
+        if (r == comm->rank) continue;
+        int64_t *sent = comm->rank_node[r] == comm->node ? &room->node_byte : &room->away_byte;
+        *sent += exchange->n_send[r] * exchange->row_byte;
+    }
+    room->queue[room->n_begun++] = *exchange;
+    if (room->n_done == room->n_begun - 1) set_out(comm, room);
+    mdp_exchange_look(comm, room);
+    return mdp_ok();
+}
+
+mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange) {
+    MDP_TRY(mdp_exchange_begin_all(comm, exchange));
+    return mdp_exchange_finish_all(comm, exchange->room);
+}

@@ -1,8 +1,9 @@
-/* dispatch.c - one round of the MoE block: rows travel to the owners of their tiles, and outputs travel back.
+/* dispatch.c - the rounds of the MoE block: rows travel to the owners of their tiles, and outputs travel back.
  *
  * In: this rank's routes of the wave, in buckets of (round, owner). Out: y of every routed row at the token's owner. In
  * a round a token's row goes once to each node (landing.c) and there once to each rank, however many of its experts are
- * there; a note for each routed row says which row it is of and where it belongs. */
+ * there; a note for each routed row says which row it is of and where it belongs. While a round is computed, the
+ * outputs of the one before and the tokens of the next are on their way: linear.c looks after them between products. */
 #include "engine/dispatch.h"
 
 #include <string.h>
@@ -60,7 +61,7 @@ static void pack_notes(void *opaque, int peer, int64_t first, int64_t n, void *b
 }
 
 static void unpack_notes(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
-    const mdp_moe_buffers *buffers = ((packing *)opaque)->round->buffers;
+    const mdp_round_buffers *buffers = ((packing *)opaque)->round->buffers;
     memcpy(buffers->notes + buffers->counts.note_first[peer] + first, buffer, (size_t)n * sizeof(mdp_row_note));
 }
 
@@ -117,7 +118,7 @@ static void unpack_tokens(void *opaque, int peer, int64_t first, int64_t n, cons
 static void stay_tokens(void *opaque, int64_t n) {
     const mdp_round_context *round = ((packing *)opaque)->round;
     const mdp_engine *engine = round->engine;
-    const mdp_moe_buffers *buffers = round->buffers;
+    const mdp_round_buffers *buffers = round->buffers;
     int self = engine->comm->rank;
     int64_t n_entry, d = engine->model->d_model, handed = buffers->counts.hand_out[self];
     packing landed = {.round = round};
@@ -136,7 +137,7 @@ static void stay_tokens(void *opaque, int64_t n) {
 
 static void pack_outputs(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
     const mdp_round_context *round = ((packing *)opaque)->round;
-    const mdp_moe_buffers *buffers = round->buffers;
+    const mdp_round_buffers *buffers = round->buffers;
     int64_t d = round->engine->model->d_model;
     const mdp_row_note *notes = buffers->notes + buffers->counts.note_first[peer] + first;
     for (int64_t i = 0; i < n; i++) {
@@ -163,7 +164,7 @@ static void unpack_outputs(void *opaque, int peer, int64_t first, int64_t n, con
 /* Outputs of this rank's tokens that it computed itself. */
 static void stay_outputs(void *opaque, int64_t n) {
     const mdp_round_context *round = ((packing *)opaque)->round;
-    const mdp_moe_buffers *buffers = round->buffers;
+    const mdp_round_buffers *buffers = round->buffers;
     int self = round->engine->comm->rank;
     int64_t n_entry, d = round->engine->model->d_model;
     const mdp_route_entry *entries = mdp_round_entries(round, self, &n_entry);
@@ -174,7 +175,7 @@ static void stay_outputs(void *opaque, int64_t n) {
 }
 
 /* Spread the notes of all sources over the round's arrays by position. */
-static void spread_notes(const mdp_engine *engine, const mdp_moe_buffers *buffers) {
+static void spread_notes(const mdp_engine *engine, const mdp_round_buffers *buffers) {
     const mdp_round *round = &buffers->round;
     const mdp_round_counts *counts = &buffers->counts;
     for (int peer = 0; peer < engine->comm->size; peer++) {
@@ -193,7 +194,7 @@ static void spread_notes(const mdp_engine *engine, const mdp_moe_buffers *buffer
 static mdp_status count_rows_all(const mdp_round_context *context) {
     mdp_engine *engine = context->engine;
     const mdp_comm *comm = engine->comm;
-    mdp_moe_buffers *buffers = context->buffers;
+    mdp_round_buffers *buffers = context->buffers;
     mdp_round_counts *counts = &buffers->counts;
     if (buffers->landing.n_word > 0) mdp_landing_count(context);
     for (int peer = 0; peer < comm->size; peer++) {
@@ -224,19 +225,22 @@ static mdp_status count_rows_all(const mdp_round_context *context) {
     return mdp_ok();
 }
 
-/* Token rows to the owners of the tiles, by way of another rank of their node where that saves sending them again.
- * Collective. */
-static mdp_status send_tokens_all(const mdp_round_context *context, packing *p) {
-    mdp_engine *engine = context->engine;
-    const mdp_comm *comm = engine->comm;
-    mdp_round_counts *counts = &context->buffers->counts;
-    bool lands = context->buffers->landing.n_word > 0;
-    if (lands) MDP_TRY(mdp_landing_all(context));
-    for (int peer = 0; peer < comm->size; peer++) {
+/* ---- the way of a round --------------------------------------------------------------------------------------- */
+
+mdp_status mdp_dispatch_begin_all(mdp_engine *engine, const mdp_exchange *exchange) {
+    int64_t before = engine->room->node_byte + engine->room->away_byte;
+    MDP_TRY(mdp_exchange_begin_all(engine->comm, exchange));
+    mdp_profile_sent(engine->profile, engine->room->node_byte + engine->room->away_byte - before);
+    return mdp_ok();
+}
+
+/* Token rows that come straight from their rank or, once they have landed, from another of the node. Collective. */
+static mdp_status begin_rows_all(packing *p) {
+    mdp_engine *engine = p->round->engine;
+    mdp_round_counts *counts = &p->round->buffers->counts;
+    for (int peer = 0; peer < engine->comm->size; peer++) {
         counts->send[peer] = counts->hand_out[peer] + counts->rows_out[peer];
         counts->recv[peer] = counts->hand_in[peer] + counts->rows_in[peer];
-        if (comm->rank_node[peer] != comm->node)
-            engine->away_row += lands ? counts->land_out[peer] : counts->rows_out[peer];
     }
     const mdp_exchange exchange = {.room = engine->room,
                                    .row_byte = mdp_dispatch_row_bytes(engine->model, 0),
@@ -246,38 +250,105 @@ static mdp_status send_tokens_all(const mdp_round_context *context, packing *p) 
                                    .unpack = unpack_tokens,
                                    .stay = stay_tokens,
                                    .context = p};
-    return mdp_exchange_all(comm, &exchange);
+    return mdp_dispatch_begin_all(engine, &exchange);
 }
 
-mdp_status mdp_dispatch_round_all(mdp_engine *engine, const mdp_wave *w, const mdp_layer *layer, int64_t layer_number,
-                                  const float *norm, int32_t number, mdp_moe_buffers *buffers) {
+/* Notes and token rows to the owners of the tiles; where rows land on their way, as far as that. Collective. */
+static mdp_status begin_tokens_all(packing *p) {
+    mdp_engine *engine = p->round->engine;
     const mdp_comm *comm = engine->comm;
-    const mdp_round_counts *counts = &buffers->counts;
-    mdp_round_context context = {.engine = engine, .w = w, .norm = norm, .number = number, .buffers = buffers};
-    packing p = {.round = &context};
-    int64_t sent_before = engine->room->node_byte + engine->room->away_byte;
-    MDP_TRY(count_rows_all(&context));
-    mdp_exchange exchange = {.room = engine->room,
-                             .row_byte = sizeof(mdp_row_note),
-                             .n_send = counts->notes_out,
-                             .n_recv = counts->notes_in,
-                             .pack = pack_notes,
-                             .unpack = unpack_notes,
-                             .context = &p};
-    MDP_TRY(mdp_exchange_all(comm, &exchange));
-    MDP_TRY(send_tokens_all(&context, &p));
-    spread_notes(engine, buffers);
-    mdp_status status =
-        mdp_experts_compute(engine, layer, layer_number, w->placement, number, &buffers->round, &buffers->scratch);
-    MDP_ENGINE_AGREE(engine, status);
-    if (status.code != MDP_OK) return status;
-    exchange.row_byte = mdp_dispatch_row_bytes(engine->model, 0);
-    exchange.n_send = counts->notes_in;
-    exchange.n_recv = counts->notes_out;
-    exchange.pack = pack_outputs;
-    exchange.unpack = unpack_outputs;
-    exchange.stay = stay_outputs;
-    MDP_TRY(mdp_exchange_all(comm, &exchange));
-    mdp_profile_sent(engine->profile, engine->room->node_byte + engine->room->away_byte - sent_before);
+    const mdp_round_counts *counts = &p->round->buffers->counts;
+    bool lands = p->round->buffers->landing.n_word > 0;
+    MDP_TRY(count_rows_all(p->round));
+    const mdp_exchange exchange = {.room = engine->room,
+                                   .row_byte = sizeof(mdp_row_note),
+                                   .n_send = counts->notes_out,
+                                   .n_recv = counts->notes_in,
+                                   .pack = pack_notes,
+                                   .unpack = unpack_notes,
+                                   .context = p};
+    MDP_TRY(mdp_dispatch_begin_all(engine, &exchange));
+    MDP_TRY(lands ? mdp_landing_begin_all(p->round) : begin_rows_all(p));
+    for (int peer = 0; peer < comm->size; peer++) {
+        if (comm->rank_node[peer] != comm->node)
+            engine->away_row += lands ? counts->land_out[peer] : counts->rows_out[peer];
+    }
+    return mdp_ok();
+}
+
+/* What was begun is there: hand on what landed, and be ready to compute. Collective. */
+static mdp_status take_tokens_all(packing *p) {
+    mdp_engine *engine = p->round->engine;
+    if (p->round->buffers->landing.n_word > 0) {
+        MDP_TRY(mdp_landing_count_handed_all(p->round));
+        MDP_TRY(begin_rows_all(p));
+        MDP_TRY(mdp_exchange_finish_all(engine->comm, engine->room));
+    }
+    spread_notes(engine, p->round->buffers);
+    return mdp_ok();
+}
+
+/* Outputs back to the owners of the tokens. Collective. */
+static mdp_status begin_outputs_all(packing *p) {
+    const mdp_round_counts *counts = &p->round->buffers->counts;
+    const mdp_exchange exchange = {.room = p->round->engine->room,
+                                   .row_byte = mdp_dispatch_row_bytes(p->round->engine->model, 0),
+                                   .n_send = counts->notes_in,
+                                   .n_recv = counts->notes_out,
+                                   .pack = pack_outputs,
+                                   .unpack = unpack_outputs,
+                                   .stay = stay_outputs,
+                                   .context = p};
+    return mdp_dispatch_begin_all(p->round->engine, &exchange);
+}
+
+/* Begin a round: which rows it has where. Ahead, three arrays go round: while a round computes from one into another,
+ * the outputs of the round before leave the third, and only then the tokens of the next round come into it. What lands
+ * on its way comes there instead, and is handed on into the array that the round has computed from. */
+static void open_round(mdp_round_context *context, const mdp_moe_buffers *buffers, int32_t number) {
+    mdp_round_buffers *own = context->buffers;
+    bool lands = own->landing.n_word > 0;
+    own->round.x = buffers->rows[buffers->ahead && !lands ? number % 3 : 0];
+    own->round.y = buffers->rows[!buffers->ahead ? 1 : lands ? 1 + number % 2 : (number + 2) % 3];
+    own->landing.x = own->round.y;
+    context->number = number;
+}
+
+mdp_status mdp_dispatch_wave_all(mdp_engine *engine, const mdp_wave *w, const mdp_layer *layer, int64_t layer_number,
+                                 const float *norm, mdp_moe_buffers *buffers) {
+    const mdp_comm *comm = engine->comm;
+    mdp_round_context contexts[MDP_ROUNDS_AT_ONCE]; /* of a round until its outputs are back */
+    packing packings[MDP_ROUNDS_AT_ONCE];
+    int n_place = buffers->ahead ? MDP_ROUNDS_AT_ONCE : 1;
+    for (int i = 0; i < n_place; i++) {
+        contexts[i] = (mdp_round_context){.engine = engine, .w = w, .norm = norm, .buffers = &buffers->rounds[i]};
+        packings[i] = (packing){.round = &contexts[i]};
+    }
+    for (int32_t number = 0; number < w->placement->n_round; number++) {
+        packing *now = &packings[number % n_place], *next = &packings[(number + 1) % n_place];
+        bool first = number == 0 || !buffers->ahead, last = number + 1 == w->placement->n_round || !buffers->ahead;
+        if (first) {
+            open_round(&contexts[number % n_place], buffers, number);
+            MDP_TRY(begin_tokens_all(now));
+            MDP_TRY(mdp_exchange_finish_all(comm, engine->room));
+            MDP_TRY(take_tokens_all(now));
+        } else {
+            MDP_TRY(begin_outputs_all(&packings[(number - 1) % n_place]));
+        }
+        if (!last) {
+            open_round(&contexts[(number + 1) % n_place], buffers, number + 1);
+            MDP_TRY(begin_tokens_all(next));
+        }
+        mdp_status status = mdp_experts_compute(engine, layer, layer_number, w->placement, number,
+                                                &now->round->buffers->round, &buffers->scratch);
+        MDP_TRY(mdp_exchange_finish_all(comm, engine->room)); /* whatever came of the products: others count on it */
+        MDP_ENGINE_AGREE(engine, status);
+        if (status.code != MDP_OK) return status;
+        if (!last) MDP_TRY(take_tokens_all(next));
+        if (last) {
+            MDP_TRY(begin_outputs_all(now));
+            MDP_TRY(mdp_exchange_finish_all(comm, engine->room));
+        }
+    }
     return mdp_ok();
 }

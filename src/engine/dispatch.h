@@ -1,4 +1,4 @@
-/* dispatch.h - what a wave of the MoE block and one round of its dispatch share. */
+/* dispatch.h - what a wave of the MoE block and the rounds of its dispatch share. */
 #ifndef MDP_SRC_ENGINE_DISPATCH_H
 #define MDP_SRC_ENGINE_DISPATCH_H
 
@@ -27,6 +27,8 @@ static inline bool mdp_same_token(const mdp_route_entry *a, const mdp_route_entr
     return a->local == b->local && a->state == b->state;
 }
 
+#define MDP_ROUNDS_AT_ONCE 3 /* one computes, the outputs of the one before leave, the tokens of the next come */
+
 /* How many rows go where in a round; arrays into one piece of memory. */
 typedef struct mdp_round_counts {
     int64_t *memory;
@@ -40,7 +42,7 @@ typedef struct mdp_round_counts {
     int64_t *landed_first;         /* [size] first landed row of each source */
     int64_t *hand_out, *hand_in;   /* [size] landed rows that are handed on */
     int64_t *hand_first;           /* [size] first row in round.x of those that a rank hands on */
-    int64_t *send, *recv;          /* [size] of the exchange at hand */
+    int64_t *send, *recv;          /* [size] of the exchange of token rows */
     int64_t *node_row;             /* [n_node] rows that go to another node */
     int64_t *node_start;           /* [n_node] of them, on lower ranks */
     int64_t *node_total;           /* [n_node] and on all */
@@ -48,22 +50,39 @@ typedef struct mdp_round_counts {
 } mdp_round_counts;
 mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts);
 
+/* The rows that a node needs of this rank, in order. */
+typedef struct mdp_node_walk {
+    const struct mdp_round_context *round;
+    int node, n_rank;
+    int64_t at;          /* rows passed */
+    int64_t *next, *end; /* [n_rank] entries */
+} mdp_node_walk;
+
 /* Rows that other nodes sent to this rank for its node. */
 typedef struct mdp_landing {
-    int n_word;      /* of a set of ranks of a node; 0: there is no landing, rows go straight to their owners */
-    int64_t n_row;   /* landed in this round */
-    float *x;        /* [capacity of a round, d_model]; borrowed: the round's y, before there are outputs */
-    uint64_t *needs; /* [capacity + 1, n_word] bit i: the i-th rank of the node needs the row; the last: one to send */
+    int n_word;         /* of a set of ranks of a node; 0: there is no landing, rows go straight to their owners */
+    int64_t n_row;      /* landed in this round */
+    float *x;           /* [capacity of a round, d_model]; borrowed: the round's y, before there are outputs */
+    uint64_t *needs;    /* [capacity + 1, n_word] bit i: the i-th rank of the node needs the row; the last: one to send;
+                         * borrowed: of one round at a time, from the first row's landing until all are handed on */
+    mdp_node_walk walk; /* where packing stands */
 } mdp_landing;
 
-/* Buffers of the block, kept over waves and rounds. */
-typedef struct mdp_moe_buffers {
+/* A round on its way. */
+typedef struct mdp_round_buffers {
     int64_t capacity; /* rows of a round */
     mdp_round round;
-    mdp_expert_scratch scratch;
     mdp_row_note *notes; /* [capacity] of the round, by source rank */
     mdp_round_counts counts;
     mdp_landing landing;
+} mdp_round_buffers;
+
+/* Buffers of the block, kept over waves and rounds. */
+typedef struct mdp_moe_buffers {
+    bool ahead; /* messages of the rounds before and after travel while a round is computed */
+    mdp_round_buffers rounds[MDP_ROUNDS_AT_ONCE]; /* round r in place r % MDP_ROUNDS_AT_ONCE */
+    float *rows[3]; /* [capacity, d_model] what the rounds have as x and y, the third only with `ahead` */
+    mdp_expert_scratch scratch;
     float *shared_gate; /* [d_model]; NULL: none */
 } mdp_moe_buffers;
 
@@ -73,7 +92,7 @@ typedef struct mdp_round_context {
     const mdp_wave *w;
     const float *norm;
     int32_t number;
-    mdp_moe_buffers *buffers;
+    mdp_round_buffers *buffers;
 } mdp_round_context;
 
 /* This rank's routes of the round to one owner. */
@@ -89,15 +108,20 @@ static inline bool mdp_landing_skips(const mdp_comm *comm, const mdp_landing *la
 }
 /* Count the rows that each other node needs of this rank, each once: node_row, and what is told to its ranks. Local. */
 void mdp_landing_count(const mdp_round_context *round);
-/* Send every row that another node needs once, to one rank of it, and take those that land here; count those that are
- * handed on: hand_out, hand_in, hand_first. Collective on the engine's communicator. */
-mdp_status mdp_landing_all(const mdp_round_context *round);
+/* Begin to send every row that another node needs once, to one rank of it, and to take those that land here; the round
+ * context must stay until the exchange is finished. Collective on the engine's communicator. */
+mdp_status mdp_landing_begin_all(const mdp_round_context *round);
+/* All have landed: count those that are handed on: hand_out, hand_in, hand_first. Collective on the engine's
+ * communicator. */
+mdp_status mdp_landing_count_handed_all(const mdp_round_context *round);
 
 /* ---- dispatch.c ----------------------------------------------------------------------------------------------- */
 
-/* One round: notes and token rows to the owners of the tiles, the experts, and the outputs back into wave->y.
- * Collective on the engine's communicator. */
-mdp_status mdp_dispatch_round_all(mdp_engine *engine, const mdp_wave *w, const mdp_layer *layer, int64_t layer_number,
-                                  const float *norm, int32_t number, mdp_moe_buffers *buffers);
+/* Begin an exchange, and tell the profile what it sends. Collective on the engine's communicator. */
+mdp_status mdp_dispatch_begin_all(mdp_engine *engine, const mdp_exchange *exchange);
+/* All rounds of a wave: notes and token rows to the owners of the tiles, the experts, and the outputs back into
+ * wave->y. Collective on the engine's communicator. */
+mdp_status mdp_dispatch_wave_all(mdp_engine *engine, const mdp_wave *w, const mdp_layer *layer, int64_t layer_number,
+                                 const float *norm, mdp_moe_buffers *buffers);
 
 #endif

@@ -8,14 +8,6 @@
 
 #include <string.h>
 
-/* The rows that a node needs of this rank, in order. */
-typedef struct node_walk {
-    const mdp_round_context *round;
-    int node, n_rank;
-    int64_t at;          /* rows passed */
-    int64_t *next, *end; /* [n_rank] entries */
-} node_walk;
-
 static int largest_node(const mdp_comm *comm) {
     int largest = 0;
     for (int node = 0; node < comm->n_node; node++) {
@@ -49,10 +41,10 @@ mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts) 
     return mdp_ok();
 }
 
-static node_walk walk_node(const mdp_round_context *round, int node) {
+static mdp_node_walk walk_node(const mdp_round_context *round, int node) {
     const mdp_comm *comm = round->engine->comm;
     const int *ranks = comm->by_node + comm->node_first[node];
-    node_walk walk = {
+    mdp_node_walk walk = {
         .round = round, .node = node, .n_rank = comm->node_first[node + 1] - comm->node_first[node], .at = 0};
     walk.next = round->buffers->counts.walk;
     walk.end = walk.next + walk.n_rank;
@@ -69,7 +61,7 @@ static bool comes_before(const mdp_route_entry *a, const mdp_route_entry *b) {
 }
 
 /* The next row and who needs it (needs [n_word]; NULL: not asked); NULL at the end. */
-static const mdp_route_entry *walk_on(node_walk *walk, uint64_t *needs) {
+static const mdp_route_entry *walk_on(mdp_node_walk *walk, uint64_t *needs) {
     const mdp_route_entry *entries = walk->round->w->entries, *row = NULL;
     for (int i = 0; i < walk->n_rank; i++) {
         const mdp_route_entry *entry = &entries[walk->next[i]];
@@ -91,7 +83,7 @@ void mdp_landing_count(const mdp_round_context *round) {
     const mdp_comm *comm = round->engine->comm;
     mdp_round_counts *counts = &round->buffers->counts;
     for (int node = 0; node < comm->n_node; node++) {
-        node_walk walk = walk_node(round, node);
+        mdp_node_walk walk = walk_node(round, node);
         while (node != comm->node && walk_on(&walk, NULL)) continue;
         counts->node_row[node] = walk.at;
         for (int i = 0; i < walk.n_rank; i++) counts->told[3 * comm->by_node[comm->node_first[node] + i] + 2] = walk.at;
@@ -144,33 +136,29 @@ static void divide_rows(const mdp_round_context *round) {
 
 /* ---- rows on their way ---- */
 
-typedef struct packing {
-    const mdp_round_context *round;
-    node_walk walk; /* where packing stands */
-} packing;
-
 static void pack_landing(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
-    packing *p = opaque;
-    const mdp_engine *engine = p->round->engine;
-    const mdp_landing *landing = &p->round->buffers->landing;
-    uint64_t *needs = landing->needs + p->round->buffers->capacity * landing->n_word;
-    int64_t d = engine->model->d_model, row = p->round->buffers->counts.land_first[peer] + first;
+    mdp_landing *landing = opaque;
+    const mdp_round_context *round = landing->walk.round;
+    const mdp_engine *engine = round->engine;
+    mdp_node_walk *walk = &landing->walk;
+    uint64_t *needs = landing->needs + round->buffers->capacity * landing->n_word;
+    int64_t d = engine->model->d_model, row = round->buffers->counts.land_first[peer] + first;
     size_t set_byte = (size_t)landing->n_word * sizeof(uint64_t);
     char *to = buffer;
-    if (p->walk.node != engine->comm->rank_node[peer] || p->walk.at > row)
-        p->walk = walk_node(p->round, engine->comm->rank_node[peer]);
-    while (p->walk.at < row) (void)walk_on(&p->walk, NULL);
+    if (walk->node != engine->comm->rank_node[peer] || walk->at > row)
+        *walk = walk_node(round, engine->comm->rank_node[peer]);
+    while (walk->at < row) (void)walk_on(walk, NULL);
     for (int64_t i = 0; i < n; i++, to += (size_t)d * sizeof(float) + set_byte) {
-        const mdp_route_entry *entry = walk_on(&p->walk, needs);
-        mdp_norm_row(engine->model, p->round->norm, engine->states[entry->state].x + entry->local * d, (float *)to);
+        const mdp_route_entry *entry = walk_on(walk, needs);
+        mdp_norm_row(engine->model, round->norm, engine->states[entry->state].x + entry->local * d, (float *)to);
         memcpy(to + (size_t)d * sizeof(float), needs, set_byte);
     }
 }
 
 static void unpack_landing(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
-    const packing *p = opaque;
-    const mdp_landing *landing = &p->round->buffers->landing;
-    int64_t d = p->round->engine->model->d_model, row = p->round->buffers->counts.landed_first[peer] + first;
+    const mdp_landing *landing = opaque;
+    const mdp_round_context *round = landing->walk.round;
+    int64_t d = round->engine->model->d_model, row = round->buffers->counts.landed_first[peer] + first;
     size_t row_byte = (size_t)d * sizeof(float), set_byte = (size_t)landing->n_word * sizeof(uint64_t);
     const char *from = buffer;
     for (int64_t i = row; i < row + n; i++, from += row_byte + set_byte) {
@@ -192,8 +180,8 @@ static void count_handed(const mdp_round_context *round) {
     }
 }
 
-mdp_status mdp_landing_all(const mdp_round_context *round) {
-    const mdp_engine *engine = round->engine;
+mdp_status mdp_landing_begin_all(const mdp_round_context *round) {
+    mdp_engine *engine = round->engine;
     const mdp_comm *comm = engine->comm;
     mdp_round_counts *counts = &round->buffers->counts;
     size_t node_byte = (size_t)comm->n_node * sizeof(int64_t);
@@ -204,17 +192,24 @@ mdp_status mdp_landing_all(const mdp_round_context *round) {
     MDP_TRY(mdp_sum_i64_all(comm, counts->node_total, comm->n_node));
     mdp_profile_switch(engine->profile, before);
     divide_rows(round);
-    packing p = {.round = round, .walk = {.node = -1}};
+    round->buffers->landing.walk = (mdp_node_walk){.round = round, .node = -1};
     const mdp_exchange exchange = {.room = engine->room,
                                    .row_byte = mdp_dispatch_row_bytes(engine->model, round->buffers->landing.n_word),
                                    .n_send = counts->land_out,
                                    .n_recv = counts->land_in,
                                    .pack = pack_landing,
                                    .unpack = unpack_landing,
-                                   .context = &p};
-    MDP_TRY(mdp_exchange_all(comm, &exchange));
+                                   .context = &round->buffers->landing};
+    return mdp_dispatch_begin_all(engine, &exchange);
+}
+
+mdp_status mdp_landing_count_handed_all(const mdp_round_context *round) {
+    const mdp_comm *comm = round->engine->comm;
+    mdp_round_counts *counts = &round->buffers->counts;
     count_handed(round);
+    mdp_phase before = mdp_profile_switch(round->engine->profile, MDP_PHASE_WAIT_RANKS);
     MDP_TRY(mdp_alltoall_i64_all(comm, counts->hand_out, counts->hand_in, 1));
+    mdp_profile_switch(round->engine->profile, before);
     int64_t first = 0;
     for (int i = 0; i < comm->node_size; i++) {
         int rank = comm->by_node[comm->node_first[comm->node] + i];

@@ -1,7 +1,8 @@
 /* linear.c - the one primitive of linear algebra: stored matrices meet row tiles, panel by panel.
  *
  * In: panels from the engine's stream, in the order in which they were asked for. Out: one single-threaded GEMM per
- * (tile, panel). Threads share out those items; which thread takes which cannot change a bit of the result. */
+ * (tile, panel). Threads share out those items; which thread takes which cannot change a bit of the result. After
+ * its items the main thread looks after rows on their way between ranks, while the others go on. */
 #include "engine/engine.h"
 
 #include <omp.h>
@@ -48,6 +49,15 @@ static void count_products(const mdp_engine *engine, const mdp_rows *tiles, int6
     mdp_profile_flop(engine->profile, 2 * n_row * panel->n_row * panel->matrix->n_col);
 }
 
+/* Let the main thread look after the rows that travel meanwhile. */
+static void look_after_rows(const mdp_engine *engine) {
+    mdp_exchange_room *room = engine->room;
+    if (omp_get_thread_num() > 0 || room->n_done == room->n_begun) return;
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_DISPATCH);
+    mdp_exchange_look(engine->comm, room);
+    mdp_profile_switch(engine->profile, before);
+}
+
 /* One item of the product: columns of one panel for one tile. */
 static void linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, const float *bias) {
     int k = (int)panel->matrix->n_col, m = (int)panel->n_row;
@@ -67,7 +77,10 @@ mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const f
         MDP_TRY(mdp_panel_stream_next(engine->stream, n, panels));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread) collapse(2)
         for (int p = 0; p < n; p++) {
-            for (int64_t t = 0; t < n_tile; t++) linear_item(engine->gemm, &tiles[t], &panels[p], bias);
+            for (int64_t t = 0; t < n_tile; t++) {
+                linear_item(engine->gemm, &tiles[t], &panels[p], bias);
+                look_after_rows(engine);
+            }
         }
         for (int p = 0; p < n; p++) count_products(engine, tiles, n_tile, &panels[p]);
         first += n;
@@ -106,6 +119,7 @@ mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const md
             for (int64_t t = 0; t < n_tile; t++) {
                 float *own = scratch + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
                 gated_item(engine->gemm, gating, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
+                look_after_rows(engine);
             }
         }
         for (int p = 0; p < 2 * n; p++) count_products(engine, tiles, n_tile, &panels[p]);

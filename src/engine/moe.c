@@ -228,9 +228,7 @@ static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows,
     mdp_status status = prepare_wave(engine, w, rows, start, layer->moe.n_expert);
     MDP_ENGINE_AGREE(engine, status);
     if (status.code != MDP_OK) return status;
-    for (int32_t round = 0; round < w->placement->n_round; round++) {
-        MDP_TRY(mdp_dispatch_round_all(engine, w, layer, layer_number, norm, round, buffers));
-    }
+    MDP_TRY(mdp_dispatch_wave_all(engine, w, layer, layer_number, norm, buffers));
     for (int s = 0; s < engine->n_state && status.code == MDP_OK; s++) {
         status = finish_state(engine, w, layer_number, s, norm, buffers);
     }
@@ -241,21 +239,23 @@ static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows,
 /* ---- the block ---- */
 
 static void destroy_buffers(mdp_moe_buffers *buffers) {
-    mdp_free(buffers->round.x);
-    mdp_free(buffers->round.y);
-    mdp_free(buffers->round.source);
-    mdp_free(buffers->round.gate);
-    mdp_free(buffers->round.category);
-    mdp_free(buffers->round.token);
+    const mdp_round_buffers *first = &buffers->rounds[0]; /* has what is of one round at a time */
+    for (int i = 0; i < 3; i++) mdp_free(buffers->rows[i]);
+    for (int i = 0; i < MDP_ROUNDS_AT_ONCE; i++) {
+        mdp_free(buffers->rounds[i].notes);
+        mdp_free(buffers->rounds[i].counts.memory);
+    }
+    mdp_free(first->round.source);
+    mdp_free(first->round.gate);
+    mdp_free(first->round.category);
+    mdp_free(first->round.token);
+    mdp_free(first->landing.needs);
     mdp_free(buffers->scratch.x);
     mdp_free(buffers->scratch.h);
     mdp_free(buffers->scratch.up);
     mdp_free(buffers->scratch.bias);
     mdp_free(buffers->scratch.stored);
     mdp_free(buffers->scratch.panels.items);
-    mdp_free(buffers->notes);
-    mdp_free(buffers->counts.memory);
-    mdp_free(buffers->landing.needs);
     mdp_free(buffers->shared_gate);
 }
 
@@ -269,9 +269,11 @@ static int64_t thread_scratch(int64_t d_model) {
  * of one expert, which meets a token at most once. */
 typedef struct mdp_moe_room {
     int64_t n_row, n_tile;
+    bool ahead; /* there can be more than one round, and other ranks */
 } mdp_moe_room;
 
-static mdp_moe_room find_room(const mdp_partition *partition, int64_t top_k, int n_thread, int n_stream) {
+static mdp_moe_room find_room(const mdp_comm *comm, const mdp_partition *partition, int64_t top_k, int n_thread,
+                              int n_stream) {
     mdp_moe_room out = {.n_row = n_stream * partition->batch_tokens * top_k};
     for (int64_t batch = 0; batch < partition->n_batch; batch++) {
         int64_t n_tile = 0;
@@ -280,41 +282,54 @@ static mdp_moe_room find_room(const mdp_partition *partition, int64_t top_k, int
         }
         if (n_tile > out.n_tile) out.n_tile = n_tile;
     }
+    out.ahead = comm->size > 1 && out.n_row > mdp_round_rows(n_thread);
     if (out.n_row > mdp_round_rows(n_thread)) out.n_row = mdp_round_rows(n_thread);
     if (out.n_tile > mdp_group_tiles(n_thread)) out.n_tile = mdp_group_tiles(n_thread);
     return out;
+}
+
+/* What is of one round at a time, all have in common. */
+static mdp_status new_rounds(const mdp_engine *engine, const mdp_moe_room *room, mdp_moe_buffers *buffers) {
+    mdp_round_buffers *first = &buffers->rounds[0];
+    int64_t n = room->n_row;
+    int n_place = room->ahead ? MDP_ROUNDS_AT_ONCE : 1;
+    buffers->ahead = room->ahead;
+    first->capacity = n;
+    first->landing.n_word = mdp_landing_words(engine->comm);
+    MDP_TRY(MDP_ALLOC(&first->round.source, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&first->round.gate, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&first->round.category, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&first->round.token, n, "rows of a round"));
+    MDP_TRY(MDP_ALLOC(&first->landing.needs, (n + 1) * first->landing.n_word, "rows of a round"));
+    for (int i = 1; i < n_place; i++) buffers->rounds[i] = *first;
+    for (int i = 0; i < n_place; i++) {
+        MDP_TRY(MDP_ALLOC(&buffers->rounds[i].notes, n, "notes of a round"));
+        MDP_TRY(mdp_round_counts_new(engine->comm, &buffers->rounds[i].counts));
+    }
+    for (int i = 0; i < (room->ahead ? 3 : 2); i++)
+        MDP_TRY(MDP_ALLOC(&buffers->rows[i], n * engine->model->d_model, "rows of a round"));
+    return mdp_ok();
 }
 
 static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_buffers *buffers) {
     int32_t top_k = 0;
     for (int s = 0; s < engine->n_state; s++)
         if (engine->states[s].top_k > top_k) top_k = engine->states[s].top_k;
-    const mdp_moe_room room = find_room(engine->partition, top_k, engine->n_thread, engine->n_stream);
-    int64_t d_ff = moe->d_ff, d = engine->model->d_model, n = room.n_row;
-    mdp_round *round = &buffers->round;
+    const mdp_moe_room room = find_room(engine->comm, engine->partition, top_k, engine->n_thread, engine->n_stream);
+    int64_t d_ff = moe->d_ff, d = engine->model->d_model;
     mdp_expert_scratch *scratch = &buffers->scratch;
-    buffers->capacity = n;
+    MDP_TRY(new_rounds(engine, &room, buffers));
     scratch->n_tile = room.n_tile;
-    MDP_TRY(MDP_ALLOC(&round->x, n * d, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&round->y, n * d, "outputs of a round"));
-    MDP_TRY(MDP_ALLOC(&round->source, n, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&round->gate, n, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&round->category, n, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&round->token, n, "rows of a round"));
     MDP_TRY(MDP_ALLOC(&scratch->x, scratch->n_tile * MDP_TILE_ROWS * d, "tiles of expert inputs"));
     MDP_TRY(MDP_ALLOC(&scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
     MDP_TRY(MDP_ALLOC(&scratch->up, engine->n_thread * thread_scratch(d), "expert scratch"));
-    MDP_TRY(MDP_ALLOC(&buffers->notes, n, "notes of a round"));
     if (moe->experts[0].gate_bias.tensor) {
         MDP_TRY(MDP_ALLOC(&scratch->bias, 2 * d_ff + d, "biases of an expert"));
         MDP_TRY(
             mdp_alloc(&scratch->stored, mdp_matrix_scratch(&moe->experts[0].gate_bias, 1), 1, "biases of an expert"));
     }
     if (moe->shared_gate.tensor) MDP_TRY(mdp_engine_load(engine, &moe->shared_gate, &buffers->shared_gate));
-    buffers->landing.n_word = mdp_landing_words(engine->comm);
-    buffers->landing.x = round->y;
-    MDP_TRY(MDP_ALLOC(&buffers->landing.needs, (n + 1) * buffers->landing.n_word, "rows of a round"));
-    return mdp_round_counts_new(engine->comm, &buffers->counts);
+    return mdp_ok();
 }
 
 int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
@@ -325,7 +340,7 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
         if (model->layers[l].moe.d_ff > f) f = model->layers[l].moe.d_ff;
         if (model->layers[l].moe.top_k > k) k = model->layers[l].moe.top_k;
     }
-    const mdp_moe_room room = find_room(partition, k, n_thread, n_stream);
+    const mdp_moe_room room = find_room(comm, partition, k, n_thread, n_stream);
     for (int64_t b = 0; b < partition->n_block; b++) {
         if (mdp_partition_block_tokens(partition, b) > worst) worst = mdp_partition_block_tokens(partition, b);
     }
@@ -333,8 +348,9 @@ int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_p
     int64_t kept = worst > MDP_WAVE_TOKENS ? worst : MDP_WAVE_TOKENS;
     if (kept > share) kept = share;
     int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(mdp_route_entry));
-    int64_t round = room.n_row *
-                    (2 * d * (int64_t)sizeof(float) + 20 + (int64_t)sizeof(mdp_row_note) + 8 * mdp_landing_words(comm));
+    int64_t n_notes = room.ahead ? MDP_ROUNDS_AT_ONCE : 1;
+    int64_t round = room.n_row * ((room.ahead ? 3 : 2) * d * (int64_t)sizeof(float) + 20 +
+                                  n_notes * (int64_t)sizeof(mdp_row_note) + 8 * mdp_landing_words(comm));
     int64_t tiles = room.n_tile * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
     /* the shared expert's outputs of a wave, and what computing them takes while the round's buffers stand */
     int64_t mlp = mdp_mlp_memory(model, partition, n_thread);

@@ -13,6 +13,7 @@ typedef struct trial {
     int64_t *n_send, *n_recv;
     int64_t *packed, *unpacked; /* [size] rows seen so far: the sequences must be walked in order */
     int64_t largest_piece;      /* rows */
+    const struct trial *before; /* the exchange that was begun before this one; NULL: none */
 } trial;
 
 static int64_t rows_between(const trial *t, int from, int to) {
@@ -37,11 +38,18 @@ static unsigned char byte_of(const trial *t, int from, int to, int64_t row, int6
                                           (uint64_t)(row * t->row_byte + place));
 }
 
+static bool is_over(const trial *t) {
+    for (int r = 0; r < t->size; r++)
+        if (t->packed[r] < t->n_send[r] || t->unpacked[r] < t->n_recv[r]) return false;
+    return true;
+}
+
 static void pack(void *context, int peer, int64_t first, int64_t n, void *buffer) {
     trial *t = context;
     unsigned char *bytes = buffer;
     CHECK(first == t->packed[peer] && n > 0 && first + n <= t->n_send[peer]);
     CHECK((uintptr_t)buffer % 64 == 0);
+    CHECK(!t->before || is_over(t->before));
     t->packed[peer] += n;
     if (n > t->largest_piece) t->largest_piece = n;
     for (int64_t i = 0; i < n; i++)
@@ -52,6 +60,7 @@ static void unpack(void *context, int peer, int64_t first, int64_t n, const void
     trial *t = context;
     const unsigned char *bytes = buffer;
     CHECK(first == t->unpacked[peer] && n > 0 && first + n <= t->n_recv[peer]);
+    CHECK(!t->before || is_over(t->before));
     t->unpacked[peer] += n;
     bool same = true;
     for (int64_t i = 0; i < n; i++)
@@ -147,6 +156,66 @@ static void a_room_serves_many_exchanges(mdp_comm *comm) {
     mdp_exchange_room_destroy(room);
 }
 
+/* Three at a time, one after the other, while every rank looks as often as it likes, or not at all, before it waits. */
+static void exchanges_travel_while_ranks_look(mdp_comm *comm) {
+    const int64_t row_byte[] = {24, 300, 7};
+    mdp_exchange_room *room = NULL;
+    CHECK_OK(mdp_exchange_room_new_all(comm, 5000, 300, &room));
+    for (uint64_t seed = 0; seed < 30; seed++) {
+        trial t[MDP_EXCHANGE_QUEUE];
+        for (int i = 0; i < MDP_EXCHANGE_QUEUE; i++) {
+            t[i] = (trial){.seed = 200 + 3 * seed + (uint64_t)i,
+                           .pattern = (int)((seed + (uint64_t)i) % 5),
+                           .most = 40,
+                           .row_byte = row_byte[i],
+                           .before = i > 0 ? &t[i - 1] : NULL};
+            new_trial(&t[i], comm);
+            mdp_exchange exchange = exchange_of(&t[i], room);
+            CHECK_OK(mdp_exchange_begin_all(comm, &exchange));
+        }
+        for (uint64_t look = mdp_random_bits(7, seed, (uint64_t)comm->rank) % 20; look > 0; look--)
+            mdp_exchange_look(comm, room);
+        CHECK_OK(mdp_exchange_finish_all(comm, room));
+        for (int i = 0; i < MDP_EXCHANGE_QUEUE; i++) {
+            CHECK(is_over(&t[i]));
+            mdp_free(t[i].n_send);
+        }
+    }
+    mdp_exchange_room_destroy(room);
+}
+
+/* Looking is enough: nobody waits, and all arrives. */
+static void looks_alone_bring_an_exchange_to_its_end(mdp_comm *comm) {
+    mdp_exchange_room *room = NULL;
+    trial t = {.seed = 77, .most = 300, .row_byte = 100};
+    CHECK_OK(mdp_exchange_room_new_all(comm, 4000, t.row_byte, &room));
+    new_trial(&t, comm);
+    mdp_exchange exchange = exchange_of(&t, room);
+    CHECK_OK(mdp_exchange_begin_all(comm, &exchange));
+    while (room->n_done < room->n_begun) mdp_exchange_look(comm, room);
+    CHECK(is_over(&t));
+    CHECK_OK(mdp_exchange_finish_all(comm, room));
+    mdp_exchange_room_destroy(room);
+    mdp_free(t.n_send);
+}
+
+/* An error on all ranks, with nothing left under way. */
+static void no_more_than_fit_are_begun(mdp_comm *comm) {
+    mdp_exchange_room *room = NULL;
+    trial t[MDP_EXCHANGE_QUEUE + 1];
+    CHECK_OK(mdp_exchange_room_new_all(comm, 5000, 16, &room));
+    for (int i = 0; i <= MDP_EXCHANGE_QUEUE; i++) {
+        t[i] = (trial){.seed = 90 + (uint64_t)i, .most = 30, .row_byte = 16};
+        new_trial(&t[i], comm);
+        mdp_exchange exchange = exchange_of(&t[i], room);
+        mdp_status status = mdp_exchange_begin_all(comm, &exchange);
+        CHECK(status.code == (i < MDP_EXCHANGE_QUEUE ? MDP_OK : MDP_INTERNAL));
+    }
+    CHECK(is_over(&t[MDP_EXCHANGE_QUEUE - 1]) && room->n_begun == 0);
+    for (int i = 0; i <= MDP_EXCHANGE_QUEUE; i++) mdp_free(t[i].n_send);
+    mdp_exchange_room_destroy(room);
+}
+
 #ifdef MDP_DEBUG_HOOKS
 /* Room for all or for none. */
 static void a_rank_without_memory_stops_all(mdp_comm *comm) {
@@ -193,6 +262,9 @@ int main(int argc, char **argv) {
     long_sequences(comm);
     memory_may_differ_between_ranks(comm);
     a_room_serves_many_exchanges(comm);
+    exchanges_travel_while_ranks_look(comm);
+    looks_alone_bring_an_exchange_to_its_end(comm);
+    no_more_than_fit_are_begun(comm);
 #ifdef MDP_DEBUG_HOOKS
     a_rank_without_memory_stops_all(comm);
     what_does_not_match_is_an_error_not_a_hang(comm);

@@ -1,5 +1,6 @@
 /* A layer of experts over ranks and nodes: the same bits for every division into nodes, every token row once to each
- * other node, and tiles spread evenly, however uneven the routing to three of eight experts is. */
+ * other node, tiles spread evenly, however uneven the routing to three of eight experts is, and rows on their way while
+ * experts are computed. */
 #include "engine/dispatch.h"
 #include "mpi_check.h"
 
@@ -17,11 +18,26 @@ typedef struct pass {
     float *residual;      /* [n_local, d_model] what came out */
     int64_t n_local, first_token;
     int64_t wanted, sent; /* by this rank, to other nodes */
+    const mdp_engine *engine;
+    int64_t n_tile, n_ahead; /* tiles, and those of them that were seen while an exchange was under way */
+    const float *y;          /* where the next tile of the round will be */
+    int64_t moved, n_moved;  /* how far exchanges had come by the last tile; tiles by which they had come further */
 } pass;
+
+static void see_exchanges(pass *p, const mdp_tile *tile) {
+    const mdp_exchange_room *room = p->engine->room;
+    int64_t moved = 1000000 * room->n_done + room->sent.n_passed + room->taken.n_passed;
+    p->n_tile++;
+    p->n_ahead += room->n_begun > 0;
+    p->n_moved += room->n_begun > 0 && tile->y == p->y && moved != p->moved;
+    p->y = tile->y + tile->n_row * tile->d_model;
+    p->moved = moved;
+}
 
 static mdp_status see_tile(void *context, const mdp_tile *tile) {
     pass *p = context;
     p->n_row += tile->n_row;
+    see_exchanges(p, tile);
     for (int32_t i = 0; i < tile->n_row; i++) p->needs[p->comm->rank * p->tokens->n_token + tile->token[i]] = 1;
     return mdp_ok();
 }
@@ -52,6 +68,7 @@ static void run_layer(pass *p, const mdp_catalogue *catalogue, int n_expert, int
     snprintf(text, sizeof text, "%d", per_node);
     setenv("MDP_RANKS_PER_NODE", per_node > 0 ? text : "", 1);
     CHECK_OK(mdp_comm_new_all(MPI_COMM_WORLD, &p->comm));
+    p->comm->count_max = 4096; /* bytes of a message: many */
     CHECK_OK(MDP_ALLOC(&p->needs, p->comm->size * p->tokens->n_token, "needs"));
     const mdp_observers observers = {.tile = see_tile, .context = p};
     mdp_gemm *gemm = NULL;
@@ -64,6 +81,7 @@ static void run_layer(pass *p, const mdp_catalogue *catalogue, int n_expert, int
     CHECK_OK(mdp_reader_new(catalogue, &reader));
     CHECK_OK(mdp_partition_new(p->tokens, 0, &partition));
     CHECK_OK(mdp_engine_new_all(p->comm, p->model, reader, p->tokens, partition, &options, &engine));
+    p->engine = engine;
     CHECK_OK(mdp_engine_begin_batch_all(engine, 0));
     CHECK_OK(mdp_engine_layer_all(engine, 0));
     p->n_local = engine->batch.n_token;
@@ -130,11 +148,16 @@ static void nodes_change_the_way_but_no_bit(const mdp_catalogue *catalogue, mdp_
     mdp_tokens_destroy(tokens);
 }
 
-/* With 20 tiles a rank, in several rounds. */
-static void work_is_even(const mdp_catalogue *catalogue, mdp_model *model, int size) {
+/* With 20 tiles a rank, in several rounds: every tile is seen while rows of the round before or after travel, and they
+ * come further from one tile to the next. */
+static void work_is_even_and_rows_travel_meanwhile(const mdp_catalogue *catalogue, mdp_model *model, int size,
+                                                   int per_node) {
     mdp_tokens *tokens = make_tokens(20 * size);
     pass p = {.model = model, .tokens = tokens};
-    run_layer(&p, catalogue, 3, 2, 2);
+    run_layer(&p, catalogue, 3, 2, per_node);
+    CHECK(p.n_ahead == (size > 1 ? p.n_tile : 0));
+    MPI_Allreduce(MPI_IN_PLACE, &p.n_moved, 1, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);
+    CHECK((p.n_moved > 0) == (size > 1));
     int64_t most = p.n_row, sum = p.n_row;
     MPI_Allreduce(MPI_IN_PLACE, &most, 1, MPI_INT64_T, MPI_MAX, MPI_COMM_WORLD);
     MPI_Allreduce(MPI_IN_PLACE, &sum, 1, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);
@@ -154,7 +177,8 @@ int main(int argc, char **argv) {
     CHECK_OK(mdp_catalogue_open_all(comm, MDP_TEST_FIXTURES "/mixtral-demo", &catalogue));
     CHECK_OK(mdp_model_bind(catalogue, &model));
     nodes_change_the_way_but_no_bit(catalogue, model, comm->size);
-    work_is_even(catalogue, model, comm->size);
+    work_is_even_and_rows_travel_meanwhile(catalogue, model, comm->size, 2);
+    work_is_even_and_rows_travel_meanwhile(catalogue, model, comm->size, 8);
     mdp_model_destroy(model);
     mdp_catalogue_destroy(catalogue);
     mdp_comm_destroy_all(comm);
