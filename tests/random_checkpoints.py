@@ -268,6 +268,8 @@ def part_rotated(choose, drawn, parts):
     """A rope of a part of each head."""
     part = choose.choice(parts)
     drawn["rope_parameters"] = rope(choose, int(drawn["head_dim"] * part), drawn["max_position_embeddings"], ROPES)
+    if drawn["rope_parameters"]["rope_type"] == "dynamic" and drawn["head_dim"] * part == 2:
+        part *= 2  # the library divides by what is beyond 2
     drawn["rope_parameters"]["partial_rotary_factor"] = part
 
 
