@@ -200,6 +200,8 @@ mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, 
 /* Every byte of another HDF5 file of ours (stats.h5) against its seal; *n_byte: how many. Local: rank 0; main thread.
  */
 mdp_status mdp_verify_sealed(const char *path, int64_t *n_byte);
+/* The same for a reader, which takes a file without a seal as it is: it may be somebody else's. */
+mdp_status mdp_verify_seal_if_any(const char *path);
 
 /* ---- tokens -------------------------------------------------------------------------------------------------- */
 

@@ -397,6 +397,16 @@ mdp_status mdp_verify_sealed(const char *path, int64_t *n_byte) {
     return status;
 }
 
+mdp_status mdp_verify_seal_if_any(const char *path) {
+    hid_t file;
+    mdp_run run;
+    int64_t n_byte = 0;
+    MDP_TRY(mdp_hdf5_open(path, "an HDF5 file of moe-dist-prune", &file));
+    mdp_status status = mdp_hdf5_has(file, SEAL) ? check_seal(path, file, &run, 1, &n_byte) : mdp_ok();
+    H5Fclose(file);
+    return status;
+}
+
 /* ---- the walk over a model.h5 (rank 0) ----------------------------------------------------------------------- */
 
 /* Context of a walk; the first error is kept and stops it. */
