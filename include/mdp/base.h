@@ -124,13 +124,18 @@ void mdp_free(void *pointer); /* NULL is allowed */
 int64_t mdp_memory_left(char what[MDP_MEMORY_WHAT]);
 /* For json_set_alloc_funcs, with mdp_free: jansson's memory is among that. Never made to fail. */
 void *mdp_memory_for_json(size_t n_byte);
+/* Bytes of memory that an allocation of n_byte takes when the first `used` of them are written: a small one is taken
+ * whole, a large one as it is touched. */
+int64_t mdp_memory_taken(int64_t n_byte, int64_t used);
 /* Duplicate text (to be freed with mdp_free). */
 mdp_status mdp_copy_text(char **out, const char *text);
 /* printf into a new text (to be freed with mdp_free). */
 mdp_status mdp_format(char **out, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 int64_t mdp_memory_peak(void); /* bytes, high-water mark of this process' resident set; 0 when unknown */
-int64_t mdp_memory_pss(void);  /* bytes, proportional set size of this process now; 0 when unknown */
+/* Bytes of this process' own memory now, and its share of what is read from files (programs and libraries, mostly) when
+ * n_process have it in common; 0 when unknown. */
+int64_t mdp_memory_share(int n_process);
 
 /* Narrow a count to int; the error names `what` and the value. */
 mdp_status mdp_int_cast(int64_t value, const char *what, int *out);

@@ -170,8 +170,7 @@ typedef struct mdp_panel_stream mdp_panel_stream;
  * started, and of waiting; it may be looked at after mdp_panel_stream_stop. */
 mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
                                 mdp_panel_stream **out);
-void mdp_panel_stream_destroy(mdp_panel_stream *stream);       /* joins the thread; NULL is allowed */
-int64_t mdp_panel_stream_memory(int depth, int64_t max_value); /* bytes that a stream will hold */
+void mdp_panel_stream_destroy(mdp_panel_stream *stream); /* joins the thread; NULL is allowed */
 /* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been taken to its
  * end or ended by mdp_panel_stream_stop. */
 mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *items, int64_t n);

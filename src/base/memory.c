@@ -31,6 +31,8 @@
 /* From this size pages of 2 MiB are asked for: fewer of them to fault in and to translate, and at most a quarter of the
  * buffer is touched in vain. */
 #define HUGE_BYTE ((size_t)8 << 20)
+#define HUGE_PAGE_BYTE ((int64_t)2 << 20)
+#define PAGE_BYTE ((int64_t)4096)
 
 /* Stands ALIGNMENT bytes before every allocation. */
 typedef struct header {
@@ -208,6 +210,13 @@ mdp_status mdp_format(char **out, const char *format, ...) {
     return status;
 }
 
+int64_t mdp_memory_taken(int64_t n_byte, int64_t used) {
+    if (n_byte < MAPPED_BYTE || used >= n_byte) return n_byte;
+    if (used == 0) return 0;
+    int64_t page = (size_t)n_byte < HUGE_BYTE ? PAGE_BYTE : HUGE_PAGE_BYTE; /* where `used` ends, less than one more */
+    return used + page < n_byte ? used + page : n_byte;
+}
+
 /* The number of kB behind `key` in a file of /proc, in bytes; 0 when there is none. */
 static int64_t proc_value(const char *path, const char *key) {
     FILE *file = fopen(path, "r");
@@ -233,6 +242,11 @@ int64_t mdp_memory_peak(void) {
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (int64_t)usage.ru_maxrss * 1024 : 0;
 }
 
-int64_t mdp_memory_pss(void) {
-    return proc_value("/proc/self/smaps_rollup", "Pss:");
+/* Not the proportional set size: that depends on what else runs, now and later. */
+int64_t mdp_memory_share(int n_process) {
+    static const char *const common[] = {"Private_Clean:", "Shared_Clean:", "Shared_Dirty:"};
+    const char *path = "/proc/self/smaps_rollup";
+    int64_t n_byte = 0;
+    for (size_t i = 0; i < sizeof common / sizeof common[0]; i++) n_byte += proc_value(path, common[i]);
+    return proc_value(path, "Private_Dirty:") + n_byte / n_process;
 }

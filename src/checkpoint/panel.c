@@ -35,10 +35,6 @@ struct mdp_panel_stream {
     mdp_phase phase;      /* in which the sequence at hand was started */
 };
 
-int64_t mdp_panel_stream_memory(int depth, int64_t max_value) {
-    return (int64_t)sizeof(mdp_panel_stream) + depth * max_value * (int64_t)sizeof(float) + MDP_MATRIX_CHUNK_BYTE;
-}
-
 /* ---- the I/O thread ------------------------------------------------------------------------------------------ */
 
 static bool has_work(const mdp_panel_stream *s) {

@@ -102,7 +102,7 @@ typedef struct mdp_session {
     const mdp_comm *layout; /* what costs are of: comm, or `asked`; borrowed */
     mdp_comm *asked;        /* by --ranks; nobody communicates by it; NULL: not given; owned */
     int64_t at_start;       /* bytes that the largest rank has before anything heavy; the same on every rank */
-    int64_t beside;         /* bytes that a rank will have beside the engine and what it has at the start */
+    int64_t beside;         /* bytes that a rank will come to have beside the engine */
     mdp_options *options;   /* owned */
     int n_word;             /* the command line, for report.json */
     char **words;           /* [n_word] borrowed */

@@ -10,6 +10,11 @@
 #define MEASURE_FROM_FLOP 2e13 /* runs above this many are worth a second of measuring */
 #define MAX_LINE 600
 
+/* What libraries come to hold once they work, and small allocations (measured, doc/engine.md): BLAS packs panels for
+ * each thread, MPI opens connections. */
+#define LIBRARY_BYTE ((int64_t)5 << 19)
+#define THREAD_BYTE ((int64_t)3 << 19)
+
 /* ---- costs --------------------------------------------------------------------------------------------------- */
 
 /* Bytes of memory that this node can still give; 0 when unknown. */
@@ -44,8 +49,8 @@ static mdp_status cost_of(const mdp_session *session, const mdp_tokens *tokens, 
 }
 
 mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte) {
-    session->beside = n_byte;
-    session->at_start = mdp_memory_pss();
+    session->beside = n_byte + LIBRARY_BYTE + session->n_thread * THREAD_BYTE;
+    session->at_start = mdp_memory_share(session->layout->node_size);
     return mdp_max_i64_all(session->comm, &session->at_start, 1);
 }
 

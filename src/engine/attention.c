@@ -87,11 +87,14 @@ static int64_t output_values(const mdp_model *model) {
     return model->latent.kv_rank > 0 ? model->latent.n_value : model->head_dim;
 }
 
-int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int64_t all, int n_thread) {
-    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + output_values(model));
+int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread) {
+    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + output_values(model)), all = n_stream * share->n_token;
     if (model->delta.n_value > 0 && mdp_delta_scratch(&model->delta) > tile) tile = mdp_delta_scratch(&model->delta);
-    int64_t rows = group_rows(model, max_pack) < all ? group_rows(model, max_pack) : all;
-    return (rows * row_values(model) + n_thread * tile) * (int64_t)sizeof(float);
+    int64_t rows = group_rows(model, share->longest_pack) < all ? group_rows(model, share->longest_pack) : all;
+    int64_t n_query = rows / MDP_QUERY_ROWS + rows, n_used = rows / MDP_QUERY_ROWS + n_stream * share->n_sequence;
+    int64_t query_byte = model->n_head * (int64_t)sizeof(query_tile);
+    return (rows * row_values(model) + n_thread * tile) * (int64_t)sizeof(float) +
+           mdp_memory_taken(n_query * query_byte, (n_used < n_query ? n_used : n_query) * query_byte);
 }
 
 mdp_status mdp_attention_prepare(mdp_engine *engine) {

@@ -153,9 +153,8 @@ static void spread_rows(const work *w, int64_t layer, const mdp_layer_view *view
     }
 }
 
-/* What ranks have of a placed wave, by the walk of the expert loop. */
-static void count_wave(work *w, const mdp_placement *placement) {
-    int64_t most = mdp_group_tiles(w->n_thread);
+/* What ranks have of a placed wave, by the walk of the expert loop: groups of at most `most` tiles. */
+static void count_wave(work *w, const mdp_placement *placement, int64_t most) {
     for (int64_t first = 0; first < placement->n_tile;) {
         const mdp_tile_place *tile = &placement->tiles[first];
         int64_t n = 1, n_row = tile->n_row;
@@ -186,14 +185,17 @@ static void count_bytes_sent(const work *w, const mdp_layer_view *views) {
 }
 
 static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block) {
-    int32_t n_expert = w->model->layers[layer].moe.n_expert;
+    int32_t n_expert = w->model->layers[layer].moe.n_expert, top_k = 0;
     int64_t *rows = NULL;
     mdp_placement *placement = NULL;
+    for (int s = 0; s < w->share.n_state; s++)
+        if (views[s].top_k > top_k) top_k = views[s].top_k;
+    const mdp_moe_room room = mdp_moe_room_of(w->layout, w->partition, top_k, n_expert, w->n_thread, w->pass->n_stream);
     MDP_TRY(MDP_ALLOC(&rows, w->share.n_state * n_block * n_expert, "row counts"));
     spread_rows(w, layer, views, first, n_block, rows);
     mdp_status status =
         mdp_placement_new(w->layout, rows, w->share.n_state, first, n_block, n_expert, w->n_thread, &placement);
-    if (status.code == MDP_OK) count_wave(w, placement);
+    if (status.code == MDP_OK) count_wave(w, placement, room.n_tile);
     mdp_placement_destroy(placement);
     mdp_free(rows);
     return status;

@@ -16,72 +16,12 @@ void mdp_view_destroy(mdp_view *view) {
     mdp_free(view);
 }
 
-/* Values of the largest panel of any matrix that the engine streams. */
-static int64_t largest_panel(const mdp_model *model) {
-    int64_t widest = model->d_model;
-    for (int64_t l = 0; l < model->n_layer; l++) {
-        const mdp_layer *layer = &model->layers[l];
-        if (layer->attention.o.n_col > widest) widest = layer->attention.o.n_col;
-        if (layer->attention.q.n_col > widest) widest = layer->attention.q.n_col;
-        if (layer->attention.kv_b.n_col > widest) widest = layer->attention.kv_b.n_col;
-        if (layer->is_moe && layer->moe.d_ff > widest) widest = layer->moe.d_ff;
-        if (layer->is_moe && layer->moe.shared_ff > widest) widest = layer->moe.shared_ff;
-        if (!layer->is_moe && layer->dense_ff > widest) widest = layer->dense_ff;
-    }
-    return widest * MDP_PANEL_ROWS;
-}
-
-/* Panels in the stream: a gate and an up panel for each pair of threads, and one read ahead. */
-static int stream_depth(int n_thread) {
-    return n_thread + 2 < 65 ? n_thread + 2 : 65;
-}
-
-/* Most packs' tokens in one pack, and most tokens of a rank in a batch. */
-static void largest_share(const mdp_partition *partition, int size, int64_t *pack, int64_t *share) {
-    *pack = *share = 0;
-    for (int64_t p = 0; p < partition->n_pack; p++) {
-        if (partition->packs[p].n_token > *pack) *pack = partition->packs[p].n_token;
-    }
-    for (int64_t b = 0; b < partition->n_batch; b++) {
-        for (int rank = 0; rank < size; rank++) {
-            int64_t first, end;
-            mdp_partition_share(partition, b, rank, size, &first, &end);
-            if (first == end) continue;
-            const mdp_pack *last = &partition->packs[end - 1];
-            int64_t n = last->first_token + last->n_token - partition->packs[first].first_token;
-            if (n > *share) *share = n;
-        }
-    }
-}
-
-int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                          const mdp_pass *pass) {
-    int64_t pack_tokens, share, n_expert = 0, k = 0;
-    largest_share(partition, comm->size, &pack_tokens, &share);
-    for (int64_t l = 0; l < model->n_layer; l++) {
-        if (!model->layers[l].is_moe) continue;
-        if (model->layers[l].moe.n_expert > n_expert) n_expert = model->layers[l].moe.n_expert;
-        if (model->layers[l].moe.top_k > k) k = model->layers[l].moe.top_k;
-    }
-    int64_t row = model->d_model * (int64_t)sizeof(float);
-    int64_t residual = share * (pass->n_stream * (row + 8 * k) + (pass->recompute ? row : 0));
-    if (pass->with_head) residual += share * pass->n_stream * MDP_LOSS_ROW;
-    int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
-    int64_t router = n_expert * model->d_model * (int64_t)sizeof(float);
-    int64_t attention = mdp_attention_memory(model, pack_tokens, pass->n_stream * share, n_thread);
-    int64_t moe = mdp_moe_memory(comm, model, partition, n_thread, pass->n_stream) + router;
-    int64_t most = attention > moe ? attention : moe;
-    if (pass->with_head && mdp_head_memory(n_thread) > most) most = mdp_head_memory(n_thread);
-    return residual + angles + mdp_panel_stream_memory(stream_depth(n_thread), largest_panel(model)) + most +
-           MDP_MESSAGE_BYTES;
-}
-
 static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->states, engine->n_stream, "states"));
     MDP_TRY(MDP_ALLOC(&engine->stream_state, engine->n_stream, "states"));
-    engine->stream_depth = stream_depth(engine->n_thread);
-    MDP_TRY(mdp_panel_stream_new(engine->reader, engine->stream_depth, largest_panel(engine->model), engine->profile,
-                                 &engine->stream));
+    engine->stream_depth = mdp_stream_depth(engine->n_thread);
+    MDP_TRY(mdp_panel_stream_new(engine->reader, engine->stream_depth, mdp_largest_panel(engine->model).n_value,
+                                 engine->profile, &engine->stream));
     return mdp_attention_prepare(engine);
 }
 

@@ -149,6 +149,22 @@ void mdp_norm_weights(const mdp_model *model, int64_t n, float *weights);
 /* y [d_model] = the norm of x; y may be x. `norm` as loaded. */
 void mdp_norm_row(const mdp_model *model, const float *norm, const float *x, float *y);
 
+/* ---- memory.c ------------------------------------------------------------------------------------------------- */
+
+/* The most that a rank has of a batch. */
+typedef struct mdp_rank_share {
+    int64_t n_token, n_sequence;
+    int64_t n_tile;       /* of its packs */
+    int64_t longest_pack; /* tokens */
+} mdp_rank_share;
+/* Values of the largest panel of any matrix that the engine streams, and bytes that reading one takes beside it. */
+typedef struct mdp_panel_size {
+    int64_t n_value, n_byte;
+} mdp_panel_size;
+mdp_panel_size mdp_largest_panel(const mdp_model *model);
+/* Panels in the stream: a gate and an up panel for each pair of threads, and one read ahead. */
+int mdp_stream_depth(int n_thread);
+
 /* ---- attention.c ---------------------------------------------------------------------------------------------- */
 
 /* x += Attention(Norm1(x)) for every state. Local. */
@@ -159,8 +175,8 @@ int64_t mdp_attention_groups(const mdp_model *model, const mdp_pack *packs, int6
 int64_t mdp_attention_flop(const mdp_model *model, const mdp_attention *attention, int64_t length);
 /* Fill the tables of cosines and sines. Local. */
 mdp_status mdp_attention_prepare(mdp_engine *engine);
-/* Bytes that mdp_attend holds for packs of at most max_pack tokens, of `all` tokens of a rank in all its states. */
-int64_t mdp_attention_memory(const mdp_model *model, int64_t max_pack, int64_t all, int n_thread);
+/* Bytes that mdp_attend takes. */
+int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread);
 
 /* ---- delta.c: linear attention ---------------------------------------------------------------------------------- */
 
@@ -214,8 +230,10 @@ mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer);
  * matrices are read for one state. */
 int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread);
 int64_t mdp_dense_groups(const mdp_partition *partition, const mdp_pack *packs, int64_t n_pack, int n_thread);
-/* Bytes that one of the two holds for n_row rows at a time. */
-int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, int n_thread);
+/* Bytes that each of the two takes. */
+int64_t mdp_mlp_memory(const mdp_model *model, int64_t d_ff, const mdp_rank_share *share, int n_thread);
+int64_t mdp_dense_memory(const mdp_model *model, const mdp_partition *partition, int64_t d_ff,
+                         const mdp_rank_share *share, int n_thread);
 
 /* ---- router.c ------------------------------------------------------------------------------------------------- */
 
@@ -263,6 +281,8 @@ typedef struct mdp_placement {
 mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_state, int64_t first_block,
                              int64_t n_block, int32_t n_expert, int n_thread, mdp_placement **out);
 void mdp_placement_destroy(mdp_placement *placement); /* NULL is allowed */
+/* The most rows that a rank can have of a wave of n_row rows in n_cell (state, block, expert), however routed. */
+int64_t mdp_placement_most_rows(const mdp_comm *comm, int64_t n_row, int64_t n_cell);
 
 /* ---- moe.c, dispatch.c, experts.c
  * ------------------------------------------------------------------------------------ */
@@ -316,11 +336,19 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
  * within MDP_WAVE_TOKENS, at least one. */
 int64_t mdp_wave_blocks(const mdp_comm *comm, const mdp_partition *partition, int64_t batch, int64_t first,
                         int64_t end);
-int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                       int n_stream);
+/* Room for rows of a round and tiles of a group: no more than the largest batch has, and no more tiles than an expert
+ * has when tokens choose evenly, and a quarter. */
+typedef struct mdp_moe_room {
+    int64_t n_row, n_tile;
+    bool ahead; /* there can be more than one round, and other ranks */
+} mdp_moe_room;
+mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partition, int32_t top_k, int32_t n_expert,
+                             int n_thread, int n_stream);
+/* Values of scratch.up for one thread: a panel of products, or a row of the combine. */
+int64_t mdp_moe_thread_scratch(int64_t d_model);
 
-/* Bytes that mdp_engine_head_all holds. */
-int64_t mdp_head_memory(int n_thread);
+/* Bytes that mdp_engine_head_all takes. */
+int64_t mdp_head_memory(const mdp_rank_share *share, int n_stream, int n_thread);
 
 /* Rows of a round and tiles of a group, from the number of threads alone. */
 static inline int64_t mdp_group_tiles(int n_thread) {

@@ -135,8 +135,9 @@ static mdp_status new_buffers(mdp_engine *engine, head_buffers *buffers) {
     return mdp_panel_list_add(&buffers->panels, &engine->model->head);
 }
 
-int64_t mdp_head_memory(int n_thread) {
-    return (held_tiles(n_thread) + n_thread) * LOGITS * (int64_t)sizeof(float);
+int64_t mdp_head_memory(const mdp_rank_share *share, int n_stream, int n_thread) {
+    int64_t held = held_tiles(n_thread) < share->n_tile ? held_tiles(n_thread) : share->n_tile;
+    return (held + (n_stream > 1 ? n_thread : 0)) * LOGITS * (int64_t)sizeof(float);
 }
 
 mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer) {

@@ -140,16 +140,18 @@ static int64_t pack_rows(const mdp_partition *partition) {
     return most > MDP_ATTENTION_ROWS ? most : MDP_ATTENTION_ROWS;
 }
 
-int64_t mdp_mlp_memory(const mdp_model *model, const mdp_partition *partition, int n_thread) {
-    int64_t d = model->d_model, f = 0, panel = (int64_t)MDP_TILE_ROWS * MDP_PANEL_ROWS;
-    for (int64_t l = 0; l < model->n_layer; l++) {
-        const mdp_layer *layer = &model->layers[l];
-        int64_t own = layer->is_moe ? layer->moe.shared_ff : layer->dense_ff;
-        if (own > f) f = own;
-    }
-    if (f == 0) return 0;
-    return (pack_rows(partition) * d + mdp_group_tiles(n_thread) * MDP_TILE_ROWS * (d + f) + n_thread * panel) *
-           (int64_t)sizeof(float);
+int64_t mdp_mlp_memory(const mdp_model *model, int64_t d_ff, const mdp_rank_share *share, int n_thread) {
+    int64_t room = mdp_group_tiles(n_thread), n_tile = share->n_tile < room ? share->n_tile : room;
+    int64_t d = model->d_model, row_byte = MDP_TILE_ROWS * (int64_t)sizeof(float);
+    return mdp_memory_taken(room * d * row_byte, n_tile * d * row_byte) +
+           mdp_memory_taken(room * d_ff * row_byte, n_tile * d_ff * row_byte) + n_thread * MDP_PANEL_ROWS * row_byte;
+}
+
+int64_t mdp_dense_memory(const mdp_model *model, const mdp_partition *partition, int64_t d_ff,
+                         const mdp_rank_share *share, int n_thread) {
+    int64_t most = pack_rows(partition), used = share->n_token < most ? share->n_token : most;
+    int64_t row_byte = model->d_model * (int64_t)sizeof(float);
+    return mdp_memory_taken(most * row_byte, used * row_byte) + mdp_mlp_memory(model, d_ff, share, n_thread);
 }
 
 int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread) {

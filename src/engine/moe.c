@@ -259,26 +259,20 @@ static void destroy_buffers(mdp_moe_buffers *buffers) {
     mdp_free(buffers->shared_gate);
 }
 
-/* Values of scratch.up for one thread: a panel of products, or a row of the combine. */
-static int64_t thread_scratch(int64_t d_model) {
+int64_t mdp_moe_thread_scratch(int64_t d_model) {
     int64_t panel = (int64_t)MDP_TILE_ROWS * MDP_PANEL_ROWS;
     return panel > d_model ? panel : d_model;
 }
 
-/* Rows of a round and tiles of a group that can come together: no more than the largest batch has. A group's tiles are
- * of one expert, which meets a token at most once. */
-typedef struct mdp_moe_room {
-    int64_t n_row, n_tile;
-    bool ahead; /* there can be more than one round, and other ranks */
-} mdp_moe_room;
-
-static mdp_moe_room find_room(const mdp_comm *comm, const mdp_partition *partition, int64_t top_k, int n_thread,
-                              int n_stream) {
+mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partition, int32_t top_k, int32_t n_expert,
+                             int n_thread, int n_stream) {
     mdp_moe_room out = {.n_row = n_stream * partition->batch_tokens * top_k};
     for (int64_t batch = 0; batch < partition->n_batch; batch++) {
         int64_t n_tile = 0;
         for (int64_t b = partition->batch_block[batch]; b < partition->batch_block[batch + 1]; b++) {
-            n_tile += n_stream * ((mdp_partition_block_tokens(partition, b) + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS);
+            int64_t n = mdp_partition_block_tokens(partition, b), even = n * top_k / n_expert + 1;
+            if (even + even / 4 < n) n = even + even / 4;
+            n_tile += n_stream * ((n + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS);
         }
         if (n_tile > out.n_tile) out.n_tile = n_tile;
     }
@@ -315,14 +309,15 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_bu
     int32_t top_k = 0;
     for (int s = 0; s < engine->n_state; s++)
         if (engine->states[s].top_k > top_k) top_k = engine->states[s].top_k;
-    const mdp_moe_room room = find_room(engine->comm, engine->partition, top_k, engine->n_thread, engine->n_stream);
+    const mdp_moe_room room =
+        mdp_moe_room_of(engine->comm, engine->partition, top_k, moe->n_expert, engine->n_thread, engine->n_stream);
     int64_t d_ff = moe->d_ff, d = engine->model->d_model;
     mdp_expert_scratch *scratch = &buffers->scratch;
     MDP_TRY(new_rounds(engine, &room, buffers));
     scratch->n_tile = room.n_tile;
     MDP_TRY(MDP_ALLOC(&scratch->x, scratch->n_tile * MDP_TILE_ROWS * d, "tiles of expert inputs"));
     MDP_TRY(MDP_ALLOC(&scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
-    MDP_TRY(MDP_ALLOC(&scratch->up, engine->n_thread * thread_scratch(d), "expert scratch"));
+    MDP_TRY(MDP_ALLOC(&scratch->up, engine->n_thread * mdp_moe_thread_scratch(d), "expert scratch"));
     if (moe->experts[0].gate_bias.tensor) {
         MDP_TRY(MDP_ALLOC(&scratch->bias, 2 * d_ff + d, "biases of an expert"));
         MDP_TRY(
@@ -330,32 +325,6 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_bu
     }
     if (moe->shared_gate.tensor) MDP_TRY(mdp_engine_load(engine, &moe->shared_gate, &buffers->shared_gate));
     return mdp_ok();
-}
-
-int64_t mdp_moe_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                       int n_stream) {
-    int64_t d = model->d_model, f = 0, k = 0, worst = 0;
-    for (int64_t l = 0; l < model->n_layer; l++) {
-        if (!model->layers[l].is_moe) continue;
-        if (model->layers[l].moe.d_ff > f) f = model->layers[l].moe.d_ff;
-        if (model->layers[l].moe.top_k > k) k = model->layers[l].moe.top_k;
-    }
-    const mdp_moe_room room = find_room(comm, partition, k, n_thread, n_stream);
-    for (int64_t b = 0; b < partition->n_block; b++) {
-        if (mdp_partition_block_tokens(partition, b) > worst) worst = mdp_partition_block_tokens(partition, b);
-    }
-    int64_t share = partition->batch_tokens / comm->size + 2 * partition->longest + MDP_PACK_TOKENS;
-    int64_t kept = worst > MDP_WAVE_TOKENS ? worst : MDP_WAVE_TOKENS;
-    if (kept > share) kept = share;
-    int64_t outputs = n_stream * kept * k * (d * (int64_t)sizeof(float) + (int64_t)sizeof(mdp_route_entry));
-    int64_t n_notes = room.ahead ? MDP_ROUNDS_AT_ONCE : 1;
-    int64_t round = room.n_row * ((room.ahead ? 3 : 2) * d * (int64_t)sizeof(float) + 20 +
-                                  n_notes * (int64_t)sizeof(mdp_row_note) + 8 * mdp_landing_words(comm));
-    int64_t tiles = room.n_tile * MDP_TILE_ROWS * (d + f) + n_thread * thread_scratch(d);
-    /* the shared expert's outputs of a wave, and what computing them takes while the round's buffers stand */
-    int64_t mlp = mdp_mlp_memory(model, partition, n_thread);
-    int64_t shared = mlp > 0 ? kept * d * (int64_t)sizeof(float) + mlp : 0;
-    return outputs + round + tiles * (int64_t)sizeof(float) + shared;
 }
 
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm) {

@@ -196,6 +196,17 @@ mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t 
     return mdp_ok();
 }
 
+int64_t mdp_placement_most_rows(const mdp_comm *comm, int64_t n_row, int64_t n_cell) {
+    int64_t most_tile = n_cell + n_row / MDP_TILE_ROWS, each = MDP_TILE_COST + MDP_GROUP_COST;
+    if (comm->size == 1) return n_row;
+    /* Each rank but the last is filled until one more tile would exceed the bound, and parting a group costs once more.
+     */
+    int64_t bound = (n_row + most_tile * each) / comm->size + MDP_TILE_ROWS + each + MDP_GROUP_COST;
+    if (comm->n_node > 1) bound = bound * MDP_WHOLE_PERCENT / 100;
+    int64_t own = bound * MDP_TILE_ROWS / (MDP_TILE_ROWS + MDP_TILE_COST) + 1; /* without the cost of full tiles */
+    return own < n_row ? own : n_row;
+}
+
 void mdp_placement_destroy(mdp_placement *placement) {
     if (!placement) return;
     mdp_free(placement->tiles);

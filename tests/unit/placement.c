@@ -208,6 +208,27 @@ static void nodes_take_whole_experts_when_that_is_even(void **state) {
     free_comm(comm);
 }
 
+static void no_rank_has_more_rows_than_foretold(void **state) {
+    (void)state;
+    int64_t rows[N_STATE * N_BLOCK * N_EXPERT];
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        mdp_comm *comm = comm_of(1 + (int)(seed % 11), 1 + (int)(seed % 4));
+        random_rows(seed, seed % 3 == 0 ? 40 : 3000, rows);
+        if (seed % 2 == 0) rows[seed % (N_STATE * N_BLOCK * N_EXPERT)] = 20000;
+        mdp_placement *placement = place(comm, rows);
+        int64_t all = 0, own[11] = {0};
+        for (int64_t t = 0; t < placement->n_tile; t++) {
+            own[placement->tiles[t].owner] += placement->tiles[t].n_row;
+            all += placement->tiles[t].n_row;
+        }
+        int64_t most = mdp_placement_most_rows(comm, all, (int64_t)N_STATE * N_BLOCK * N_EXPERT);
+        for (int r = 0; r < comm->size; r++) assert_true(own[r] <= most);
+        assert_true(most <= all);
+        mdp_placement_destroy(placement);
+        free_comm(comm);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_row_is_in_one_tile_of_at_most_512),
@@ -215,6 +236,7 @@ int main(void) {
         cmocka_unit_test(skewed_routing_is_even_over_ranks),
         cmocka_unit_test(few_tiles_are_spread_over_all_ranks),
         cmocka_unit_test(nodes_take_whole_experts_when_that_is_even),
+        cmocka_unit_test(no_rank_has_more_rows_than_foretold),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,194 @@
+/* memory.c - what a pass takes of a rank's memory, foretold from headers.
+ *
+ * In: a model, how tokens are cut, a layout of ranks (which need not exist), streams. Out: bytes that no routing can
+ * make the engine exceed. Large buffers are taken as they are touched, so they count by the rows that can come, not by
+ * their room. */
+#include "engine/dispatch.h"
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Of an array of `room` rows of row_byte, n_row of them written. */
+static int64_t taken(int64_t room, int64_t n_row, int64_t row_byte) {
+    return mdp_memory_taken(room * row_byte, n_row * row_byte);
+}
+
+/* ---- weights ------------------------------------------------------------------------------------------------- */
+
+int mdp_stream_depth(int n_thread) {
+    return n_thread + 2 < 65 ? n_thread + 2 : 65;
+}
+
+static void meet(const mdp_matrix *matrix, mdp_panel_size *out) {
+    int64_t n_row = smaller(matrix->n_row, MDP_PANEL_ROWS);
+    if (!matrix->tensor) return;
+    out->n_value = larger(out->n_value, n_row * matrix->n_col);
+    out->n_byte = larger(out->n_byte, mdp_matrix_scratch(matrix, n_row));
+}
+
+static void meet_mlp(const mdp_expert *mlp, mdp_panel_size *out) {
+    meet(&mlp->gate, out);
+    meet(&mlp->up, out);
+    meet(&mlp->down, out);
+}
+
+mdp_panel_size mdp_largest_panel(const mdp_model *model) {
+    mdp_panel_size out = {0};
+    meet(&model->head, &out);
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        const mdp_layer *layer = &model->layers[l];
+        const mdp_attention *a = &layer->attention;
+        const mdp_matrix *matrices[] = {&a->q,    &a->k,        &a->v,       &a->o,       &a->q_a,    &a->kv_a,
+                                        &a->kv_b, &a->delta.in, &a->delta.z, &a->delta.b, &a->delta.a};
+        for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) meet(matrices[i], &out);
+        if (!layer->is_moe) meet_mlp(&layer->dense, &out);
+        if (layer->is_moe) meet_mlp(&layer->moe.shared, &out);
+        for (int32_t e = 0; layer->is_moe && e < layer->moe.n_expert; e++) meet_mlp(&layer->moe.experts[e], &out);
+    }
+    return out;
+}
+
+/* ---- a rank's tokens ----------------------------------------------------------------------------------------- */
+
+static void add_share(const mdp_pack *packs, int64_t n_pack, mdp_rank_share *out) {
+    const mdp_pack *last = &packs[n_pack - 1];
+    int64_t n_tile = 0;
+    for (int64_t p = 0; p < n_pack; p++) {
+        n_tile += (packs[p].n_token + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
+        out->longest_pack = larger(out->longest_pack, packs[p].n_token);
+    }
+    out->n_tile = larger(out->n_tile, n_tile);
+    out->n_token = larger(out->n_token, last->first_token + last->n_token - packs->first_token);
+    out->n_sequence = larger(out->n_sequence, last->first_sequence + last->n_sequence - packs->first_sequence);
+}
+
+static mdp_rank_share largest_share(const mdp_partition *partition, int size) {
+    mdp_rank_share out = {0};
+    for (int64_t b = 0; b < partition->n_batch; b++) {
+        for (int rank = 0; rank < size; rank++) {
+            int64_t first, end;
+            mdp_partition_share(partition, b, rank, size, &first, &end);
+            if (first < end) add_share(&partition->packs[first], end - first, &out);
+        }
+    }
+    return out;
+}
+
+/* ---- MoE blocks ---------------------------------------------------------------------------------------------- */
+
+typedef struct work {
+    const mdp_comm *comm;
+    const mdp_model *model;
+    const mdp_partition *partition;
+    int n_thread, n_stream;
+    mdp_rank_share share;
+    int64_t kept;    /* tokens of a rank in a wave, at most */
+    int64_t n_block; /* of the largest batch */
+} work;
+
+/* Tokens of a rank whose outputs are kept until they are combined: a wave is one block, or keeps to its bound. */
+static void find_wave(work *w) {
+    int64_t largest = 0;
+    for (int64_t b = 0; b < w->partition->n_block; b++)
+        largest = larger(largest, mdp_partition_block_tokens(w->partition, b));
+    for (int64_t b = 0; b < w->partition->n_batch; b++)
+        w->n_block = larger(w->n_block, w->partition->batch_block[b + 1] - w->partition->batch_block[b]);
+    w->kept = smaller(w->share.n_token, larger(largest, MDP_WAVE_TOKENS));
+}
+
+/* Lists of rows, tiles and routes: see mdp_moe_all and prepare_wave. */
+static int64_t list_bytes(const work *w, const mdp_moe *moe, int64_t n_row) {
+    int64_t n_cell = (int64_t)w->n_stream * w->n_block * moe->n_expert, size = w->comm->size;
+    int64_t n_round = n_row / size / (mdp_round_rows(w->n_thread) - MDP_TILE_ROWS) + 2;
+    return (7 * n_cell + 21 * MDP_ROUNDS_AT_ONCE * size + n_round * size) * (int64_t)sizeof(int64_t) +
+           (n_cell + n_row / MDP_TILE_ROWS) * (int64_t)sizeof(mdp_tile_place) +
+           w->n_stream * w->kept * moe->top_k * (int64_t)sizeof(mdp_route_entry);
+}
+
+/* Rows that the placement can give a rank. */
+static int64_t placed_rows(const work *w, const mdp_moe *moe) {
+    int64_t n_row = w->n_stream * w->partition->batch_tokens * moe->top_k;
+    return mdp_placement_most_rows(w->comm, n_row, (int64_t)w->n_stream * w->n_block * moe->n_expert);
+}
+
+/* And those of them that it takes in in a round. */
+static int64_t most_rows(const work *w, const mdp_moe *moe) {
+    return smaller(mdp_round_rows(w->n_thread), placed_rows(w, moe));
+}
+
+/* Buffers of rounds. Where there is one round, a token's row is there once; else three arrays change places. */
+static int64_t round_bytes(const work *w, const mdp_moe *moe) {
+    int64_t row = w->model->d_model * (int64_t)sizeof(float), n_token = w->n_stream * w->partition->batch_tokens;
+    const mdp_moe_room room =
+        mdp_moe_room_of(w->comm, w->partition, moe->top_k, moe->n_expert, w->n_thread, w->n_stream);
+    int64_t most = most_rows(w, moe);
+    int64_t group = smaller(most, room.n_tile * MDP_TILE_ROWS), tiles = room.n_tile * MDP_TILE_ROWS;
+    int64_t n_note = (room.ahead ? MDP_ROUNDS_AT_ONCE : 1) * (int64_t)sizeof(mdp_row_note);
+    int64_t one = taken(room.n_row, most, row), inputs = taken(room.n_row, smaller(most, n_token), row);
+    if (room.ahead && placed_rows(w, moe) > most) inputs = 2 * one;
+    return one + inputs + room.n_row * (20 + n_note + 8 * mdp_landing_words(w->comm)) + taken(tiles, group, row) +
+           taken(tiles, group, moe->d_ff * (int64_t)sizeof(float)) +
+           w->n_thread * mdp_moe_thread_scratch(w->model->d_model) * (int64_t)sizeof(float);
+}
+
+/* What a layer's block takes while tokens are with the experts, or with the shared expert. */
+static int64_t block_bytes(const work *w, const mdp_moe *moe) {
+    int64_t row = w->model->d_model * (int64_t)sizeof(float);
+    int64_t n_row = w->n_stream * w->partition->batch_tokens * moe->top_k;
+    int64_t shared = 0;
+    if (moe->shared.gate.tensor)
+        shared = w->kept * row + mdp_mlp_memory(w->model, moe->shared_ff, &w->share, w->n_thread);
+    return w->n_stream * w->kept * moe->top_k * row + list_bytes(w, moe, n_row) + round_bytes(w, moe) + shared;
+}
+
+/* ---- a pass -------------------------------------------------------------------------------------------------- */
+
+/* Of the buffers of the exchange: two in each direction, filled in turn; rows that stay go through none. */
+static int64_t message_bytes(const work *w) {
+    int64_t slot = MDP_MESSAGE_BYTES / 4, row = mdp_dispatch_longest_row(w->comm, w->model), most = 0;
+    for (int64_t l = 0; l < w->model->n_layer; l++)
+        if (w->model->layers[l].is_moe) most = larger(most, most_rows(w, &w->model->layers[l].moe) * row);
+    if (w->comm->size == 1) return 0;
+    return mdp_memory_taken(MDP_MESSAGE_BYTES, most > slot ? MDP_MESSAGE_BYTES : 2 * slot);
+}
+
+/* The most that any layer takes beside what stays. */
+static int64_t largest_layer(const work *w) {
+    int64_t most = mdp_attention_memory(w->model, &w->share, w->n_stream, w->n_thread);
+    for (int64_t l = 0; l < w->model->n_layer; l++) {
+        const mdp_layer *layer = &w->model->layers[l];
+        int64_t router = layer->moe.n_expert * w->model->d_model * (int64_t)sizeof(float);
+        int64_t own = layer->is_moe ? larger(router, block_bytes(w, &layer->moe))
+                                    : mdp_dense_memory(w->model, w->partition, layer->dense_ff, &w->share, w->n_thread);
+        most = larger(most, own);
+    }
+    return most;
+}
+
+int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
+                          const mdp_pass *pass) {
+    work w = {.comm = comm,
+              .model = model,
+              .partition = partition,
+              .n_thread = n_thread,
+              .n_stream = pass->n_stream,
+              .share = largest_share(partition, comm->size)};
+    int64_t top_k = 0, row = model->d_model * (int64_t)sizeof(float);
+    find_wave(&w);
+    for (int64_t l = 0; l < model->n_layer; l++)
+        if (model->layers[l].is_moe) top_k = larger(top_k, model->layers[l].moe.top_k);
+    int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->recompute ? row : 0) + 8; /* and its id and category */
+    if (pass->with_head) token += pass->n_stream * MDP_LOSS_ROW;
+    int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
+    int64_t most = largest_layer(&w);
+    if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
+    const mdp_panel_size panel = mdp_largest_panel(model);
+    int64_t weights = mdp_stream_depth(n_thread) * panel.n_value * (int64_t)sizeof(float) + panel.n_byte;
+    return w.share.n_token * token + angles + weights + most + message_bytes(&w) +
+           partition->n_pack * (int64_t)(sizeof(mdp_pack) + 2 * sizeof(int64_t));
+}
