@@ -132,7 +132,24 @@ mdp_status mdp_copy_text(char **out, const char *text);
 /* printf into a new text (to be freed with mdp_free). */
 mdp_status mdp_format(char **out, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-int64_t mdp_memory_peak(void); /* bytes, high-water mark of this process' resident set; 0 when unknown */
+/* Memory that is given back in the reverse order of taking, and kept for the next time (stack.c). A mark says how much
+ * was taken; returning to it gives back all that was taken since. Not for several threads at once. */
+typedef struct mdp_stack mdp_stack;
+typedef struct mdp_mark {
+    int64_t n_byte;   /* taken */
+    int64_t in_piece; /* of them, of the piece that the stack keeps */
+    int64_t n_single; /* allocations of their own */
+} mdp_mark;
+mdp_status mdp_stack_new(mdp_stack **out); /* *out is freed with mdp_stack_destroy */
+void mdp_stack_destroy(mdp_stack *stack);  /* NULL is allowed */
+mdp_mark mdp_stack_mark(const mdp_stack *stack);
+void mdp_stack_return(mdp_stack *stack, mdp_mark mark);
+/* n elements of `size` bytes, aligned to 64 bytes, not cleared; the stack's own until they are returned. */
+mdp_status mdp_stack_take(mdp_stack *stack, void **out, mdp_count_t n, size_t size, const char *what);
+#define MDP_TAKE(stack, pointer, n, what) mdp_stack_take((stack), (void **)(pointer), (n), sizeof **(pointer), (what))
+
+bool mdp_memory_is_watched(void); /* by a sanitizer, allocation by allocation */
+int64_t mdp_memory_peak(void);    /* bytes, high-water mark of this process' resident set; 0 when unknown */
 /* Bytes of this process' own memory now, and its share of what is read from files (programs and libraries, mostly) when
  * n_process have it in common; 0 when unknown. */
 int64_t mdp_memory_share(int n_process);

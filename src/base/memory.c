@@ -19,12 +19,14 @@
  * little is used costs little, and freeing gives it back. Sanitizers watch the heap only, so with them all is heap. */
 #if defined(__has_feature) /* clang's way of telling */
 #if __has_feature(address_sanitizer)
-#define WATCHED 1
+#define __SANITIZE_ADDRESS__ 1 /* gcc's */
 #endif
 #endif
-#if defined(__SANITIZE_ADDRESS__) || defined(WATCHED)
+#ifdef __SANITIZE_ADDRESS__
+#define WATCHED true
 #define MAPPED_BYTE INT64_MAX
 #else
+#define WATCHED false
 #define MAPPED_BYTE ((int64_t)1 << 20)
 #endif
 
@@ -42,6 +44,10 @@ typedef struct header {
     char what[MDP_MEMORY_WHAT];
 #endif
 } header;
+
+bool mdp_memory_is_watched(void) {
+    return WATCHED;
+}
 
 bool mdp_multiply(int64_t a, int64_t b, int64_t *out) {
     if (a < 0 || b < 0) return false;

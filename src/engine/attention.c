@@ -501,28 +501,13 @@ static mdp_status attend_group(mdp_engine *engine, const mdp_layer *layer, atten
 }
 
 static void destroy_buffers(attention_buffers *buffers) {
-    mdp_free(buffers->x);
-    if (buffers->out != buffers->q) mdp_free(buffers->out);
-    mdp_free(buffers->q);
-    mdp_free(buffers->q_latent);
-    mdp_free(buffers->latent);
-    mdp_free(buffers->kv);
-    mdp_free(buffers->mix);
-    mdp_free(buffers->delta_scratch);
     mdp_delta_clear(&buffers->delta);
     for (int i = 0; i < 2; i++) mdp_free(buffers->latent_norm[i]);
     for (int i = 0; i < 2; i++) mdp_free(buffers->latent_bias[i]);
-    mdp_free(buffers->k);
-    mdp_free(buffers->v);
-    mdp_free(buffers->scores);
-    mdp_free(buffers->sum);
     mdp_free(buffers->norm);
     for (int i = 0; i < 4; i++) mdp_free(buffers->bias[i]);
     for (int i = 0; i < 2; i++) mdp_free(buffers->qk_norm[i]);
     mdp_free(buffers->sinks);
-    mdp_free(buffers->tiles);
-    mdp_free(buffers->queries);
-    mdp_free(buffers->packs);
     mdp_free(buffers->panels.items);
 }
 
@@ -563,11 +548,12 @@ static mdp_status load_vectors(mdp_engine *engine, const mdp_layer *layer, atten
 }
 
 /* Rows of keys, values and outputs where every head has its own projections. */
-static mdp_status new_head_rows(const mdp_model *model, int64_t n, attention_buffers *buffers) {
+static mdp_status new_head_rows(const mdp_engine *engine, int64_t n, attention_buffers *buffers) {
+    const mdp_model *model = engine->model;
     int64_t hd = model->head_dim, ldk = model->n_kv_head * hd;
-    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * model->q_step, "queries"));
-    MDP_TRY(MDP_ALLOC(&buffers->k, n * ldk, "keys"));
-    MDP_TRY(MDP_ALLOC(&buffers->v, n * ldk, "values"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->q, n * model->n_head * model->q_step, "queries"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->k, n * ldk, "keys"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->v, n * ldk, "values"));
     buffers->out = buffers->q;
     buffers->heads = (head_rows){.k = buffers->k,
                                  .v = buffers->v,
@@ -582,14 +568,15 @@ static mdp_status new_head_rows(const mdp_model *model, int64_t n, attention_buf
     return mdp_ok();
 }
 
-static mdp_status new_latent_rows(const mdp_model *model, int64_t n, attention_buffers *buffers) {
+static mdp_status new_latent_rows(const mdp_engine *engine, int64_t n, attention_buffers *buffers) {
+    const mdp_model *model = engine->model;
     const mdp_latent *latent = &model->latent;
     int64_t step = latent->n_own + latent->n_value, ldl = latent->kv_rank + latent->n_rope;
-    MDP_TRY(MDP_ALLOC(&buffers->q, n * model->n_head * model->q_step, "queries"));
-    MDP_TRY(MDP_ALLOC(&buffers->q_latent, n * latent->q_rank, "latent queries"));
-    MDP_TRY(MDP_ALLOC(&buffers->latent, n * ldl, "latent keys and values"));
-    MDP_TRY(MDP_ALLOC(&buffers->kv, n * model->n_head * step, "keys and values"));
-    MDP_TRY(MDP_ALLOC(&buffers->out, n * model->n_head * latent->n_value, "attention output"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->q, n * model->n_head * model->q_step, "queries"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->q_latent, n * latent->q_rank, "latent queries"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->latent, n * ldl, "latent keys and values"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->kv, n * model->n_head * step, "keys and values"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->out, n * model->n_head * latent->n_value, "attention output"));
     buffers->heads = (head_rows){.k = buffers->kv,
                                  .v = buffers->kv + latent->n_own,
                                  .shared = buffers->latent + latent->kv_rank,
@@ -608,9 +595,10 @@ static mdp_status new_latent_rows(const mdp_model *model, int64_t n, attention_b
 
 static mdp_status new_delta_rows(const mdp_engine *engine, int64_t n, attention_buffers *buffers) {
     const mdp_delta_sizes *sizes = &engine->model->delta;
-    MDP_TRY(MDP_ALLOC(&buffers->mix, n * mdp_delta_row_values(sizes), "rows of linear attention"));
-    MDP_TRY(MDP_ALLOC(&buffers->out, n * sizes->n_value * sizes->d_value, "attention output"));
-    MDP_TRY(MDP_ALLOC(&buffers->delta_scratch, engine->n_thread * mdp_delta_scratch(sizes), "chunks of tokens"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->mix, n * mdp_delta_row_values(sizes), "rows of linear attention"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->out, n * sizes->n_value * sizes->d_value, "attention output"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->delta_scratch, engine->n_thread * mdp_delta_scratch(sizes),
+                     "chunks of tokens"));
     buffers->heads = (head_rows){.ldo = sizes->n_value * sizes->d_value};
     return mdp_ok();
 }
@@ -618,10 +606,11 @@ static mdp_status new_delta_rows(const mdp_engine *engine, int64_t n, attention_
 /* Rows of softmax attention, and its tiles. */
 static mdp_status new_softmax_rows(const mdp_engine *engine, int64_t n, attention_buffers *buffers) {
     const mdp_model *model = engine->model;
-    MDP_TRY(model->latent.kv_rank > 0 ? new_latent_rows(model, n, buffers) : new_head_rows(model, n, buffers));
-    MDP_TRY(MDP_ALLOC(&buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS, "attention scores"));
-    return MDP_ALLOC(&buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * output_values(model),
-                     "attention output");
+    MDP_TRY(model->latent.kv_rank > 0 ? new_latent_rows(engine, n, buffers) : new_head_rows(engine, n, buffers));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS,
+                     "attention scores"));
+    return MDP_TAKE(engine->stack, &buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * output_values(model),
+                    "attention output");
 }
 
 /* Projections in the order in which they are used. */
@@ -646,14 +635,14 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, attent
     buffers->n_row = group_rows(model, longest) < all ? group_rows(model, longest) : all;
     int64_t n = buffers->n_row, n_pack = engine->batch.n_pack * engine->n_state;
     int64_t n_sequence = n; /* a sequence has at least one row, or adds nothing */
-    MDP_TRY(MDP_ALLOC(&buffers->x, n * model->d_model, "attention input"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->x, n * model->d_model, "attention input"));
     bool linear = layer->attention.delta.kernel.tensor != NULL;
     MDP_TRY(linear ? new_delta_rows(engine, n, buffers) : new_softmax_rows(engine, n, buffers));
-    MDP_TRY(MDP_ALLOC(&buffers->tiles, n / MDP_TILE_ROWS + n_pack + 1, "row tiles"));
-    MDP_TRY(MDP_ALLOC(&buffers->queries,
-                      linear ? n_sequence * model->delta.n_value : (n / MDP_QUERY_ROWS + n_sequence) * model->n_head,
-                      "query tiles"));
-    MDP_TRY(MDP_ALLOC(&buffers->packs, n_pack, "packs of a group"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->tiles, n / MDP_TILE_ROWS + n_pack + 1, "row tiles"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->queries,
+                     linear ? n_sequence * model->delta.n_value : (n / MDP_QUERY_ROWS + n_sequence) * model->n_head,
+                     "query tiles"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->packs, n_pack, "packs of a group"));
     MDP_TRY(load_vectors(engine, layer, buffers));
     return list_panels(&layer->attention, &buffers->panels);
 }
@@ -697,6 +686,7 @@ int64_t mdp_attention_groups(const mdp_model *model, const mdp_pack *packs, int6
 mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer) {
     attention_buffers buffers = {0};
     mdp_status status = mdp_ok();
+    mdp_mark mark = mdp_stack_mark(engine->stack);
     if (engine->batch.n_token > 0) {
         MDP_TRY_GOTO(status, done, new_buffers(engine, layer, &buffers));
         MDP_TRY_GOTO(status, done, attend_all_groups(engine, layer, &buffers));
@@ -704,5 +694,6 @@ mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer) {
 done:
     mdp_panel_stream_stop(engine->stream);
     destroy_buffers(&buffers);
+    mdp_stack_return(engine->stack, mark);
     return status;
 }

@@ -19,6 +19,7 @@ void mdp_view_destroy(mdp_view *view) {
 static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->states, engine->n_stream, "states"));
     MDP_TRY(MDP_ALLOC(&engine->stream_state, engine->n_stream, "states"));
+    MDP_TRY(mdp_stack_new(&engine->stack));
     engine->stream_depth = mdp_stream_depth(engine->n_thread);
     MDP_TRY(mdp_panel_stream_new(engine->reader, engine->stream_depth, mdp_largest_panel(engine->model).n_value,
                                  engine->profile, &engine->stream));
@@ -71,6 +72,7 @@ static void free_state(mdp_state *state) {
 void mdp_engine_destroy(mdp_engine *engine) {
     if (!engine) return;
     mdp_panel_stream_destroy(engine->stream);
+    mdp_stack_destroy(engine->stack);
     mdp_exchange_room_destroy(engine->room);
     for (int s = 0; engine->states && s < engine->n_state; s++) free_state(&engine->states[s]);
     mdp_free(engine->states);

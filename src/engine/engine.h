@@ -42,6 +42,7 @@ struct mdp_engine {
     mdp_observers observers;
     mdp_profile *profile;    /* borrowed; may be NULL */
     mdp_exchange_room *room; /* what travels between ranks in a round passes through it */
+    mdp_stack *stack;        /* buffers of the step at hand */
     mdp_panel_stream *stream;
     int stream_depth;
     float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */

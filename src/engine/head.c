@@ -126,10 +126,11 @@ static mdp_status new_buffers(mdp_engine *engine, head_buffers *buffers) {
     buffers->n_tile = cut_tiles(engine, NULL);
     buffers->n_held = held_tiles(engine->n_thread);
     if (buffers->n_held > buffers->n_tile) buffers->n_held = buffers->n_tile;
-    MDP_TRY(MDP_ALLOC(&buffers->tiles, buffers->n_tile, "tiles of the head"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->tiles, buffers->n_tile, "tiles of the head"));
     cut_tiles(engine, buffers->tiles);
-    MDP_TRY(MDP_ALLOC(&buffers->first, buffers->n_held * LOGITS, "logits"));
-    if (engine->n_state > 1) MDP_TRY(MDP_ALLOC(&buffers->other, (int64_t)engine->n_thread * LOGITS, "logits"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->first, buffers->n_held * LOGITS, "logits"));
+    if (engine->n_state > 1)
+        MDP_TRY(MDP_TAKE(engine->stack, &buffers->other, (int64_t)engine->n_thread * LOGITS, "logits"));
     MDP_TRY(mdp_norm_load(engine, &engine->model->final_norm, &buffers->norm));
     if (engine->model->head_bias.tensor) MDP_TRY(mdp_engine_load(engine, &engine->model->head_bias, &buffers->bias));
     return mdp_panel_list_add(&buffers->panels, &engine->model->head);
@@ -143,18 +144,17 @@ int64_t mdp_head_memory(const mdp_rank_share *share, int n_stream, int n_thread)
 mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer) {
     head_buffers buffers = {0};
     mdp_status status = mdp_ok();
+    mdp_mark mark = mdp_stack_mark(engine->stack);
     mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_HEAD);
     if (engine->batch.n_token > 0) {
         status = new_buffers(engine, &buffers);
         if (status.code == MDP_OK) status = take_all_panels(engine, &buffers, consumer);
         mdp_panel_stream_stop(engine->stream);
     }
-    mdp_free(buffers.tiles);
-    mdp_free(buffers.first);
-    mdp_free(buffers.other);
     mdp_free(buffers.norm);
     mdp_free(buffers.bias);
     mdp_free(buffers.panels.items);
+    mdp_stack_return(engine->stack, mark);
     MDP_ENGINE_AGREE(engine, status);
     mdp_profile_switch(engine->profile, before);
     return status;

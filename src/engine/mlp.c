@@ -21,23 +21,15 @@ typedef struct mlp_buffers {
     mdp_panel_list panels;
 } mlp_buffers;
 
-static void destroy_buffers(mlp_buffers *buffers) {
-    mdp_free(buffers->tiles);
-    mdp_free(buffers->rows);
-    mdp_free(buffers->x);
-    mdp_free(buffers->h);
-    mdp_free(buffers->up);
-    mdp_free(buffers->panels.items);
-}
-
 static mdp_status new_buffers(const mdp_engine *engine, const mdp_mlp *mlp, mlp_buffers *buffers) {
     int64_t n = mdp_group_tiles(engine->n_thread);
     buffers->n_tile = n;
-    MDP_TRY(MDP_ALLOC(&buffers->tiles, n, "tiles of an MLP"));
-    MDP_TRY(MDP_ALLOC(&buffers->rows, n, "tiles of an MLP"));
-    MDP_TRY(MDP_ALLOC(&buffers->x, n * MDP_TILE_ROWS * engine->model->d_model, "inputs of an MLP"));
-    MDP_TRY(MDP_ALLOC(&buffers->h, n * MDP_TILE_ROWS * mlp->d_ff, "activations of an MLP"));
-    MDP_TRY(MDP_ALLOC(&buffers->up, (int64_t)engine->n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS, "MLP scratch"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->tiles, n, "tiles of an MLP"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->rows, n, "tiles of an MLP"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->x, n * MDP_TILE_ROWS * engine->model->d_model, "inputs of an MLP"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->h, n * MDP_TILE_ROWS * mlp->d_ff, "activations of an MLP"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->up, (int64_t)engine->n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS,
+                     "MLP scratch"));
     MDP_TRY(mdp_panel_list_add_pair(&buffers->panels, &mlp->expert->gate, &mlp->expert->up));
     return mdp_panel_list_add(&buffers->panels, &mlp->expert->down);
 }
@@ -120,6 +112,7 @@ mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_sta
                            int64_t n_local, float *out) {
     mlp_buffers buffers = {0};
     mdp_status status = mdp_ok();
+    mdp_mark mark = mdp_stack_mark(engine->stack);
     if (n_local > 0) {
         status = new_buffers(engine, mlp, &buffers);
         if (status.code == MDP_OK) {
@@ -127,7 +120,8 @@ mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_sta
         }
         mdp_panel_stream_stop(engine->stream);
     }
-    destroy_buffers(&buffers);
+    mdp_free(buffers.panels.items);
+    mdp_stack_return(engine->stack, mark);
     return status;
 }
 
@@ -202,13 +196,15 @@ static mdp_status dense_state(mdp_engine *engine, const mdp_mlp *mlp, mdp_state 
 mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer) {
     int64_t most = pack_rows(engine->partition);
     float *norm = NULL, *out = NULL;
+    mdp_mark mark = mdp_stack_mark(engine->stack);
     mdp_status status = mdp_norm_load(engine, &layer->norm2, &norm);
-    if (status.code == MDP_OK) status = MDP_ALLOC(&out, most * engine->model->d_model, "outputs of an MLP");
+    if (status.code == MDP_OK)
+        status = MDP_TAKE(engine->stack, &out, most * engine->model->d_model, "outputs of an MLP");
     mdp_mlp mlp = {.expert = &layer->dense, .d_ff = layer->dense_ff, .activation = layer->activation, .norm = norm};
     for (int s = 0; status.code == MDP_OK && s < engine->n_state; s++) {
         status = dense_state(engine, &mlp, &engine->states[s], most, out);
     }
     mdp_free(norm);
-    mdp_free(out);
+    mdp_stack_return(engine->stack, mark);
     return status;
 }

@@ -100,7 +100,7 @@ static mdp_status list_entries(const mdp_engine *engine, mdp_wave *w, const int6
     int64_t n_cell = (int64_t)engine->n_state * w->n_block * w->placement->n_expert, n_entry = 0;
     int64_t *next = NULL;
     for (int s = 0; s < engine->n_state; s++) n_entry += w->n_local * engine->states[s].top_k;
-    MDP_TRY(MDP_ALLOC(&w->entries, n_entry, "the list of routes"));
+    MDP_TRY(MDP_TAKE(engine->stack, &w->entries, n_entry, "the list of routes"));
     MDP_TRY(MDP_ALLOC(&w->bucket, n_bucket + 2, "the list of routes"));
     MDP_TRY(MDP_ALLOC(&next, n_cell, "row numbers"));
     memcpy(next, start, (size_t)n_cell * sizeof *next);
@@ -156,10 +156,8 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
 
 static void destroy_wave(mdp_wave *w) {
     mdp_placement_destroy(w->placement);
-    mdp_free(w->entries);
     mdp_free(w->bucket);
     mdp_free(w->state_first);
-    mdp_free(w->y);
 }
 
 /* Local preparation of a wave: placement, entries, room for the outputs. rows and start [n_state, n_block, n_expert].
@@ -176,7 +174,7 @@ static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int6
         w->state_first[s] = n_output;
         n_output += w->n_local * engine->states[s].top_k;
     }
-    return MDP_ALLOC(&w->y, n_output * engine->model->d_model, "expert outputs");
+    return MDP_TAKE(engine->stack, &w->y, n_output * engine->model->d_model, "expert outputs");
 }
 
 /* Rows of every (state, block of the wave, expert): over all ranks, and on lower ranks. Collective. */
@@ -203,6 +201,7 @@ static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t la
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     float *shared = NULL;
     mdp_status status = mdp_ok();
+    mdp_mark mark = mdp_stack_mark(engine->stack);
     mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_MLP);
     if (moe->shared.gate.tensor) {
         mdp_mlp mlp = {.expert = &moe->shared,
@@ -210,14 +209,14 @@ static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t la
                        .activation = moe->activation,
                        .output_gate = buffers->shared_gate,
                        .norm = norm};
-        status = MDP_ALLOC(&shared, w->n_local * engine->model->d_model, "outputs of the shared expert");
+        status = MDP_TAKE(engine->stack, &shared, w->n_local * engine->model->d_model, "outputs of the shared expert");
         if (status.code == MDP_OK) {
             status = mdp_mlp_compute(engine, &mlp, &engine->states[state], w->first_local, w->n_local, shared);
         }
     }
     mdp_profile_switch(engine->profile, MDP_PHASE_COMBINE);
     if (status.code == MDP_OK) combine(engine, w, layer_number, state, shared, buffers->scratch.up);
-    mdp_free(shared);
+    mdp_stack_return(engine->stack, mark);
     mdp_profile_switch(engine->profile, before);
     return status;
 }
@@ -239,20 +238,7 @@ static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows,
 /* ---- the block ---- */
 
 static void destroy_buffers(mdp_moe_buffers *buffers) {
-    const mdp_round_buffers *first = &buffers->rounds[0]; /* has what is of one round at a time */
-    for (int i = 0; i < 3; i++) mdp_free(buffers->rows[i]);
-    for (int i = 0; i < MDP_ROUNDS_AT_ONCE; i++) {
-        mdp_free(buffers->rounds[i].notes);
-        mdp_free(buffers->rounds[i].counts.memory);
-    }
-    mdp_free(first->round.source);
-    mdp_free(first->round.gate);
-    mdp_free(first->round.category);
-    mdp_free(first->round.token);
-    mdp_free(first->landing.needs);
-    mdp_free(buffers->scratch.x);
-    mdp_free(buffers->scratch.h);
-    mdp_free(buffers->scratch.up);
+    for (int i = 0; i < MDP_ROUNDS_AT_ONCE; i++) mdp_free(buffers->rounds[i].counts.memory);
     mdp_free(buffers->scratch.bias);
     mdp_free(buffers->scratch.stored);
     mdp_free(buffers->scratch.panels.items);
@@ -290,18 +276,18 @@ static mdp_status new_rounds(const mdp_engine *engine, const mdp_moe_room *room,
     buffers->ahead = room->ahead;
     first->capacity = n;
     first->landing.n_word = mdp_landing_words(engine->comm);
-    MDP_TRY(MDP_ALLOC(&first->round.source, n, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&first->round.gate, n, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&first->round.category, n, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&first->round.token, n, "rows of a round"));
-    MDP_TRY(MDP_ALLOC(&first->landing.needs, (n + 1) * first->landing.n_word, "rows of a round"));
+    MDP_TRY(MDP_TAKE(engine->stack, &first->round.source, n, "rows of a round"));
+    MDP_TRY(MDP_TAKE(engine->stack, &first->round.gate, n, "rows of a round"));
+    MDP_TRY(MDP_TAKE(engine->stack, &first->round.category, n, "rows of a round"));
+    MDP_TRY(MDP_TAKE(engine->stack, &first->round.token, n, "rows of a round"));
+    MDP_TRY(MDP_TAKE(engine->stack, &first->landing.needs, (n + 1) * first->landing.n_word, "rows of a round"));
     for (int i = 1; i < n_place; i++) buffers->rounds[i] = *first;
     for (int i = 0; i < n_place; i++) {
-        MDP_TRY(MDP_ALLOC(&buffers->rounds[i].notes, n, "notes of a round"));
+        MDP_TRY(MDP_TAKE(engine->stack, &buffers->rounds[i].notes, n, "notes of a round"));
         MDP_TRY(mdp_round_counts_new(engine->comm, &buffers->rounds[i].counts));
     }
     for (int i = 0; i < (room->ahead ? 3 : 2); i++)
-        MDP_TRY(MDP_ALLOC(&buffers->rows[i], n * engine->model->d_model, "rows of a round"));
+        MDP_TRY(MDP_TAKE(engine->stack, &buffers->rows[i], n * engine->model->d_model, "rows of a round"));
     return mdp_ok();
 }
 
@@ -315,9 +301,10 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_bu
     mdp_expert_scratch *scratch = &buffers->scratch;
     MDP_TRY(new_rounds(engine, &room, buffers));
     scratch->n_tile = room.n_tile;
-    MDP_TRY(MDP_ALLOC(&scratch->x, scratch->n_tile * MDP_TILE_ROWS * d, "tiles of expert inputs"));
-    MDP_TRY(MDP_ALLOC(&scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
-    MDP_TRY(MDP_ALLOC(&scratch->up, engine->n_thread * mdp_moe_thread_scratch(d), "expert scratch"));
+    MDP_TRY(MDP_TAKE(engine->stack, &scratch->x, scratch->n_tile * MDP_TILE_ROWS * d, "tiles of expert inputs"));
+    MDP_TRY(
+        MDP_TAKE(engine->stack, &scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
+    MDP_TRY(MDP_TAKE(engine->stack, &scratch->up, engine->n_thread * mdp_moe_thread_scratch(d), "expert scratch"));
     if (moe->experts[0].gate_bias.tensor) {
         MDP_TRY(MDP_ALLOC(&scratch->bias, 2 * d_ff + d, "biases of an expert"));
         MDP_TRY(
@@ -335,6 +322,7 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
     int64_t n_block = end - first, n_cell = engine->n_state * n_block * moe->n_expert;
     int64_t *cells = NULL; /* [5, n_cell]: local rows, rows over all ranks, rows on lower ranks, and two for a wave */
     mdp_moe_buffers buffers = {0};
+    mdp_mark mark = mdp_stack_mark(engine->stack);
     mdp_status status = MDP_ALLOC(&cells, 5 * n_cell, "row counts");
     if (status.code == MDP_OK) status = new_buffers(engine, moe, &buffers);
     MDP_TRY_GOTO(status, done, mdp_agree_all(engine->comm, status));
@@ -346,12 +334,15 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
         int64_t *rows = cells + 3 * n_cell, *start = cells + 4 * n_cell;
         wave_cells(engine, &w, cells + n_cell, first, n_block, moe->n_expert, rows);
         wave_cells(engine, &w, cells + 2 * n_cell, first, n_block, moe->n_expert, start);
+        mdp_mark wave = mdp_stack_mark(engine->stack);
         status = run_wave(engine, &w, rows, start, layer_number, norm, &buffers);
         block += w.n_block;
         destroy_wave(&w);
+        mdp_stack_return(engine->stack, wave);
     }
 done:
     destroy_buffers(&buffers);
+    mdp_stack_return(engine->stack, mark);
     mdp_free(cells);
     return status;
 }

@@ -181,8 +181,10 @@ mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_
     int64_t n_token = engine->batch.n_token, n_row = n_token * engine->n_state;
     float *x = NULL;
     double *logits = NULL;
-    mdp_status status = MDP_ALLOC(&x, engine->n_thread * d, "router input");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&logits, 3 * engine->n_thread * n_expert, "router logits");
+    mdp_mark mark = mdp_stack_mark(engine->stack);
+    mdp_status status = MDP_TAKE(engine->stack, &x, engine->n_thread * d, "router input");
+    if (status.code == MDP_OK)
+        status = MDP_TAKE(engine->stack, &logits, 3 * engine->n_thread * n_expert, "router logits");
     if (status.code == MDP_OK) {
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
         for (int64_t row = 0; row < n_row; row++) {
@@ -195,7 +197,6 @@ mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_
         for (int s = 0; s < engine->n_state; s++)
             mdp_profile_flop(engine->profile, 2 * n_token * engine->states[s].n_expert * d);
     }
-    mdp_free(x);
-    mdp_free(logits);
+    mdp_stack_return(engine->stack, mark);
     return status;
 }
