@@ -78,6 +78,44 @@ static void what_is_left_is_known(void **unused) {
     assert_int_equal(mdp_memory_left(what), before);
 }
 
+/* Steps like those of a layer: two long arrays, and a third within one of the two steps. */
+static void take_steps(mdp_stack *stack, double *place[3]) {
+    mdp_mark step = mdp_stack_mark(stack);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(MDP_TAKE(stack, &place[i], 100000 * (i + 1), "test").code, MDP_OK);
+        assert_int_equal((uintptr_t)place[i] % 64, 0);
+        memset(place[i], i + 1, (size_t)(100000 * (i + 1)) * sizeof(double)); /* sanitizers see what is too short */
+    }
+    mdp_mark inner = mdp_stack_mark(stack);
+    for (int again = 0; again < 2; again++) {
+        assert_int_equal(MDP_TAKE(stack, &place[2], 50001, "test").code, MDP_OK);
+        memset(place[2], 3, 50001 * sizeof(double));
+        mdp_stack_return(stack, inner);
+    }
+    const unsigned char *first = (const unsigned char *)place[0], *second = (const unsigned char *)place[1];
+    assert_int_equal(first[100000 * sizeof(double) - 1], 1); /* nobody wrote into another's */
+    assert_int_equal(second[0], 2);
+    assert_int_equal(second[200000 * sizeof(double) - 1], 2);
+    mdp_stack_return(stack, step);
+}
+
+static void a_stack_keeps_what_it_held_at_most_and_gives_it_again(void **unused) {
+    (void)unused;
+    mdp_stack *stack;
+    double *place[4][3] = {{NULL}};
+    assert_int_equal(mdp_stack_new(&stack).code, MDP_OK);
+    for (int i = 0; i < 4; i++) take_steps(stack, place[i]);
+    /* from the second time on everything lies in one piece, where it lay before */
+    for (int i = 2; i < 4 && !mdp_memory_is_watched(); i++) assert_memory_equal(place[i], place[1], sizeof place[1]);
+    assert_int_equal(mdp_stack_mark(stack).n_byte, 0);
+    double *data;
+    assert_int_equal(MDP_TAKE(stack, &data, INT64_MAX / 4, "a test").code, MDP_INTERNAL);
+    assert_null(data);
+    assert_int_equal(MDP_TAKE(stack, &data, 1000000, "a test").code, MDP_OK); /* more than it keeps */
+    data[999999] = 1.0;
+    mdp_stack_destroy(stack); /* with what is still taken */
+}
+
 static void growing_keeps_the_content_and_zeroes_the_rest(void **unused) {
     (void)unused;
     int *data = NULL;
@@ -192,6 +230,7 @@ int main(void) {
         cmocka_unit_test(a_long_sentence_is_cut_not_overrun),
         cmocka_unit_test(memory_is_zeroed_and_aligned),
         cmocka_unit_test(what_is_left_is_known),
+        cmocka_unit_test(a_stack_keeps_what_it_held_at_most_and_gives_it_again),
         cmocka_unit_test(growing_keeps_the_content_and_zeroes_the_rest),
         cmocka_unit_test(a_size_that_overflows_is_refused),
         cmocka_unit_test(memory_that_is_not_there_is_an_error_with_its_size),
