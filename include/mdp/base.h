@@ -172,6 +172,8 @@ mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
 mdp_status mdp_file_changed(const char *path, int fd, int64_t *time);
 mdp_status mdp_file_pread(const char *path, int fd, void *buffer, int64_t n_byte, int64_t offset);
 mdp_status mdp_file_pwrite(const char *path, int fd, const void *buffer, int64_t n_byte, int64_t offset);
+/* Ask the system to begin reading these bytes from disk; it may not. */
+void mdp_file_announce(int fd, int64_t offset, int64_t n_byte);
 /* Ask the system to begin writing these bytes to disk, so that a later mdp_file_sync has less to wait for. */
 void mdp_file_begin_sync(int fd, int64_t offset, int64_t n_byte);
 mdp_status mdp_file_sync(const char *path, int fd);

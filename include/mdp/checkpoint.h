@@ -116,6 +116,9 @@ void mdp_reader_destroy(mdp_reader *reader);
 mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out);
 /* Are the files that were read as they were when they were first opened? MDP_BAD_INPUT names one that is not. Local. */
 mdp_status mdp_reader_check(mdp_reader *reader);
+/* Bytes that somebody on this node will read soon: the system may begin. Only a hint: a failure shows when they are
+ * read. From any thread. */
+void mdp_reader_announce(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte);
 int64_t mdp_reader_bytes(const mdp_reader *reader);  /* bytes read so far */
 double mdp_reader_seconds(const mdp_reader *reader); /* that this took, of all threads together */
 
@@ -151,6 +154,8 @@ mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t
 int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row);
 int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row); /* bytes */
 int64_t mdp_matrix_bytes(const mdp_matrix *matrix);                  /* stored, scales included; 0 when absent */
+/* Announce the bytes from a matrix's first element to its last; nothing where it is absent. */
+void mdp_matrix_announce(mdp_reader *reader, const mdp_matrix *matrix);
 /* A 1-D tensor (or any matrix) whole, into a new array of n_row * n_col f32; for norms, biases, routers. */
 mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float **out);
 

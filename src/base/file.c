@@ -175,6 +175,10 @@ void mdp_file_begin_sync(int fd, int64_t offset, int64_t n_byte) {
 #endif
 }
 
+void mdp_file_announce(int fd, int64_t offset, int64_t n_byte) {
+    (void)posix_fadvise(fd, offset, n_byte, POSIX_FADV_WILLNEED);
+}
+
 mdp_status mdp_file_sync(const char *path, int fd) {
     MDP_TRY(mdp_fault(MDP_IO, "fsync"));
     return fsync_retry(fd) == 0 ? mdp_ok() : system_error(MDP_IO, path, "flush to disk", errno);

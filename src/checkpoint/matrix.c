@@ -53,6 +53,19 @@ int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row) {
     return n_byte < MDP_MATRIX_CHUNK_BYTE ? n_byte : MDP_MATRIX_CHUNK_BYTE;
 }
 
+void mdp_matrix_announce(mdp_reader *reader, const mdp_matrix *matrix) {
+    const mdp_tensor *tensor = matrix->tensor;
+    if (!tensor || matrix->n_row == 0 || matrix->n_col == 0) return;
+    int64_t bits = mdp_dtype_bits(tensor->type);
+    int64_t last = matrix->first + (matrix->n_row - 1) * matrix->row_stride + (matrix->n_col - 1) * matrix->col_stride;
+    int64_t begin = matrix->first * bits / 8, end = (last * bits + bits + 7) / 8;
+    if (end > tensor->n_byte) end = tensor->n_byte;
+    mdp_reader_announce(reader, tensor->file, tensor->offset + begin, end - begin);
+    if (matrix->scaling.tensor)
+        mdp_reader_announce(reader, matrix->scaling.tensor->file, matrix->scaling.tensor->offset,
+                            matrix->scaling.tensor->n_byte);
+}
+
 static mdp_status check(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
     const mdp_tensor *tensor = matrix->tensor;
     bool scaled = matrix->scaling.tensor != NULL;

@@ -169,6 +169,13 @@ mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int
     return status;
 }
 
+void mdp_reader_announce(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte) {
+    int fd;
+    if (n_byte <= 0 || acquire(reader, file, &fd).code != MDP_OK) return;
+    mdp_file_announce(fd, offset, n_byte);
+    release(reader, file);
+}
+
 int64_t mdp_reader_bytes(const mdp_reader *reader) {
     return (int64_t)atomic_load_explicit(&reader->n_byte, memory_order_relaxed);
 }

@@ -613,11 +613,16 @@ static mdp_status new_softmax_rows(const mdp_engine *engine, int64_t n, attentio
                     "attention output");
 }
 
-/* Projections in the order in which they are used. */
-static mdp_status list_panels(const mdp_attention *a, mdp_panel_list *panels) {
-    const mdp_matrix *order[] = {&a->q_a,      &a->q,       &a->k,       &a->v,       &a->kv_a, &a->kv_b,
-                                 &a->delta.in, &a->delta.z, &a->delta.b, &a->delta.a, &a->o};
-    for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
+void mdp_attention_projections(const mdp_attention *a, const mdp_matrix *out[MDP_N_PROJECTION]) {
+    const mdp_matrix *order[MDP_N_PROJECTION] = {
+        &a->q_a, &a->q, &a->k, &a->v, &a->kv_a, &a->kv_b, &a->delta.in, &a->delta.z, &a->delta.b, &a->delta.a, &a->o};
+    memcpy(out, order, sizeof order);
+}
+
+static mdp_status list_panels(const mdp_attention *attention, mdp_panel_list *panels) {
+    const mdp_matrix *order[MDP_N_PROJECTION];
+    mdp_attention_projections(attention, order);
+    for (int i = 0; i < MDP_N_PROJECTION; i++) {
         if (order[i]->tensor) MDP_TRY(mdp_panel_list_add(panels, order[i]));
     }
     return mdp_ok();

@@ -375,6 +375,8 @@ static size_t residual_bytes(const mdp_engine *engine) {
 
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
+    mdp_profile_switch(engine->profile, MDP_PHASE_READ);
+    mdp_engine_announce(engine, layer_number + 1);
     mdp_status status = attend(engine, layer, layer_number);
     if (layer->is_moe) {
         if (engine->recompute && status.code == MDP_OK)

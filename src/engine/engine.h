@@ -95,6 +95,11 @@ mdp_status mdp_engine_load(mdp_engine *engine, const mdp_matrix *matrix, float *
 mdp_phase mdp_engine_begin_observing(const mdp_engine *engine);
 void mdp_engine_end_observing(const mdp_engine *engine, mdp_phase before);
 
+/* ---- announce.c ----------------------------------------------------------------------------------------------- */
+
+/* Tell the system what the node will read of a layer; nothing behind the last one. Local. */
+void mdp_engine_announce(mdp_engine *engine, int64_t layer_number);
+
 /* ---- linear.c: apply stored matrices to row tiles, panel by panel --------------------------------------------- */
 
 typedef struct mdp_rows {
@@ -174,6 +179,9 @@ mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer);
  * all heads. */
 int64_t mdp_attention_groups(const mdp_model *model, const mdp_pack *packs, int64_t n_pack, int n_state);
 int64_t mdp_attention_flop(const mdp_model *model, const mdp_attention *attention, int64_t length);
+/* Projections in the order in which they are used; absent ones have no tensor. */
+#define MDP_N_PROJECTION 11
+void mdp_attention_projections(const mdp_attention *attention, const mdp_matrix *out[MDP_N_PROJECTION]);
 /* Fill the tables of cosines and sines. Local. */
 mdp_status mdp_attention_prepare(mdp_engine *engine);
 /* Bytes that mdp_attend takes. */
