@@ -221,10 +221,22 @@ static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t la
     return status;
 }
 
+/* No rank gets more rows than it has room for. */
+static mdp_status check_room(const mdp_placement *placement, int64_t n_row) {
+    for (int64_t t = 0; t < placement->n_tile; t++) {
+        const mdp_tile_place *tile = &placement->tiles[t];
+        if (tile->position + tile->n_row > n_row)
+            return MDP_ERROR(MDP_INTERNAL, "rank %d has more than %lld rows in a round.", tile->owner,
+                             (long long)n_row);
+    }
+    return mdp_ok();
+}
+
 static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows, const int64_t *start,
                            int64_t layer_number, const float *norm, mdp_moe_buffers *buffers) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
     mdp_status status = prepare_wave(engine, w, rows, start, layer->moe.n_expert);
+    if (status.code == MDP_OK) status = check_room(w->placement, buffers->rounds[0].capacity);
     MDP_ENGINE_AGREE(engine, status);
     if (status.code != MDP_OK) return status;
     MDP_TRY(mdp_dispatch_wave_all(engine, w, layer, layer_number, norm, buffers));
@@ -253,8 +265,10 @@ int64_t mdp_moe_thread_scratch(int64_t d_model) {
 mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partition, int32_t top_k, int32_t n_expert,
                              int n_thread, int n_stream) {
     mdp_moe_room out = {.n_row = n_stream * partition->batch_tokens * top_k};
+    int64_t most_block = 0;
     for (int64_t batch = 0; batch < partition->n_batch; batch++) {
-        int64_t n_tile = 0;
+        int64_t n_tile = 0, n_block = partition->batch_block[batch + 1] - partition->batch_block[batch];
+        if (n_block > most_block) most_block = n_block;
         for (int64_t b = partition->batch_block[batch]; b < partition->batch_block[batch + 1]; b++) {
             int64_t n = mdp_partition_block_tokens(partition, b), even = n * top_k / n_expert + 1;
             if (even + even / 4 < n) n = even + even / 4;
@@ -263,6 +277,8 @@ mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partitio
         if (n_tile > out.n_tile) out.n_tile = n_tile;
     }
     out.ahead = comm->size > 1 && out.n_row > mdp_round_rows(n_thread);
+    int64_t placed = mdp_placement_most_rows(comm, out.n_row, (int64_t)n_stream * most_block * n_expert);
+    if (out.n_row > placed) out.n_row = placed; /* capacity that nobody fills would be room for another step's pages */
     if (out.n_row > mdp_round_rows(n_thread)) out.n_row = mdp_round_rows(n_thread);
     if (out.n_tile > mdp_group_tiles(n_thread)) out.n_tile = mdp_group_tiles(n_thread);
     return out;
