@@ -13,7 +13,7 @@
 #include <oneapi/dnnl/dnnl.h>
 #endif
 
-#define REPEATS 7
+#define REPEATS 3
 
 typedef struct shape {
     int n, m, k;

@@ -49,9 +49,11 @@ static int wished_threads(void) {
 mdp_status mdp_threads_default_all(const mdp_comm *comm, int *n_thread) {
     int64_t *identity = NULL;
     mdp_status status = MDP_ALLOC(&identity, comm->size, "the cores of ranks");
-    MDP_AGREE(comm, status);
-    identity[comm->rank] = mask_identity();
-    status = mdp_sum_i64_all(comm, identity, comm->size);
+    status = mdp_agree_all(comm, status);
+    if (status.code == MDP_OK) {
+        identity[comm->rank] = mask_identity();
+        status = mdp_sum_i64_all(comm, identity, comm->size);
+    }
     if (status.code == MDP_OK) {
         int wish = wished_threads();
         *n_thread = wish > 0 ? wish : share_of_cores(comm, identity);
