@@ -631,15 +631,16 @@ static mdp_status list_panels(const mdp_attention *attention, mdp_panel_list *pa
 /* Room for a group: n_row rows of at most that many packs. */
 static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, attention_buffers *buffers) {
     const mdp_model *model = engine->model;
-    int64_t longest = 0;
+    int64_t longest = 0, n_sequence = 0;
     for (int64_t p = 0; p < engine->batch.n_pack; p++) {
-        int64_t n = engine->partition->packs[engine->batch.first_pack + p].n_token;
-        if (n > longest) longest = n;
+        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+        if (pack->n_token > longest) longest = pack->n_token;
+        n_sequence += pack->n_sequence * engine->n_state;
     }
     int64_t all = engine->batch.n_token * engine->n_state;
     buffers->n_row = group_rows(model, longest) < all ? group_rows(model, longest) : all;
     int64_t n = buffers->n_row, n_pack = engine->batch.n_pack * engine->n_state;
-    int64_t n_sequence = n; /* a sequence has at least one row, or adds nothing */
+    if (n_sequence > n) n_sequence = n; /* a sequence has at least one row, or adds nothing */
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->x, n * model->d_model, "attention input"));
     bool linear = layer->attention.delta.kernel.tensor != NULL;
     MDP_TRY(linear ? new_delta_rows(engine, n, buffers) : new_softmax_rows(engine, n, buffers));

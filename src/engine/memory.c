@@ -5,6 +5,9 @@
  * their room. */
 #include "engine/dispatch.h"
 
+/* Steps share the piece of a stack: what one of them leaves alone, a large page of another may touch. */
+#define SHARED_BYTE ((int64_t)2 << 20)
+
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -189,6 +192,6 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
     const mdp_panel_size panel = mdp_largest_panel(model);
     int64_t weights = mdp_stream_depth(n_thread) * panel.n_value * (int64_t)sizeof(float) + panel.n_byte;
-    return w.share.n_token * token + angles + weights + most + message_bytes(&w) +
+    return w.share.n_token * token + angles + weights + most + SHARED_BYTE + message_bytes(&w) +
            partition->n_pack * (int64_t)(sizeof(mdp_pack) + 2 * sizeof(int64_t));
 }
