@@ -150,7 +150,8 @@ static void pack_landing(void *opaque, int peer, int64_t first, int64_t n, void 
     while (walk->at < row) (void)walk_on(walk, NULL);
     for (int64_t i = 0; i < n; i++, to += (size_t)d * sizeof(float) + set_byte) {
         const mdp_route_entry *entry = walk_on(walk, needs);
-        mdp_norm_row(engine->model, round->norm, engine->states[entry->state].x + entry->local * d, (float *)to);
+        mdp_norm_row(engine->model, round->norm, engine->states[entry->state].x + entry->local * d,
+                     (float *)(void *)to);
         memcpy(to + (size_t)d * sizeof(float), needs, set_byte);
     }
 }
