@@ -119,22 +119,21 @@ static int64_t placed_rows(const work *w, const mdp_moe *moe) {
     return mdp_placement_most_rows(w->comm, n_row, (int64_t)w->n_stream * w->n_block * moe->n_expert);
 }
 
-/* And those of them that it takes in in a round. */
-static int64_t most_rows(const work *w, const mdp_moe *moe) {
-    return smaller(mdp_round_rows(w->n_thread), placed_rows(w, moe));
+/* What of them a round has room for, and the tiles of a group. */
+static mdp_moe_room room_of(const work *w, const mdp_moe *moe) {
+    return mdp_moe_room_of(w->comm, w->partition, moe->top_k, moe->n_expert, w->n_thread, w->n_stream);
 }
 
 /* Buffers of rounds. Where there is one round, a token's row is there once; else three arrays change places. */
 static int64_t round_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->model->d_model * (int64_t)sizeof(float), n_token = w->n_stream * w->partition->batch_tokens;
-    const mdp_moe_room room =
-        mdp_moe_room_of(w->comm, w->partition, moe->top_k, moe->n_expert, w->n_thread, w->n_stream);
-    int64_t most = most_rows(w, moe);
+    const mdp_moe_room room = room_of(w, moe);
+    int64_t most = room.n_row;
     int64_t group = smaller(most, room.n_tile * MDP_TILE_ROWS), tiles = room.n_tile * MDP_TILE_ROWS;
     int64_t n_note = (room.ahead ? MDP_ROUNDS_AT_ONCE : 1) * (int64_t)sizeof(mdp_row_note);
-    int64_t one = taken(room.n_row, most, row), inputs = taken(room.n_row, smaller(most, n_token), row);
+    int64_t one = taken(most, most, row), inputs = taken(most, smaller(most, n_token), row);
     if (room.ahead && placed_rows(w, moe) > most) inputs = 2 * one;
-    return one + inputs + room.n_row * (20 + n_note + 8 * mdp_landing_words(w->comm)) + taken(tiles, group, row) +
+    return one + inputs + most * (20 + n_note + 8 * mdp_landing_words(w->comm)) + taken(tiles, group, row) +
            taken(tiles, group, moe->d_ff * (int64_t)sizeof(float)) +
            w->n_thread * mdp_moe_thread_scratch(w->model->d_model) * (int64_t)sizeof(float);
 }
@@ -155,7 +154,7 @@ static int64_t block_bytes(const work *w, const mdp_moe *moe) {
 static int64_t message_bytes(const work *w) {
     int64_t slot = MDP_MESSAGE_BYTES / 4, row = mdp_dispatch_longest_row(w->comm, w->model), most = 0;
     for (int64_t l = 0; l < w->model->n_layer; l++)
-        if (w->model->layers[l].is_moe) most = larger(most, most_rows(w, &w->model->layers[l].moe) * row);
+        if (w->model->layers[l].is_moe) most = larger(most, room_of(w, &w->model->layers[l].moe).n_row * row);
     if (w->comm->size == 1) return 0;
     return mdp_memory_taken(MDP_MESSAGE_BYTES, most > slot ? MDP_MESSAGE_BYTES : 2 * slot);
 }
