@@ -17,6 +17,7 @@ typedef struct mdp_comm {
     int node_size;           /* ranks on this rank's node */
     int *by_node;            /* [size] the ranks, node after node, ascending within a node */
     int *node_first;         /* [n_node + 1] first place of each node in by_node */
+    bool crowded;            /* on some machine ranks are more than cores: ranks that wait sleep */
     struct mdp_order *order; /* the collectives called so far (debug builds); NULL: not noted */
     int64_t count_max;       /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
     int64_t *scratch;        /* [MDP_COMM_SCRATCH] what a root adds to a sum, while the sum takes its place; owned */

@@ -5,12 +5,14 @@
  * failing rank is broadcast, so that every rank leaves with the same code and sentence. */
 #define MDP_COMM_PLAIN /* these are the collectives themselves */
 #include "comm/order.h"
+#include "comm/wait.h"
 
 #include <limits.h>
 
 mdp_status mdp_agree_all(const mdp_comm *comm, mdp_status local) {
     int64_t order = mdp_order_value(comm);
     int64_t least[3] = {local.code == MDP_OK ? INT_MAX : comm->rank, order, ~order};
+    MDP_TRY(mdp_meet_all(comm));
     MDP_TRY(mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, least, 3, MPI_INT64_T, MPI_MIN, comm->world),
                            "the agreement on errors"));
     if (least[1] != ~least[2]) mdp_order_abort_all(comm);

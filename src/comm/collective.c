@@ -4,7 +4,7 @@
  * on every rank. Only integers are reduced, so no result depends on the number of ranks or on an algorithm. A failing
  * MPI call is returned at once: after it the communicator is of no use. */
 #define MDP_COMM_PLAIN /* these are the collectives themselves */
-#include "mdp/comm.h"
+#include "comm/wait.h"
 
 #include <string.h>
 
@@ -16,6 +16,7 @@ static int piece_length(const mdp_comm *comm, int64_t first, int64_t n) {
 }
 
 mdp_status mdp_bcast_all(const mdp_comm *comm, void *data, int64_t n_byte, int root) {
+    MDP_TRY(mdp_meet_all(comm));
     for (int64_t first = 0; first < n_byte; first += comm->count_max)
         MDP_TRY(mdp_mpi_status(
             MPI_Bcast((char *)data + first, piece_length(comm, first, n_byte), MPI_BYTE, root, comm->world),
@@ -24,6 +25,7 @@ mdp_status mdp_bcast_all(const mdp_comm *comm, void *data, int64_t n_byte, int r
 }
 
 static mdp_status allreduce_all(const mdp_comm *comm, int64_t *data, int64_t n, MPI_Op operation) {
+    MDP_TRY(mdp_meet_all(comm));
     for (int64_t first = 0; first < n; first += comm->count_max)
         MDP_TRY(mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, data + first, piece_length(comm, first, n), MPI_INT64_T,
                                              operation, comm->world),
@@ -43,6 +45,7 @@ mdp_status mdp_max_i64_all(const mdp_comm *comm, int64_t *data, int64_t n) {
 mdp_status mdp_sum_i64_to_root_all(const mdp_comm *comm, int64_t *data, int64_t n, int root) {
     bool is_root = comm->rank == root;
     int length;
+    MDP_TRY(mdp_meet_all(comm));
     for (int64_t first = 0; first < n; first += length) {
         length = piece_length(comm, first, n);
         if (length > MDP_COMM_SCRATCH) length = MDP_COMM_SCRATCH;
@@ -56,6 +59,7 @@ mdp_status mdp_sum_i64_to_root_all(const mdp_comm *comm, int64_t *data, int64_t 
 }
 
 mdp_status mdp_exscan_i64_all(const mdp_comm *comm, int64_t *data, int64_t n) {
+    MDP_TRY(mdp_meet_all(comm));
     for (int64_t first = 0; first < n; first += comm->count_max)
         MDP_TRY(mdp_mpi_status(
             MPI_Exscan(MPI_IN_PLACE, data + first, piece_length(comm, first, n), MPI_INT64_T, MPI_SUM, comm->world),
@@ -90,6 +94,7 @@ static mdp_status alltoall_piece_all(const mdp_comm *comm, const int64_t *send, 
 }
 
 mdp_status mdp_alltoall_i64_all(const mdp_comm *comm, const int64_t *send, int64_t *recv, int64_t n) {
+    MDP_TRY(mdp_meet_all(comm));
     if (n <= comm->count_max)
         return mdp_mpi_status(MPI_Alltoall(send, (int)n, MPI_INT64_T, recv, (int)n, MPI_INT64_T, comm->world),
                               "an all-to-all exchange");

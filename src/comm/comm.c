@@ -5,6 +5,7 @@
  * integers. The settings are read on rank 0 and broadcast: launchers do not pass the environment everywhere. */
 #define MDP_COMM_PLAIN /* these are the collectives themselves */
 #include "comm/order.h"
+#include "comm/wait.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -42,15 +43,21 @@ static mdp_status read_settings(int64_t setting[2]) {
     return read_setting("MDP_RANKS_PER_NODE", 0, INT32_MAX, &setting[0]);
 }
 
-/* Collective on comm->world. rank_node[r] becomes the lowest rank that shares memory with rank r. */
-static mdp_status find_leaders_all(mdp_comm *comm) {
+/* Collective on comm->world. What the machine of each rank has: cores for all its ranks or not, and, unless
+ * `per_node` consecutive ranks are to count as a node, which ranks share memory: rank_node[r] becomes the lowest of
+ * those of rank r. */
+static mdp_status look_at_machines_all(mdp_comm *comm, int64_t per_node) {
     MPI_Comm shared;
     MDP_TRY(mdp_mpi_status(MPI_Comm_split_type(comm->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &shared),
                            "the search for ranks that share memory"));
     int leader = comm->rank;
-    int code = MPI_Bcast(&leader, 1, MPI_INT, 0, shared);
+    mdp_status status = mdp_find_crowds_all(comm, shared);
+    if (status.code == MDP_OK)
+        status = mdp_mpi_status(MPI_Bcast(&leader, 1, MPI_INT, 0, shared), "the search for ranks that share memory");
     MPI_Comm_free(&shared);
-    MDP_TRY(mdp_mpi_status(code, "the search for ranks that share memory"));
+    MDP_TRY(status);
+    for (int r = 0; r < comm->size && per_node > 0; r++) comm->rank_node[r] = r - (int)(r % per_node);
+    if (per_node > 0) return status;
     return mdp_mpi_status(MPI_Allgather(&leader, 1, MPI_INT, comm->rank_node, 1, MPI_INT, comm->world),
                           "the exchange of node leaders");
 }
@@ -96,11 +103,7 @@ static mdp_status set_up_all(mdp_comm *comm) {
     MDP_AGREE(comm, status);
     MDP_TRY(mdp_bcast_all(comm, setting, sizeof setting, 0));
     comm->count_max = setting[1];
-    if (setting[0] > 0) {
-        for (int r = 0; r < comm->size; r++) comm->rank_node[r] = r - (int)(r % setting[0]);
-    } else {
-        MDP_TRY(find_leaders_all(comm));
-    }
+    MDP_TRY(look_at_machines_all(comm, setting[0]));
     number_nodes(comm);
     list_nodes(comm);
     return mdp_ok();

@@ -11,7 +11,7 @@
  * one, by exchange, distance and place. Its sender's earlier pieces are taken, so it has a free buffer and sends; its
  * receiver's earlier pieces are taken too, so it has posted a buffer for this one, and takes it. */
 #define MDP_COMM_PLAIN /* these are the collectives themselves */
-#include "mdp/comm.h"
+#include "comm/wait.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -246,12 +246,29 @@ void mdp_exchange_look(const mdp_comm *comm, mdp_exchange_room *room) {
     if (room->n_done < room->n_begun && room->failed.code == MDP_OK) room->failed = move(comm, room);
 }
 
-mdp_status mdp_exchange_finish_all(const mdp_comm *comm, mdp_exchange_room *room) {
+/* Pieces and exchanges that have passed since the last finish. */
+static int64_t count_passed(const mdp_exchange_room *room) {
+    return room->sent.n_passed + room->taken.n_passed + room->n_done;
+}
+
+/* Until something has come or gone, or, where ranks share cores, until it is time to look. */
+static mdp_status wait_for_pieces(const mdp_comm *comm, mdp_exchange_room *room, double idle) {
     int any;
+    if (!comm->crowded)
+        return mdp_mpi_status(MPI_Waitany(2 * MDP_EXCHANGE_SLOTS, room->request, &any, MPI_STATUS_IGNORE),
+                              "the exchange of rows");
+    mdp_nap(idle);
+    return mdp_ok();
+}
+
+mdp_status mdp_exchange_finish_all(const mdp_comm *comm, mdp_exchange_room *room) {
+    int64_t n_passed = -1;
+    double idle = 0.0;
     mdp_exchange_look(comm, room);
     while (room->n_done < room->n_begun && room->failed.code == MDP_OK) {
-        room->failed = mdp_mpi_status(MPI_Waitany(2 * MDP_EXCHANGE_SLOTS, room->request, &any, MPI_STATUS_IGNORE),
-                                      "the exchange of rows");
+        if (count_passed(room) != n_passed) idle = mdp_seconds();
+        n_passed = count_passed(room);
+        room->failed = wait_for_pieces(comm, room, idle);
         mdp_exchange_look(comm, room);
     }
     room->n_begun = room->n_done = 0;

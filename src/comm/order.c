@@ -6,6 +6,7 @@
  * carry the hash in their own reduction. In other builds nothing is noted and the hash stays 0. */
 #define MDP_COMM_PLAIN /* these are the collectives themselves */
 #include "comm/order.h"
+#include "comm/wait.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -47,6 +48,7 @@ const mdp_comm *mdp_order_all(const mdp_comm *comm, const char *file, int line) 
     int64_t value = mdp_order_value(comm);
     int64_t least[3] = {INT_MAX, value, ~value}; /* as an agreement on success: it may be what another rank is at */
     /* A failing MPI library is left to the collective itself to report. */
+    (void)mdp_meet_all(comm);
     int code = MPI_Allreduce(MPI_IN_PLACE, least, 3, MPI_INT64_T, MPI_MIN, comm->world);
     if (code == MPI_SUCCESS && least[1] != ~least[2]) mdp_order_abort_all(comm);
     return comm;

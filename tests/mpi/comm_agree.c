@@ -3,6 +3,8 @@
 #include "mpi_check.h"
 
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
 
 static mdp_status wrong_here(int rank) {
     return MDP_ERROR(rank % 2 ? MDP_IO : MDP_BAD_INPUT, "rank %d found a hole", rank);
@@ -47,6 +49,25 @@ static void all_ranks_leave_together(const mdp_comm *comm) {
         CHECK(passed == (failing == comm->size));
         CHECK((status.code == MDP_OK) == passed);
     }
+}
+
+static double cpu_seconds(void) {
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           1e-6 * (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+}
+
+/* A rank that waits for the last one takes no core from those that work, where there are fewer cores than ranks. */
+static void waiting_ranks_sleep(const mdp_comm *comm) {
+    mdp_comm crowded = *comm;
+    crowded.crowded = true;
+    const struct timespec half_a_second = {.tv_nsec = 500000000};
+    CHECK_OK(mdp_agree_all(comm, mdp_ok()));
+    double before = cpu_seconds();
+    if (comm->rank == comm->size - 1) nanosleep(&half_a_second, NULL);
+    CHECK_OK(mdp_agree_all(&crowded, mdp_ok()));
+    CHECK(cpu_seconds() - before < 0.05);
 }
 
 static void one_machine_is_one_node(void) {
@@ -138,6 +159,7 @@ int main(int argc, char **argv) {
     CHECK(comm->count_max == INT64_C(1) << 28);
     lowest_failing_rank_speaks(comm);
     all_ranks_leave_together(comm);
+    waiting_ranks_sleep(comm);
     an_mpi_error_becomes_a_status(comm);
     one_machine_is_one_node();
     for (int n = 1; n <= 5; n++) {
