@@ -164,7 +164,7 @@ mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float *
 typedef struct mdp_panel {
     const mdp_matrix *matrix;
     int64_t row0, n_row;
-    float *data; /* [n_row, matrix->n_col]; set by the stream; valid until the next mdp_panel_stream_next */
+    float *data; /* [n_row, matrix->n_col]; set by the stream; valid until it is released */
 } mdp_panel;
 
 typedef struct mdp_panel_stream mdp_panel_stream;
@@ -176,13 +176,18 @@ typedef struct mdp_panel_stream mdp_panel_stream;
 mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
                                 mdp_panel_stream **out);
 void mdp_panel_stream_destroy(mdp_panel_stream *stream); /* joins the thread; NULL is allowed */
-/* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been taken to its
- * end or ended by mdp_panel_stream_stop. */
+/* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been passed to
+ * its end or ended by mdp_panel_stream_stop. */
 mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *items, int64_t n);
-/* Take the next `n` (1 .. depth - 1) panels, waiting for them; gives back the ones taken before. The data pointers in
- * out[0..n-1] are set. A read error of the I/O thread is returned here. */
-mdp_status mdp_panel_stream_next(mdp_panel_stream *stream, int n, mdp_panel *out);
-/* Drop what is not taken yet (after an error elsewhere) and make the stream ready for start. */
+/* Panels `first` .. `first + n - 1` (n: 1 .. depth) of those that have not been passed, waiting for them; out[0..n-1]
+ * are set. From any thread, as often as it likes. A panel comes only when those `depth` places before it are released,
+ * by somebody. A read error of the I/O thread is returned here. */
+mdp_status mdp_panel_stream_wait(mdp_panel_stream *stream, int64_t first, int n, mdp_panel *out);
+/* Nobody needs the first n of those that have not been passed any more. From any thread. */
+void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t n);
+/* The same, and from now on panels are counted from the one after them. While no thread waits. */
+void mdp_panel_stream_pass(mdp_panel_stream *stream, int64_t n);
+/* Drop what is not passed yet (after an error elsewhere) and make the stream ready for start. */
 void mdp_panel_stream_stop(mdp_panel_stream *stream);
 
 /* ---- verifying ----------------------------------------------------------------------------------------------- */

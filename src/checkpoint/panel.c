@@ -1,10 +1,9 @@
 /* panel.c - weights read ahead while the main thread computes.
  *
  * A ring of `depth` buffers. Panels are numbered from 0 over the life of the stream; panel p uses buffer p % depth.
- * Three counters divide them: below `released` the buffers are free again, below `taken` the consumer has them, below
- * `filled` they are read. The I/O thread may fill as long as filled < released + depth, and sleeps otherwise. An error
- * stops reading and is kept for the consumer's next call. All state is guarded by one lock; it is not held while
- * reading. */
+ * Two counters divide them: below `released` the buffers are free again, below `filled` they are read. The I/O thread
+ * may fill as long as filled < released + depth, and sleeps otherwise. An error stops reading and is kept for whoever
+ * waits for a panel that will not come. All state is guarded by one lock; it is not held while reading. */
 #include "checkpoint/matrix.h"
 
 #include <inttypes.h>
@@ -22,14 +21,16 @@ struct mdp_panel_stream {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t work;  /* the I/O thread waits here */
-    pthread_cond_t ready; /* the consumer waits here */
+    pthread_cond_t ready; /* consumers wait here */
     mdp_panel *items;     /* [capacity] of the sequence at hand; owned */
     int64_t capacity;
     int64_t base, end; /* the sequence at hand is panels base .. end-1 */
-    int64_t released, taken, filled;
-    bool reading; /* the I/O thread is reading panel `filled` now, without the lock */
+    int64_t released, filled;
+    int64_t passed; /* the consumer counts from here; changed while no thread waits */
+    bool reading;   /* the I/O thread is reading panel `filled` now, without the lock */
     bool quit;
-    mdp_status error; /* of the I/O thread; kept until stop */
+    pthread_t main_thread; /* who made the stream */
+    mdp_status error;      /* of the I/O thread; kept until stop */
 
     mdp_profile *profile; /* borrowed; NULL: nothing is counted */
     mdp_phase phase;      /* in which the sequence at hand was started */
@@ -68,7 +69,7 @@ static void read_one(mdp_panel_stream *s) {
     } else {
         s->error = status;
     }
-    pthread_cond_signal(&s->ready);
+    pthread_cond_broadcast(&s->ready);
 }
 
 static void *run_reader(void *context) {
@@ -126,6 +127,7 @@ mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max
     s->profile = profile;
     s->depth = depth;
     s->max_value = max_value;
+    s->main_thread = pthread_self();
     s->error = mdp_ok();
     mdp_status status = allocate(reader, s);
     if (status.code != MDP_OK) {
@@ -176,7 +178,7 @@ static mdp_status check_items(const mdp_panel_stream *s, const mdp_panel *items,
 
 /* Called with the lock held and the I/O thread idle: it has nothing left to fill. */
 static mdp_status begin(mdp_panel_stream *s, const mdp_panel *items, int64_t n) {
-    if (s->error.code != MDP_OK || s->taken != s->end) {
+    if (s->error.code != MDP_OK || s->passed != s->end) {
         return MDP_ERROR(MDP_INTERNAL, "a panel stream was started before its last sequence had ended.");
     }
     if (n > s->capacity) {
@@ -199,32 +201,48 @@ mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *ite
     return status;
 }
 
-mdp_status mdp_panel_stream_next(mdp_panel_stream *stream, int n, mdp_panel *out) {
+/* Wait until panels below `end` are filled; the lock is held. Only the main thread has a phase. */
+static void wait_until_filled(mdp_panel_stream *s, int64_t end) {
+    bool is_main = pthread_equal(pthread_self(), s->main_thread) != 0;
+    mdp_profile *profile = is_main ? s->profile : NULL;
+    if (s->filled >= end || s->error.code != MDP_OK) return;
+    mdp_phase before = mdp_profile_switch(profile, MDP_PHASE_WAIT_READER);
+    while (s->filled < end && s->error.code == MDP_OK) pthread_cond_wait(&s->ready, &s->lock);
+    mdp_profile_switch(profile, before);
+}
+
+mdp_status mdp_panel_stream_wait(mdp_panel_stream *stream, int64_t first, int n, mdp_panel *out) {
     mdp_panel_stream *s = stream;
     mdp_status status = mdp_ok();
     pthread_mutex_lock(&s->lock);
-    if (n < 1 || n > s->depth - 1 || n > s->end - s->taken) {
-        status = MDP_ERROR(MDP_INTERNAL, "%d panels were asked for; %" PRId64 " are left, and %d are the most at once.",
-                           n, s->end - s->taken, s->depth - 1);
-        goto done;
+    int64_t at = s->passed + first;
+    if (n < 1 || n > s->depth || first < 0 || n > s->end - at) {
+        status = MDP_ERROR(MDP_INTERNAL,
+                           "panels %" PRId64 " to %" PRId64 " were asked for; %" PRId64
+                           " are left, and %d are the most at once.",
+                           first, first + n - 1, s->end - s->passed, s->depth);
+    } else {
+        wait_until_filled(s, at + n);
+        if (s->filled < at + n) status = s->error;
     }
-    s->released = s->taken;
-    pthread_cond_signal(&s->work);
-    mdp_phase before = mdp_profile_switch(s->profile, MDP_PHASE_WAIT_READER);
-    while (s->filled < s->taken + n && s->error.code == MDP_OK) pthread_cond_wait(&s->ready, &s->lock);
-    mdp_profile_switch(s->profile, before);
-    if (s->filled < s->taken + n) {
-        status = s->error;
-        goto done;
+    for (int i = 0; i < n && status.code == MDP_OK; i++) {
+        out[i] = s->items[at + i - s->base];
+        out[i].data = buffer_of(s, at + i);
     }
-    for (int i = 0; i < n; i++) {
-        out[i] = s->items[s->taken + i - s->base];
-        out[i].data = buffer_of(s, s->taken + i);
-    }
-    s->taken += n;
-done:
     pthread_mutex_unlock(&s->lock);
     return status;
+}
+
+void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t n) {
+    pthread_mutex_lock(&stream->lock);
+    if (stream->released < stream->passed + n) stream->released = stream->passed + n;
+    pthread_cond_signal(&stream->work);
+    pthread_mutex_unlock(&stream->lock);
+}
+
+void mdp_panel_stream_pass(mdp_panel_stream *stream, int64_t n) {
+    mdp_panel_stream_release(stream, n);
+    stream->passed += n;
 }
 
 void mdp_panel_stream_stop(mdp_panel_stream *stream) {
@@ -232,7 +250,7 @@ void mdp_panel_stream_stop(mdp_panel_stream *stream) {
     pthread_mutex_lock(&s->lock);
     s->end = s->filled; /* nothing more to read, except what is being read now */
     while (s->reading) pthread_cond_wait(&s->ready, &s->lock);
-    s->end = s->taken = s->released = s->base = s->filled;
+    s->end = s->passed = s->released = s->base = s->filled;
     s->error = mdp_ok();
     pthread_mutex_unlock(&s->lock);
 }

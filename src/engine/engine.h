@@ -45,6 +45,7 @@ struct mdp_engine {
     mdp_stack *stack;        /* buffers of the step at hand */
     mdp_panel_stream *stream;
     int stream_depth;
+    int64_t *panel_done;  /* [stream_depth] of the product at hand */
     float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */
 
     mdp_local_batch batch;

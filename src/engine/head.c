@@ -94,11 +94,12 @@ static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, con
     }
     for (int64_t p = 0; p < buffers->panels.n; p++) {
         mdp_panel panel;
-        MDP_TRY(mdp_panel_stream_next(engine->stream, 1, &panel));
+        MDP_TRY(mdp_panel_stream_wait(engine->stream, 0, 1, &panel));
         for (int64_t begin = 0; begin < buffers->n_tile; begin += buffers->n_held) {
             int64_t left = buffers->n_tile - begin;
             take_group(engine, buffers, begin, left < buffers->n_held ? left : buffers->n_held, &panel, consumer);
         }
+        mdp_panel_stream_pass(engine->stream, 1);
     }
     return mdp_gemm_check(engine->gemm);
 }

@@ -1,11 +1,13 @@
 /* linear.c - the one primitive of linear algebra: stored matrices meet row tiles, panel by panel.
  *
  * In: panels from the engine's stream, in the order in which they were asked for. Out: one single-threaded GEMM per
- * (tile, panel). Threads share out those items; which thread takes which cannot change a bit of the result. After
- * its items the main thread looks after rows on their way between ranks, while the others go on. */
+ * (tile, panel). Threads share out those items; which thread takes which cannot change a bit of the result. They do not
+ * wait for each other from panel to panel: one that is held up, as by the reading thread on its core, holds up nobody.
+ * After its items the main thread looks after rows on their way between ranks, while the others go on. */
 #include "engine/engine.h"
 
 #include <omp.h>
+#include <string.h>
 
 static mdp_status append(mdp_panel_list *list, const mdp_matrix *matrix, int64_t row0) {
     if (list->n == list->capacity) {
@@ -32,21 +34,67 @@ mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first
     return mdp_ok();
 }
 
-/* Panels to take at once: one when there are tiles for all threads, more when there are not; the stream keeps at least
- * one buffer to read ahead. */
-static int panels_at_once(const mdp_engine *engine, int64_t n_tile, int64_t n_left, int unit) {
-    int64_t wanted = (engine->n_thread + n_tile - 1) / n_tile;
-    int64_t most = (engine->stream_depth - 1) / unit;
-    if (wanted > most) wanted = most;
-    if (wanted > n_left) wanted = n_left;
-    return (int)(wanted > 1 ? wanted : 1);
+/* All tiles meet a matrix. Items are numbered unit after unit, where a unit is one panel, or a gate's and its up's;
+ * within one, tile after tile. */
+typedef struct walk {
+    mdp_engine *engine;
+    int64_t n_tile, n_unit;
+    int unit;          /* panels of a unit */
+    int64_t next;      /* item that nobody has taken */
+    int64_t front;     /* the first unit that somebody still needs */
+    int64_t *n_done;   /* [stream_depth] tiles that have met unit u, at u % stream_depth: no more units are in memory */
+    mdp_status status; /* the first error */
+} walk;
+
+static walk begin_walk(mdp_engine *engine, const mdp_matrix *matrix, int64_t n_tile, int unit) {
+    memset(engine->panel_done, 0, (size_t)engine->stream_depth * sizeof *engine->panel_done);
+    return (walk){.engine = engine,
+                  .n_tile = n_tile,
+                  .n_unit = (matrix->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS,
+                  .unit = unit,
+                  .n_done = engine->panel_done,
+                  .status = mdp_ok()};
 }
 
-/* Tell of the products of all tiles with a panel. */
-static void count_products(const mdp_engine *engine, const mdp_rows *tiles, int64_t n_tile, const mdp_panel *panel) {
+/* An item for this thread, with its panels; false: there is none. */
+static bool take_item(walk *w, int64_t *tile, int64_t *unit, mdp_panel *panels) {
+    int64_t item = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED);
+    if (item >= w->n_unit * w->n_tile) return false;
+    *unit = item / w->n_tile;
+    *tile = item % w->n_tile;
+    mdp_status status = mdp_panel_stream_wait(w->engine->stream, *unit * w->unit, w->unit, panels);
+    if (status.code == MDP_OK) return true;
+    __atomic_store_n(&w->next, w->n_unit * w->n_tile, __ATOMIC_RELAXED);
+#pragma omp critical(mdp_walk)
+    if (w->status.code == MDP_OK) w->status = status;
+    return false;
+}
+
+/* A tile has met a unit: units that all tiles have met are released, in order. */
+static void end_item(walk *w, int64_t unit) {
+    int depth = w->engine->stream_depth;
+#pragma omp critical(mdp_walk)
+    {
+        w->n_done[unit % depth]++;
+        if (w->n_done[w->front % depth] == w->n_tile) {
+            for (; w->front < w->n_unit && w->n_done[w->front % depth] == w->n_tile; w->front++)
+                w->n_done[w->front % depth] = 0;
+            mdp_panel_stream_release(w->engine->stream, w->front * w->unit);
+        }
+    }
+}
+
+static mdp_status end_walk(const walk *w) {
+    MDP_TRY(w->status);
+    mdp_panel_stream_pass(w->engine->stream, w->n_unit * w->unit);
+    return mdp_gemm_check(w->engine->gemm);
+}
+
+/* Tell of the products of all tiles with a matrix. */
+static void count_products(const mdp_engine *engine, const mdp_rows *tiles, int64_t n_tile, const mdp_matrix *matrix) {
     int64_t n_row = 0;
     for (int64_t t = 0; t < n_tile; t++) n_row += tiles[t].n_row;
-    mdp_profile_flop(engine->profile, 2 * n_row * panel->n_row * panel->matrix->n_col);
+    mdp_profile_flop(engine->profile, 2 * n_row * matrix->n_row * matrix->n_col);
 }
 
 /* Let the main thread look after the rows that travel meanwhile. */
@@ -69,23 +117,17 @@ static void linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *p
 
 mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
                            int64_t n_tile) {
-    int64_t n_panel = (matrix->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
-    mdp_panel panels[64];
-    for (int64_t first = 0; first < n_panel;) {
-        int n = panels_at_once(engine, n_tile, n_panel - first, 1);
-        if (n > 64) n = 64;
-        MDP_TRY(mdp_panel_stream_next(engine->stream, n, panels));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread) collapse(2)
-        for (int p = 0; p < n; p++) {
-            for (int64_t t = 0; t < n_tile; t++) {
-                linear_item(engine->gemm, &tiles[t], &panels[p], bias);
-                look_after_rows(engine);
-            }
+    walk w = begin_walk(engine, matrix, n_tile, 1);
+#pragma omp parallel num_threads(engine->n_thread)
+    {
+        mdp_panel panel;
+        for (int64_t t, unit; take_item(&w, &t, &unit, &panel); end_item(&w, unit)) {
+            linear_item(engine->gemm, &tiles[t], &panel, bias);
+            look_after_rows(engine);
         }
-        for (int p = 0; p < n; p++) count_products(engine, tiles, n_tile, &panels[p]);
-        first += n;
     }
-    return mdp_gemm_check(engine->gemm);
+    count_products(engine, tiles, n_tile, matrix);
+    return end_walk(&w);
 }
 
 /* One item of the gated product: columns of one panel pair for one tile. */
@@ -108,22 +150,16 @@ static void gated_item(mdp_gemm *gemm, const mdp_gating *gating, const mdp_rows 
 
 mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const mdp_matrix *gate, const mdp_rows *tiles,
                           int64_t n_tile, float *scratch) {
-    int64_t n_pair = (gate->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
-    mdp_panel panels[64];
-    for (int64_t first = 0; first < n_pair;) {
-        int n = panels_at_once(engine, n_tile, n_pair - first, 2);
-        if (n > 32) n = 32;
-        MDP_TRY(mdp_panel_stream_next(engine->stream, 2 * n, panels));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread) collapse(2)
-        for (int p = 0; p < n; p++) {
-            for (int64_t t = 0; t < n_tile; t++) {
-                float *own = scratch + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
-                gated_item(engine->gemm, gating, &tiles[t], &panels[2 * p], &panels[2 * p + 1], own);
-                look_after_rows(engine);
-            }
+    walk w = begin_walk(engine, gate, n_tile, 2);
+#pragma omp parallel num_threads(engine->n_thread)
+    {
+        float *own = scratch + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
+        mdp_panel pair[2];
+        for (int64_t t, unit; take_item(&w, &t, &unit, pair); end_item(&w, unit)) {
+            gated_item(engine->gemm, gating, &tiles[t], &pair[0], &pair[1], own);
+            look_after_rows(engine);
         }
-        for (int p = 0; p < 2 * n; p++) count_products(engine, tiles, n_tile, &panels[p]);
-        first += n;
     }
-    return mdp_gemm_check(engine->gemm);
+    for (int i = 0; i < 2; i++) count_products(engine, tiles, n_tile, gate);
+    return end_walk(&w);
 }

@@ -210,19 +210,25 @@ static void check_panel(const mdp_panel *panel) {
     }
 }
 
+/* The next n panels, which stay until mdp_panel_stream_pass. */
+static mdp_status take(mdp_panel_stream *stream, int n, mdp_panel *out) {
+    return mdp_panel_stream_wait(stream, 0, n, out);
+}
+
 /* Take a sequence of n items, some at a time; all panels of a call must hold at once. Stop after `n_taken`. */
 static void consume(mdp_panel_stream *stream, const mdp_panel *items, int64_t n_taken, int depth, uint64_t *seed) {
     mdp_panel got[8];
     for (int64_t done = 0; done < n_taken;) {
-        int64_t n = 1 + (int64_t)(next_random(seed) % (uint64_t)(depth - 1));
+        int64_t n = 1 + (int64_t)(next_random(seed) % (uint64_t)depth);
         if (n > n_taken - done) n = n_taken - done;
-        assert_ok(mdp_panel_stream_next(stream, (int)n, got));
+        assert_ok(take(stream, (int)n, got));
         if (next_random(seed) % 8 == 0) usleep(200); /* lets the ring run full */
         for (int64_t i = 0; i < n; i++) {
             assert_ptr_equal(got[i].matrix, items[done + i].matrix);
             assert_int_equal(got[i].row0, items[done + i].row0);
             check_panel(&got[i]);
         }
+        mdp_panel_stream_pass(stream, n);
         done += n;
     }
 }
@@ -255,20 +261,34 @@ static void random_sequences_arrive_in_order(void **state) {
     }
 }
 
-/* The panels taken last stay valid over the start of the next sequence, until the next take. */
-static void panels_survive_the_next_start(void **state) {
+/* Threads that take panels each by itself, several times, and give back in order what all have done with. */
+static void threads_share_a_sequence(void **state) {
+    enum { N_PANEL = 60, N_USE = 3 };
     store *s = *state;
-    mdp_matrix a = {&s->tensors[2], 100, 40, 0, 40, 1, {0}}, b = {&s->tensors[2], 100, 40, 9000, 40, 1, {0}};
-    mdp_panel first[3], second[3], got[3];
-    for (int i = 0; i < 3; i++) first[i] = (mdp_panel){.matrix = &a, .row0 = i, .n_row = 20};
-    for (int i = 0; i < 3; i++) second[i] = (mdp_panel){.matrix = &b, .row0 = i, .n_row = 20};
+    mdp_matrix matrix = {&s->tensors[2], 100, 40, 0, 40, 1, {0}};
+    mdp_panel items[N_PANEL];
+    int n_done[N_PANEL] = {0}, front = 0, n_wrong = 0;
+    for (int i = 0; i < N_PANEL; i++) items[i] = (mdp_panel){.matrix = &matrix, .row0 = i, .n_row = 20};
     mdp_panel_stream *stream = NULL;
-    assert_ok(mdp_panel_stream_new(s->reader, 4, 800, NULL, &stream));
-    assert_ok(mdp_panel_stream_start(stream, first, 3));
-    assert_ok(mdp_panel_stream_next(stream, 3, got));
-    assert_ok(mdp_panel_stream_start(stream, second, 3));
-    usleep(20000);
-    for (int i = 0; i < 3; i++) check_panel(&got[i]);
+    assert_ok(mdp_panel_stream_new(s->reader, 3, 800, NULL, &stream));
+    assert_ok(mdp_panel_stream_start(stream, items, N_PANEL));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(4)
+    for (int item = 0; item < N_PANEL * N_USE; item++) {
+        mdp_panel got = {0};
+        mdp_status status = mdp_panel_stream_wait(stream, item / N_USE, 1, &got);
+        if (item % 7 == 0) usleep(100);
+        bool right = status.code == MDP_OK && got.row0 == item / N_USE && got.data[0] == value_of(40 * got.row0);
+#pragma omp critical
+        {
+            n_wrong += !right;
+            n_done[item / N_USE]++;
+            while (front < N_PANEL && n_done[front] == N_USE) front++;
+            mdp_panel_stream_release(stream, front);
+        }
+    }
+    mdp_panel_stream_pass(stream, N_PANEL);
+    assert_int_equal(n_wrong, 0);
+    assert_ok(mdp_panel_stream_start(stream, items, 1));
     mdp_panel_stream_destroy(stream);
 }
 
@@ -281,10 +301,11 @@ static void misuse_is_an_error(void **state) {
     assert_null(stream);
     assert_ok(mdp_panel_stream_new(s->reader, 3, 400, NULL, &stream));
     assert_ok(mdp_panel_stream_start(stream, items, 3));
-    assert_int_equal(mdp_panel_stream_start(stream, items, 3).code, MDP_INTERNAL); /* not taken yet */
-    assert_int_equal(mdp_panel_stream_next(stream, 3, got).code, MDP_INTERNAL);    /* depth - 1 is the most */
-    assert_ok(mdp_panel_stream_next(stream, 2, got));
-    assert_int_equal(mdp_panel_stream_next(stream, 2, got).code, MDP_INTERNAL); /* one is left */
+    assert_int_equal(mdp_panel_stream_start(stream, items, 3).code, MDP_INTERNAL); /* not passed yet */
+    assert_int_equal(take(stream, 4, got).code, MDP_INTERNAL);                     /* depth is the most */
+    assert_ok(take(stream, 2, got));
+    mdp_panel_stream_pass(stream, 2);
+    assert_int_equal(take(stream, 2, got).code, MDP_INTERNAL); /* one is left */
     mdp_panel_stream_stop(stream);
     mdp_panel_stream_stop(stream); /* at any time */
     items[1].n_row = 11;
@@ -302,23 +323,23 @@ static void read_errors_reach_the_consumer(void **state) {
     beyond.offset = s->sizes[0] - 100;
     mdp_matrix good = {&s->tensors[0], 100, 40, 0, 40, 1, {0}}, bad = {&beyond, 100, 40, 0, 40, 1, {0}};
     mdp_panel items[4] = {{&good, 0, 10, NULL}, {&good, 10, 10, NULL}, {&bad, 0, 10, NULL}, {&good, 20, 10, NULL}};
-    mdp_panel got[1];
+    mdp_panel got[2];
     mdp_panel_stream *stream = NULL;
     assert_ok(mdp_panel_stream_new(s->reader, 3, 400, NULL, &stream));
     for (int round = 0; round < 3; round++) {
         assert_ok(mdp_panel_stream_start(stream, items, 4));
-        assert_ok(mdp_panel_stream_next(stream, 1, got));
-        assert_ok(mdp_panel_stream_next(stream, 1, got));
-        check_panel(got);
+        assert_ok(take(stream, 2, got));
+        check_panel(&got[1]);
+        mdp_panel_stream_pass(stream, 2);
         for (int again = 0; again < 2; again++) {
-            mdp_status status = mdp_panel_stream_next(stream, 1, got);
+            mdp_status status = take(stream, 1, got);
             assert_int_equal(status.code, MDP_INTERNAL);
             assert_non_null(strstr(status.text, "which the file does not have"));
         }
         mdp_panel_stream_stop(stream);
     }
     assert_ok(mdp_panel_stream_start(stream, items, 2));
-    assert_ok(mdp_panel_stream_next(stream, 1, got));
+    assert_ok(take(stream, 1, got));
     mdp_panel_stream_destroy(stream); /* with a panel still to come */
 }
 
@@ -412,7 +433,7 @@ int main(void) {
         cmocka_unit_test(whole_tensors_are_matrices),
         cmocka_unit_test(what_is_outside_is_refused),
         cmocka_unit_test(random_sequences_arrive_in_order),
-        cmocka_unit_test(panels_survive_the_next_start),
+        cmocka_unit_test(threads_share_a_sequence),
         cmocka_unit_test(misuse_is_an_error),
         cmocka_unit_test(read_errors_reach_the_consumer),
         cmocka_unit_test(many_files_are_read_with_few_descriptors),
