@@ -157,23 +157,66 @@ static void assign_owners(const mdp_comm *comm, int n_thread, mdp_placement *pla
     if (!fill(placement, &order, bound, whole, true)) fill(placement, &order, bound, whole, false);
 }
 
-/* An owner takes its tiles in order; a round is full when the next tile would not fit. Tiles of one owner are adjacent.
- */
-static void number_rounds(mdp_placement *placement, int32_t round_rows) {
+/* Has the tile the owner of the one before? Tiles of a rank are adjacent. */
+static bool tiles_share_owner(const mdp_placement *placement, int64_t tile) {
+    return placement->tiles[tile].owner == placement->tiles[tile - 1].owner;
+}
+
+/* Number the rounds of tiles first .. end-1, which one rank has and takes in order; a round holds round_rows rows. With
+ * `n_even` rounds it is also full at its even share of the cost. Returns how many there are. */
+static int32_t number_own(mdp_placement *placement, int64_t first, int64_t end, int32_t round_rows, int32_t n_even) {
+    int64_t total = 0, done = 0;
     int32_t round = 0, filled = 0;
-    for (int64_t t = 0; t < placement->n_tile; t++) {
+    for (int64_t t = first; t < end; t++) total += placement->tiles[t].n_row + MDP_TILE_COST;
+    for (int64_t t = first; t < end; t++) {
         mdp_tile_place *tile = &placement->tiles[t];
-        if (t == 0 || tile->owner != placement->tiles[t - 1].owner) {
-            round = filled = 0;
-        } else if (filled + tile->n_row > round_rows) {
+        int64_t cost = tile->n_row + MDP_TILE_COST;
+        bool is_even = n_even > 0 && (2 * done + cost) * n_even > 2 * total * (round + 1); /* by the tile's middle */
+        if (filled > 0 && (is_even || filled + tile->n_row > round_rows)) {
             round++;
             filled = 0;
         }
         tile->round = round;
         tile->position = filled;
         filled += tile->n_row;
-        if (round >= placement->n_round) placement->n_round = round + 1;
+        done += cost;
     }
+    return round + 1;
+}
+
+/* Number the rounds of all ranks, `n_even` as above where that is enough for a rank. Returns the cost of all rounds
+ * when ranks wait for each other after each; worst [n_tile] is scratch. */
+static int64_t number_all(mdp_placement *placement, int32_t round_rows, int32_t n_even, int64_t *worst) {
+    int64_t sum = 0;
+    placement->n_round = 0;
+    for (int64_t first = 0, end; first < placement->n_tile; first = end) {
+        for (end = first + 1; end < placement->n_tile && tiles_share_owner(placement, end);) end++;
+        int32_t n = number_own(placement, first, end, round_rows, n_even);
+        if (n_even > 0 && n > n_even) n = number_own(placement, first, end, round_rows, 0);
+        for (; placement->n_round < n; placement->n_round++) worst[placement->n_round] = 0;
+        for (int64_t t = first, cost = 0; t < end; t++) {
+            const mdp_tile_place *tile = &placement->tiles[t];
+            cost = (tile->position > 0 ? cost : 0) + tile->n_row + MDP_TILE_COST;
+            if (cost > worst[tile->round]) worst[tile->round] = cost;
+        }
+    }
+    for (int32_t round = 0; round < placement->n_round; round++) sum += worst[round];
+    return sum;
+}
+
+/* As few rounds as the fullest rank needs, but two where others could send meanwhile. Full rounds and a short rest, or
+ * as many even ones: whatever keeps ranks less waiting for each other. */
+static mdp_status number_rounds(mdp_placement *placement, const mdp_comm *comm, int32_t round_rows) {
+    int64_t *worst = NULL, n_row = 0;
+    MDP_TRY(MDP_ALLOC(&worst, placement->n_tile, "rounds of tiles"));
+    for (int64_t t = 0; t < placement->n_tile; t++) n_row += placement->tiles[t].n_row;
+    int64_t full = number_all(placement, round_rows, 0, worst);
+    int32_t n_even = placement->n_round;
+    if (comm->size > 1 && n_row > round_rows && n_even < 2) n_even = 2;
+    bool must = n_even > placement->n_round;
+    if (number_all(placement, round_rows, n_even, worst) >= full && !must) number_all(placement, round_rows, 0, worst);
+    mdp_free(worst);
+    return mdp_ok();
 }
 
 mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_state, int64_t first_block,
@@ -186,14 +229,16 @@ mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t 
     placement->n_block = n_block;
     placement->n_expert = n_expert;
     mdp_status status = list_tiles(rows, placement);
+    if (status.code == MDP_OK && placement->n_tile > 0) {
+        assign_owners(comm, n_thread, placement);
+        status = number_rounds(placement, comm, mdp_round_rows(n_thread));
+    }
     if (status.code != MDP_OK) {
         mdp_placement_destroy(placement);
         return status;
     }
-    if (placement->n_tile > 0) assign_owners(comm, n_thread, placement);
-    number_rounds(placement, mdp_round_rows(n_thread));
     *out = placement;
-    return mdp_ok();
+    return status;
 }
 
 int64_t mdp_placement_most_rows(const mdp_comm *comm, int64_t n_row, int64_t n_cell) {

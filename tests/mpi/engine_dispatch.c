@@ -14,8 +14,10 @@ typedef struct pass {
     mdp_model *model;
     mdp_tokens *tokens;
     int64_t n_row;        /* computed on this rank */
-    unsigned char *needs; /* [size, n_token] does a rank compute an expert for a token? this rank's row is filled */
-    float *residual;      /* [n_local, d_model] what came out */
+    unsigned char *needs; /* [2, size, n_token] does a rank compute an expert for a token in an even, or an odd, round?
+                           * this rank's rows are filled */
+    int n_round;
+    float *residual; /* [n_local, d_model] what came out */
     int64_t n_local, first_token;
     int64_t wanted, sent; /* by this rank, to other nodes */
     const mdp_engine *engine;
@@ -37,8 +39,10 @@ static void see_exchanges(pass *p, const mdp_tile *tile) {
 static mdp_status see_tile(void *context, const mdp_tile *tile) {
     pass *p = context;
     p->n_row += tile->n_row;
+    p->n_round += tile->y != p->y; /* within a round they follow each other */
     see_exchanges(p, tile);
-    for (int32_t i = 0; i < tile->n_row; i++) p->needs[p->comm->rank * p->tokens->n_token + tile->token[i]] = 1;
+    unsigned char *needs = p->needs + ((p->n_round - 1) % 2 * p->comm->size + p->comm->rank) * p->tokens->n_token;
+    for (int32_t i = 0; i < tile->n_row; i++) needs[tile->token[i]] = 1;
     return mdp_ok();
 }
 
@@ -69,7 +73,7 @@ static void run_layer(pass *p, const mdp_catalogue *catalogue, int n_expert, int
     setenv("MDP_RANKS_PER_NODE", per_node > 0 ? text : "", 1);
     CHECK_OK(mdp_comm_new_all(MPI_COMM_WORLD, &p->comm));
     p->comm->count_max = 4096; /* bytes of a message: many */
-    CHECK_OK(MDP_ALLOC(&p->needs, p->comm->size * p->tokens->n_token, "needs"));
+    CHECK_OK(MDP_ALLOC(&p->needs, 2 * p->comm->size * p->tokens->n_token, "needs"));
     const mdp_observers observers = {.tile = see_tile, .context = p};
     mdp_gemm *gemm = NULL;
     CHECK_OK(mdp_gemm_new(MDP_OPENBLAS, MDP_GEMM_F32, 1, &gemm));
@@ -102,16 +106,18 @@ static void end_pass(pass *p) {
     mdp_free(p->residual);
 }
 
-/* What this rank's tokens need of other nodes, from who computed what: all tiles were of one round. */
+/* What this rank's tokens need of other nodes, from who computed what in which of two rounds. */
 static void check_counts(pass *p) {
     const mdp_comm *comm = p->comm;
     int64_t n = p->tokens->n_token, by_rank = 0, by_node = 0;
-    MPI_Allreduce(MPI_IN_PLACE, p->needs, (int)(comm->size * n), MPI_UNSIGNED_CHAR, MPI_MAX, MPI_COMM_WORLD);
-    for (int64_t t = p->first_token; t < p->first_token + p->n_local; t++) {
+    MPI_Allreduce(MPI_IN_PLACE, p->needs, (int)(2 * comm->size * n), MPI_UNSIGNED_CHAR, MPI_MAX, MPI_COMM_WORLD);
+    CHECK(p->n_round <= 2);
+    for (int64_t i = 0; i < 2 * p->n_local; i++) {
+        const unsigned char *needs = p->needs + i % 2 * comm->size * n + p->first_token + i / 2;
         for (int node = 0; node < comm->n_node; node++) {
             bool needed = false;
             for (int r = 0; r < comm->size; r++) {
-                if (comm->rank_node[r] != node || node == comm->node || !p->needs[r * n + t]) continue;
+                if (comm->rank_node[r] != node || node == comm->node || !needs[r * n]) continue;
                 needed = true;
                 by_rank++;
             }

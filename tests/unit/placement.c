@@ -168,6 +168,25 @@ static void skewed_routing_is_even_over_ranks(void **state) {
     }
 }
 
+/* A few thousand tokens: rounds of a rank are as even as whole tiles let them be, though one round would nearly hold
+ * all of its rows. */
+static void few_rows_are_even_over_rounds(void **state) {
+    (void)state;
+    double sum = 0.0;
+    for (uint64_t seed = 0; seed < 100; seed++) {
+        mdp_comm *comm = comm_of(2, 2);
+        int64_t rows[8];
+        for (int e = 0; e < 8; e++) rows[e] = 990 + (int64_t)(mdp_random_bits(seed, 1, (uint64_t)e) % 70);
+        mdp_placement *placement = NULL;
+        assert_int_equal(mdp_placement_new(comm, rows, 1, 0, 1, 8, N_THREAD, &placement).code, MDP_OK);
+        assert_int_equal(placement->n_round, 2);
+        sum += imbalance_in_rounds(comm, placement);
+        mdp_placement_destroy(placement);
+        free_comm(comm);
+    }
+    assert_true(sum / 100 <= 1.03);
+}
+
 /* Where a rank has few tiles, no rank has more than its share and one tile. */
 static void few_tiles_are_spread_over_all_ranks(void **state) {
     (void)state;
@@ -234,6 +253,7 @@ int main(void) {
         cmocka_unit_test(every_row_is_in_one_tile_of_at_most_512),
         cmocka_unit_test(rounds_fill_without_overlap_and_within_bounds),
         cmocka_unit_test(skewed_routing_is_even_over_ranks),
+        cmocka_unit_test(few_rows_are_even_over_rounds),
         cmocka_unit_test(few_tiles_are_spread_over_all_ranks),
         cmocka_unit_test(nodes_take_whole_experts_when_that_is_even),
         cmocka_unit_test(no_rank_has_more_rows_than_foretold),
