@@ -149,16 +149,23 @@ void mdp_engine_destroy(mdp_engine *engine); /* NULL is allowed */
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                           const mdp_pass *pass);
 
-/* What a rank does in a pass. */
+/* What a rank does in a pass, or when a checkpoint is written. */
 typedef struct mdp_rank_cost {
     int64_t flop;       /* of products of matrices, as the profile counts them */
     int64_t bytes_read; /* from the model */
-    int64_t bytes_sent; /* to other ranks, about */
+    int64_t bytes_written;
+    int64_t bytes_sent; /* to other ranks: by lot where routing decides */
+    int64_t bytes_away; /* of them, to other nodes */
     int64_t n_message;  /* about */
 } mdp_rank_cost;
-/* What every rank of a layout will do, from headers alone: ranks [layout->size], added to. Only size, nodes and
- * rank_node of the layout are looked at. Routed rows are spread evenly over experts; with that, sums over ranks of
- * operations are exact, and bytes read are where every expert is touched as evenly. Local. */
+void mdp_rank_cost_add(const mdp_rank_cost *from, mdp_rank_cost *to);
+/* The least and the most of each number over ranks [size]. */
+void mdp_rank_cost_bound(const mdp_rank_cost *ranks, int size, mdp_rank_cost *least, mdp_rank_cost *most);
+
+/* What every rank of a layout will do, from headers alone: ranks [layout->size], added to. Only its size and
+ * nodes count. Routed rows are spread evenly over experts; with that, sums over ranks of operations are exact, and
+ * bytes read are where every expert is touched as evenly. Bytes sent are exact where every token uses every expert.
+ * Local. */
 mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                            const mdp_partition *partition, int n_thread, const mdp_pass *pass, mdp_rank_cost *ranks);
 

@@ -4,6 +4,7 @@
 
 #include "mdp/evaluate.h"
 #include "mdp/observe.h"
+#include "mdp/profile.h"
 #include "mdp/resume.h"
 #include "mdp/transform.h"
 
@@ -20,6 +21,11 @@ typedef struct mdp_forward_options {
     json_t *profiles;     /* array that gets where the time of each pass went, which is also said on `log`; NULL: not
                              wanted; borrowed */
 } mdp_forward_options;
+
+/* Say on `log` where the time of a pass went, and add it to `passes` (rank 0). The profile is ended. Collective on
+ * `comm`. */
+mdp_status mdp_profile_tell_all(const mdp_comm *comm, mdp_profile *profile, const char *pass, mdp_log *log,
+                                json_t *passes);
 
 /* What a forward pass will take, from headers alone. */
 typedef struct mdp_forward_cost {

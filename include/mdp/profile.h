@@ -16,9 +16,11 @@ typedef enum mdp_phase {
     MDP_PHASE_EXPERTS,  /* the products of routed experts */
     MDP_PHASE_OBSERVERS,
     MDP_PHASE_COMBINE,
-    MDP_PHASE_MLP,  /* shared experts and dense layers */
-    MDP_PHASE_HEAD, /* the final norm, lm_head and the loss */
-    MDP_PHASE_SAVE, /* resume points */
+    MDP_PHASE_MLP,   /* shared experts and dense layers */
+    MDP_PHASE_HEAD,  /* the final norm, lm_head and the loss */
+    MDP_PHASE_SAVE,  /* resume points */
+    MDP_PHASE_WRITE, /* of a checkpoint: its files, their data and what describes them */
+    MDP_PHASE_SYNC,  /* until that is on storage */
     MDP_PHASE_WAIT_READER,
     MDP_PHASE_WAIT_RANKS,
     MDP_PHASE_OTHER,
@@ -33,16 +35,20 @@ typedef struct mdp_profile {
     int64_t flop[MDP_N_PHASE];      /* of products of matrices, a multiply-add counts as two */
     int64_t n_read[MDP_N_PHASE];    /* bytes read from the model for a phase, by whichever thread */
     int64_t n_sent[MDP_N_PHASE];    /* bytes sent to other ranks */
+    int64_t n_away[MDP_N_PHASE];    /* of them, to other nodes */
+    int64_t n_written[MDP_N_PHASE]; /* bytes of results */
     double read_ahead, widen_ahead; /* seconds of the reading thread */
+    double hash_ahead;              /* the same, for checksums of what is written */
 } mdp_profile;
 
 /* Begin: all is 0 and the phase is MDP_PHASE_OTHER. */
 void mdp_profile_begin(mdp_profile *profile);
 /* From now on it is `phase`; returns what it was. */
 mdp_phase mdp_profile_switch(mdp_profile *profile, mdp_phase phase);
-/* Add operations, bytes read, bytes sent to the phase of this moment. */
+/* Add operations, bytes read, bytes sent (n_away of them to other nodes), bytes written to the phase of this moment. */
 void mdp_profile_flop(mdp_profile *profile, int64_t flop);
 void mdp_profile_read(mdp_profile *profile, int64_t n_byte);
-void mdp_profile_sent(mdp_profile *profile, int64_t n_byte);
+void mdp_profile_sent(mdp_profile *profile, int64_t n_byte, int64_t n_away);
+void mdp_profile_written(mdp_profile *profile, int64_t n_byte);
 
 #endif

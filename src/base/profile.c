@@ -1,12 +1,21 @@
 /* profile.c - a clock with phases. */
 #include "mdp/profile.h"
 
-const char *const mdp_phase_names[MDP_N_PHASE] = {
-    [MDP_PHASE_READ] = "read",         [MDP_PHASE_ATTENTION] = "attention",     [MDP_PHASE_ROUTER] = "router",
-    [MDP_PHASE_DISPATCH] = "dispatch", [MDP_PHASE_EXPERTS] = "experts",         [MDP_PHASE_OBSERVERS] = "observers",
-    [MDP_PHASE_COMBINE] = "combine",   [MDP_PHASE_MLP] = "shared-dense",        [MDP_PHASE_HEAD] = "head",
-    [MDP_PHASE_SAVE] = "save",         [MDP_PHASE_WAIT_READER] = "wait-reader", [MDP_PHASE_WAIT_RANKS] = "wait-ranks",
-    [MDP_PHASE_OTHER] = "other"};
+const char *const mdp_phase_names[MDP_N_PHASE] = {[MDP_PHASE_READ] = "read",
+                                                  [MDP_PHASE_ATTENTION] = "attention",
+                                                  [MDP_PHASE_ROUTER] = "router",
+                                                  [MDP_PHASE_DISPATCH] = "dispatch",
+                                                  [MDP_PHASE_EXPERTS] = "experts",
+                                                  [MDP_PHASE_OBSERVERS] = "observers",
+                                                  [MDP_PHASE_COMBINE] = "combine",
+                                                  [MDP_PHASE_MLP] = "shared-dense",
+                                                  [MDP_PHASE_HEAD] = "head",
+                                                  [MDP_PHASE_SAVE] = "save",
+                                                  [MDP_PHASE_WRITE] = "write",
+                                                  [MDP_PHASE_SYNC] = "sync",
+                                                  [MDP_PHASE_WAIT_READER] = "wait-reader",
+                                                  [MDP_PHASE_WAIT_RANKS] = "wait-ranks",
+                                                  [MDP_PHASE_OTHER] = "other"};
 
 void mdp_profile_begin(mdp_profile *profile) {
     if (!profile) return;
@@ -31,6 +40,12 @@ void mdp_profile_read(mdp_profile *profile, int64_t n_byte) {
     if (profile) profile->n_read[profile->phase] += n_byte;
 }
 
-void mdp_profile_sent(mdp_profile *profile, int64_t n_byte) {
-    if (profile) profile->n_sent[profile->phase] += n_byte;
+void mdp_profile_sent(mdp_profile *profile, int64_t n_byte, int64_t n_away) {
+    if (!profile) return;
+    profile->n_sent[profile->phase] += n_byte;
+    profile->n_away[profile->phase] += n_away;
+}
+
+void mdp_profile_written(mdp_profile *profile, int64_t n_byte) {
+    if (profile) profile->n_written[profile->phase] += n_byte;
 }

@@ -121,6 +121,7 @@ typedef struct mdp_session {
     mdp_tasks *tasks;
     mdp_keep_entry *keep_list; /* [n_keep] of --keep-file, or made from --top-k alone; owned */
     int64_t n_keep;
+    json_t *foretold;      /* what each pass will take, one item a pass; owned */
     json_t *profiles;      /* what --profile writes, one item a pass; NULL: not asked for; owned */
     mdp_resume *resume;    /* resume points; NULL: the command takes none; owned */
     char plans_digest[33]; /* of the texts of all plans read */

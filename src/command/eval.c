@@ -131,8 +131,8 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     MDP_TRY(open_all(session, all));
     mdp_pass pass = {.n_stream = all->n, .with_head = true, .views = all->views};
     MDP_TRY(mdp_session_weigh_all(session, 0));
-    MDP_TRY(mdp_session_add_pass_all(session, session->tokens, pass, &estimate));
-    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, session->tasks->tokens, pass, &estimate));
+    MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, pass, &estimate));
+    if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, pass, &estimate));
     MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, estimate.bytes_saved));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();

@@ -54,21 +54,40 @@ mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte) {
     return mdp_max_i64_all(session->comm, &session->at_start, 1);
 }
 
-static void add_rank_cost(const mdp_rank_cost *from, mdp_rank_cost *to) {
-    to->flop += from->flop;
-    to->bytes_read += from->bytes_read;
-    to->bytes_sent += from->bytes_sent;
-    to->n_message += from->n_message;
+static json_t *describe_cost(const mdp_rank_cost *cost) {
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "flop", (json_int_t)cost->flop, "bytes_read",
+                     (json_int_t)cost->bytes_read, "bytes_written", (json_int_t)cost->bytes_written, "bytes_sent",
+                     (json_int_t)cost->bytes_sent, "bytes_sent_between_nodes", (json_int_t)cost->bytes_away, "messages",
+                     (json_int_t)cost->n_message);
 }
 
-mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, mdp_pass pass,
-                                    mdp_estimate *estimate) {
+/* Add what all ranks together, and those with the least and the most, do in a pass. Local. */
+static mdp_status add_costs(const mdp_session *session, const char *name, int64_t bytes_stored,
+                            const mdp_rank_cost *total, const mdp_rank_cost *least, const mdp_rank_cost *most,
+                            mdp_estimate *estimate) {
+    json_t *pass =
+        json_pack("{s:s, s:I, s:o, s:o, s:o}", "pass", name, "bytes_read", (json_int_t)bytes_stored, "all_ranks",
+                  describe_cost(total), "least_of_a_rank", describe_cost(least), "most_of_a_rank", describe_cost(most));
+    if (json_array_append_new(session->foretold, pass) != 0)
+        return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+    mdp_rank_cost_add(total, &estimate->total);
+    mdp_rank_cost_add(least, &estimate->least);
+    mdp_rank_cost_add(most, &estimate->most);
+    estimate->bytes_read += bytes_stored;
+    return mdp_ok();
+}
+
+/* Foretell a pass and add it. Local. */
+static mdp_status add_pass(const mdp_session *session, const char *name, const mdp_tokens *tokens, const mdp_pass *pass,
+                           mdp_forward_cost *cost, mdp_estimate *estimate) {
+    MDP_TRY(cost_of(session, tokens, pass, cost));
+    return add_costs(session, name, cost->bytes_stored, &cost->total, &cost->least, &cost->most, estimate);
+}
+
+mdp_status mdp_session_add_pass_all(const mdp_session *session, const char *name, const mdp_tokens *tokens,
+                                    mdp_pass pass, mdp_estimate *estimate) {
     mdp_forward_cost cost = {0};
-    MDP_AGREE(session->comm, cost_of(session, tokens, &pass, &cost));
-    add_rank_cost(&cost.total, &estimate->total);
-    add_rank_cost(&cost.least, &estimate->least);
-    add_rank_cost(&cost.most, &estimate->most);
-    estimate->bytes_read += cost.bytes_stored;
+    MDP_AGREE(session->comm, add_pass(session, name, tokens, &pass, &cost, estimate));
     if (cost.memory > estimate->memory) estimate->memory = cost.memory;
     int64_t saved = 2 * pass.n_stream * cost.batch_tokens * session->model->d_model * (int64_t)sizeof(float);
     if (saved > estimate->bytes_saved) estimate->bytes_saved = saved;
@@ -208,8 +227,23 @@ static void ranks_line(const mdp_estimate *estimate, line *out) {
     add_flop(out, (double)estimate->most.flop, "FLOP");
     add(out, "   read %s to %s through the page cache", mdp_print_bytes(a, estimate->least.bytes_read),
         mdp_print_bytes(b, estimate->most.bytes_read));
-    add(out, "   send about %s in %s messages each", mdp_print_bytes(a, estimate->most.bytes_sent),
-        mdp_print_count(b, estimate->most.n_message));
+    add(out, "   send about %s", mdp_print_bytes(a, estimate->most.bytes_sent));
+    if (estimate->most.bytes_away > 0)
+        add(out, " (%s of it to other nodes)", mdp_print_bytes(a, estimate->most.bytes_away));
+    add(out, " in %s messages each", mdp_print_count(b, estimate->most.n_message));
+}
+
+/* One pass of several, for dry runs. */
+static void pass_line(const json_t *pass, line *out) {
+    char a[32];
+    const json_t *cost = json_object_get(pass, "all_ranks");
+    add(out, "pass     %s", json_string_value(json_object_get(pass, "pass")));
+    double flop = (double)json_integer_value(json_object_get(cost, "flop"));
+    add(out, " ");
+    if (flop > 0.0) add_flop(out, flop, "FLOP");
+    add(out, "   read %s", mdp_print_bytes(a, json_integer_value(json_object_get(pass, "bytes_read"))));
+    int64_t n_written = json_integer_value(json_object_get(cost, "bytes_written"));
+    if (n_written > 0) add(out, "   write %s", mdp_print_bytes(a, n_written));
 }
 
 static void plan_line(const mdp_session *session, const mdp_estimate *estimate, line *out) {
@@ -230,15 +264,10 @@ static void plan_line(const mdp_session *session, const mdp_estimate *estimate, 
     }
 }
 
-static json_t *describe_cost(const mdp_rank_cost *cost) {
-    return json_pack("{s:I, s:I, s:I, s:I}", "flop", (json_int_t)cost->flop, "bytes_read", (json_int_t)cost->bytes_read,
-                     "bytes_sent", (json_int_t)cost->bytes_sent, "messages", (json_int_t)cost->n_message);
-}
-
 static mdp_status print_json(const mdp_session *session, const mdp_estimate *estimate, char **out) {
     const mdp_comm *layout = session->layout;
     json_t *root =
-        json_pack("{s:s, s:s, s:i, s:i, s:i, s:s, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}",
+        json_pack("{s:s, s:s, s:i, s:i, s:i, s:s, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:O}",
                   "format", "moe-dist-prune estimate", "version", "1.0", "ranks", layout->size, "nodes", layout->n_node,
                   "threads", session->n_thread, "compute", session->compute, "flop", (json_int_t)estimate->total.flop,
                   "flop_per_second", estimate->flop_per_second, "seconds", seconds_of(session, estimate),
@@ -246,7 +275,7 @@ static mdp_status print_json(const mdp_session *session, const mdp_estimate *est
                   "bytes_read", (json_int_t)estimate->bytes_read, "bytes_written", (json_int_t)estimate->bytes_written,
                   "batch_tokens", (json_int_t)estimate->batch_tokens, "n_batches", (json_int_t)estimate->n_batch,
                   "all_ranks", describe_cost(&estimate->total), "least_of_a_rank", describe_cost(&estimate->least),
-                  "most_of_a_rank", describe_cost(&estimate->most));
+                  "most_of_a_rank", describe_cost(&estimate->most), "passes", session->foretold);
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
@@ -284,6 +313,12 @@ static mdp_status say_lines(const mdp_session *session, const mdp_estimate *esti
     }
     plan_line(session, estimate, &plan);
     say(session, &plan);
+    bool all_passes = mdp_session_option(session, OPTION_DRY_RUN)->flag && json_array_size(session->foretold) > 1;
+    for (size_t i = 0; all_passes && i < json_array_size(session->foretold); i++) {
+        line pass = {.used = 0};
+        pass_line(json_array_get(session->foretold, i), &pass);
+        say(session, &pass);
+    }
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag && estimate->total.flop > 0) {
         line ranks = {.used = 0};
         ranks_line(estimate, &ranks);

@@ -21,9 +21,10 @@ typedef struct mdp_estimate {
 /* Note what the largest rank holds by now, and that n_byte more will be held beside the engine. When everything is
  * open, before the first pass is added. Collective. */
 mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte);
-/* Add a forward pass over `tokens`. Refuses what does not fit --memory or this node's free memory. Collective. */
-mdp_status mdp_session_add_pass_all(const mdp_session *session, const mdp_tokens *tokens, mdp_pass pass,
-                                    mdp_estimate *estimate);
+/* Add a forward pass over `tokens`, known as `name`. Refuses what does not fit --memory or this node's free memory.
+ * Collective. */
+mdp_status mdp_session_add_pass_all(const mdp_session *session, const char *name, const mdp_tokens *tokens,
+                                    mdp_pass pass, mdp_estimate *estimate);
 /* Files that hold weights: all but the side files of a Hugging Face folder. */
 int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue);
 

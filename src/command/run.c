@@ -147,17 +147,56 @@ static mdp_status assume_view(const mdp_session *session, const mdp_budget_optio
     return status;
 }
 
+static int64_t count_rounds(const mdp_session *session) {
+    return mdp_session_option(session, OPTION_ROUNDS)->integer;
+}
+
+/* The layers as they will be when so many rounds have decided. Local. */
+static mdp_status assume_round(const mdp_session *session, const mdp_budget_options *whole, int64_t round,
+                               mdp_view **out) {
+    int64_t n = mdp_census_of_model(session->model).n_layer;
+    mdp_budget_layer *layers = NULL;
+    mdp_keep_entry *list = NULL;
+    mdp_status status = mdp_session_list_layers(session->model, NULL, n, &layers);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&list, n, "the list of a budget");
+    if (status.code == MDP_OK) {
+        mdp_budget_options budget = mdp_budget_of_round(layers, n, whole, round, count_rounds(session), list);
+        status = assume_view(session, &budget, out);
+    }
+    mdp_free(layers);
+    mdp_free(list);
+    return status;
+}
+
+/* What a round after the first observes: what the ones before it leave. Collective. */
+static mdp_status add_round_all(mdp_session *session, const mdp_budget_options *budget, int64_t round,
+                                mdp_estimate *estimate) {
+    char name[64];
+    mdp_view *view = NULL;
+    mdp_status status = mdp_agree_all(session->comm, assume_round(session, budget, round, &view));
+    const mdp_view *views[1] = {view};
+    snprintf(name, sizeof name, "observe, round %lld of %lld", (long long)round + 1, (long long)count_rounds(session));
+    if (status.code == MDP_OK)
+        status = mdp_session_add_pass_all(session, name, session->tokens, (mdp_pass){.n_stream = 1, .views = views},
+                                          estimate);
+    mdp_view_destroy(view);
+    return status;
+}
+
 /* All forward passes, by what the model will be in them. Collective. */
-static mdp_status add_passes_all(mdp_session *session, const mdp_view *view, mdp_estimate *estimate) {
+static mdp_status add_passes_all(mdp_session *session, const mdp_budget_options *budget, const mdp_view *view,
+                                 mdp_estimate *estimate) {
     const mdp_view *views[2] = {NULL, view}, *pruned[1] = {view};
     mdp_pass observe = {.n_stream = 1, .recompute = propagates(session), .views = propagates(session) ? pruned : NULL};
     mdp_pass both = {.n_stream = 2, .with_head = true, .views = views}; /* original and pruned */
-    for (int64_t r = 0; r < mdp_session_option(session, OPTION_ROUNDS)->integer; r++)
-        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, observe, estimate));
+    MDP_TRY(mdp_session_add_pass_all(session, "observe", session->tokens, observe, estimate));
+    for (int64_t r = 1; r < count_rounds(session); r++) MDP_TRY(add_round_all(session, budget, r, estimate));
     if (criterion_of(session)->own_pass)
-        MDP_TRY(mdp_session_add_pass_all(session, session->tokens, (mdp_pass){.n_stream = 1}, estimate));
-    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, session->eval_tokens, both, estimate));
-    return session->tasks ? mdp_session_add_pass_all(session, session->tasks->tokens, both, estimate) : mdp_ok();
+        MDP_TRY(mdp_session_add_pass_all(session, criterion_of(session)->name, session->tokens,
+                                         (mdp_pass){.n_stream = 1}, estimate));
+    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, "eval", session->eval_tokens, both, estimate));
+    return session->tasks ? mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, both, estimate)
+                          : mdp_ok();
 }
 
 static mdp_status prepare_all(mdp_session *session, products *made) {
@@ -170,7 +209,7 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_weigh_all(
         session, mdp_stats_memory(session->model, session->tokens->n_category, session->layout->size)));
     mdp_status status = mdp_agree_all(session->comm, assume_view(session, &made->budget, &view));
-    if (status.code == MDP_OK) status = add_passes_all(session, view, &estimate);
+    if (status.code == MDP_OK) status = add_passes_all(session, &made->budget, view, &estimate);
     mdp_view_destroy(view);
     MDP_TRY(status);
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
@@ -261,10 +300,6 @@ static mdp_status transform(const mdp_session *session, products *made) {
                                              made->plan_text, provenance, MDP_UNEQUAL_STACKED, &made->output);
     mdp_free(provenance);
     return status;
-}
-
-static int64_t count_rounds(const mdp_session *session) {
-    return mdp_session_option(session, OPTION_ROUNDS)->integer;
 }
 
 /* One round after the first: what the plan of the round before leaves is observed, and more of it removed. */

@@ -52,6 +52,8 @@ static mdp_status start(mdp_session *session) {
     MDP_TRY(mdp_log_new(&session->log, session->comm->rank == 0, level));
     MDP_TRY(mdp_blas_start());
     if (session->recipe) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", session->recipe);
+    session->foretold = json_array();
+    if (!session->foretold) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
     if (!mdp_session_option(session, OPTION_PROFILE)->flag) return mdp_ok();
     session->profiles = json_array();
     return session->profiles ? mdp_ok() : MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
@@ -93,6 +95,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
     mdp_resume_destroy(session->resume);
+    json_decref(session->foretold);
     json_decref(session->profiles);
     mdp_gemm_destroy(session->gemm);
     mdp_session_free_layout(session);

@@ -6,7 +6,6 @@
  * taken as even, so every expert is touched in every block. A matrix is read once for each group of tiles. */
 #include "engine/engine.h"
 
-#include <math.h>
 #include <string.h>
 
 /* Rows and groups of tiles of routed experts on each rank, for layers of one shape. */
@@ -35,6 +34,38 @@ typedef struct work {
     int *origin; /* [n_stream] of each state */
     int *state;  /* [n_stream] of each stream */
 } work;
+
+/* ---- costs of ranks ------------------------------------------------------------------------------------------ */
+
+#define N_COST 6
+
+static void list_costs(mdp_rank_cost *cost, int64_t *out[N_COST]) {
+    int64_t *all[N_COST] = {&cost->flop,       &cost->bytes_read, &cost->bytes_written,
+                            &cost->bytes_sent, &cost->bytes_away, &cost->n_message};
+    memcpy(out, all, sizeof all);
+}
+
+void mdp_rank_cost_add(const mdp_rank_cost *from, mdp_rank_cost *to) {
+    mdp_rank_cost own = *from;
+    int64_t *values[N_COST], *sums[N_COST];
+    list_costs(&own, values);
+    list_costs(to, sums);
+    for (int i = 0; i < N_COST; i++) *sums[i] += *values[i];
+}
+
+void mdp_rank_cost_bound(const mdp_rank_cost *ranks, int size, mdp_rank_cost *least, mdp_rank_cost *most) {
+    int64_t *values[N_COST], *low[N_COST], *high[N_COST];
+    list_costs(least, low);
+    list_costs(most, high);
+    for (int r = 0; r < size; r++) {
+        mdp_rank_cost own = ranks[r];
+        list_costs(&own, values);
+        for (int i = 0; i < N_COST; i++) {
+            if (r == 0 || *values[i] < *low[i]) *low[i] = *values[i];
+            if (r == 0 || *values[i] > *high[i]) *high[i] = *values[i];
+        }
+    }
+}
 
 /* ---- matrices ------------------------------------------------------------------------------------------------ */
 
@@ -169,19 +200,20 @@ static void count_wave(work *w, const mdp_placement *placement, int64_t most) {
         w->share.sent[r].n_message += 3 * (int64_t)placement->n_round * (w->layout->size - 1);
 }
 
-/* Notes and token rows that other ranks send to those of a layer's experts, and outputs that go back, as if each rank
- * sent what it receives. A token's row goes once to each rank that has one of its experts. */
-static void count_bytes_sent(const work *w, const mdp_layer_view *views) {
-    const mdp_partition *partition = w->partition;
-    int64_t row_byte = w->model->d_model * (int64_t)sizeof(float), n_token = 0;
-    for (int64_t b = partition->batch_block[w->batch]; b < partition->batch_block[w->batch + 1]; b++)
-        n_token += w->share.n_state * mdp_partition_block_tokens(partition, b);
-    for (int r = 0; r < w->layout->size && n_token > 0; r++) {
-        double away = 1.0 - 1.0 / w->layout->size, row = (double)w->share.n_row[r], k = views[0].top_k;
-        double unique = (double)n_token * (1.0 - pow(1.0 - fmin(row / ((double)n_token * k), 1.0), k));
-        double note = (double)sizeof(mdp_row_note), byte = (double)row_byte;
-        w->share.sent[r].bytes_sent = llround(away * (row * (byte + note) + unique * byte));
-    }
+static mdp_status send_wave(work *w, int64_t layer, const mdp_layer_view *views, const int64_t *rows,
+                            const mdp_placement *placement) {
+    const mdp_router_rule *rule = &w->model->layers[layer].moe.rule;
+    const mdp_traffic traffic = {.layout = w->layout,
+                                 .model = w->model,
+                                 .partition = w->partition,
+                                 .batch = w->batch,
+                                 .placement = placement,
+                                 .rows = rows,
+                                 .views = views,
+                                 .n_group = rule->n_group,
+                                 .n_open = rule->n_open,
+                                 .group_size = rule->group_size};
+    return mdp_traffic_add(&traffic, w->share.sent);
 }
 
 static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block) {
@@ -195,7 +227,10 @@ static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views
     spread_rows(w, layer, views, first, n_block, rows);
     mdp_status status =
         mdp_placement_new(w->layout, rows, w->share.n_state, first, n_block, n_expert, w->n_thread, &placement);
-    if (status.code == MDP_OK) count_wave(w, placement, room.n_tile);
+    if (status.code == MDP_OK) {
+        count_wave(w, placement, room.n_tile);
+        status = send_wave(w, layer, views, rows, placement);
+    }
     mdp_placement_destroy(placement);
     mdp_free(rows);
     return status;
@@ -205,7 +240,9 @@ static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views
 static bool is_alike(const work *w, int64_t layer, int n_state, bool original) {
     int64_t other = w->share.layer;
     if (other < 0 || original || n_state != w->share.n_state ||
-        w->model->layers[layer].moe.n_expert != w->model->layers[other].moe.n_expert)
+        w->model->layers[layer].moe.n_expert != w->model->layers[other].moe.n_expert ||
+        w->model->layers[layer].moe.rule.n_group != w->model->layers[other].moe.rule.n_group ||
+        w->model->layers[layer].moe.rule.n_open != w->model->layers[other].moe.rule.n_open)
         return false;
     for (int s = 0; s < n_state; s++) {
         mdp_layer_view a = view_of(w, w->leader[s], layer), b = view_of(w, w->leader[s], other);
@@ -235,7 +272,6 @@ static mdp_status share_experts(work *w, int64_t layer, int n_state, bool origin
         status = place_wave(w, layer, views, block, n);
         block += n;
     }
-    count_bytes_sent(w, views);
     mdp_free(views);
     return status;
 }
@@ -289,6 +325,7 @@ static mdp_status add_block(work *w, int64_t number, bool original) {
         rank->bytes_read += fixed + expert_bytes * w->share.n_group[r];
         if (shared_bytes > 0) rank->bytes_read += w->n_state * shared_bytes * shared_groups(w, packs, n_pack);
         rank->bytes_sent += w->share.sent[r].bytes_sent;
+        rank->bytes_away += w->share.sent[r].bytes_away;
         rank->n_message += w->share.sent[r].n_message;
     }
     return mdp_ok();

@@ -228,9 +228,11 @@ static mdp_status count_rows_all(const mdp_round_context *context) {
 /* ---- the way of a round --------------------------------------------------------------------------------------- */
 
 mdp_status mdp_dispatch_begin_all(mdp_engine *engine, const mdp_exchange *exchange) {
-    int64_t before = engine->room->node_byte + engine->room->away_byte;
+    int64_t node = engine->room->node_byte, away = engine->room->away_byte;
     MDP_TRY(mdp_exchange_begin_all(engine->comm, exchange));
-    mdp_profile_sent(engine->profile, engine->room->node_byte + engine->room->away_byte - before);
+    node = engine->room->node_byte - node;
+    away = engine->room->away_byte - away;
+    mdp_profile_sent(engine->profile, node + away, away);
     return mdp_ok();
 }
 

@@ -294,6 +294,24 @@ void mdp_placement_destroy(mdp_placement *placement); /* NULL is allowed */
 /* The most rows that a rank can have of a wave of n_row rows in n_cell (state, block, expert), however routed. */
 int64_t mdp_placement_most_rows(const mdp_comm *comm, int64_t n_row, int64_t n_cell);
 
+/* ---- traffic.c ------------------------------------------------------------------------------------------------ */
+
+/* A wave whose rows are to be sent; all borrowed. */
+typedef struct mdp_traffic {
+    const mdp_comm *layout;
+    const mdp_model *model;
+    const mdp_partition *partition;
+    int64_t batch;
+    const mdp_placement *placement;
+    const int64_t *rows;                 /* [n_state, n_block, n_expert] what the placement was made of */
+    const mdp_layer_view *views;         /* [n_state] */
+    int32_t n_group, n_open, group_size; /* of the router's rule */
+} mdp_traffic;
+
+/* Add what each rank of the layout sends of token rows, notes and outputs: bytes_sent and bytes_away of sent [size].
+ * Experts of each token are drawn by lot. Local. */
+mdp_status mdp_traffic_add(const mdp_traffic *traffic, mdp_rank_cost *sent);
+
 /* ---- moe.c, dispatch.c, experts.c
  * ------------------------------------------------------------------------------------ */
 

@@ -118,18 +118,6 @@ static mdp_status choose_batch(const mdp_comm *layout, const mdp_model *model, c
 
 /* ---- ranks --------------------------------------------------------------------------------------------------- */
 
-static void add_rank(const mdp_rank_cost *rank, bool first, mdp_forward_cost *out) {
-    const int64_t own[] = {rank->flop, rank->bytes_read, rank->bytes_sent, rank->n_message};
-    int64_t *total[] = {&out->total.flop, &out->total.bytes_read, &out->total.bytes_sent, &out->total.n_message};
-    int64_t *least[] = {&out->least.flop, &out->least.bytes_read, &out->least.bytes_sent, &out->least.n_message};
-    int64_t *most[] = {&out->most.flop, &out->most.bytes_read, &out->most.bytes_sent, &out->most.n_message};
-    for (int i = 0; i < 4; i++) {
-        *total[i] += own[i];
-        if (first || own[i] < *least[i]) *least[i] = own[i];
-        if (first || own[i] > *most[i]) *most[i] = own[i];
-    }
-}
-
 static mdp_status add_ranks(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                             const mdp_pass *pass, int n_thread, mdp_forward_cost *out) {
     mdp_partition *partition = NULL;
@@ -137,7 +125,10 @@ static mdp_status add_ranks(const mdp_comm *layout, const mdp_model *model, cons
     MDP_TRY(mdp_partition_new(tokens, out->batch_tokens, &partition));
     mdp_status status = MDP_ALLOC(&ranks, layout->size, "costs of ranks");
     if (status.code == MDP_OK) status = mdp_engine_cost(layout, model, tokens, partition, n_thread, pass, ranks);
-    for (int r = 0; r < layout->size && status.code == MDP_OK; r++) add_rank(&ranks[r], r == 0, out);
+    if (status.code == MDP_OK) {
+        for (int r = 0; r < layout->size; r++) mdp_rank_cost_add(&ranks[r], &out->total);
+        mdp_rank_cost_bound(ranks, layout->size, &out->least, &out->most);
+    }
     mdp_free(ranks);
     mdp_partition_destroy(partition);
     return status;

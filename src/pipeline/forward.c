@@ -2,7 +2,6 @@
  *
  * In: a model, tokens, streams. Out: whatever observers and the caller's steps take from it. Weights are read once for
  * each batch; nothing of the model is kept. */
-#include "pipeline/profile.h"
 #include "pipeline/stage.h"
 
 /* What n_step layers of all batches amount to. */

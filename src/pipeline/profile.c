@@ -2,16 +2,17 @@
  *
  * Times travel as whole nanoseconds, so that the collectives for integers serve. Mean times of the phases add up to the
  * mean time of the pass. */
-#include "pipeline/profile.h"
+#include "mdp/pipeline.h"
 
 #include <math.h>
 
 /* Columns of a profile; all but the first are sums over ranks in the table. */
-typedef enum column { SECONDS, FLOP, BYTES_READ, BYTES_SENT, N_COLUMN } column;
-static const char *const column_names[N_COLUMN] = {"seconds", "flop", "bytes_read", "bytes_sent"};
+typedef enum column { SECONDS, FLOP, BYTES_READ, BYTES_WRITTEN, BYTES_SENT, BYTES_AWAY, N_COLUMN } column;
+static const char *const column_names[N_COLUMN] = {"seconds",       "flop",       "bytes_read",
+                                                   "bytes_written", "bytes_sent", "bytes_sent_between_nodes"};
 
 /* Rows: the phases, then what goes on beside them, then the whole pass. */
-enum { READ_AHEAD = MDP_N_PHASE, WIDEN_AHEAD, PASS, N_ROW };
+enum { READ_AHEAD = MDP_N_PHASE, WIDEN_AHEAD, HASH_AHEAD, PASS, N_ROW };
 #define N_CELL (N_ROW * N_COLUMN)
 #define LEAST_SHOWN 500000 /* nanoseconds */
 
@@ -22,7 +23,7 @@ typedef struct merged {
 } merged;
 
 static const char *row_name(int row) {
-    static const char *const beside[] = {"read-ahead", "widen-ahead", "pass"};
+    static const char *const beside[] = {"read-ahead", "widen-ahead", "checksum-ahead", "pass"};
     return row < MDP_N_PHASE ? mdp_phase_names[row] : beside[row - MDP_N_PHASE];
 }
 
@@ -32,8 +33,12 @@ static int64_t nanoseconds(double seconds) {
 
 static void fill(const mdp_profile *profile, int64_t cell[N_CELL]) {
     for (int row = 0; row < MDP_N_PHASE; row++) {
-        const int64_t own[N_COLUMN] = {nanoseconds(profile->seconds[row]), profile->flop[row], profile->n_read[row],
-                                       profile->n_sent[row]};
+        const int64_t own[N_COLUMN] = {nanoseconds(profile->seconds[row]),
+                                       profile->flop[row],
+                                       profile->n_read[row],
+                                       profile->n_written[row],
+                                       profile->n_sent[row],
+                                       profile->n_away[row]};
         for (int c = 0; c < N_COLUMN; c++) {
             cell[row * N_COLUMN + c] = own[c];
             cell[PASS * N_COLUMN + c] += own[c];
@@ -41,6 +46,7 @@ static void fill(const mdp_profile *profile, int64_t cell[N_CELL]) {
     }
     cell[READ_AHEAD * N_COLUMN + SECONDS] = nanoseconds(profile->read_ahead);
     cell[WIDEN_AHEAD * N_COLUMN + SECONDS] = nanoseconds(profile->widen_ahead);
+    cell[HASH_AHEAD * N_COLUMN + SECONDS] = nanoseconds(profile->hash_ahead);
 }
 
 static mdp_status merge_all(const mdp_comm *comm, const mdp_profile *profile, merged *out) {
@@ -59,32 +65,49 @@ static mdp_status merge_all(const mdp_comm *comm, const mdp_profile *profile, me
 
 /* ---- the table ----------------------------------------------------------------------------------------------- */
 
+static bool has(const merged *all, int row, column what) {
+    return all->sum[row * N_COLUMN + what] > 0;
+}
+
+static bool is_empty(const merged *all, int row) {
+    return all->most[row * N_COLUMN] < LEAST_SHOWN && !has(all, row, FLOP) && !has(all, row, BYTES_READ) &&
+           !has(all, row, BYTES_WRITTEN);
+}
+
+/* The columns behind the times: of operations where the pass has some, else of bytes written. */
+static void print_amounts(const merged *all, int row, char *out, size_t n) {
+    char read[32] = "", third[32] = "", work[32] = "", speed[16] = "";
+    int at = row * N_COLUMN;
+    double mean = 1e-9 * (double)all->sum[at] / all->n_rank, flop = 1e-9 * (double)all->sum[at + FLOP];
+    column what = has(all, PASS, BYTES_WRITTEN) ? BYTES_WRITTEN : BYTES_SENT;
+    if (has(all, row, BYTES_READ)) mdp_print_bytes(read, all->sum[at + BYTES_READ]);
+    if (has(all, row, what)) mdp_print_bytes(third, all->sum[at + what]);
+    if (has(all, row, FLOP)) snprintf(work, sizeof work, "%.4g", flop);
+    if (has(all, row, FLOP) && mean > 0.0) snprintf(speed, sizeof speed, "%.1f", flop / all->n_rank / mean);
+    snprintf(out, n, "%10s %10s %10s %8s", read, third, work, speed);
+}
+
 /* One row, unless nothing is in it. */
 static void say_row(const merged *all, int row, mdp_log *log) {
     int at = row * N_COLUMN;
-    char share[16] = "", speed[16] = "", read[32] = "", sent[32] = "", work[32] = "";
+    char share[16] = "", amounts[64];
     double mean = 1e-9 * (double)all->sum[at] / all->n_rank, pass = 1e-9 * (double)all->sum[PASS * N_COLUMN];
-    if (all->most[at] < LEAST_SHOWN && all->sum[at + FLOP] == 0 && all->sum[at + BYTES_READ] == 0) return;
+    if (is_empty(all, row)) return;
     if (row < MDP_N_PHASE && pass > 0.0) snprintf(share, sizeof share, "%.1f%%", 100.0 * mean * all->n_rank / pass);
-    if (all->sum[at + BYTES_READ] > 0) mdp_print_bytes(read, all->sum[at + BYTES_READ]);
-    if (all->sum[at + BYTES_SENT] > 0) mdp_print_bytes(sent, all->sum[at + BYTES_SENT]);
-    if (all->sum[at + FLOP] > 0) {
-        snprintf(work, sizeof work, "%.4g", 1e-9 * (double)all->sum[at + FLOP]);
-        if (mean > 0.0) snprintf(speed, sizeof speed, "%.1f", 1e-9 * (double)all->sum[at + FLOP] / all->n_rank / mean);
-    }
-    mdp_log_message(log, MDP_LEVEL_INFO, "  %-12s %9.3f %9.3f %9.3f %7s %10s %10s %10s %8s", row_name(row),
-                    1e-9 * (double)all->least[at], mean, 1e-9 * (double)all->most[at], share, read, sent, work, speed);
+    print_amounts(all, row, amounts, sizeof amounts);
+    mdp_log_message(log, MDP_LEVEL_INFO, "  %-14s %9.3f %9.3f %9.3f %7s %s", row_name(row),
+                    1e-9 * (double)all->least[at], mean, 1e-9 * (double)all->most[at], share, amounts);
 }
 
 static void say_table(const merged *all, const char *pass, mdp_log *log) {
-    mdp_log_message(log, MDP_LEVEL_INFO, "profile  %s: seconds of %d rank%s; bytes and GFLOP of all, GFLOP/s of one",
-                    pass, all->n_rank, all->n_rank == 1 ? "" : "s");
-    mdp_log_message(log, MDP_LEVEL_INFO, "  %-12s %9s %9s %9s %7s %10s %10s %10s %8s", "phase", "least", "mean", "most",
-                    "share", "read", "sent", "GFLOP", "GFLOP/s");
+    bool writes = has(all, PASS, BYTES_WRITTEN);
+    mdp_log_message(log, MDP_LEVEL_INFO, "profile  %s: seconds of %d rank%s; bytes%s", pass, all->n_rank,
+                    all->n_rank == 1 ? "" : "s", writes ? " of all" : " and GFLOP of all, GFLOP/s of one");
+    mdp_log_message(log, MDP_LEVEL_INFO, "  %-14s %9s %9s %9s %7s %10s %10s %10s %8s", "phase", "least", "mean", "most",
+                    "share", "read", writes ? "written" : "sent", writes ? "" : "GFLOP", writes ? "" : "GFLOP/s");
     for (int row = 0; row < MDP_N_PHASE; row++) say_row(all, row, log);
     say_row(all, PASS, log);
-    say_row(all, READ_AHEAD, log);
-    say_row(all, WIDEN_AHEAD, log);
+    for (int row = READ_AHEAD; row < PASS; row++) say_row(all, row, log);
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------------------------- */
@@ -101,7 +124,7 @@ static json_t *describe_cell(const merged *all, int cell, bool is_time) {
 static json_t *describe_row(const merged *all, int row) {
     json_t *out = json_object();
     for (int c = 0; out && c < N_COLUMN; c++) {
-        bool beside = row == READ_AHEAD || row == WIDEN_AHEAD;
+        bool beside = row >= READ_AHEAD && row < PASS;
         if (beside && c != SECONDS) continue;
         if (json_object_set_new(out, column_names[c], describe_cell(all, row * N_COLUMN + c, c == SECONDS)) != 0) {
             json_decref(out);

@@ -87,6 +87,44 @@ def test_a_dry_run_foretells_what_a_run_counts(name, ranks, tmp_path):
     assert said["least_of_a_rank"]["flop"] <= said["flop"] / ranks <= said["most_of_a_rank"]["flop"]
 
 
+def sent(ranks, per_node, tmp_path, model, lengths):
+    """Bytes from rank to rank, and of them from node to node, as foretold and as counted."""
+    choose = np.random.default_rng(5)
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"a": [choose.integers(0, 256, n) for n in lengths]})
+    words = ["eval", "--model", model, "--tokens", tokens]
+    said = foretold(ranks, tmp_path, *words, "--ranks-per-node", per_node)["all_ranks"]
+    mdp.succeed(ranks, *words, "--out", tmp_path / "eval.json", "--profile", env={"MDP_RANKS_PER_NODE": str(per_node)})
+    counted = mdp.read_json(tmp_path / "eval.json.profile.json")["passes"][0]["all"]
+    return [[said[key], counted[key]["total"]] for key in ("bytes_sent", "bytes_sent_between_nodes")]
+
+
+# Nodes of unequal ranks; nodes of one rank, to which no row goes by way of another; rows of a node handed on.
+@pytest.mark.parametrize("ranks, per_node", [(4, 1), (4, 2), (5, 3)])
+def test_bytes_sent_are_foretold_exactly_where_every_token_uses_every_expert(ranks, per_node, tmp_path):
+    mdp.tool("make-shape-model", "--hidden", 64, "--intermediate", 64, "--layers", 2, "--vocab", 256, "--experts", 3, "--top-k", 3, "--out",
+             tmp_path / "model")
+    for said, counted in sent(ranks, per_node, tmp_path, tmp_path / "model", [700] * 12):
+        assert said == counted > 0
+
+
+@pytest.mark.parametrize("name, ranks, per_node", [("qwen2_moe", 4, 4), ("deepseek_v3", 4, 2), ("mixtral", 8, 3)])
+def test_bytes_sent_are_foretold_to_a_tenth_where_routing_is_unknown(name, ranks, per_node, tmp_path):
+    for said, counted in sent(ranks, per_node, tmp_path, mdp.GOLDEN / name, [130, 300, 90, 600, 250, 64, 200, 5, 100, 700, 800, 30]):
+        assert said == pytest.approx(counted, rel=0.1)
+
+
+def test_each_round_is_foretold_for_the_experts_that_it_finds(tmp_path):
+    tokens = mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
+    words = ["run", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--method", "reap", "--keep", 2, "--rounds", 3]
+    said = foretold(1, tmp_path, *words)
+    mdp.succeed(1, *words, "--out", tmp_path / "out", "--profile")
+    counted = mdp.read_json(tmp_path / "out" / "profile.json")["passes"]
+    flop = [one["all"]["flop"]["total"] for one in counted]
+    assert [one["all_ranks"]["flop"] for one in said["passes"]] == flop[:3] and flop[0] > flop[1] > flop[2]
+    assert [one["pass"] for one in said["passes"]] == ["observe", "observe, round 2 of 3", "observe, round 3 of 3"]
+    assert said["flop"] == sum(flop[:3])
+
+
 def test_a_dry_run_foretells_both_passes_of_run(tmp_path):
     tokens = mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
     words = ["run", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--eval-tokens", tokens, "--method", "reap", "--keep", 6]
