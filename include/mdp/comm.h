@@ -20,6 +20,7 @@ typedef struct mdp_comm {
     bool crowded;            /* on some machine ranks are more than cores: ranks that wait sleep */
     struct mdp_order *order; /* the collectives called so far (debug builds); NULL: not noted */
     int64_t count_max;       /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
+    int64_t shared_max;      /* most bytes that ranks of a node may share; MDP_SHARED_MAX lowers it in debug builds */
     int64_t *scratch;        /* [MDP_COMM_SCRATCH] what a root adds to a sum, while the sum takes its place; owned */
 } mdp_comm;
 #define MDP_COMM_SCRATCH 32768 /* numbers */
@@ -56,6 +57,35 @@ mdp_status mdp_gather_bytes_all(const mdp_comm *comm, const void *data, int64_t 
                                 int64_t *n_out);
 /* Root's new-allocated text (n_byte bytes and a 0 byte) becomes a new text on every rank; on root *text is kept. */
 mdp_status mdp_bcast_text_all(const mdp_comm *comm, char **text, int64_t *n_byte, int root);
+
+/* ---- memory of a node ---------------------------------------------------------------------------------------- */
+
+/* The ranks of this rank's node, and memory that they all see. */
+typedef struct mdp_shared {
+    mdp_comm *node; /* a communicator of their own, ranks in the order of the whole; owned */
+    int rank;       /* of this rank among all */
+    char *memory;   /* [n_byte] of the node; NULL: none */
+    int64_t n_byte;
+    MPI_Win window; /* what holds it, MPI_WIN_NULL: nothing */
+    bool locked;    /* for the time that it lives */
+} mdp_shared;
+
+/* The ranks of this rank's node as a communicator of their own. Collective on `comm`; agrees within the node. */
+mdp_status mdp_comm_node_all(const mdp_comm *comm, mdp_comm **out);
+/* n_byte of memory for the ranks of a node in common: the same number on all of them, 0 where a node needs none. Where
+ * it cannot be had (a small /dev/shm), memory stays NULL on that node and *missing is what the lowest such rank says,
+ * on every rank of `comm`; MDP_OK: all have it. Contents are not set. Collective on `comm` (agrees). */
+mdp_status mdp_shared_new_all(const mdp_comm *comm, int64_t n_byte, mdp_shared **out, mdp_status *missing);
+/* Collective on `comm`. NULL is allowed. */
+void mdp_shared_destroy_all(mdp_shared *shared);
+/* After local work on the memory: agree on its outcome; then each rank sees what the others have written. Collective on
+ * the ranks of the node. */
+mdp_status mdp_shared_meet_all(const mdp_shared *shared, mdp_status local);
+
+/* Ranks that need not exist: `size` of them, every per_node consecutive ones a node. world is MPI_COMM_NULL, so it is
+ * for asking what a layout would do. */
+mdp_status mdp_layout_new(int size, int per_node, mdp_comm **out);
+void mdp_layout_destroy(mdp_comm *layout); /* NULL is allowed */
 
 /* ---- safe points --------------------------------------------------------------------------------------------- */
 

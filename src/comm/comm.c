@@ -34,13 +34,15 @@ static mdp_status read_setting(const char *name, int64_t fallback, int64_t most,
     return mdp_ok();
 }
 
-/* Local: the two settings, for rank 0. */
-static mdp_status read_settings(int64_t setting[2]) {
-    setting[1] = DEFAULT_COUNT_MAX;
+enum { RANKS_PER_NODE, COUNT_MAX, SHARED_MAX, N_SETTING };
+
+/* Local: the settings, for rank 0. */
+static mdp_status read_settings(int64_t setting[N_SETTING]) {
 #ifdef MDP_DEBUG_HOOKS
-    MDP_TRY(read_setting("MDP_COUNT_MAX", DEFAULT_COUNT_MAX, DEFAULT_COUNT_MAX, &setting[1]));
+    MDP_TRY(read_setting("MDP_COUNT_MAX", DEFAULT_COUNT_MAX, DEFAULT_COUNT_MAX, &setting[COUNT_MAX]));
+    MDP_TRY(read_setting("MDP_SHARED_MAX", INT64_MAX, INT64_MAX, &setting[SHARED_MAX]));
 #endif
-    return read_setting("MDP_RANKS_PER_NODE", 0, INT32_MAX, &setting[0]);
+    return read_setting("MDP_RANKS_PER_NODE", 0, INT32_MAX, &setting[RANKS_PER_NODE]);
 }
 
 /* Collective on comm->world. What the machine of each rank has: cores for all its ranks or not, and, unless
@@ -90,7 +92,7 @@ static void list_nodes(mdp_comm *comm) {
 
 /* Collective on comm->world: settings, then nodes. */
 static mdp_status set_up_all(mdp_comm *comm) {
-    int64_t setting[2] = {0, DEFAULT_COUNT_MAX};
+    int64_t setting[N_SETTING] = {[COUNT_MAX] = DEFAULT_COUNT_MAX, [SHARED_MAX] = INT64_MAX};
     mdp_status status = mdp_ok();
     if (comm->rank == 0) status = read_settings(setting);
     if (status.code == MDP_OK) status = MDP_ALLOC(&comm->rank_node, comm->size, "the nodes of the ranks");
@@ -102,8 +104,9 @@ static mdp_status set_up_all(mdp_comm *comm) {
 #endif
     MDP_AGREE(comm, status);
     MDP_TRY(mdp_bcast_all(comm, setting, sizeof setting, 0));
-    comm->count_max = setting[1];
-    MDP_TRY(look_at_machines_all(comm, setting[0]));
+    comm->count_max = setting[COUNT_MAX];
+    comm->shared_max = setting[SHARED_MAX];
+    MDP_TRY(look_at_machines_all(comm, setting[RANKS_PER_NODE]));
     number_nodes(comm);
     list_nodes(comm);
     return mdp_ok();

@@ -65,23 +65,35 @@ static mdp_status size_of_batch(const mdp_comm *layout, const mdp_model *model, 
     return mdp_ok();
 }
 
-/* The smallest number of ranks with which a batch fits; 0: none does. More ranks never need more each. */
+/* What so many ranks would need, on one node or on nodes of this size. */
+static mdp_status memory_of_ranks(const mdp_comm *layout, int size, const mdp_model *model, const mdp_tokens *tokens,
+                                  const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens,
+                                  int64_t *out) {
+    mdp_comm *asked = NULL;
+    mdp_forward_cost cost = {0};
+    MDP_TRY(mdp_layout_new(size, layout->n_node == 1 ? size : layout->node_size, &asked));
+    mdp_status status = size_of_batch(asked, model, tokens, pass, options, batch_tokens, &cost);
+    mdp_layout_destroy(asked);
+    *out = cost.memory;
+    return status;
+}
+
+/* The smallest number of ranks with which a batch fits; 0: none does. More ranks hardly ever need more each. */
 static mdp_status find_ranks(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                              const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens, int *out) {
-    mdp_comm asked = *layout; /* for its size: what depends on nodes stays theirs */
-    mdp_forward_cost cost;
+    int64_t memory;
     int low = layout->size, high = low; /* low does not fit; high is to */
     *out = 0;
     do {
         if (high > MOST_RANKS / 2) return mdp_ok();
         low = high;
-        asked.size = high = 2 * high;
-        MDP_TRY(size_of_batch(&asked, model, tokens, pass, options, batch_tokens, &cost));
-    } while (cost.memory > options->memory);
+        high = 2 * high;
+        MDP_TRY(memory_of_ranks(layout, high, model, tokens, pass, options, batch_tokens, &memory));
+    } while (memory > options->memory);
     while (high - low > 1) {
-        asked.size = low + (high - low) / 2;
-        MDP_TRY(size_of_batch(&asked, model, tokens, pass, options, batch_tokens, &cost));
-        *(cost.memory > options->memory ? &low : &high) = asked.size;
+        int middle = low + (high - low) / 2;
+        MDP_TRY(memory_of_ranks(layout, middle, model, tokens, pass, options, batch_tokens, &memory));
+        *(memory > options->memory ? &low : &high) = middle;
     }
     *out = high;
     return mdp_ok();
