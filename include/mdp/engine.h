@@ -144,7 +144,11 @@ typedef struct mdp_engine_options {
 mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
                               const mdp_tokens *tokens, const mdp_partition *partition,
                               const mdp_engine_options *options, mdp_engine **out);
-void mdp_engine_destroy(mdp_engine *engine); /* NULL is allowed */
+/* Collective on `comm`. NULL is allowed. */
+void mdp_engine_destroy_all(mdp_engine *engine);
+/* Where a node has fewer packs of a batch than ranks, its ranks attend to them together, in memory that they share.
+ * MDP_OK, or why some node has none, so that ranks with packs attend alone; the same on every rank. Local. */
+mdp_status mdp_engine_unshared(const mdp_engine *engine);
 /* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. */
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                           const mdp_pass *pass);

@@ -21,7 +21,8 @@ mdp_status mdp_comm_node_all(const mdp_comm *comm, mdp_comm **out) {
                            "the search for the ranks of a node"));
     mdp_status status = mdp_comm_new_all(node, out);
     MPI_Comm_free(&node);
-    if (status.code == MDP_OK) (*out)->crowded = comm->crowded; /* by other nodes, where a setting makes several of one */
+    /* by its own ranks, or by those of other nodes that a setting has made of this machine */
+    if (status.code == MDP_OK) (*out)->crowded = comm->crowded;
     return status;
 }
 

@@ -26,8 +26,9 @@ typedef struct work {
     int n_thread;
     mdp_rank_cost *ranks; /* [size] */
     int64_t batch;
-    const mdp_attention *scored; /* the kind of attention that `scores` are of; NULL: none yet in this batch */
-    int64_t *scores;             /* [size] operations of scores and values */
+    const mdp_attention *attended; /* the kind of attention that `attention` is of; NULL: none yet in this batch */
+    int n_attended;                /* states, and */
+    mdp_rank_cost *attention;      /* [size] by place in layout->by_node: what ranks have of such a layer */
     expert_share share;
     int n_state;
     int *leader; /* [n_stream] of each state: a stream */
@@ -101,14 +102,6 @@ static int64_t vector_bytes(const mdp_layer *layer) {
     return n_byte;
 }
 
-static int64_t projection_bytes(const mdp_attention *a) {
-    const mdp_matrix *matrices[] = {&a->q,    &a->k,        &a->v,       &a->o,       &a->q_a,    &a->kv_a,
-                                    &a->kv_b, &a->delta.in, &a->delta.z, &a->delta.b, &a->delta.a};
-    int64_t n_byte = 0;
-    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) n_byte += streamed_bytes(matrices[i]);
-    return n_byte;
-}
-
 /* ---- what a rank has ------------------------------------------------------------------------------------------- */
 
 static const mdp_pack *packs_of(const work *w, int rank, int64_t *n_pack) {
@@ -122,25 +115,53 @@ static int64_t tokens_of(const mdp_pack *packs, int64_t n_pack) {
     return n_pack > 0 ? packs[n_pack - 1].first_token + packs[n_pack - 1].n_token - packs[0].first_token : 0;
 }
 
-static void score_ranks(work *w, const mdp_attention *attention) {
-    if (w->scored && w->scored->window == attention->window && w->scored->chunk == attention->chunk &&
-        !w->scored->delta.kernel.tensor == !attention->delta.kernel.tensor)
-        return;
-    w->scored = attention;
-    int64_t length = -1, flop = 0;
-    for (int r = 0; r < w->layout->size; r++) {
-        int64_t n_pack;
-        const mdp_pack *packs = packs_of(w, r, &n_pack);
-        w->scores[r] = 0;
-        if (n_pack == 0) continue;
-        for (int64_t s = packs[0].first_sequence; s < packs[n_pack - 1].first_sequence + packs[n_pack - 1].n_sequence;
-             s++) {
-            int64_t own = w->tokens->offset[s + 1] - w->tokens->offset[s];
-            if (own != length) flop = mdp_attention_flop(w->model, attention, own);
-            length = own;
-            w->scores[r] += flop;
+/* Would ranks have the same of the attention of two layers? */
+static bool attends_alike(const mdp_attention *a, const mdp_attention *b) {
+    const mdp_matrix *ours[MDP_N_PROJECTION], *theirs[MDP_N_PROJECTION];
+    if (a->window != b->window || a->chunk != b->chunk) return false;
+    mdp_attention_projections(a, ours);
+    mdp_attention_projections(b, theirs);
+    for (int i = 0; i < MDP_N_PROJECTION; i++) {
+        if (!ours[i]->tensor != !theirs[i]->tensor) return false;
+        if (ours[i]->tensor && (ours[i]->n_row != theirs[i]->n_row || ours[i]->n_col != theirs[i]->n_col ||
+                                streamed_bytes(ours[i]) != streamed_bytes(theirs[i])))
+            return false;
+    }
+    return true;
+}
+
+/* What the ranks of a node have of the attention of a layer. */
+static mdp_status attend_node(const work *w, int node, const mdp_attention *attention, mdp_rank_cost *members) {
+    const mdp_team all = mdp_team_of_node(w->layout, w->partition, w->batch, node);
+    if (mdp_team_shares(&all)) return mdp_attention_cost(w->model, w->tokens, &all, attention, w->n_state, members);
+    for (int i = 0; i < all.n_rank; i++) {
+        const mdp_team one = mdp_team_alone(&all, i);
+        MDP_TRY(mdp_attention_cost(w->model, w->tokens, &one, attention, w->n_state, &members[i]));
+    }
+    return mdp_ok();
+}
+
+static mdp_status add_attention(work *w, const mdp_layer *layer) {
+    const mdp_comm *layout = w->layout;
+    int64_t vectors = vector_bytes(layer);
+    if (!w->attended || w->n_attended != w->n_state || !attends_alike(w->attended, &layer->attention)) {
+        memset(w->attention, 0, (size_t)layout->size * sizeof *w->attention);
+        for (int node = 0; node < layout->n_node; node++)
+            MDP_TRY(attend_node(w, node, &layer->attention, w->attention + layout->node_first[node]));
+        w->attended = &layer->attention;
+        w->n_attended = w->n_state;
+    }
+    for (int node = 0; node < layout->n_node; node++) {
+        const mdp_team all = mdp_team_of_node(layout, w->partition, w->batch, node);
+        bool shared = mdp_team_shares(&all);
+        for (int i = 0; i < all.n_rank; i++) {
+            const mdp_rank_cost *own = &w->attention[layout->node_first[node] + i];
+            mdp_rank_cost *rank = &w->ranks[all.ranks[i]];
+            rank->flop += own->flop;
+            rank->bytes_read += own->bytes_read + (shared || own->flop > 0 ? vectors : 0);
         }
     }
+    return mdp_ok();
 }
 
 static mdp_layer_view view_of(const work *w, int stream, int64_t layer) {
@@ -333,16 +354,7 @@ static mdp_status add_block(work *w, int64_t number, bool original) {
 
 static mdp_status add_layer(work *w, int64_t number) {
     const mdp_layer *layer = &w->model->layers[number];
-    int64_t values = mdp_attention_values(&layer->attention);
-    int64_t projections = projection_bytes(&layer->attention), vectors = vector_bytes(layer);
-    score_ranks(w, &layer->attention);
-    for (int r = 0; r < w->layout->size; r++) {
-        int64_t n_pack;
-        const mdp_pack *packs = packs_of(w, r, &n_pack);
-        if (n_pack == 0) continue;
-        w->ranks[r].flop += w->n_state * (2 * tokens_of(packs, n_pack) * values + w->scores[r]);
-        w->ranks[r].bytes_read += vectors + projections * mdp_attention_groups(w->model, packs, n_pack, w->n_state);
-    }
+    MDP_TRY(add_attention(w, layer));
     if (!layer->is_moe) {
         add_dense(w, layer);
         return mdp_ok();
@@ -369,7 +381,7 @@ static void add_ends(work *w) {
 
 static mdp_status add_batch(work *w, int64_t batch) {
     w->batch = batch;
-    w->scored = NULL;
+    w->attended = NULL;
     w->share.layer = -1;
     w->n_state = 1;
     memset(w->state, 0, (size_t)w->pass->n_stream * sizeof *w->state);
@@ -383,7 +395,7 @@ static mdp_status add_batch(work *w, int64_t batch) {
 
 static mdp_status allocate(work *w) {
     int64_t size = w->layout->size;
-    MDP_TRY(MDP_ALLOC(&w->scores, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->attention, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->share.n_row, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->share.n_group, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->share.sent, size, "costs of ranks"));
@@ -403,7 +415,7 @@ mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const
               .ranks = ranks};
     mdp_status status = allocate(&w);
     for (int64_t b = 0; b < partition->n_batch && status.code == MDP_OK; b++) status = add_batch(&w, b);
-    mdp_free(w.scores);
+    mdp_free(w.attention);
     mdp_free(w.share.n_row);
     mdp_free(w.share.n_group);
     mdp_free(w.share.sent);

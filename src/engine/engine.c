@@ -49,14 +49,16 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->profile = options->profile;
         engine->nonfinite_key = INT64_MAX;
         engine->first_nonfinite = -1;
+        engine->unshared = mdp_ok();
         status = new_local(engine);
     }
     status = mdp_agree_all(comm, status);
     if (status.code == MDP_OK)
         status =
             mdp_exchange_room_new_all(comm, MDP_MESSAGE_BYTES, mdp_dispatch_longest_row(comm, model), &engine->room);
+    if (status.code == MDP_OK) status = mdp_team_prepare_all(engine);
     if (status.code != MDP_OK) {
-        mdp_engine_destroy(engine);
+        mdp_engine_destroy_all(engine);
         return status;
     }
     *out = engine;
@@ -70,8 +72,9 @@ static void free_state(mdp_state *state) {
     memset(state, 0, sizeof *state);
 }
 
-void mdp_engine_destroy(mdp_engine *engine) {
+void mdp_engine_destroy_all(mdp_engine *engine) {
     if (!engine) return;
+    mdp_shared_destroy_all(engine->shared);
     mdp_panel_stream_destroy(engine->stream);
     mdp_stack_destroy(engine->stack);
     mdp_exchange_room_destroy(engine->room);
@@ -121,6 +124,7 @@ static void describe_batch(mdp_engine *engine, int64_t batch) {
     int64_t first, end;
     mdp_partition_share(partition, batch, engine->comm->rank, engine->comm->size, &first, &end);
     engine->batch_number = batch;
+    engine->team = mdp_team_of_batch(engine, batch);
     engine->batch = (mdp_local_batch){.first_pack = first, .n_pack = end - first};
     if (first == end) return;
     engine->batch.first_token = partition->packs[first].first_token;
@@ -212,6 +216,10 @@ mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n
     for (int s = 0; s < n_state; s++) engine->states[s].leader = leader[s];
     memcpy(engine->stream_state, stream_state, (size_t)engine->n_stream * sizeof *stream_state);
     return mdp_ok();
+}
+
+mdp_status mdp_engine_unshared(const mdp_engine *engine) {
+    return engine->unshared;
 }
 
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine) {
@@ -360,10 +368,10 @@ static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status s
     return status;
 }
 
-/* What a layer does before its MoE block; all of it, where it has none. Local. */
-static mdp_status attend(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number) {
+/* What a layer does before its MoE block; all of it, where it has none. Collective on the team. */
+static mdp_status attend_all(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number) {
     mdp_profile_switch(engine->profile, MDP_PHASE_ATTENTION);
-    MDP_TRY(mdp_attend(engine, layer));
+    MDP_TRY(mdp_attend_all(engine, layer));
     MDP_TRY(mdp_finite_residual(engine, layer_number, "the output of attention"));
     mdp_profile_switch(engine->profile, MDP_PHASE_MLP);
     if (layer->is_moe) return mdp_ok();
@@ -379,7 +387,7 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
     mdp_profile_switch(engine->profile, MDP_PHASE_READ);
     mdp_engine_announce(engine, layer_number + 1);
-    mdp_status status = attend(engine, layer, layer_number);
+    mdp_status status = attend_all(engine, layer, layer_number);
     if (layer->is_moe) {
         if (engine->recompute && status.code == MDP_OK)
             memcpy(engine->input, engine->states[0].x, residual_bytes(engine));

@@ -30,6 +30,16 @@ static inline mdp_expert_t mdp_model_expert(const mdp_state *state, mdp_expert_t
     return state->source ? state->source[index] : index;
 }
 
+/* The ranks that attend to the packs of a batch together: one to its own, or all of a node (team.c). */
+typedef struct mdp_team {
+    const mdp_comm *comm; /* or a layout */
+    const mdp_partition *partition;
+    int64_t batch;
+    const int *ranks; /* [n_rank] ascending; borrowed */
+    int n_rank;
+    int member; /* of this rank, where it is about an engine's */
+} mdp_team;
+
 struct mdp_engine {
     const mdp_comm *comm;
     const mdp_model *model;
@@ -47,6 +57,9 @@ struct mdp_engine {
     int stream_depth;
     int64_t *panel_done;  /* [stream_depth] of the product at hand */
     float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */
+    mdp_shared *shared;   /* where the ranks of a node attend together; NULL: no node does in any batch */
+    mdp_status unshared;  /* why some node has none of it, though it should */
+    mdp_team team;        /* that this rank is of, in the batch at hand */
 
     mdp_local_batch batch;
     int64_t batch_number;
@@ -116,13 +129,18 @@ typedef struct mdp_panel_list {
     int64_t n, capacity;
 } mdp_panel_list;
 
-/* Append all panels of a matrix; of two matrices of the same number of rows alternately. */
+/* Append all panels of a matrix, or panels first .. end-1; of two matrices of the same number of rows alternately. */
 mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix);
+mdp_status mdp_panel_list_add_run(mdp_panel_list *list, const mdp_matrix *matrix, int64_t first, int64_t end);
 mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first, const mdp_matrix *second);
 /* Take the panels of `matrix` from the engine's stream (they must be next in it) and compute y = x W^T + bias for every
  * tile; bias [n_row of the matrix] or NULL. */
 mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
                            int64_t n_tile);
+/* Only items first .. end-1, where panel p of the matrix and tile t are item p * n_tile + t; next in the stream are the
+ * panels that these need. */
+mdp_status mdp_linear_take_items(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
+                                 int64_t n_tile, int64_t first, int64_t end);
 /* What becomes of the products with a gate and an up matrix. */
 typedef struct mdp_gating {
     mdp_activation activation;
@@ -172,21 +190,45 @@ mdp_panel_size mdp_largest_panel(const mdp_model *model);
 /* Panels in the stream: a gate and an up panel for each pair of threads, and one read ahead. */
 int mdp_stream_depth(int n_thread);
 
+/* ---- team.c: who attends together ------------------------------------------------------------------------------ */
+
+/* The ranks of a node, and one of them alone. Local. */
+mdp_team mdp_team_of_node(const mdp_comm *comm, const mdp_partition *partition, int64_t batch, int node);
+mdp_team mdp_team_alone(const mdp_team *node, int member);
+/* Do the ranks of a node attend together? They do where it has packs, and fewer than ranks. */
+bool mdp_team_shares(const mdp_team *node);
+/* Packs first .. end-1 that a member holds. */
+void mdp_team_packs(const mdp_team *team, int member, int64_t *first, int64_t *end);
+/* What all members have together. */
+mdp_rank_share mdp_team_total(const mdp_team *team);
+/* Bytes that a node's ranks share in any batch; 0: they never attend together. */
+int64_t mdp_team_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int node,
+                        int n_stream);
+/* Memory for the nodes whose ranks attend together in some batch. Collective on the engine's communicator. */
+mdp_status mdp_team_prepare_all(mdp_engine *engine);
+/* The team of this rank in a batch: alone, where its node has no memory to share. Local. */
+mdp_team mdp_team_of_batch(const mdp_engine *engine, int64_t batch);
+/* Agree on how a step of a team ended; what its members have written in common is then seen by all of them. Collective
+ * on the team. */
+mdp_status mdp_team_meet_all(mdp_engine *engine, mdp_status local);
+
 /* ---- attention.c ---------------------------------------------------------------------------------------------- */
 
-/* x += Attention(Norm1(x)) for every state. Local. */
-mdp_status mdp_attend(mdp_engine *engine, const mdp_layer *layer);
-/* Groups of packs that go through attention one after the other, and operations of scores and values of one sequence,
- * all heads. */
-int64_t mdp_attention_groups(const mdp_model *model, const mdp_pack *packs, int64_t n_pack, int n_state);
-int64_t mdp_attention_flop(const mdp_model *model, const mdp_attention *attention, int64_t length);
+/* x += Attention(Norm1(x)) for every state. Collective on the ranks of a team; where it is of several, they end alike.
+ */
+mdp_status mdp_attend_all(mdp_engine *engine, const mdp_layer *layer);
 /* Projections in the order in which they are used; absent ones have no tensor. */
 #define MDP_N_PROJECTION 11
 void mdp_attention_projections(const mdp_attention *attention, const mdp_matrix *out[MDP_N_PROJECTION]);
 /* Fill the tables of cosines and sines. Local. */
 mdp_status mdp_attention_prepare(mdp_engine *engine);
-/* Bytes that mdp_attend takes. */
+/* Bytes of the rows of a group of the packs of a team, and those that mdp_attend_all takes besides, of each member. */
+int64_t mdp_attention_row_bytes(const mdp_model *model, const mdp_rank_share *share, int n_stream);
 int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread);
+/* Add the operations of a team's members in one layer, and the bytes of projections that they read: members [n_rank].
+ * Local. */
+mdp_status mdp_attention_cost(const mdp_model *model, const mdp_tokens *tokens, const mdp_team *team,
+                              const mdp_attention *attention, int n_state, mdp_rank_cost *members);
 
 /* ---- delta.c: linear attention ---------------------------------------------------------------------------------- */
 

@@ -21,9 +21,17 @@ static mdp_status append(mdp_panel_list *list, const mdp_matrix *matrix, int64_t
     return mdp_ok();
 }
 
-mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix) {
-    for (int64_t row = 0; row < matrix->n_row; row += MDP_PANEL_ROWS) MDP_TRY(append(list, matrix, row));
+static int64_t count_panels(const mdp_matrix *matrix) {
+    return (matrix->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
+}
+
+mdp_status mdp_panel_list_add_run(mdp_panel_list *list, const mdp_matrix *matrix, int64_t first, int64_t end) {
+    for (int64_t panel = first; panel < end; panel++) MDP_TRY(append(list, matrix, panel * MDP_PANEL_ROWS));
     return mdp_ok();
+}
+
+mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix) {
+    return mdp_panel_list_add_run(list, matrix, 0, count_panels(matrix));
 }
 
 mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first, const mdp_matrix *second) {
@@ -34,50 +42,62 @@ mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first
     return mdp_ok();
 }
 
-/* All tiles meet a matrix. Items are numbered unit after unit, where a unit is one panel, or a gate's and its up's;
- * within one, tile after tile. */
+/* Tiles meet a matrix. Items are numbered unit after unit, where a unit is one panel, or a gate's and its up's; within
+ * one, tile after tile. A walk goes through items first .. end-1, whose units it counts from 0 on. */
 typedef struct walk {
     mdp_engine *engine;
     int64_t n_tile, n_unit;
-    int unit;          /* panels of a unit */
-    int64_t next;      /* item that nobody has taken */
-    int64_t front;     /* the first unit that somebody still needs */
-    int64_t *n_done;   /* [stream_depth] tiles that have met unit u, at u % stream_depth: no more units are in memory */
-    mdp_status status; /* the first error */
+    int unit;           /* panels of a unit */
+    int64_t first, end; /* items from the first unit's first on */
+    int64_t next;       /* item that nobody has taken */
+    int64_t front;      /* the first unit that somebody still needs */
+    int64_t *n_done;    /* [stream_depth] items done of unit u, at u % stream_depth: no more units are in memory */
+    mdp_status status;  /* the first error */
 } walk;
 
-static walk begin_walk(mdp_engine *engine, const mdp_matrix *matrix, int64_t n_tile, int unit) {
+/* Items first .. end-1 of a whole matrix. */
+static walk begin_walk(mdp_engine *engine, int64_t n_tile, int64_t first, int64_t end, int unit) {
+    int64_t skipped = first / n_tile;
     memset(engine->panel_done, 0, (size_t)engine->stream_depth * sizeof *engine->panel_done);
     return (walk){.engine = engine,
                   .n_tile = n_tile,
-                  .n_unit = (matrix->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS,
+                  .n_unit = (end + n_tile - 1) / n_tile - skipped,
                   .unit = unit,
+                  .first = first - skipped * n_tile,
+                  .end = end - skipped * n_tile,
+                  .next = first - skipped * n_tile,
                   .n_done = engine->panel_done,
                   .status = mdp_ok()};
+}
+
+/* How many of its items the walk has: all but for the first unit and the last. */
+static int64_t items_of(const walk *w, int64_t unit) {
+    int64_t low = unit * w->n_tile, high = low + w->n_tile;
+    return (high < w->end ? high : w->end) - (low > w->first ? low : w->first);
 }
 
 /* An item for this thread, with its panels; false: there is none. */
 static bool take_item(walk *w, int64_t *tile, int64_t *unit, mdp_panel *panels) {
     int64_t item = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED);
-    if (item >= w->n_unit * w->n_tile) return false;
+    if (item >= w->end) return false;
     *unit = item / w->n_tile;
     *tile = item % w->n_tile;
     mdp_status status = mdp_panel_stream_wait(w->engine->stream, *unit * w->unit, w->unit, panels);
     if (status.code == MDP_OK) return true;
-    __atomic_store_n(&w->next, w->n_unit * w->n_tile, __ATOMIC_RELAXED);
+    __atomic_store_n(&w->next, w->end, __ATOMIC_RELAXED);
 #pragma omp critical(mdp_walk)
     if (w->status.code == MDP_OK) w->status = status;
     return false;
 }
 
-/* A tile has met a unit: units that all tiles have met are released, in order. */
+/* A tile has met a unit: units whose items are all done are released, in order. */
 static void end_item(walk *w, int64_t unit) {
     int depth = w->engine->stream_depth;
 #pragma omp critical(mdp_walk)
     {
         w->n_done[unit % depth]++;
-        if (w->n_done[w->front % depth] == w->n_tile) {
-            for (; w->front < w->n_unit && w->n_done[w->front % depth] == w->n_tile; w->front++)
+        if (w->n_done[w->front % depth] == items_of(w, w->front)) {
+            for (; w->front < w->n_unit && w->n_done[w->front % depth] == items_of(w, w->front); w->front++)
                 w->n_done[w->front % depth] = 0;
             mdp_panel_stream_release(w->engine->stream, w->front * w->unit);
         }
@@ -90,11 +110,10 @@ static mdp_status end_walk(const walk *w) {
     return mdp_gemm_check(w->engine->gemm);
 }
 
-/* Tell of the products of all tiles with a matrix. */
-static void count_products(const mdp_engine *engine, const mdp_rows *tiles, int64_t n_tile, const mdp_matrix *matrix) {
-    int64_t n_row = 0;
-    for (int64_t t = 0; t < n_tile; t++) n_row += tiles[t].n_row;
-    mdp_profile_flop(engine->profile, 2 * n_row * matrix->n_row * matrix->n_col);
+/* Tell of the product of a tile with a panel. */
+static void count_product(const mdp_engine *engine, const mdp_rows *tile, const mdp_matrix *matrix, int64_t panel) {
+    int64_t left = matrix->n_row - panel * MDP_PANEL_ROWS, n_row = left < MDP_PANEL_ROWS ? left : MDP_PANEL_ROWS;
+    mdp_profile_flop(engine->profile, 2 * tile->n_row * n_row * matrix->n_col);
 }
 
 /* Let the main thread look after the rows that travel meanwhile. */
@@ -115,9 +134,9 @@ static void linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *p
     for (int32_t i = 0; i < tile->n_row; i++) mdp_axpy(1.0F, bias + panel->row0, m, y + (size_t)i * (size_t)tile->ldy);
 }
 
-mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
-                           int64_t n_tile) {
-    walk w = begin_walk(engine, matrix, n_tile, 1);
+mdp_status mdp_linear_take_items(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
+                                 int64_t n_tile, int64_t first, int64_t end) {
+    walk w = begin_walk(engine, n_tile, first, end, 1);
 #pragma omp parallel num_threads(engine->n_thread)
     {
         mdp_panel panel;
@@ -126,8 +145,13 @@ mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const f
             look_after_rows(engine);
         }
     }
-    count_products(engine, tiles, n_tile, matrix);
+    for (int64_t i = first; i < end; i++) count_product(engine, &tiles[i % n_tile], matrix, i / n_tile);
     return end_walk(&w);
+}
+
+mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
+                           int64_t n_tile) {
+    return mdp_linear_take_items(engine, matrix, bias, tiles, n_tile, 0, count_panels(matrix) * n_tile);
 }
 
 /* One item of the gated product: columns of one panel pair for one tile. */
@@ -150,7 +174,8 @@ static void gated_item(mdp_gemm *gemm, const mdp_gating *gating, const mdp_rows 
 
 mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const mdp_matrix *gate, const mdp_rows *tiles,
                           int64_t n_tile, float *scratch) {
-    walk w = begin_walk(engine, gate, n_tile, 2);
+    int64_t n_item = count_panels(gate) * n_tile;
+    walk w = begin_walk(engine, n_tile, 0, n_item, 2);
 #pragma omp parallel num_threads(engine->n_thread)
     {
         float *own = scratch + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
@@ -160,6 +185,7 @@ mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const md
             look_after_rows(engine);
         }
     }
-    for (int i = 0; i < 2; i++) count_products(engine, tiles, n_tile, gate);
+    for (int of_two = 0; of_two < 2; of_two++)
+        for (int64_t i = 0; i < n_item; i++) count_product(engine, &tiles[i % n_tile], gate, i / n_tile);
     return end_walk(&w);
 }

@@ -58,28 +58,52 @@ mdp_panel_size mdp_largest_panel(const mdp_model *model) {
 
 /* ---- a rank's tokens ----------------------------------------------------------------------------------------- */
 
-static void add_share(const mdp_pack *packs, int64_t n_pack, mdp_rank_share *out) {
-    const mdp_pack *last = &packs[n_pack - 1];
-    int64_t n_tile = 0;
-    for (int64_t p = 0; p < n_pack; p++) {
-        n_tile += (packs[p].n_token + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
-        out->longest_pack = larger(out->longest_pack, packs[p].n_token);
-    }
-    out->n_tile = larger(out->n_tile, n_tile);
-    out->n_token = larger(out->n_token, last->first_token + last->n_token - packs->first_token);
-    out->n_sequence = larger(out->n_sequence, last->first_sequence + last->n_sequence - packs->first_sequence);
+static void enlarge(const mdp_rank_share *share, mdp_rank_share *out) {
+    out->n_tile = larger(out->n_tile, share->n_tile);
+    out->longest_pack = larger(out->longest_pack, share->longest_pack);
+    out->n_token = larger(out->n_token, share->n_token);
+    out->n_sequence = larger(out->n_sequence, share->n_sequence);
 }
 
-static mdp_rank_share largest_share(const mdp_partition *partition, int size) {
-    mdp_rank_share out = {0};
+/* The most that a rank has, that one has who attends alone, and that a team of several has together. */
+typedef struct shares {
+    mdp_rank_share all, alone, together;
+} shares;
+
+static void add_node(const mdp_team *node, shares *out) {
+    bool together = mdp_team_shares(node);
+    for (int i = 0; i < node->n_rank; i++) {
+        const mdp_team one = mdp_team_alone(node, i);
+        const mdp_rank_share own = mdp_team_total(&one);
+        enlarge(&own, &out->all);
+        if (!together) enlarge(&own, &out->alone);
+    }
+    if (!together) return;
+    const mdp_rank_share total = mdp_team_total(node);
+    enlarge(&total, &out->together);
+}
+
+static shares largest_shares(const mdp_comm *comm, const mdp_partition *partition) {
+    shares out = {.all = {0}};
     for (int64_t b = 0; b < partition->n_batch; b++) {
-        for (int rank = 0; rank < size; rank++) {
-            int64_t first, end;
-            mdp_partition_share(partition, b, rank, size, &first, &end);
-            if (first < end) add_share(&partition->packs[first], end - first, &out);
+        for (int node = 0; node < comm->n_node; node++) {
+            const mdp_team team = mdp_team_of_node(comm, partition, b, node);
+            add_node(&team, &out);
         }
     }
     return out;
+}
+
+/* A rank's part of what the ranks of its node share, where it is largest, and of what goes with it. */
+static int64_t shared_bytes(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition,
+                            int n_stream) {
+    int64_t most = 0;
+    for (int node = 0; node < comm->n_node; node++) {
+        int n_rank = comm->node_first[node + 1] - comm->node_first[node];
+        int64_t n_byte = mdp_team_memory(comm, model, partition, node, n_stream);
+        most = larger(most, (n_byte + n_rank - 1) / n_rank);
+    }
+    return most > 0 ? most + MDP_COMM_SCRATCH * (int64_t)sizeof(int64_t) : 0;
 }
 
 /* ---- MoE blocks ---------------------------------------------------------------------------------------------- */
@@ -89,9 +113,10 @@ typedef struct work {
     const mdp_model *model;
     const mdp_partition *partition;
     int n_thread, n_stream;
-    mdp_rank_share share;
-    int64_t kept;    /* tokens of a rank in a wave, at most */
-    int64_t n_block; /* of the largest batch */
+    mdp_rank_share share; /* of MoE blocks */
+    int64_t attention;    /* bytes that attention takes */
+    int64_t kept;         /* tokens of a rank in a wave, at most */
+    int64_t n_block;      /* of the largest batch */
 } work;
 
 /* Tokens of a rank whose outputs are kept until they are combined: a wave is one block, or keeps to its bound. */
@@ -161,7 +186,7 @@ static int64_t message_bytes(const work *w) {
 
 /* The most that any layer takes beside what stays. */
 static int64_t largest_layer(const work *w) {
-    int64_t most = mdp_attention_memory(w->model, &w->share, w->n_stream, w->n_thread);
+    int64_t most = w->attention;
     for (int64_t l = 0; l < w->model->n_layer; l++) {
         const mdp_layer *layer = &w->model->layers[l];
         int64_t router = layer->moe.n_expert * w->model->d_model * (int64_t)sizeof(float);
@@ -172,14 +197,24 @@ static int64_t largest_layer(const work *w) {
     return most;
 }
 
+/* What a rank takes while it attends, beside what it shares. */
+static int64_t attention_bytes(const mdp_model *model, const shares *of, int n_stream, int n_thread) {
+    int64_t alone = of->alone.n_token == 0 ? 0
+                                           : mdp_attention_row_bytes(model, &of->alone, n_stream) +
+                                                 mdp_attention_memory(model, &of->alone, n_stream, n_thread);
+    return larger(alone, mdp_attention_memory(model, &of->together, n_stream, n_thread));
+}
+
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                           const mdp_pass *pass) {
+    const shares most_of = largest_shares(comm, partition);
     work w = {.comm = comm,
               .model = model,
               .partition = partition,
               .n_thread = n_thread,
               .n_stream = pass->n_stream,
-              .share = largest_share(partition, comm->size)};
+              .share = most_of.all,
+              .attention = attention_bytes(model, &most_of, pass->n_stream, n_thread)};
     int64_t top_k = 0, row = model->d_model * (int64_t)sizeof(float);
     find_wave(&w);
     for (int64_t l = 0; l < model->n_layer; l++)
@@ -192,5 +227,6 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     const mdp_panel_size panel = mdp_largest_panel(model);
     int64_t weights = mdp_stream_depth(n_thread) * panel.n_value * (int64_t)sizeof(float) + panel.n_byte;
     return w.share.n_token * token + angles + weights + most + SHARED_BYTE + message_bytes(&w) +
+           shared_bytes(comm, model, partition, pass->n_stream) +
            partition->n_pack * (int64_t)(sizeof(mdp_pack) + 2 * sizeof(int64_t));
 }

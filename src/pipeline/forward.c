@@ -58,6 +58,15 @@ static mdp_status tell_nonfinite_all(const mdp_forward *forward, const mdp_stage
     return mdp_ok();
 }
 
+/* Packs that a rank has for itself though others of its node have none. */
+static void tell_unshared(const mdp_forward *forward, const mdp_engine *engine) {
+    const mdp_status why = mdp_engine_unshared(engine);
+    if (why.code == MDP_OK) return;
+    mdp_log_message(forward->options->log, MDP_LEVEL_WARN,
+                    "%s: attention to few texts is not shared by the ranks of a node, which takes longer: %s",
+                    forward->phase, why.text);
+}
+
 /* What an earlier run has finished. */
 static mdp_status take_finished_all(const mdp_forward *forward, mdp_stage *stage) {
     MDP_TRY(mdp_stage_restore_all(stage, NULL));
@@ -78,6 +87,7 @@ static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     mdp_profile_begin(&profile);
     MDP_TRY(mdp_engine_new_all(forward->comm, forward->model, forward->reader, forward->tokens, stage->partition,
                                &options, &engine));
+    tell_unshared(forward, engine);
     mdp_status status = mdp_ok();
     if (forward->options->progress) {
         status = mdp_progress_new(&progress, forward->options->log, forward->phase, "layer",
@@ -93,7 +103,7 @@ static mdp_status run_all(const mdp_forward *forward, mdp_stage *stage) {
     mdp_progress_destroy(progress);
     if (status.code == MDP_OK) status = mdp_resume_check_inputs_all(forward->comm, stage->resume, forward->reader);
     if (status.code == MDP_OK && forward->options->allow_nonfinite) status = tell_nonfinite_all(forward, stage, engine);
-    mdp_engine_destroy(engine);
+    mdp_engine_destroy_all(engine);
     if (status.code == MDP_OK && forward->options->profiles)
         status = mdp_profile_tell_all(forward->comm, &profile, forward->phase, forward->options->log,
                                       forward->options->profiles);

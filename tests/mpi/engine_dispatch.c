@@ -94,7 +94,7 @@ static void run_layer(pass *p, const mdp_catalogue *catalogue, int n_expert, int
     p->sent = engine->away_row;
     CHECK_OK(MDP_ALLOC(&p->residual, p->n_local * p->model->d_model, "rows"));
     memcpy(p->residual, mdp_engine_residual(engine, 0), (size_t)(p->n_local * p->model->d_model) * sizeof *p->residual);
-    mdp_engine_destroy(engine);
+    mdp_engine_destroy_all(engine);
     mdp_gemm_destroy(gemm);
     mdp_partition_destroy(partition);
     mdp_reader_destroy(reader);
