@@ -311,6 +311,7 @@ typedef struct mdp_write_options {
     mdp_written_fn *written;
     void *context;
     struct mdp_resume *resume; /* what makes it possible to stop and to go on; NULL: it is not */
+    mdp_profile *profile;      /* counts times and bytes; NULL: not wanted */
 } mdp_write_options;
 
 /* Write path (model.h5): rank 0 creates all datasets under path.partial; all ranks copy the tensors they own (balanced
@@ -323,6 +324,24 @@ mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const 
  * checksums) under folder.partial by all ranks, then rename. Collective on `comm`. */
 mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *folder,
                             const mdp_write_options *options);
+
+/* What a rank does of writing. */
+typedef struct mdp_write_share {
+    int64_t bytes_read, bytes_written; /* from the model; of the result */
+} mdp_write_share;
+/* What writing would take, from headers alone. */
+typedef struct mdp_write_cost {
+    mdp_write_share *shares; /* [size] of the ranks; sums are what a run counts, and the sizes of the files; owned */
+    int64_t copying;         /* bytes of memory: buffers of the rank that takes most */
+    int64_t beside;          /* of rank 0, which has most: lists of tensors, checksums, texts, what HDF5 keeps */
+} mdp_write_cost;
+void mdp_write_cost_free(mdp_write_cost *cost);
+/* Of mdp_write_native_all and mdp_write_hf_all on `size` ranks. `exactly`: what HDF5 adds to the data is found out by
+ * making the file without its data, for a moment and in memory where that can be; else it is left out. `out` is to be
+ * freed on error too. Local; main thread. */
+mdp_status mdp_write_native_cost(const mdp_output *output, const mdp_write_options *options, int size, bool exactly,
+                                 mdp_write_cost *out);
+mdp_status mdp_write_hf_cost(const mdp_output *output, const mdp_write_options *options, int size, mdp_write_cost *out);
 /* Close an HDF5 file (`file` is its hid_t) that this rank alone has written, in any case. `status` is what happened so
  * far, returned when it is an error; what could not be written out is then dropped, because HDF5 1.10 crashes at the
  * end of a program that closes such a file by H5Fclose alone. MDP_IO when metadata cannot be written. Local; main

@@ -30,29 +30,45 @@ typedef struct copy_pump {
     copy_slot slots[N_SLOT];
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    bool done;         /* the I/O thread has read everything, or failed */
-    bool stop;         /* the main thread wants no more */
-    mdp_status status; /* of the I/O thread */
+    int64_t n_read;              /* bytes from files; of the I/O thread, like the times */
+    double read_time, hash_time; /* seconds */
+    bool done;                   /* the I/O thread has read everything, or failed */
+    bool stop;                   /* the main thread wants no more */
+    mdp_status status;           /* of the I/O thread */
 } copy_pump;
 
-void mdp_copy_share(const mdp_copy_item *items, int64_t n_item, int size, int rank, int64_t *first, int64_t *last) {
-    double total = 0.0, before = 0.0;
+static double sum_bytes(const mdp_copy_item *items, int64_t n_item) {
+    double total = 0.0;
     for (int64_t i = 0; i < n_item; i++) total += (double)items[i].n_byte;
+    return total;
+}
+
+/* An item belongs to the rank in whose share of the bytes its middle lies: monotone, so intervals are contiguous.
+ * *before: bytes of the items before it, moved on. */
+static int owner_of(const mdp_copy_item *item, double total, int size, double *before) {
+    double middle = *before + 0.5 * (double)item->n_byte;
+    *before += (double)item->n_byte;
+    int owner = total > 0.0 ? (int)(middle / total * size) : 0;
+    return owner < size ? owner : size - 1;
+}
+
+void mdp_copy_share(const mdp_copy_item *items, int64_t n_item, int size, int rank, int64_t *first, int64_t *last) {
+    double total = sum_bytes(items, n_item), before = 0.0;
     *first = n_item;
     *last = n_item;
-    /* An item belongs to the rank in whose share of the bytes its middle lies: monotone, so intervals are contiguous.
-     */
     for (int64_t i = 0; i < n_item; i++) {
-        double middle = before + 0.5 * (double)items[i].n_byte;
-        before += (double)items[i].n_byte;
-        int owner = total > 0.0 ? (int)(middle / total * size) : 0;
-        if (owner >= size) owner = size - 1;
+        int owner = owner_of(&items[i], total, size, &before);
         if (owner >= rank && *first == n_item) *first = i;
         if (owner > rank) {
             *last = i;
             return;
         }
     }
+}
+
+void mdp_copy_owners(const mdp_copy_item *items, int64_t n_item, int size, int *owner) {
+    double total = sum_bytes(items, n_item), before = 0.0;
+    for (int64_t i = 0; i < n_item; i++) owner[i] = owner_of(&items[i], total, size, &before);
 }
 
 /* Bytes of the piece that begins at the cursor. */
@@ -65,9 +81,12 @@ static int64_t piece_bytes(const copy_pump *pump, const cursor *at) {
 }
 
 /* n bytes of a segment from `offset` in it. */
-static mdp_status read_run(mdp_reader *reader, const mdp_segment *segment, int64_t offset, int64_t n, char *out) {
+static mdp_status read_run(copy_pump *pump, const mdp_segment *segment, int64_t offset, int64_t n, char *out) {
     const mdp_tensor *source = segment->source;
-    if (source) return mdp_reader_read(reader, source->file, source->offset + segment->offset + offset, n, out);
+    if (source) {
+        pump->n_read += n;
+        return mdp_reader_read(pump->copy->reader, source->file, source->offset + segment->offset + offset, n, out);
+    }
     for (int64_t i = 0; i < n; i++) out[i] = (char)(segment->fill >> (offset + i) % 4 * 8 & 0xff);
     return mdp_ok();
 }
@@ -79,7 +98,7 @@ static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_b
         const mdp_segment *segment = &item->segments[at->segment];
         int64_t n = segment->n_byte - at->segment_offset;
         if (n > n_byte - done) n = n_byte - done;
-        if (n > 0) MDP_TRY(read_run(pump->copy->reader, segment, at->segment_offset, n, out + done));
+        if (n > 0) MDP_TRY(read_run(pump, segment, at->segment_offset, n, out + done));
         done += n;
         at->segment_offset += n;
         if (at->segment_offset == segment->n_byte) {
@@ -119,8 +138,12 @@ static mdp_status read_item(copy_pump *pump, int64_t item, int64_t *turn, bool *
         slot->item = item;
         slot->offset = at.offset;
         slot->n_byte = piece_bytes(pump, &at);
+        double start = mdp_seconds();
         MDP_TRY(read_piece(pump, &at, slot->data, slot->n_byte));
+        double read = mdp_seconds();
         mdp_hash_update(pump->hash, slot->data, slot->n_byte);
+        pump->read_time += read - start;
+        pump->hash_time += mdp_seconds() - read;
         announce_full(pump, slot);
     }
     pump->copy->digests[item - pump->copy->first] = mdp_hash_digest(pump->hash);
@@ -161,11 +184,24 @@ static void announce_empty(copy_pump *pump, copy_slot *slot) {
 /* The main thread's half: put pieces in the order in which they were read. */
 static mdp_status put_pieces(copy_pump *pump) {
     for (int64_t turn = 0;; turn++) {
+        mdp_phase before = mdp_profile_switch(pump->copy->profile, MDP_PHASE_WAIT_READER);
         copy_slot *slot = await_full(pump, &pump->slots[turn % N_SLOT]);
+        mdp_profile_switch(pump->copy->profile, before);
         if (!slot) return mdp_ok();
         MDP_TRY(pump->copy->put(pump->copy->context, slot->item, slot->offset, slot->n_byte, slot->data));
         announce_empty(pump, slot);
     }
+}
+
+/* What the I/O thread has done, once it is over. */
+static void count_reading(const copy_pump *pump) {
+    mdp_profile *profile = pump->copy->profile;
+    if (!profile) return;
+    mdp_phase before = mdp_profile_switch(profile, MDP_PHASE_READ);
+    mdp_profile_read(profile, pump->n_read);
+    mdp_profile_switch(profile, before);
+    profile->read_ahead += pump->read_time;
+    profile->hash_ahead += pump->hash_time;
 }
 
 static mdp_status run_threads(copy_pump *pump) {
@@ -180,22 +216,37 @@ static mdp_status run_threads(copy_pump *pump) {
     pthread_cond_broadcast(&pump->changed);
     pthread_mutex_unlock(&pump->lock);
     pthread_join(thread, NULL);
+    count_reading(pump);
     return status.code != MDP_OK ? status : pump->status;
 }
 
 /* Half of the memory, but no more than the largest item needs. */
-static int64_t choose_slot_bytes(const mdp_copy *copy) {
+static int64_t choose_slot_bytes(const mdp_copy_item *items, int64_t n_item, int64_t buffer_byte) {
     int64_t largest = 0;
-    for (int64_t i = copy->first; i < copy->last; i++)
-        if (copy->items[i].n_byte > largest) largest = copy->items[i].n_byte;
-    int64_t n_byte = copy->buffer_byte / N_SLOT;
+    for (int64_t i = 0; i < n_item; i++)
+        if (items[i].n_byte > largest) largest = items[i].n_byte;
+    int64_t n_byte = buffer_byte / N_SLOT;
     if (n_byte > largest) n_byte = largest;
     return n_byte < SMALLEST_SLOT ? SMALLEST_SLOT : n_byte;
 }
 
+int64_t mdp_copy_memory(const mdp_copy_item *items, int64_t n_item, int64_t buffer_byte) {
+    int64_t slot_byte = choose_slot_bytes(items, n_item, buffer_byte), turn = 0, used[N_SLOT] = {0}, n_byte = 0;
+    for (int64_t i = 0; i < n_item; i++) {
+        for (int64_t left = items[i].n_byte, n = 0; left > 0 && n < 2 * N_SLOT; n++, turn++, left -= slot_byte) {
+            int64_t piece = left < slot_byte ? left : slot_byte;
+            if (piece > used[turn % N_SLOT]) used[turn % N_SLOT] = piece;
+        }
+    }
+    for (int i = 0; i < N_SLOT; i++) n_byte += mdp_memory_taken(slot_byte, used[i]);
+    return n_byte;
+}
+
 mdp_status mdp_copy_run(const mdp_copy *copy) {
     if (copy->first == copy->last) return mdp_ok();
-    copy_pump pump = {.copy = copy, .slot_byte = choose_slot_bytes(copy), .status = mdp_ok()};
+    int64_t slot_byte = choose_slot_bytes(copy->items + copy->first, copy->last - copy->first, copy->buffer_byte);
+    copy_pump pump = {.copy = copy, .slot_byte = slot_byte, .status = mdp_ok()};
+    mdp_phase before = mdp_profile_switch(copy->profile, MDP_PHASE_WRITE);
     pthread_mutex_init(&pump.lock, NULL);
     pthread_cond_init(&pump.changed, NULL);
     mdp_status status;
@@ -208,5 +259,6 @@ end:
     mdp_hash_destroy(pump.hash);
     pthread_cond_destroy(&pump.changed);
     pthread_mutex_destroy(&pump.lock);
+    mdp_profile_switch(copy->profile, before);
     return status;
 }

@@ -23,11 +23,16 @@ typedef struct mdp_copy {
     int64_t count_max;   /* largest number of units in one piece */
     mdp_copy_put_fn *put;
     void *context;
-    mdp_digest *digests; /* [last - first] checksum of each item; filled */
+    mdp_digest *digests;  /* [last - first] checksum of each item; filled */
+    mdp_profile *profile; /* NULL: nothing is counted */
 } mdp_copy;
 
 /* The interval of items of rank `rank` of `size`: contiguous, in order, balanced by bytes. Every item has one owner. */
 void mdp_copy_share(const mdp_copy_item *items, int64_t n_item, int size, int rank, int64_t *first, int64_t *last);
+/* The same for all ranks: owner [n_item] of each item. */
+void mdp_copy_owners(const mdp_copy_item *items, int64_t n_item, int size, int *owner);
+/* What of two buffers of at most buffer_byte together comes into use when these items are copied. */
+int64_t mdp_copy_memory(const mdp_copy_item *items, int64_t n_item, int64_t buffer_byte);
 /* Copy this rank's items. Local: nothing here communicates, so ranks may fail alone. */
 mdp_status mdp_copy_run(const mdp_copy *copy);
 

@@ -5,6 +5,7 @@
  * never converts (its conversion does not round to nearest even). */
 #include "checkpoint/h5_make.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -100,17 +101,37 @@ hid_t mdp_h5_text_type(int64_t n_byte) {
 
 /* ---- files and groups ---------------------------------------------------------------------------------------- */
 
-mdp_status mdp_h5_create_file(const char *path, hid_t *file) {
+static mdp_status create_file(const char *path, unsigned flags, hid_t *file) {
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, "create an HDF5 file"));
     hid_t creation = H5Pcreate(H5P_FILE_CREATE), access = H5Pcreate(H5P_FILE_ACCESS);
     *file = -1;
     if (creation >= 0 && access >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
         H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
-        *file = H5Fcreate(path, H5F_ACC_EXCL, creation, access);
+        *file = H5Fcreate(path, flags, creation, access);
     mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", path);
     if (creation >= 0) H5Pclose(creation);
     if (access >= 0) H5Pclose(access);
     return status;
+}
+
+mdp_status mdp_h5_create_file(const char *path, hid_t *file) {
+    return create_file(path, H5F_ACC_EXCL, file);
+}
+
+mdp_status mdp_h5_create_scratch(char path[MDP_H5_SCRATCH_PATH], hid_t *file) {
+    static const char *const folders[] = {"/dev/shm", "/tmp"};
+    int descriptor = -1;
+    *file = -1;
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0] && descriptor < 0; i++) {
+        snprintf(path, MDP_H5_SCRATCH_PATH, "%s/moe-dist-prune-XXXXXX", folders[i]);
+        descriptor = mkstemp(path);
+    }
+    if (descriptor < 0) {
+        path[0] = '\0';
+        return MDP_ERROR(MDP_CANNOT_CREATE, "no file can be made in /dev/shm or /tmp.");
+    }
+    close(descriptor);
+    return create_file(path, H5F_ACC_TRUNC, file);
 }
 
 /* Let what HDF5 still wants to write go nowhere: 1.10 can neither close a file whose metadata it cannot write out nor

@@ -26,6 +26,10 @@ hid_t mdp_h5_text_type(int64_t n_byte);
 
 /* A new file that HDF5 1.10 reads and whose bytes hold no times. */
 mdp_status mdp_h5_create_file(const char *path, hid_t *file);
+/* The same for a moment, in memory where the system has files there; what is never written takes no room. Its name, to
+ * be unlinked in any case, is put into `path`. */
+#define MDP_H5_SCRATCH_PATH 64
+mdp_status mdp_h5_create_scratch(char path[MDP_H5_SCRATCH_PATH], hid_t *file);
 /* All groups on the way to `name` ("/a/b/c": /a and /a/b), without times. */
 mdp_status mdp_h5_make_groups(hid_t file, const char *name, const char *path);
 /* A contiguous dataset, allocated now and not filled. *out is to be closed. n_dim = 0: scalar. */

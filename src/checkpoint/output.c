@@ -17,6 +17,11 @@
 
 #define MANIFEST "moe-dist-prune.json"
 
+void mdp_write_cost_free(mdp_write_cost *cost) {
+    mdp_free(cost->shares);
+    cost->shares = NULL;
+}
+
 void mdp_output_destroy(mdp_output *output) {
     if (!output) return;
     for (int64_t i = 0; output->tensors && i < output->n_tensor; i++) {

@@ -142,7 +142,8 @@ mdp_status mdp_work_open_all(const mdp_comm *comm, const mdp_write_options *opti
                              const char *target, bool partial_is_whole, const mdp_copy_item *items, int64_t n_all,
                              mdp_work *out) {
     mdp_digest *known = NULL;
-    *out = (mdp_work){.comm = comm, .resume = options->resume, .target = target, .n_all = n_all};
+    *out = (mdp_work){
+        .comm = comm, .resume = options->resume, .profile = options->profile, .target = target, .n_all = n_all};
     MDP_AGREE(comm, prepare(output, partial_is_whole, items, out));
     mdp_status status = share_journal_all(out, &known);
     if (status.code == MDP_OK) status = mdp_agree_all(comm, list_items(items, known, out));
@@ -201,20 +202,25 @@ static mdp_status look_all(mdp_work *work, void *context, mdp_settle_fn *settle)
     return verdict == MDP_STOP ? stopped_all(work) : mdp_ok();
 }
 
-/* The item after those of a round that ends at `n_byte` of this rank's bytes. */
-static int64_t round_end(const mdp_work *work, int64_t first, int64_t n_byte, int64_t *done) {
+/* The item after those of a round that ends at `n_byte` of a rank's bytes; the rank's own end at `last`. */
+static int64_t round_end(const mdp_copy_item *items, int64_t first, int64_t last, int64_t n_byte, int64_t *done) {
     int64_t end = first;
-    while (end < work->last && *done < n_byte) *done += work->items[end++].n_byte;
+    while (end < last && *done < n_byte) *done += items[end++].n_byte;
     return end;
+}
+
+/* Bytes of a rank in a round, when the rank with most has `most`. */
+static int64_t round_bytes(int64_t most) {
+    int64_t n_byte = most / ROUNDS;
+    if (n_byte < SMALLEST_ROUND) return SMALLEST_ROUND;
+    return n_byte < LARGEST_ROUND ? n_byte : LARGEST_ROUND;
 }
 
 /* Rounds of all ranks and their bytes. */
 static mdp_status count_rounds_all(const mdp_work *work, int64_t *n_round, int64_t *n_byte) {
     int64_t most = work->n_byte_own;
     MDP_TRY(mdp_max_i64_all(work->comm, &most, 1));
-    *n_byte = most / ROUNDS;
-    if (*n_byte < SMALLEST_ROUND) *n_byte = SMALLEST_ROUND;
-    if (*n_byte > LARGEST_ROUND) *n_byte = LARGEST_ROUND;
+    *n_byte = round_bytes(most);
     *n_round = (most + *n_byte - 1) / *n_byte;
     return mdp_ok();
 }
@@ -226,8 +232,9 @@ mdp_status mdp_work_run_all(mdp_work *work, const mdp_copy *copy, mdp_settle_fn 
     for (int64_t r = 0; r < n_round || r == 0; r++) {
         mdp_copy part = *copy;
         part.items = work->items;
+        part.profile = work->profile;
         part.first = first;
-        part.last = r + 1 < n_round ? round_end(work, first, (r + 1) * n_byte, &done) : work->last;
+        part.last = r + 1 < n_round ? round_end(work->items, first, work->last, (r + 1) * n_byte, &done) : work->last;
         part.digests = work->digests + (first - work->first);
         first = part.last;
         MDP_AGREE(work->comm, mdp_copy_run(&part));
@@ -235,4 +242,50 @@ mdp_status mdp_work_run_all(mdp_work *work, const mdp_copy *copy, mdp_settle_fn 
         if (r + 1 < n_round) MDP_TRY(look_all(work, copy->context, settle));
     }
     return collect_all(work);
+}
+
+/* ---- what it would take ---------------------------------------------------------------------------------------- */
+
+static void add_shares(const mdp_copy_item *items, int64_t n_all, const int *owner, mdp_write_share *shares) {
+    for (int64_t i = 0; i < n_all; i++) {
+        mdp_write_share *share = &shares[owner[i]];
+        share->bytes_written += items[i].n_byte;
+        for (int64_t s = 0; s < items[i].n_segment; s++)
+            if (items[i].segments[s].source) share->bytes_read += items[i].segments[s].n_byte;
+    }
+}
+
+/* Buffers of the rank that takes most, by the rounds that it will make. */
+static int64_t most_buffers(const mdp_copy_item *items, int64_t n_all, const int *owner, const mdp_write_share *shares,
+                            int64_t buffer_byte) {
+    int64_t most = 0, n_byte = 0;
+    for (int64_t i = 0; i < n_all; i++)
+        if (shares[owner[i]].bytes_written > most) most = shares[owner[i]].bytes_written;
+    for (int64_t first = 0, last = 0; first < n_all; first = last) {
+        while (last < n_all && owner[last] == owner[first]) last++;
+        int64_t done = 0, limit = 0;
+        for (int64_t from = first, end; from < last; from = end) {
+            limit += round_bytes(most);
+            end = round_end(items, from, last, limit, &done);
+            int64_t used = mdp_copy_memory(items + from, end - from, buffer_byte);
+            if (used > n_byte) n_byte = used;
+        }
+    }
+    return n_byte;
+}
+
+mdp_status mdp_work_cost(const mdp_copy_item *items, int64_t n_all, const mdp_write_options *options, int size,
+                         mdp_write_cost *out) {
+    int *owner = NULL;
+    *out = (mdp_write_cost){0};
+    MDP_TRY(MDP_ALLOC(&out->shares, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&owner, n_all, "costs of ranks"));
+    mdp_copy_owners(items, n_all, size, owner);
+    add_shares(items, n_all, owner, out->shares);
+    out->copying = most_buffers(items, n_all, owner, out->shares, options->buffer_byte);
+    /* items of the layout and to do, their numbers and places, checksums here, gathered and of all */
+    out->beside =
+        n_all * (int64_t)(2 * sizeof(mdp_copy_item) + 3 * sizeof(int64_t) + sizeof(void *) + 3 * sizeof(mdp_digest));
+    mdp_free(owner);
+    return mdp_ok();
 }

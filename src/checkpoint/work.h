@@ -9,6 +9,7 @@
 typedef struct mdp_work {
     const mdp_comm *comm;
     mdp_resume *resume; /* NULL: it cannot be continued */
+    mdp_profile *profile;
     const char *target; /* what is written, for words; borrowed */
     char *journal;      /* its path; NULL: none */
     char identity[33];
@@ -31,6 +32,10 @@ mdp_status mdp_work_open_all(const mdp_comm *comm, const mdp_write_options *opti
                              const char *target, bool partial_is_whole, const mdp_copy_item *items, int64_t n_all,
                              mdp_work *out);
 void mdp_work_close(mdp_work *work);
+/* What the work on the n_all items of a layout takes on `size` ranks: all of *out, which is new, but for what is
+ * written and kept beside items. Local. */
+mdp_status mdp_work_cost(const mdp_copy_item *items, int64_t n_all, const mdp_write_options *options, int size,
+                         mdp_write_cost *out);
 /* Copy this rank's items in rounds; `copy` has all but items and digests, and what it puts is numbered in the layout.
  * Between rounds, when it is time, settle (local: what this rank has put is safe on disk afterwards), write the journal
  * and perhaps stop. In the end rank 0 has all digests. Collective. MDP_STOPPED. */

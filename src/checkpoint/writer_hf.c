@@ -15,6 +15,7 @@
 
 #define INDEX "model.safetensors.index.json"
 #define MANIFEST "moe-dist-prune.json"
+#define JSON_PER_BYTE 4 /* memory for a byte of text, with the tree that it is printed from */
 
 typedef struct hf_writer {
     const mdp_comm *comm;
@@ -30,6 +31,15 @@ typedef struct hf_writer {
     char *path;     /* of that */
     int fd;         /* of that */
 } hf_writer;
+
+/* One local step of the writer, in a phase of its own. */
+typedef mdp_status step_fn(hf_writer *writer);
+static mdp_status in_phase(hf_writer *writer, mdp_phase phase, step_fn *step) {
+    mdp_phase before = mdp_profile_switch(writer->options->profile, phase);
+    mdp_status status = step(writer);
+    mdp_profile_switch(writer->options->profile, before);
+    return status;
+}
 
 /* ---- rank 0 makes the files ---------------------------------------------------------------------------------- */
 
@@ -49,6 +59,7 @@ static mdp_status fill_new_file(const hf_writer *writer, int64_t index, const ch
     MDP_TRY(mdp_hf_layout_header(&writer->layout, index, &header, &n_byte));
     mdp_status status = mdp_file_pwrite(path, fd, header, n_byte, 0);
     mdp_free(header);
+    if (status.code == MDP_OK) mdp_profile_written(writer->options->profile, n_byte);
     if (status.code == MDP_OK) status = mdp_file_sync(path, fd);
     return status;
 }
@@ -81,8 +92,10 @@ static mdp_status make_files(hf_writer *writer) {
 /* Sync and close the file open now, if any. */
 static mdp_status leave_file(hf_writer *writer) {
     if (writer->file < 0) return mdp_ok();
+    mdp_phase before = mdp_profile_switch(writer->options->profile, MDP_PHASE_SYNC);
     mdp_status status = mdp_file_sync(writer->path, writer->fd);
     mdp_status closed = mdp_file_close(writer->path, writer->fd);
+    mdp_profile_switch(writer->options->profile, before);
     writer->file = -1;
     return status.code != MDP_OK ? status : closed;
 }
@@ -106,6 +119,7 @@ static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byt
     MDP_TRY(mdp_file_pwrite(writer->path, writer->fd, data, n_byte, place));
     mdp_file_begin_sync(writer->fd, place, n_byte);
     writer->n_byte += n_byte;
+    mdp_profile_written(writer->options->profile, n_byte);
     mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->work.n_byte_own);
     return mdp_ok();
 }
@@ -133,6 +147,7 @@ static mdp_status write_text(const hf_writer *writer, const char *name, const ch
     MDP_TRY(mdp_path_join(&path, writer->partial, name));
     mdp_status status = mdp_file_write_all(path, text, n_byte);
     mdp_free(path);
+    if (status.code == MDP_OK) mdp_profile_written(writer->options->profile, n_byte);
     return status;
 }
 
@@ -153,9 +168,9 @@ static mdp_status order_by_name(const hf_writer *writer, int64_t **out) {
     return mdp_ok();
 }
 
-/* *digest: of its bytes; unchanged when one shard needs no index. */
-static mdp_status write_index(const hf_writer *writer, const int64_t *by_name, mdp_digest *digest) {
-    char *text = NULL;
+/* The text of the index, new; NULL when one shard needs none. */
+static mdp_status make_index(const hf_writer *writer, const int64_t *by_name, char **out) {
+    *out = NULL;
     if (writer->layout.n_shard == 1) return mdp_ok();
     json_t *map = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++) {
@@ -164,11 +179,7 @@ static mdp_status write_index(const hf_writer *writer, const int64_t *by_name, m
     }
     json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)writer->output->tensor_byte,
                              "weight_map", map);
-    MDP_TRY(print_json(root, INDEX, &text));
-    *digest = mdp_hash_bytes(text, (int64_t)strlen(text));
-    mdp_status status = write_text(writer, INDEX, text, (int64_t)strlen(text));
-    mdp_free(text);
-    return status;
+    return print_json(root, INDEX, out);
 }
 
 /* A text of the output as a member of the manifest; nothing when it is absent. */
@@ -192,11 +203,11 @@ static mdp_status add_headers(const hf_writer *writer, json_t *headers) {
     return mdp_ok();
 }
 
-static void add_files(const hf_writer *writer, const mdp_digest *index, json_t *files) {
+static void add_files(const hf_writer *writer, const char *index, json_t *files) {
     const mdp_output *output = writer->output;
     mdp_digest config = mdp_hash_bytes(output->config_text, output->config_byte);
     json_object_set_new(files, "config.json", json_string(config.hex));
-    if (index->hex[0]) json_object_set_new(files, INDEX, json_string(index->hex));
+    if (index) json_object_set_new(files, INDEX, json_string(mdp_hash_bytes(index, (int64_t)strlen(index)).hex));
     for (int64_t i = writer->layout.n_shard; i < writer->layout.n_file; i++) {
         const mdp_hf_file *file = &writer->layout.files[i];
         json_object_set_new(files, file->name, json_string(writer->work.all_digests[file->first_item].hex));
@@ -204,20 +215,19 @@ static void add_files(const hf_writer *writer, const mdp_digest *index, json_t *
 }
 
 /* The manifest ends with the checksum of everything before that, so that nothing in it can change unseen. */
-static mdp_status write_sealed(const hf_writer *writer, json_t *root) {
+static mdp_status print_sealed(json_t *root, char **out) {
     static const char end[] = "\n}\n";
-    char *text = NULL, *sealed = NULL;
+    char *text = NULL;
     MDP_TRY(print_json(root, MANIFEST, &text));
     int64_t n_byte = (int64_t)(strlen(text) - strlen(end));
     mdp_status status =
-        mdp_format(&sealed, "%.*s,\n \"seal\": \"%s\"%s", (int)n_byte, text, mdp_hash_bytes(text, n_byte).hex, end);
-    if (status.code == MDP_OK) status = write_text(writer, MANIFEST, sealed, (int64_t)strlen(sealed));
-    mdp_free(sealed);
+        mdp_format(out, "%.*s,\n \"seal\": \"%s\"%s", (int)n_byte, text, mdp_hash_bytes(text, n_byte).hex, end);
     mdp_free(text);
     return status;
 }
 
-static mdp_status write_manifest(const hf_writer *writer, const int64_t *by_name, const mdp_digest *index) {
+/* The text of the manifest, new; `index`: that of the index, or NULL. */
+static mdp_status make_manifest(const hf_writer *writer, const int64_t *by_name, const char *index, char **out) {
     json_t *root = json_pack("{s:s, s:s}", "format", "moe-dist-prune manifest", "version", "1.0"),
            *checksums = json_object(), *files = json_object(), *headers = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++)
@@ -230,21 +240,36 @@ static mdp_status write_manifest(const hf_writer *writer, const int64_t *by_name
     json_object_set_new(root, "files", files);
     json_object_set_new(root, "headers", headers);
     json_object_set_new(root, "checksums", checksums);
-    if (status.code == MDP_OK) return write_sealed(writer, root);
+    if (status.code == MDP_OK) return print_sealed(root, out);
     json_decref(root);
     return status;
 }
 
-static mdp_status describe_files(const hf_writer *writer) {
+/* Both texts are new. */
+static mdp_status make_texts(const hf_writer *writer, char **index, char **manifest) {
     int64_t *by_name = NULL;
-    mdp_digest index = {{0}};
     MDP_TRY(order_by_name(writer, &by_name));
-    mdp_status status = write_text(writer, "config.json", writer->output->config_text, writer->output->config_byte);
-    if (status.code == MDP_OK) status = write_index(writer, by_name, &index);
-    if (status.code == MDP_OK) status = write_manifest(writer, by_name, &index);
+    mdp_status status = make_index(writer, by_name, index);
+    if (status.code == MDP_OK) status = make_manifest(writer, by_name, *index, manifest);
     mdp_free(by_name);
+    return status;
+}
+
+static mdp_status describe_files(hf_writer *writer) {
+    char *index = NULL, *manifest = NULL;
+    mdp_status status = make_texts(writer, &index, &manifest);
+    if (status.code == MDP_OK)
+        status = write_text(writer, "config.json", writer->output->config_text, writer->output->config_byte);
+    if (status.code == MDP_OK && index) status = write_text(writer, INDEX, index, (int64_t)strlen(index));
+    if (status.code == MDP_OK) status = write_text(writer, MANIFEST, manifest, (int64_t)strlen(manifest));
+    mdp_free(index);
+    mdp_free(manifest);
     MDP_TRY(status);
     return mdp_folder_sync(writer->partial);
+}
+
+static mdp_status publish(hf_writer *writer) {
+    return mdp_output_publish(writer->partial, writer->folder);
 }
 
 /* Twice if need be: on network file systems the first try may only rename what another node has open still. */
@@ -279,14 +304,16 @@ static bool partial_is_whole(const hf_writer *writer) {
 static mdp_status write_all(hf_writer *writer, mdp_reader *reader, const char *folder) {
     const mdp_comm *comm = writer->comm;
     MDP_AGREE(comm, prepare(writer, folder));
+    mdp_profile_switch(writer->options->profile, MDP_PHASE_WAIT_RANKS); /* but for the steps below */
     bool there = comm->rank == 0 && writer->options->resume && partial_is_whole(writer);
     MDP_TRY(mdp_work_open_all(comm, writer->options, writer->output, writer->folder, there, writer->layout.items,
                               writer->layout.n_item, &writer->work));
     writer->made = comm->rank == 0 && writer->work.continues;
-    if (!writer->work.continues) MDP_AGREE(comm, comm->rank == 0 ? make_files(writer) : mdp_ok());
+    if (!writer->work.continues)
+        MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, make_files) : mdp_ok());
     MDP_TRY(fill_files_all(writer, reader));
-    MDP_AGREE(comm, comm->rank == 0 ? describe_files(writer) : mdp_ok());
-    MDP_AGREE(comm, comm->rank == 0 ? mdp_output_publish(writer->partial, writer->folder) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, describe_files) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_SYNC, publish) : mdp_ok());
     return mdp_ok();
 }
 
@@ -300,5 +327,39 @@ mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_
     mdp_free(writer.path);
     mdp_free(writer.partial);
     mdp_free(writer.folder);
+    return status;
+}
+
+/* ---- what it would take ---------------------------------------------------------------------------------------- */
+
+static mdp_status add_costs(hf_writer *writer, int size, mdp_write_cost *out) {
+    const mdp_hf_layout *layout = &writer->layout;
+    char *index = NULL, *manifest = NULL;
+    int64_t largest = 0;
+    MDP_TRY(mdp_work_cost(layout->items, layout->n_item, writer->options, size, out));
+    MDP_TRY(MDP_ALLOC(&writer->work.all_digests, layout->n_item, "checksums")); /* any: all have one length */
+    for (int64_t i = 0; i < layout->n_item; i++) memset(writer->work.all_digests[i].hex, '0', 32);
+    mdp_status status = make_texts(writer, &index, &manifest);
+    int64_t n_text = (int64_t)((manifest ? strlen(manifest) : 0) + (index ? strlen(index) : 0));
+    mdp_free(index);
+    mdp_free(manifest);
+    out->shares[0].bytes_written += writer->output->config_byte + n_text;
+    for (int64_t i = 0; i < layout->n_shard; i++) {
+        int64_t n_header = layout->files[i].data_start;
+        out->shares[0].bytes_written += n_header;
+        largest = n_header > largest ? n_header : largest;
+    }
+    out->beside += JSON_PER_BYTE * (n_text > largest ? n_text : largest);
+    return status;
+}
+
+mdp_status mdp_write_hf_cost(const mdp_output *output, const mdp_write_options *options, int size,
+                             mdp_write_cost *out) {
+    hf_writer writer = {.output = output, .options = options, .file = -1, .fd = -1};
+    *out = (mdp_write_cost){0};
+    mdp_status status = mdp_hf_layout_make(output, options->shard_byte, &writer.layout);
+    if (status.code == MDP_OK) status = add_costs(&writer, size, out);
+    mdp_hf_layout_destroy(&writer.layout);
+    mdp_work_close(&writer.work);
     return status;
 }

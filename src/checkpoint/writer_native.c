@@ -15,6 +15,11 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Bytes that HDF5 comes to hold, with MPI's part in a file open on all ranks, and of them for each dataset (measured,
+ * doc/engine.md). */
+#define HDF5_MEMORY ((int64_t)2 << 20)
+#define SET_MEMORY 2048
+
 typedef struct native_writer {
     const mdp_comm *comm;
     const mdp_output *output;
@@ -29,6 +34,15 @@ typedef struct native_writer {
     int64_t set;                /* dataset open now, -1: none */
     hid_t dataset, space, type; /* of that */
 } native_writer;
+
+/* One local step of the writer, in a phase of its own. */
+typedef mdp_status step_fn(native_writer *writer);
+static mdp_status in_phase(native_writer *writer, mdp_phase phase, step_fn *step) {
+    mdp_phase before = mdp_profile_switch(writer->options->profile, phase);
+    mdp_status status = step(writer);
+    mdp_profile_switch(writer->options->profile, before);
+    return status;
+}
 
 /* ---- rank 0 makes the file ----------------------------------------------------------------------------------- */
 
@@ -79,6 +93,14 @@ static mdp_status make_root(const native_writer *writer, hid_t file) {
     return mdp_seal_make(file, path);
 }
 
+/* Closes the file. */
+static mdp_status make_content(const native_writer *writer, hid_t file) {
+    mdp_status status = make_root(writer, file);
+    for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
+        status = make_set(writer, file, &writer->layout.sets[i]);
+    return mdp_hdf5_close_written(file, writer->partial, status);
+}
+
 static mdp_status make_file(native_writer *writer) {
     MDP_TRY(mdp_output_check_target(writer->path, false, writer->options->overwrite));
     if (unlink(writer->partial) != 0 && errno != ENOENT)
@@ -87,10 +109,7 @@ static mdp_status make_file(native_writer *writer) {
     hid_t file;
     writer->made = true;
     MDP_TRY(mdp_h5_create_file(writer->partial, &file));
-    mdp_status status = make_root(writer, file);
-    for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
-        status = make_set(writer, file, &writer->layout.sets[i]);
-    return mdp_hdf5_close_written(file, writer->partial, status);
+    return make_content(writer, file);
 }
 
 /* ---- all ranks fill it --------------------------------------------------------------------------------------- */
@@ -184,6 +203,7 @@ static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byt
         from += n_written * set->unit;
     }
     writer->n_byte += n_byte;
+    mdp_profile_written(writer->options->profile, n_byte);
     mdp_output_progress(writer->comm, writer->options, writer->output, writer->n_byte, writer->work.n_byte_own);
     return mdp_ok();
 }
@@ -191,8 +211,11 @@ static mdp_status put(void *context, int64_t item, int64_t offset, int64_t n_byt
 /* What this rank's node has put so far becomes durable. */
 static mdp_status settle(void *context) {
     native_writer *writer = context;
+    mdp_phase before = mdp_profile_switch(writer->options->profile, MDP_PHASE_SYNC);
     close_set(writer);
-    return writer->comm->node_rank == 0 ? mdp_h5_sync(writer->partial) : mdp_ok();
+    mdp_status status = writer->comm->node_rank == 0 ? mdp_h5_sync(writer->partial) : mdp_ok();
+    mdp_profile_switch(writer->options->profile, before);
+    return status;
 }
 
 /* Collective on writer->comm. */
@@ -258,6 +281,30 @@ static mdp_status mark_file(const native_writer *writer, mdp_run *runs) {
     return mdp_hdf5_close_written(file, writer->partial, status);
 }
 
+/* Size of the file at writer->partial. */
+static mdp_status size_of_file(const native_writer *writer, int64_t *n_byte) {
+    int fd = -1;
+    MDP_TRY(mdp_file_open_read(writer->partial, &fd));
+    mdp_status status = mdp_file_size(writer->partial, fd, n_byte);
+    mdp_status closed = mdp_file_close(writer->partial, fd);
+    return status.code == MDP_OK ? closed : status;
+}
+
+static int64_t data_bytes(const mdp_native_layout *layout) {
+    int64_t n_byte = 0;
+    for (int64_t i = 0; i < layout->n_item; i++) n_byte += layout->items[i].n_byte;
+    return n_byte;
+}
+
+/* What is in the file beside the data, in whichever steps it came there, counts as written once. */
+static mdp_status count_rest(const native_writer *writer) {
+    int64_t n_byte = 0;
+    if (!writer->options->profile) return mdp_ok();
+    MDP_TRY(size_of_file(writer, &n_byte));
+    mdp_profile_written(writer->options->profile, n_byte - data_bytes(&writer->layout));
+    return mdp_ok();
+}
+
 static mdp_status complete_file(native_writer *writer) {
     mdp_run *runs = NULL;
     MDP_TRY(mdp_work_forget(&writer->work)); /* from here on the metadata may be half written */
@@ -265,7 +312,15 @@ static mdp_status complete_file(native_writer *writer) {
     mdp_status status = mark_file(writer, runs);
     if (status.code == MDP_OK) status = mdp_seal_write(writer->partial, runs, writer->layout.n_set);
     mdp_free(runs);
-    return status;
+    return status.code == MDP_OK ? count_rest(writer) : status;
+}
+
+static mdp_status sync_file(native_writer *writer) {
+    return mdp_h5_sync(writer->partial);
+}
+
+static mdp_status publish(native_writer *writer) {
+    return mdp_output_publish(writer->partial, writer->path);
 }
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
@@ -279,15 +334,17 @@ static mdp_status prepare(native_writer *writer) {
 static mdp_status write_all(native_writer *writer, mdp_reader *reader) {
     const mdp_comm *comm = writer->comm;
     MDP_AGREE(comm, prepare(writer));
+    mdp_profile_switch(writer->options->profile, MDP_PHASE_WAIT_RANKS); /* but for the steps below */
     bool there = comm->rank == 0 && mdp_path_exists(writer->partial);
     MDP_TRY(mdp_work_open_all(comm, writer->options, writer->output, writer->path, there, writer->layout.items,
                               writer->layout.n_item, &writer->work));
     writer->made = comm->rank == 0 && writer->work.continues;
-    if (!writer->work.continues) MDP_AGREE(comm, comm->rank == 0 ? make_file(writer) : mdp_ok());
+    if (!writer->work.continues)
+        MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, make_file) : mdp_ok());
     MDP_TRY(fill_file_all(writer, reader));
-    MDP_AGREE(comm, comm->rank == 0 ? complete_file(writer) : mdp_ok());
-    MDP_TRY(mdp_h5_sync_all(comm, writer->partial));
-    MDP_AGREE(comm, comm->rank == 0 ? mdp_output_publish(writer->partial, writer->path) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, complete_file) : mdp_ok());
+    MDP_AGREE(comm, comm->node_rank == 0 ? in_phase(writer, MDP_PHASE_SYNC, sync_file) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_SYNC, publish) : mdp_ok());
     return mdp_ok();
 }
 
@@ -302,5 +359,59 @@ mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const 
     mdp_native_layout_destroy(&writer.layout);
     mdp_work_close(&writer.work);
     mdp_free(writer.partial);
+    return status;
+}
+
+/* ---- what it would take ---------------------------------------------------------------------------------------- */
+
+/* Make the file but for its data; *n_byte: its size, untouched where there is no place to make it. */
+static mdp_status measure_file(native_writer *writer, int64_t *n_byte) {
+    mdp_run *runs = NULL;
+    hid_t file;
+    char path[MDP_H5_SCRATCH_PATH];
+    mdp_status status = mdp_h5_create_scratch(path, &file);
+    if (status.code == MDP_CANNOT_CREATE && path[0] == '\0') return mdp_ok();
+    writer->partial = path;
+    if (status.code == MDP_OK) status = make_content(writer, file);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&runs, writer->layout.n_set, "places of datasets");
+    if (status.code == MDP_OK) status = mark_file(writer, runs);
+    if (status.code == MDP_OK) status = size_of_file(writer, n_byte);
+    unlink(path);
+    mdp_free(runs);
+    writer->partial = NULL;
+    return status;
+}
+
+/* Before HDF5 has been asked: the data and the texts. */
+static int64_t guess_size(const native_writer *writer) {
+    const mdp_output *output = writer->output;
+    int64_t n_byte = data_bytes(&writer->layout) + output->config_byte;
+    if (output->plan_text) n_byte += (int64_t)strlen(output->plan_text);
+    if (output->provenance_text) n_byte += (int64_t)strlen(output->provenance_text);
+    return n_byte;
+}
+
+static mdp_status add_costs(native_writer *writer, int size, bool exactly, mdp_write_cost *out) {
+    const mdp_native_layout *layout = &writer->layout;
+    int64_t n_byte = guess_size(writer);
+    MDP_TRY(mdp_work_cost(layout->items, layout->n_item, writer->options, size, out));
+    MDP_TRY(MDP_ALLOC(&writer->work.all_digests, layout->n_item, "checksums")); /* empty: their places count */
+    if (exactly) MDP_TRY(measure_file(writer, &n_byte));
+    out->shares[0].bytes_written += n_byte - data_bytes(layout);
+    out->beside += HDF5_MEMORY + layout->n_set * (int64_t)(sizeof(mdp_native_set) + SET_MEMORY);
+    return mdp_ok();
+}
+
+mdp_status mdp_write_native_cost(const mdp_output *output, const mdp_write_options *options, int size, bool exactly,
+                                 mdp_write_cost *out) {
+    native_writer writer = {.output = output, .options = options};
+    writer.set = writer.file = writer.dataset = writer.space = writer.type = -1;
+    *out = (mdp_write_cost){0};
+    mdp_h5_silence silence = mdp_h5_silence_begin();
+    mdp_status status = mdp_native_layout_make(output, &writer.layout);
+    if (status.code == MDP_OK) status = add_costs(&writer, size, exactly, out);
+    mdp_h5_silence_end(silence);
+    mdp_native_layout_destroy(&writer.layout);
+    mdp_work_close(&writer.work);
     return status;
 }

@@ -103,6 +103,7 @@ typedef struct mdp_session {
     mdp_comm *asked;        /* by --ranks; nobody communicates by it; NULL: not given; owned */
     int64_t at_start;       /* bytes that the largest rank has before anything heavy; the same on every rank */
     int64_t beside;         /* bytes that a rank will come to have beside the engine */
+    int64_t copy_byte;      /* memory for copying into a result; 0: as much as is of use */
     mdp_options *options;   /* owned */
     int n_word;             /* the command line, for report.json */
     char **words;           /* [n_word] borrowed */

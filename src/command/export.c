@@ -44,8 +44,8 @@ static mdp_status write_all(mdp_session *session, const mdp_output *output) {
     const char *folder = mdp_session_option(session, OPTION_OUT)->text;
     mdp_estimate estimate = {.phase = "export"};
     MDP_TRY(mdp_session_open_resume_all(session, false));
-    MDP_TRY(mdp_session_check_output_all(session, folder, output->tensor_byte));
-    mdp_estimate_add_copy(&estimate, output->tensor_byte);
+    MDP_TRY(mdp_session_add_hf_all(session, output, &estimate));
+    MDP_TRY(mdp_session_check_output_all(session, folder, estimate.bytes_written));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     MDP_TRY(mdp_session_write_hf_all(session, output, folder));

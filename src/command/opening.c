@@ -28,24 +28,29 @@ static int64_t available_memory(void) {
     return kib * 1024;
 }
 
-static mdp_status check_memory(const mdp_comm *comm, int64_t need) {
+/* `instead`: what else than fewer ranks would do. */
+static mdp_status check_memory(const mdp_comm *comm, int64_t need, const char *instead) {
     int64_t available = available_memory();
     char a[32], b[32], name[MPI_MAX_PROCESSOR_NAME] = "";
     int n_char = 0;
     if (available == 0 || need <= available / comm->node_size) return mdp_ok();
     MPI_Get_processor_name(name, &n_char);
-    return MDP_ERROR(
-        MDP_USAGE,
-        "%d ranks need %s each on node %s, which has %s free. Use at most %lld ranks a node, fewer threads, "
-        "or a smaller --batch-tokens.",
-        comm->node_size, mdp_print_bytes(a, need), name, mdp_print_bytes(b, available), (long long)(available / need));
+    return MDP_ERROR(MDP_USAGE, "%d ranks need %s each on node %s, which has %s free. Use at most %lld ranks a node%s.",
+                     comm->node_size, mdp_print_bytes(a, need), name, mdp_print_bytes(b, available),
+                     (long long)(available / need), instead);
+}
+
+mdp_status mdp_session_check_node(const mdp_session *session, int64_t memory) {
+    const char *instead = session->gemm ? ", fewer threads, or a smaller --batch-tokens" : "";
+    if (session->layout != session->comm) return mdp_ok();
+    return check_memory(session->comm, memory - session->at_start, instead);
 }
 
 static mdp_status cost_of(const mdp_session *session, const mdp_tokens *tokens, const mdp_pass *pass,
                           mdp_forward_cost *cost) {
     mdp_forward_options options = mdp_session_forward_options(session);
     MDP_TRY(mdp_forward_cost_of(session->layout, session->model, tokens, pass, &options, cost));
-    return session->layout == session->comm ? check_memory(session->comm, cost->memory - session->at_start) : mdp_ok();
+    return mdp_session_check_node(session, cost->memory);
 }
 
 mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte) {
@@ -96,6 +101,21 @@ mdp_status mdp_session_add_pass_all(const mdp_session *session, const char *name
         estimate->n_batch = cost.n_batch;
     }
     return mdp_ok();
+}
+
+mdp_status mdp_session_add_shares(const mdp_session *session, const char *name, const mdp_write_share *shares,
+                                  mdp_estimate *estimate) {
+    int size = session->layout->size;
+    mdp_rank_cost *ranks = NULL, total = {0}, least = {0}, most = {0};
+    MDP_TRY(MDP_ALLOC(&ranks, size, "costs of ranks"));
+    for (int r = 0; r < size; r++) {
+        ranks[r] = (mdp_rank_cost){.bytes_read = shares[r].bytes_read, .bytes_written = shares[r].bytes_written};
+        mdp_rank_cost_add(&ranks[r], &total);
+    }
+    mdp_rank_cost_bound(ranks, size, &least, &most);
+    mdp_free(ranks);
+    estimate->bytes_written += total.bytes_written;
+    return add_costs(session, name, total.bytes_read, &total, &least, &most, estimate);
 }
 
 void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte) {
@@ -223,10 +243,16 @@ static double seconds_of(const mdp_session *session, const mdp_estimate *estimat
 static void ranks_line(const mdp_estimate *estimate, line *out) {
     char a[32], b[32];
     add(out, "ranks    ");
-    add_flop(out, (double)estimate->least.flop, "FLOP to ");
-    add_flop(out, (double)estimate->most.flop, "FLOP");
-    add(out, "   read %s to %s through the page cache", mdp_print_bytes(a, estimate->least.bytes_read),
+    if (estimate->total.flop > 0) {
+        add_flop(out, (double)estimate->least.flop, "FLOP to ");
+        add_flop(out, (double)estimate->most.flop, "FLOP   ");
+    }
+    add(out, "read %s to %s through the page cache", mdp_print_bytes(a, estimate->least.bytes_read),
         mdp_print_bytes(b, estimate->most.bytes_read));
+    if (estimate->most.bytes_written > 0)
+        add(out, "   write %s to %s", mdp_print_bytes(a, estimate->least.bytes_written),
+            mdp_print_bytes(b, estimate->most.bytes_written));
+    if (estimate->total.flop == 0) return;
     add(out, "   send about %s", mdp_print_bytes(a, estimate->most.bytes_sent));
     if (estimate->most.bytes_away > 0)
         add(out, " (%s of it to other nodes)", mdp_print_bytes(a, estimate->most.bytes_away));
@@ -239,7 +265,7 @@ static void pass_line(const json_t *pass, line *out) {
     const json_t *cost = json_object_get(pass, "all_ranks");
     add(out, "pass     %s", json_string_value(json_object_get(pass, "pass")));
     double flop = (double)json_integer_value(json_object_get(cost, "flop"));
-    add(out, " ");
+    if (flop > 0.0) add(out, " ");
     if (flop > 0.0) add_flop(out, flop, "FLOP");
     add(out, "   read %s", mdp_print_bytes(a, json_integer_value(json_object_get(pass, "bytes_read"))));
     int64_t n_written = json_integer_value(json_object_get(cost, "bytes_written"));
@@ -319,7 +345,7 @@ static mdp_status say_lines(const mdp_session *session, const mdp_estimate *esti
         pass_line(json_array_get(session->foretold, i), &pass);
         say(session, &pass);
     }
-    if (mdp_session_option(session, OPTION_DRY_RUN)->flag && estimate->total.flop > 0) {
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag && json_array_size(session->foretold) > 0) {
         line ranks = {.used = 0};
         ranks_line(estimate, &ranks);
         say(session, &ranks);

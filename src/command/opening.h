@@ -30,6 +30,11 @@ int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue);
 
 /* Add a copy of n_byte bytes from the model to a result. */
 void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte);
+/* Add the writing of a result by the ranks of the layout, known as `name`: shares [session->layout->size]. Local. */
+mdp_status mdp_session_add_shares(const mdp_session *session, const char *name, const mdp_write_share *shares,
+                                  mdp_estimate *estimate);
+/* Refuse what the ranks of this node cannot have. Local. */
+mdp_status mdp_session_check_node(const mdp_session *session, int64_t memory);
 /* Speed by --gflops-per-rank, or measured when it is a dry run or a long one; then the opening lines: on stdout for a
  * dry run (as JSON with --json), else on stderr. Collective. */
 mdp_status mdp_session_open_lines_all(const mdp_session *session, mdp_estimate *estimate);

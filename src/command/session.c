@@ -214,11 +214,14 @@ static mdp_status print_profiles(const mdp_session *session, char **out) {
     return status;
 }
 
-/* profile.json in a folder, FILE.profile.json beside a file. */
+/* profile.json in a folder of results, OUT.profile.json beside a file and beside a checkpoint. */
 static mdp_status name_profiles(const mdp_session *session, char **out) {
     const char *path = mdp_session_option(session, OPTION_OUT)->text;
-    return mdp_path_is_folder(path) ? mdp_path_join(out, path, "profile.json")
-                                    : mdp_format(out, "%s.profile.json", path);
+    size_t n = strlen(path);
+    if (session->options->bit != COMMAND_EXPORT && mdp_path_is_folder(path))
+        return mdp_path_join(out, path, "profile.json");
+    while (n > 1 && path[n - 1] == '/') n--;
+    return mdp_format(out, "%.*s.profile.json", (int)n, path);
 }
 
 mdp_status mdp_session_write_profiles_all(const mdp_session *session) {

@@ -4,7 +4,11 @@
 #include "command/feasible.h"
 #include "command/mtp.h"
 
-#define COPY_BYTE (16ll << 20) /* memory for copying, per rank */
+#define COPY_BYTE (16ll << 20)      /* memory for copying, per rank */
+#define LEAST_COPY_BYTE (1ll << 20) /* what is taken where --memory leaves little */
+
+/* What MPI and HDF5 come to hold once they work (measured, doc/engine.md). */
+#define LIBRARY_BYTE (1ll << 20)
 #define STEP_BYTE 1000000ll
 
 /* Steps of the progress line: megabytes begun. */
@@ -17,22 +21,35 @@ static void show(void *context, int64_t n_byte_done, int64_t n_byte_total) {
     mdp_progress_update(context, n_step, (double)n_byte_done);
 }
 
+static const char *name_of(mdp_container container) {
+    return container == MDP_NATIVE ? "write model.h5" : "write hf";
+}
+
+static mdp_write_options options_of(const mdp_session *session) {
+    return (mdp_write_options){.overwrite = mdp_session_may_replace(session),
+                               .shard_byte = mdp_session_option(session, OPTION_SHARD_SIZE)->integer,
+                               .buffer_byte = session->copy_byte > 0 ? session->copy_byte : COPY_BYTE,
+                               .resume = session->resume};
+}
+
 static mdp_status copy_all(mdp_container container, const mdp_session *session, const mdp_output *output,
                            const char *path) {
     mdp_progress *progress = NULL;
+    mdp_profile profile;
+    mdp_profile_begin(&profile);
     mdp_status status = mdp_agree_all(session->comm, mdp_progress_new(&progress, session->log, "write", "MB",
                                                                       count_steps(output->tensor_byte), "bytes"));
-    mdp_write_options options = {.overwrite = mdp_session_may_replace(session),
-                                 .shard_byte = mdp_session_option(session, OPTION_SHARD_SIZE)->integer,
-                                 .buffer_byte = COPY_BYTE,
-                                 .written = show,
-                                 .context = progress,
-                                 .resume = session->resume};
+    mdp_write_options options = options_of(session);
+    options.written = show;
+    options.context = progress;
+    options.profile = session->profiles ? &profile : NULL;
     if (status.code == MDP_OK && container == MDP_NATIVE)
         status = mdp_write_native_all(session->comm, session->reader, output, path, &options);
     else if (status.code == MDP_OK)
         status = mdp_write_hf_all(session->comm, session->reader, output, path, &options);
     mdp_progress_destroy(progress);
+    if (status.code == MDP_OK && session->profiles)
+        status = mdp_profile_tell_all(session->comm, &profile, name_of(container), session->log, session->profiles);
     return status;
 }
 
@@ -113,16 +130,74 @@ static mdp_status describe_folder(const mdp_session *session, const mdp_plan *pl
     return mdp_session_excerpt(session, *out);
 }
 
-mdp_status mdp_session_result_bytes(const mdp_session *session, const mdp_plan *plan, const mdp_output *output,
-                                    mdp_result_bytes *out) {
+/* ---- what it will take ----------------------------------------------------------------------------------------- */
+
+static mdp_status cost_of(mdp_container container, const mdp_session *session, const mdp_output *output,
+                          mdp_write_cost *out) {
+    const mdp_write_options options = options_of(session);
+    bool exactly = session->comm->rank == 0 && mdp_session_option(session, OPTION_DRY_RUN)->flag;
+    if (container == MDP_NATIVE) return mdp_write_native_cost(output, &options, session->layout->size, exactly, out);
+    return mdp_write_hf_cost(output, &options, session->layout->size, out);
+}
+
+static mdp_status too_little(const mdp_session *session, int64_t need) {
+    char given[32], least[32];
+    return MDP_ERROR(MDP_USAGE,
+                     "--memory %s is too little: %s a rank are needed to write the result. Give --memory %lld.",
+                     mdp_print_bytes(given, mdp_session_option(session, OPTION_MEMORY)->integer),
+                     mdp_print_bytes(least, need), (long long)need);
+}
+
+/* Buffers as --memory allows, and what the largest rank has with them. Local. */
+static mdp_status fit(mdp_session *session, const mdp_write_cost *cost, mdp_estimate *estimate) {
+    int64_t given = mdp_session_option(session, OPTION_MEMORY)->integer, copying = cost->copying;
+    int64_t fixed = session->at_start + LIBRARY_BYTE + cost->beside;
+    if (given > 0 && fixed + copying > given) {
+        copying = given - fixed;
+        if (copying < LEAST_COPY_BYTE) return too_little(session, fixed + LEAST_COPY_BYTE);
+        if (session->copy_byte == 0 || copying < session->copy_byte) session->copy_byte = copying;
+    }
+    if (fixed + copying > estimate->memory) estimate->memory = fixed + copying;
+    return mdp_session_check_node(session, estimate->memory);
+}
+
+static mdp_status add_write(mdp_container container, mdp_session *session, const mdp_output *output,
+                            mdp_estimate *estimate) {
+    mdp_write_cost cost = {0};
+    mdp_status status = cost_of(container, session, output, &cost);
+    if (status.code == MDP_OK) status = fit(session, &cost, estimate);
+    if (status.code == MDP_OK) status = mdp_session_add_shares(session, name_of(container), cost.shares, estimate);
+    mdp_write_cost_free(&cost);
+    return status;
+}
+
+static mdp_status add_folder(mdp_session *session, const mdp_plan *plan, const mdp_output *output,
+                             mdp_estimate *estimate) {
     mdp_output *unequal = NULL;
-    *out = (mdp_result_bytes){.native = mdp_session_wants_native(session) ? output->tensor_byte : 0};
-    if (!mdp_session_wants_hf(session)) return mdp_ok();
     mdp_status status = output->uniform ? mdp_ok() : describe_folder(session, plan, output, &unequal);
-    if (status.code == MDP_OK) out->folder = unequal ? unequal->tensor_byte : output->tensor_byte;
+    if (status.code == MDP_OK) status = add_write(MDP_HF_FOLDER, session, unequal ? unequal : output, estimate);
     mdp_output_destroy(unequal);
     return status;
 }
+
+static mdp_status add_writes(mdp_session *session, const mdp_plan *plan, const mdp_output *output,
+                             mdp_estimate *estimate) {
+    if (mdp_session_wants_native(session)) MDP_TRY(add_write(MDP_NATIVE, session, output, estimate));
+    return mdp_session_wants_hf(session) ? add_folder(session, plan, output, estimate) : mdp_ok();
+}
+
+mdp_status mdp_session_add_writes_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output,
+                                      mdp_estimate *estimate) {
+    MDP_TRY(mdp_session_weigh_all(session, 0));
+    return mdp_agree_all(session->comm, add_writes(session, plan, output, estimate));
+}
+
+mdp_status mdp_session_add_hf_all(mdp_session *session, const mdp_output *output, mdp_estimate *estimate) {
+    MDP_TRY(mdp_session_weigh_all(session, 0));
+    return mdp_agree_all(session->comm, add_write(MDP_HF_FOLDER, session, output, estimate));
+}
+
+/* ---- both containers ------------------------------------------------------------------------------------------- */
 
 static mdp_status write_unequal_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     mdp_output *unequal = NULL;

@@ -1,8 +1,10 @@
 """--profile: where the time of a pass goes, and what is counted on the way."""
 import json
+import re
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,7 +60,7 @@ def test_run_writes_the_profile_of_each_pass_into_its_folder(tmp_path):
     mdp.succeed(2, "run", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--eval-tokens", tokens, "--method", "reap", "--keep",
                 6, "--out", tmp_path / "out", "--profile")
     passes = mdp.read_json(tmp_path / "out" / "profile.json")["passes"]
-    assert [one["pass"] for one in passes] == ["observe", "eval"]
+    assert [one["pass"] for one in passes] == ["observe", "eval", "write model.h5"]
     assert passes[0]["phases"]["observers"]["seconds"]["max"] > 0.0
     assert passes[0]["phases"]["head"]["flop"]["total"] == 0 < passes[1]["phases"]["head"]["flop"]["total"]
 
@@ -143,3 +145,89 @@ def test_a_dry_run_is_about_any_number_of_ranks_and_nodes(tmp_path):
     assert said[64]["most_of_a_rank"]["flop"] < said[1]["flop"]
     mdp.refuse(1, 2, "--ranks asks about ranks that need not exist, so it goes with --dry-run only", *words, "--out", tmp_path / "e",
                "--ranks", 3)
+
+
+# ---- writing
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """A model of 33 MB whose weights are random, so that nothing of it is a hole, and a plan that keeps half of its experts."""
+    folder = tmp_path_factory.mktemp("pruned")
+    mdp.tool("make-shape-model", "--hidden", 512, "--intermediate", 512, "--layers", 2, "--experts", 8, "--vocab", 4096, "--out",
+             folder / "model")
+    mdp.succeed(1, "plan", "--model", folder / "model", "--method", "random", "--keep", 4, "--out", folder / "plan.json")
+    return folder
+
+
+def apply_to(pruned, out, form, *words):
+    return ["apply", "--model", pruned / "model", "--plan", pruned / "plan.json", "--format", form, "--out", out, *words]
+
+
+def size_of(path):
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+
+
+RESULTS = {"hdf5": {"write model.h5": "model.h5"}, "safetensors": {"write hf": "hf"}}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("form", ["hdf5", "safetensors"])
+def test_writing_has_a_profile_whose_bytes_are_foretold_exactly(form, ranks, pruned, tmp_path):
+    out = tmp_path / "out"
+    said = json.loads(mdp.succeed(1, *apply_to(pruned, out, form, "--dry-run", "--json", "--ranks", ranks)).stdout)
+    assert not out.exists()
+    mdp.succeed(ranks, *apply_to(pruned, out, form, "--profile"))
+    (one,) = mdp.read_json(out / "profile.json")["passes"]
+    result = out / RESULTS[form][one["pass"]]
+    for column in ("seconds", "bytes_read", "bytes_written"):
+        assert sum(phase[column]["mean"] for phase in one["phases"].values()) == pytest.approx(one["all"][column]["mean"], rel=1e-6)
+    assert said["bytes_written"] == one["all"]["bytes_written"]["total"] == size_of(result)
+    assert said["bytes_read"] == one["all"]["bytes_read"]["total"]
+    for key, of in (("least_of_a_rank", "min"), ("most_of_a_rank", "max")):
+        assert said[key]["bytes_read"] == one["all"]["bytes_read"][of]
+        assert said[key]["bytes_written"] == one["all"]["bytes_written"][of]
+    tensors = load_files(result if form == "safetensors" else exported(out, tmp_path / "hf"))
+    kept = sum(t.numel() * t.element_size() for t in tensors.values())
+    assert one["phases"]["read"]["bytes_read"]["total"] == kept + side_files(pruned / "model")
+    assert one["phases"]["write"]["seconds"]["max"] > 0.0 and (one["phases"]["wait-ranks"]["seconds"]["max"] > 0.0)
+
+
+def load_files(folder):
+    return {key: tensor for path in folder.glob("*.safetensors") for key, tensor in safetensors.torch.load_file(path).items()}
+
+
+def exported(out, folder):
+    mdp.succeed(1, "export", "--model", out / "model.h5", "--out", folder)
+    return folder
+
+
+def side_files(folder):
+    """Bytes of what is copied beside weights."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".safetensors" and path.name not in
+               ("config.json", "model.safetensors.index.json"))
+
+
+@pytest.mark.parametrize("form, times", [("hdf5", 1), ("safetensors", 1), ("both", 2)])
+def test_ranks_of_a_node_read_each_byte_once_for_a_result_by_the_count_of_the_kernel(form, times, pruned, tmp_path):
+    """Against `info`, which reads what every start reads, and a dry run, which reads what is needed to know the model."""
+    ranks = 3
+
+    def count(*words):
+        mdp.succeed(ranks, *words, within=[mdp.PYTHON, mdp.TESTS / "reads_of.py", tmp_path])
+        return sum(int((tmp_path / f"reads-{rank}").read_text()) for rank in range(ranks))
+
+    before = count(*apply_to(pruned, tmp_path / "dry", "safetensors", "--dry-run"))
+    found = count(*apply_to(pruned, tmp_path / "out", form, "--profile")) - before
+    read = sum(one["all"]["bytes_read"]["total"] for one in mdp.read_json(tmp_path / "out" / "profile.json")["passes"])
+    assert times * 0.4 * size_of(pruned / "model") < read < times * 0.7 * size_of(pruned / "model")  # half of the experts, and the rest
+    assert read <= found <= read + 2_000_000 * ranks
+
+
+def test_export_has_a_profile(pruned, tmp_path):
+    mdp.succeed(2, *apply_to(pruned, tmp_path / "out", "hdf5"))
+    words = ["export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "hf"]
+    said = json.loads(mdp.succeed(2, *words, "--dry-run", "--json").stdout)
+    result = mdp.succeed(2, *words, "--profile")
+    assert re.search(r"^plan +export +read .* a rank   write", result.stderr, re.M), str(result)
+    (one,) = mdp.read_json(tmp_path / "hf.profile.json")["passes"]
+    assert said["bytes_written"] == one["all"]["bytes_written"]["total"] == size_of(tmp_path / "hf")
