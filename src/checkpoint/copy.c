@@ -9,7 +9,9 @@
 #include <string.h>
 
 #define N_SLOT 2
-#define SMALLEST_SLOT 64 /* bytes; above the largest unit */
+#define SMALLEST_SLOT 64                 /* bytes; above the largest unit */
+#define AHEAD_BYTE (INT64_C(32) << 20)   /* the system is told this early what will be read */
+#define ANNOUNCE_BYTE (INT64_C(4) << 20) /* so much at a time */
 
 typedef struct copy_slot {
     char *data;
@@ -25,6 +27,8 @@ typedef struct cursor {
 
 typedef struct copy_pump {
     const mdp_copy *copy;
+    cursor announced;
+    int64_t n_announced, n_read; /* bytes */
     int64_t slot_byte;
     mdp_hash *hash;
     copy_slot slots[N_SLOT];
@@ -110,6 +114,29 @@ static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_b
     return mdp_ok();
 }
 
+/* Tell the system what will be read next. What it reads ahead by itself goes on where items that are not wanted begin.
+ */
+static void announce(copy_pump *pump) {
+    cursor *at = &pump->announced;
+    while (at->item < pump->copy->announce_last && pump->n_announced < pump->n_read + AHEAD_BYTE) {
+        const mdp_copy_item *item = &pump->copy->items[at->item];
+        if (at->segment == item->n_segment) {
+            *at = (cursor){.item = at->item + 1};
+            continue;
+        }
+        const mdp_segment *segment = &item->segments[at->segment];
+        int64_t left = segment->n_byte - at->segment_offset, n = left < ANNOUNCE_BYTE ? left : ANNOUNCE_BYTE;
+        if (segment->source)
+            mdp_reader_announce(pump->copy->reader, segment->source->file,
+                                segment->source->offset + segment->offset + at->segment_offset, n);
+        at->segment_offset += n;
+        pump->n_announced += n;
+        if (n < left) continue;
+        at->segment++;
+        at->segment_offset = 0;
+    }
+}
+
 /* Wait until the main thread has emptied the slot; false when it wants no more. */
 static bool await_empty(copy_pump *pump, const copy_slot *slot) {
     pthread_mutex_lock(&pump->lock);
@@ -138,8 +165,10 @@ static mdp_status read_item(copy_pump *pump, int64_t item, int64_t *turn, bool *
         slot->item = item;
         slot->offset = at.offset;
         slot->n_byte = piece_bytes(pump, &at);
+        announce(pump);
         double start = mdp_seconds();
         MDP_TRY(read_piece(pump, &at, slot->data, slot->n_byte));
+        pump->n_read += slot->n_byte;
         double read = mdp_seconds();
         mdp_hash_update(pump->hash, slot->data, slot->n_byte);
         pump->read_time += read - start;
@@ -245,7 +274,7 @@ int64_t mdp_copy_memory(const mdp_copy_item *items, int64_t n_item, int64_t buff
 mdp_status mdp_copy_run(const mdp_copy *copy) {
     if (copy->first == copy->last) return mdp_ok();
     int64_t slot_byte = choose_slot_bytes(copy->items + copy->first, copy->last - copy->first, copy->buffer_byte);
-    copy_pump pump = {.copy = copy, .slot_byte = slot_byte, .status = mdp_ok()};
+    copy_pump pump = {.copy = copy, .announced = {.item = copy->first}, .slot_byte = slot_byte, .status = mdp_ok()};
     mdp_phase before = mdp_profile_switch(copy->profile, MDP_PHASE_WRITE);
     pthread_mutex_init(&pump.lock, NULL);
     pthread_cond_init(&pump.changed, NULL);

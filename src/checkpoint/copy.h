@@ -18,9 +18,10 @@ typedef mdp_status mdp_copy_put_fn(void *context, int64_t item, int64_t offset, 
 typedef struct mdp_copy {
     mdp_reader *reader;
     const mdp_copy_item *items;
-    int64_t first, last; /* items first .. last-1 are this rank's */
-    int64_t buffer_byte; /* memory for the two buffers together */
-    int64_t count_max;   /* largest number of units in one piece */
+    int64_t first, last;   /* items first .. last-1 are this rank's */
+    int64_t announce_last; /* it will go on to this one */
+    int64_t buffer_byte;   /* memory for the two buffers together */
+    int64_t count_max;     /* largest number of units in one piece */
     mdp_copy_put_fn *put;
     void *context;
     mdp_digest *digests;  /* [last - first] checksum of each item; filled */

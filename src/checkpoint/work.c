@@ -235,6 +235,7 @@ mdp_status mdp_work_run_all(mdp_work *work, const mdp_copy *copy, mdp_settle_fn 
         part.profile = work->profile;
         part.first = first;
         part.last = r + 1 < n_round ? round_end(work->items, first, work->last, (r + 1) * n_byte, &done) : work->last;
+        part.announce_last = work->last;
         part.digests = work->digests + (first - work->first);
         first = part.last;
         MDP_AGREE(work->comm, mdp_copy_run(&part));
