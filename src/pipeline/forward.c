@@ -63,7 +63,8 @@ static void tell_unshared(const mdp_forward *forward, const mdp_engine *engine) 
     const mdp_status why = mdp_engine_unshared(engine);
     if (why.code == MDP_OK) return;
     mdp_log_message(forward->options->log, MDP_LEVEL_WARN,
-                    "%s: attention to few texts is not shared by the ranks of a node, which takes longer: %s",
+                    "%s: attention to few texts is not shared by the ranks of a node, which takes longer and, on ranks "
+                    "with texts, more memory than foretold: %s",
                     forward->phase, why.text);
 }
 
