@@ -28,7 +28,7 @@ typedef struct cursor {
 typedef struct copy_pump {
     const mdp_copy *copy;
     cursor announced;
-    int64_t n_announced, n_read; /* bytes */
+    int64_t n_announced; /* bytes of files */
     int64_t slot_byte;
     mdp_hash *hash;
     copy_slot slots[N_SLOT];
@@ -126,11 +126,12 @@ static void announce(copy_pump *pump) {
         }
         const mdp_segment *segment = &item->segments[at->segment];
         int64_t left = segment->n_byte - at->segment_offset, n = left < ANNOUNCE_BYTE ? left : ANNOUNCE_BYTE;
-        if (segment->source)
+        if (segment->source) {
             mdp_reader_announce(pump->copy->reader, segment->source->file,
                                 segment->source->offset + segment->offset + at->segment_offset, n);
+            pump->n_announced += n;
+        }
         at->segment_offset += n;
-        pump->n_announced += n;
         if (n < left) continue;
         at->segment++;
         at->segment_offset = 0;
@@ -168,7 +169,6 @@ static mdp_status read_item(copy_pump *pump, int64_t item, int64_t *turn, bool *
         announce(pump);
         double start = mdp_seconds();
         MDP_TRY(read_piece(pump, &at, slot->data, slot->n_byte));
-        pump->n_read += slot->n_byte;
         double read = mdp_seconds();
         mdp_hash_update(pump->hash, slot->data, slot->n_byte);
         pump->read_time += read - start;
