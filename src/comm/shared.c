@@ -131,7 +131,7 @@ mdp_status mdp_shared_new_all(const mdp_comm *comm, int64_t n_byte, mdp_shared *
     shared->window = MPI_WIN_NULL;
     shared->rank = comm->rank;
     status = mdp_agree_all(comm, mdp_comm_node_all(comm, &shared->node));
-    if (status.code != MDP_OK) {
+    if (status.code != MDP_OK || !shared->node) { /* agreed: there on every rank or on none */
         mdp_shared_destroy_all(shared);
         return status;
     }
