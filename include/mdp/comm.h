@@ -40,8 +40,12 @@ mdp_status mdp_mpi_status(int mpi_code, const char *what);
 /* Collective on `comm`. Make a local status common: every rank returns the error of the lowest rank whose status is
  * one, text included; MDP_OK when no rank failed. Costs one small Allreduce in the good case. */
 mdp_status mdp_agree_all(const mdp_comm *comm, mdp_status local);
-/* After a local phase: all ranks leave together when any failed. */
-#define MDP_AGREE(comm, local) MDP_TRY(mdp_agree_all((comm), (local)))
+/* After a local phase: all ranks leave together when any failed. Analyzers are told that this rank then does. */
+#define MDP_AGREE(comm, local)                                                                                         \
+    do {                                                                                                               \
+        mdp_status mdp_own_ = (local), mdp_agreed_ = mdp_agree_all((comm), mdp_own_);                                  \
+        if (mdp_agreed_.code != MDP_OK || mdp_own_.code != MDP_OK) return mdp_agreed_;                                 \
+    } while (0)
 
 /* Collectives, int64 counts, split into calls of at most comm->count_max elements. Collective on `comm`. */
 mdp_status mdp_bcast_all(const mdp_comm *comm, void *data, int64_t n_byte, int root);

@@ -230,7 +230,7 @@ mdp_status mdp_session_write_profiles_all(const mdp_session *session) {
     mdp_status status = name_profiles(session, &path);
     if (status.code == MDP_OK) status = print_profiles(session, &text);
     status = mdp_agree_all(session->comm, status);
-    if (status.code == MDP_OK) status = mdp_session_write_text_all(session, path, text);
+    if (status.code == MDP_OK && text) status = mdp_session_write_text_all(session, path, text);
     mdp_free(path);
     mdp_free(text);
     return status;
