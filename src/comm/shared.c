@@ -43,12 +43,12 @@ static mdp_status look_for_room(const mdp_comm *comm, int64_t n_byte) {
     return n_byte > room ? too_small(n_byte, room) : mdp_ok();
 }
 
-/* Make the pages of this rank's part, near to it where memory has places. */
-static mdp_status make_pages(const mdp_comm *node, char *memory, int64_t n_byte) {
+/* Make the pages of run `i` of `n` where they are not there, and show them to this process. */
+static mdp_status make_pages(char *memory, int64_t n_byte, int i, int n) {
 #ifdef MADV_POPULATE_WRITE
     int64_t page = sysconf(_SC_PAGESIZE), before = (int64_t)((uintptr_t)memory % (uintptr_t)page);
     int64_t n_page = (before + n_byte + page - 1) / page;
-    int64_t first = n_page * node->rank / node->size, end = n_page * (node->rank + 1) / node->size;
+    int64_t first = n_page * i / n, end = n_page * (i + 1) / n;
     if (first == end ||
         madvise(memory - before + first * page, (size_t)((end - first) * page), MADV_POPULATE_WRITE) == 0)
         return mdp_ok();
@@ -57,9 +57,10 @@ static mdp_status make_pages(const mdp_comm *node, char *memory, int64_t n_byte)
     return MDP_ERROR(MDP_INTERNAL, "%s of memory that the ranks of a node share cannot be had: %s",
                      mdp_print_bytes(need, n_byte), strerror(errno));
 #else
-    (void)node;
     (void)memory;
     (void)n_byte;
+    (void)i;
+    (void)n;
     return mdp_ok();
 #endif
 }
@@ -93,7 +94,6 @@ static mdp_status make_window_all(mdp_shared *shared, int64_t n_byte) {
                            "finding memory that the ranks of a node share"));
     MDP_TRY(mdp_mpi_status(MPI_Win_lock_all(MPI_MODE_NOCHECK, shared->window), "opening memory for all of a node"));
     shared->locked = true;
-    MDP_TRY(make_pages(shared->node, memory, n_byte));
     shared->memory = memory;
     shared->n_byte = n_byte;
     return mdp_ok();
@@ -115,6 +115,12 @@ static mdp_status share_all(const mdp_comm *comm, mdp_shared *shared, int64_t n_
     MDP_AGREE(shared->node, status);
     MDP_AGREE(shared->node, look_for_others_all(shared->node));
     status = mdp_agree_all(shared->node, make_window_all(shared, n_byte));
+    /* Each rank makes a part, near to it where memory has places. Then each looks at all: a page counts in equal parts
+     * for those who have looked at it, so who comes first to the work would have the most for a while. */
+    if (status.code == MDP_OK)
+        status =
+            mdp_agree_all(shared->node, make_pages(shared->memory, n_byte, shared->node->rank, shared->node->size));
+    if (status.code == MDP_OK) status = mdp_agree_all(shared->node, make_pages(shared->memory, n_byte, 0, 1));
     if (status.code != MDP_OK) free_window_all(shared);
     return status;
 }

@@ -74,7 +74,6 @@ static void free_state(mdp_state *state) {
 
 void mdp_engine_destroy_all(mdp_engine *engine) {
     if (!engine) return;
-    mdp_shared_destroy_all(engine->shared);
     mdp_panel_stream_destroy(engine->stream);
     mdp_stack_destroy(engine->stack);
     mdp_exchange_room_destroy(engine->room);
@@ -87,6 +86,7 @@ void mdp_engine_destroy_all(mdp_engine *engine) {
     mdp_free(engine->input);
     mdp_free(engine->ids);
     mdp_free(engine->category);
+    mdp_shared_destroy_all(engine->shared); /* last: who leaves it later has it for others too */
     mdp_free(engine);
 }
 
