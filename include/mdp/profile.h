@@ -45,6 +45,9 @@ typedef struct mdp_profile {
 void mdp_profile_begin(mdp_profile *profile);
 /* From now on it is `phase`; returns what it was. */
 mdp_phase mdp_profile_switch(mdp_profile *profile, mdp_phase phase);
+/* Do one step in a phase of its own. */
+typedef mdp_status mdp_profile_step_fn(void *context);
+mdp_status mdp_profile_step(mdp_profile *profile, mdp_phase phase, mdp_profile_step_fn *step, void *context);
 /* Add operations, bytes read, bytes sent (n_away of them to other nodes), bytes written to the phase of this moment. */
 void mdp_profile_flop(mdp_profile *profile, int64_t flop);
 void mdp_profile_read(mdp_profile *profile, int64_t n_byte);

@@ -32,6 +32,13 @@ mdp_phase mdp_profile_switch(mdp_profile *profile, mdp_phase phase) {
     return before;
 }
 
+mdp_status mdp_profile_step(mdp_profile *profile, mdp_phase phase, mdp_profile_step_fn *step, void *context) {
+    mdp_phase before = mdp_profile_switch(profile, phase);
+    mdp_status status = step(context);
+    mdp_profile_switch(profile, before);
+    return status;
+}
+
 void mdp_profile_flop(mdp_profile *profile, int64_t flop) {
     if (profile) profile->flop[profile->phase] += flop;
 }

@@ -32,15 +32,6 @@ typedef struct hf_writer {
     int fd;         /* of that */
 } hf_writer;
 
-/* One local step of the writer, in a phase of its own. */
-typedef mdp_status step_fn(hf_writer *writer);
-static mdp_status in_phase(hf_writer *writer, mdp_phase phase, step_fn *step) {
-    mdp_phase before = mdp_profile_switch(writer->options->profile, phase);
-    mdp_status status = step(writer);
-    mdp_profile_switch(writer->options->profile, before);
-    return status;
-}
-
 /* ---- rank 0 makes the files ---------------------------------------------------------------------------------- */
 
 static mdp_status set_size(const char *path, int fd, int64_t n_byte) {
@@ -78,7 +69,8 @@ end:
     return status;
 }
 
-static mdp_status make_files(hf_writer *writer) {
+static mdp_status make_files(void *context) {
+    hf_writer *writer = context;
     MDP_TRY(mdp_output_check_target(writer->folder, true, writer->options->overwrite));
     MDP_TRY(mdp_folder_remove(writer->partial));
     writer->made = true;
@@ -255,7 +247,8 @@ static mdp_status make_texts(const hf_writer *writer, char **index, char **manif
     return status;
 }
 
-static mdp_status describe_files(hf_writer *writer) {
+static mdp_status describe_files(void *context) {
+    const hf_writer *writer = context;
     char *index = NULL, *manifest = NULL;
     mdp_status status = make_texts(writer, &index, &manifest);
     if (status.code == MDP_OK)
@@ -268,7 +261,8 @@ static mdp_status describe_files(hf_writer *writer) {
     return mdp_folder_sync(writer->partial);
 }
 
-static mdp_status publish(hf_writer *writer) {
+static mdp_status publish(void *context) {
+    const hf_writer *writer = context;
     return mdp_output_publish(writer->partial, writer->folder);
 }
 
@@ -303,17 +297,18 @@ static bool partial_is_whole(const hf_writer *writer) {
 /* Collective on writer->comm. Every return is agreed. */
 static mdp_status write_all(hf_writer *writer, mdp_reader *reader, const char *folder) {
     const mdp_comm *comm = writer->comm;
+    mdp_profile *profile = writer->options->profile;
     MDP_AGREE(comm, prepare(writer, folder));
-    mdp_profile_switch(writer->options->profile, MDP_PHASE_WAIT_RANKS); /* but for the steps below */
+    mdp_profile_switch(profile, MDP_PHASE_WAIT_RANKS); /* but for the steps below */
     bool there = comm->rank == 0 && writer->options->resume && partial_is_whole(writer);
     MDP_TRY(mdp_work_open_all(comm, writer->options, writer->output, writer->folder, there, writer->layout.items,
                               writer->layout.n_item, &writer->work));
     writer->made = comm->rank == 0 && writer->work.continues;
     if (!writer->work.continues)
-        MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, make_files) : mdp_ok());
+        MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_WRITE, make_files, writer) : mdp_ok());
     MDP_TRY(fill_files_all(writer, reader));
-    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, describe_files) : mdp_ok());
-    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_SYNC, publish) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_WRITE, describe_files, writer) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_SYNC, publish, writer) : mdp_ok());
     return mdp_ok();
 }
 

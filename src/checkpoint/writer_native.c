@@ -35,15 +35,6 @@ typedef struct native_writer {
     hid_t dataset, space, type; /* of that */
 } native_writer;
 
-/* One local step of the writer, in a phase of its own. */
-typedef mdp_status step_fn(native_writer *writer);
-static mdp_status in_phase(native_writer *writer, mdp_phase phase, step_fn *step) {
-    mdp_phase before = mdp_profile_switch(writer->options->profile, phase);
-    mdp_status status = step(writer);
-    mdp_profile_switch(writer->options->profile, before);
-    return status;
-}
-
 /* ---- rank 0 makes the file ----------------------------------------------------------------------------------- */
 
 static mdp_status make_tensor_attributes(const native_writer *writer, const mdp_native_set *set, hid_t dataset) {
@@ -101,7 +92,8 @@ static mdp_status make_content(const native_writer *writer, hid_t file) {
     return mdp_hdf5_close_written(file, writer->partial, status);
 }
 
-static mdp_status make_file(native_writer *writer) {
+static mdp_status make_file(void *context) {
+    native_writer *writer = context;
     MDP_TRY(mdp_output_check_target(writer->path, false, writer->options->overwrite));
     if (unlink(writer->partial) != 0 && errno != ENOENT)
         return MDP_ERROR(MDP_CANNOT_CREATE, "cannot remove %s, left by a run that did not end: %s.", writer->partial,
@@ -305,7 +297,8 @@ static mdp_status count_rest(const native_writer *writer) {
     return mdp_ok();
 }
 
-static mdp_status complete_file(native_writer *writer) {
+static mdp_status complete_file(void *context) {
+    native_writer *writer = context;
     mdp_run *runs = NULL;
     MDP_TRY(mdp_work_forget(&writer->work)); /* from here on the metadata may be half written */
     MDP_TRY(MDP_ALLOC(&runs, writer->layout.n_set, "places of datasets"));
@@ -315,11 +308,13 @@ static mdp_status complete_file(native_writer *writer) {
     return status.code == MDP_OK ? count_rest(writer) : status;
 }
 
-static mdp_status sync_file(native_writer *writer) {
+static mdp_status sync_file(void *context) {
+    const native_writer *writer = context;
     return mdp_h5_sync(writer->partial);
 }
 
-static mdp_status publish(native_writer *writer) {
+static mdp_status publish(void *context) {
+    const native_writer *writer = context;
     return mdp_output_publish(writer->partial, writer->path);
 }
 
@@ -333,18 +328,19 @@ static mdp_status prepare(native_writer *writer) {
 /* Collective on writer->comm. Every return is agreed. */
 static mdp_status write_all(native_writer *writer, mdp_reader *reader) {
     const mdp_comm *comm = writer->comm;
+    mdp_profile *profile = writer->options->profile;
     MDP_AGREE(comm, prepare(writer));
-    mdp_profile_switch(writer->options->profile, MDP_PHASE_WAIT_RANKS); /* but for the steps below */
+    mdp_profile_switch(profile, MDP_PHASE_WAIT_RANKS); /* but for the steps below */
     bool there = comm->rank == 0 && mdp_path_exists(writer->partial);
     MDP_TRY(mdp_work_open_all(comm, writer->options, writer->output, writer->path, there, writer->layout.items,
                               writer->layout.n_item, &writer->work));
     writer->made = comm->rank == 0 && writer->work.continues;
     if (!writer->work.continues)
-        MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, make_file) : mdp_ok());
+        MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_WRITE, make_file, writer) : mdp_ok());
     MDP_TRY(fill_file_all(writer, reader));
-    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_WRITE, complete_file) : mdp_ok());
-    MDP_AGREE(comm, comm->node_rank == 0 ? in_phase(writer, MDP_PHASE_SYNC, sync_file) : mdp_ok());
-    MDP_AGREE(comm, comm->rank == 0 ? in_phase(writer, MDP_PHASE_SYNC, publish) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_WRITE, complete_file, writer) : mdp_ok());
+    MDP_AGREE(comm, comm->node_rank == 0 ? mdp_profile_step(profile, MDP_PHASE_SYNC, sync_file, writer) : mdp_ok());
+    MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_SYNC, publish, writer) : mdp_ok());
     return mdp_ok();
 }
 
