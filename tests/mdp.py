@@ -98,6 +98,18 @@ def tool(name, *words, check=True):
     return subprocess.run([sys.executable, str(TOOLS / name), *map(str, words)], capture_output=True, text=True, check=check, timeout=300)
 
 
+def make_pruned(folder, keep, *shape):
+    """folder/model, whose weights are random so that nothing of it is a hole, and a plan that keeps `keep` of its experts."""
+    tool("make-shape-model", *shape, "--out", folder / "model")
+    succeed(1, "plan", "--model", folder / "model", "--method", "random", "--keep", keep, "--out", folder / "plan.json")
+    return folder
+
+
+def apply_to(pruned, out, form, *words):
+    """Words of `apply` on what make_pruned has made."""
+    return ["apply", "--model", pruned / "model", "--plan", pruned / "plan.json", "--format", form, "--out", out, *words]
+
+
 def write_tokens(path, categories):
     """{category: [ids, ...]} -> tokens.h5."""
     with h5py.File(path, "w") as out:

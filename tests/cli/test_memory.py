@@ -7,6 +7,7 @@ import pytest
 
 import mdp
 
+pytestmark = pytest.mark.alone  # pages of the program count by how many processes have it open
 MIB = 1024  # of peaks, which are in KiB
 
 
@@ -128,28 +129,22 @@ def test_the_peak_is_below_what_was_foretold_however_tokens_are_routed(ranks, tm
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A model of 113 MB, and a plan that keeps 6 of its 8 experts."""
-    folder = tmp_path_factory.mktemp("pruned")
-    mdp.tool("make-shape-model", "--hidden", 512, "--intermediate", 2048, "--layers", 2, "--experts", 8, "--vocab", 4096, "--out",
-             folder / "model")
-    mdp.succeed(1, "plan", "--model", folder / "model", "--method", "random", "--keep", 6, "--out", folder / "plan.json")
-    return folder
+    """113 MB."""
+    return mdp.make_pruned(tmp_path_factory.mktemp("pruned"), 6, "--hidden", 512, "--intermediate", 2048, "--layers", 2, "--experts", 8,
+                           "--vocab", 4096)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("form", ["safetensors", "hdf5"])
 def test_the_peak_of_writing_is_what_was_foretold_or_a_little_less(form, ranks, pruned, tmp_path):
-    most, said = measured_and_foretold(tmp_path, ranks, "apply", "--model", pruned / "model", "--plan", pruned / "plan.json", "--format",
-                                       form, "--out", tmp_path / "out")
+    most, said = measured_and_foretold(tmp_path, ranks, *mdp.apply_to(pruned, tmp_path / "out", form))
     assert 0.85 * said <= most <= said
 
 
 def test_memory_for_writing_is_kept_to_or_refused_with_the_least_that_would_do(tmp_path):
     """Tensors of 8 MiB and more would be copied by two buffers of 8 MiB."""
-    mdp.tool("make-shape-model", "--hidden", 1024, "--intermediate", 4096, "--layers", 1, "--experts", 4, "--vocab", 16384, "--out",
-             tmp_path / "model")
-    mdp.succeed(1, "plan", "--model", tmp_path / "model", "--method", "random", "--keep", 2, "--out", tmp_path / "plan.json")
-    words = ["apply", "--model", tmp_path / "model", "--plan", tmp_path / "plan.json", "--format", "safetensors", "--out", tmp_path / "out"]
+    mdp.make_pruned(tmp_path, 2, "--hidden", 1024, "--intermediate", 4096, "--layers", 1, "--experts", 4, "--vocab", 16384)
+    words = mdp.apply_to(tmp_path, tmp_path / "out", "safetensors")
     most, said = measured_and_foretold(tmp_path, 1, *words)
     assert 0.85 * said <= most <= said
     least = int(re.search(r"Give --memory (\d+)", mdp.refuse(1, 2, r"--memory 1\.0 MB is too little: .* are needed to write the result",

@@ -151,16 +151,9 @@ def test_a_dry_run_is_about_any_number_of_ranks_and_nodes(tmp_path):
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A model of 33 MB whose weights are random, so that nothing of it is a hole, and a plan that keeps half of its experts."""
-    folder = tmp_path_factory.mktemp("pruned")
-    mdp.tool("make-shape-model", "--hidden", 512, "--intermediate", 512, "--layers", 2, "--experts", 8, "--vocab", 4096, "--out",
-             folder / "model")
-    mdp.succeed(1, "plan", "--model", folder / "model", "--method", "random", "--keep", 4, "--out", folder / "plan.json")
-    return folder
-
-
-def apply_to(pruned, out, form, *words):
-    return ["apply", "--model", pruned / "model", "--plan", pruned / "plan.json", "--format", form, "--out", out, *words]
+    """33 MB."""
+    return mdp.make_pruned(tmp_path_factory.mktemp("pruned"), 4, "--hidden", 512, "--intermediate", 512, "--layers", 2, "--experts", 8,
+                           "--vocab", 4096)
 
 
 def size_of(path):
@@ -174,9 +167,9 @@ RESULTS = {"hdf5": {"write model.h5": "model.h5"}, "safetensors": {"write hf": "
 @pytest.mark.parametrize("form", ["hdf5", "safetensors"])
 def test_writing_has_a_profile_whose_bytes_are_foretold_exactly(form, ranks, pruned, tmp_path):
     out = tmp_path / "out"
-    said = json.loads(mdp.succeed(1, *apply_to(pruned, out, form, "--dry-run", "--json", "--ranks", ranks)).stdout)
+    said = json.loads(mdp.succeed(1, *mdp.apply_to(pruned, out, form, "--dry-run", "--json", "--ranks", ranks)).stdout)
     assert not out.exists()
-    mdp.succeed(ranks, *apply_to(pruned, out, form, "--profile"))
+    mdp.succeed(ranks, *mdp.apply_to(pruned, out, form, "--profile"))
     (one,) = mdp.read_json(out / "profile.json")["passes"]
     result = out / RESULTS[form][one["pass"]]
     for column in ("seconds", "bytes_read", "bytes_written"):
@@ -216,15 +209,15 @@ def test_ranks_of_a_node_read_each_byte_once_for_a_result_by_the_count_of_the_ke
         mdp.succeed(ranks, *words, within=[mdp.PYTHON, mdp.TESTS / "reads_of.py", tmp_path])
         return sum(int((tmp_path / f"reads-{rank}").read_text()) for rank in range(ranks))
 
-    before = count(*apply_to(pruned, tmp_path / "dry", "safetensors", "--dry-run"))
-    found = count(*apply_to(pruned, tmp_path / "out", form, "--profile")) - before
+    before = count(*mdp.apply_to(pruned, tmp_path / "dry", "safetensors", "--dry-run"))
+    found = count(*mdp.apply_to(pruned, tmp_path / "out", form, "--profile")) - before
     read = sum(one["all"]["bytes_read"]["total"] for one in mdp.read_json(tmp_path / "out" / "profile.json")["passes"])
     assert times * 0.4 * size_of(pruned / "model") < read < times * 0.7 * size_of(pruned / "model")  # half of the experts, and the rest
     assert read <= found <= read + 2_000_000 * ranks
 
 
 def test_export_has_a_profile(pruned, tmp_path):
-    mdp.succeed(2, *apply_to(pruned, tmp_path / "out", "hdf5"))
+    mdp.succeed(2, *mdp.apply_to(pruned, tmp_path / "out", "hdf5"))
     words = ["export", "--model", tmp_path / "out" / "model.h5", "--out", tmp_path / "hf"]
     said = json.loads(mdp.succeed(2, *words, "--dry-run", "--json").stdout)
     result = mdp.succeed(2, *words, "--profile")
