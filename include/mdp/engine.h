@@ -37,6 +37,7 @@ void mdp_view_destroy(mdp_view *view); /* NULL is allowed */
 typedef struct mdp_pack {
     int64_t first_sequence, n_sequence;
     int64_t first_token, n_token; /* counted over the whole tokens file */
+    int64_t n_pair;               /* of a token and one that it sees, itself or before it in its sequence */
     int64_t block;                /* the block it belongs to */
 } mdp_pack;
 
@@ -146,7 +147,7 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
                               const mdp_engine_options *options, mdp_engine **out);
 /* Collective on `comm`. NULL is allowed. */
 void mdp_engine_destroy_all(mdp_engine *engine);
-/* Where a node has fewer packs of a batch than ranks, its ranks attend to them together, in memory that they share.
+/* Where one of a node's ranks has much more to attend to than the mean, all attend together, in memory that they share.
  * MDP_OK, or why some node has none, so that ranks with packs attend alone; the same on every rank. Local. */
 mdp_status mdp_engine_unshared(const mdp_engine *engine);
 /* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. */

@@ -132,7 +132,7 @@ static bool attends_alike(const mdp_attention *a, const mdp_attention *b) {
 
 /* What the ranks of a node have of the attention of a layer. */
 static mdp_status attend_node(const work *w, int node, const mdp_attention *attention, mdp_rank_cost *members) {
-    const mdp_team all = mdp_team_of_node(w->layout, w->partition, w->batch, node);
+    const mdp_team all = mdp_team_of_node(w->layout, w->model, w->partition, w->batch, node);
     if (mdp_team_shares(&all)) return mdp_attention_cost(w->model, w->tokens, &all, attention, w->n_state, members);
     for (int i = 0; i < all.n_rank; i++) {
         const mdp_team one = mdp_team_alone(&all, i);
@@ -152,7 +152,7 @@ static mdp_status add_attention(work *w, const mdp_layer *layer) {
         w->n_attended = w->n_state;
     }
     for (int node = 0; node < layout->n_node; node++) {
-        const mdp_team all = mdp_team_of_node(layout, w->partition, w->batch, node);
+        const mdp_team all = mdp_team_of_node(layout, w->model, w->partition, w->batch, node);
         bool shared = mdp_team_shares(&all);
         for (int i = 0; i < all.n_rank; i++) {
             const mdp_rank_cost *own = &w->attention[layout->node_first[node] + i];

@@ -33,6 +33,7 @@ static inline mdp_expert_t mdp_model_expert(const mdp_state *state, mdp_expert_t
 /* The ranks that attend to the packs of a batch together: one to its own, or all of a node (team.c). */
 typedef struct mdp_team {
     const mdp_comm *comm; /* or a layout */
+    const mdp_model *model;
     const mdp_partition *partition;
     int64_t batch;
     const int *ranks; /* [n_rank] ascending; borrowed */
@@ -193,9 +194,10 @@ int mdp_stream_depth(int n_thread);
 /* ---- team.c: who attends together ------------------------------------------------------------------------------ */
 
 /* The ranks of a node, and one of them alone. Local. */
-mdp_team mdp_team_of_node(const mdp_comm *comm, const mdp_partition *partition, int64_t batch, int node);
+mdp_team mdp_team_of_node(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int64_t batch,
+                          int node);
 mdp_team mdp_team_alone(const mdp_team *node, int member);
-/* Do the ranks of a node attend together? They do where it has packs, and fewer than ranks. */
+/* Do the ranks of a node attend together? They do where the busiest would otherwise have much more than the mean. */
 bool mdp_team_shares(const mdp_team *node);
 /* Packs first .. end-1 that a member holds. */
 void mdp_team_packs(const mdp_team *team, int member, int64_t *first, int64_t *end);

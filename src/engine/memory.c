@@ -83,11 +83,11 @@ static void add_node(const mdp_team *node, shares *out) {
     enlarge(&total, &out->together);
 }
 
-static shares largest_shares(const mdp_comm *comm, const mdp_partition *partition) {
+static shares largest_shares(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition) {
     shares out = {.all = {0}};
     for (int64_t b = 0; b < partition->n_batch; b++) {
         for (int node = 0; node < comm->n_node; node++) {
-            const mdp_team team = mdp_team_of_node(comm, partition, b, node);
+            const mdp_team team = mdp_team_of_node(comm, model, partition, b, node);
             add_node(&team, &out);
         }
     }
@@ -207,7 +207,7 @@ static int64_t attention_bytes(const mdp_model *model, const shares *of, int n_s
 
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                           const mdp_pass *pass) {
-    const shares most_of = largest_shares(comm, partition);
+    const shares most_of = largest_shares(comm, model, partition);
     work w = {.comm = comm,
               .model = model,
               .partition = partition,

@@ -8,15 +8,18 @@
 static int64_t cut_packs(const mdp_tokens *tokens, mdp_pack *packs) {
     int64_t n_pack = 0;
     for (int64_t first = 0; first < tokens->n_sequence;) {
-        int64_t end = first;
+        int64_t end = first, n_pair = 0;
         do {
+            int64_t length = tokens->offset[end + 1] - tokens->offset[end];
+            n_pair += length * (length + 1) / 2;
             end++;
         } while (end < tokens->n_sequence && tokens->offset[end] - tokens->offset[first] < MDP_PACK_TOKENS);
         if (packs) {
             packs[n_pack] = (mdp_pack){.first_sequence = first,
                                        .n_sequence = end - first,
                                        .first_token = tokens->offset[first],
-                                       .n_token = tokens->offset[end] - tokens->offset[first]};
+                                       .n_token = tokens->offset[end] - tokens->offset[first],
+                                       .n_pair = n_pair};
         }
         n_pack++;
         first = end;

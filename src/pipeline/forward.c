@@ -58,14 +58,15 @@ static mdp_status tell_nonfinite_all(const mdp_forward *forward, const mdp_stage
     return mdp_ok();
 }
 
-/* Packs that a rank has for itself though others of its node have none. */
+/* Packs that a rank has for itself though others of its node have less to do. */
 static void tell_unshared(const mdp_forward *forward, const mdp_engine *engine) {
     const mdp_status why = mdp_engine_unshared(engine);
     if (why.code == MDP_OK) return;
-    mdp_log_message(forward->options->log, MDP_LEVEL_WARN,
-                    "%s: attention to few texts is not shared by the ranks of a node, which takes longer and, on ranks "
-                    "with texts, more memory than foretold: %s",
-                    forward->phase, why.text);
+    mdp_log_message(
+        forward->options->log, MDP_LEVEL_WARN,
+        "%s: attention to few or long texts is not shared by the ranks of a node, which takes longer and, on ranks "
+        "with texts, more memory than foretold: %s",
+        forward->phase, why.text);
 }
 
 /* What an earlier run has finished. */

@@ -1,4 +1,4 @@
-"""Fewer packs of text than ranks: the ranks of a node attend to them together, with the same bytes as one rank, and share the work."""
+"""Few packs of text, or one that is long: the ranks of a node attend to them together, with the same bytes as one rank, and share the work."""
 import json
 import re
 
@@ -39,12 +39,14 @@ def run(model, tokens, ranks, out, env=None):
     return mdp.digests(out / "stats.h5"), measured, result.stderr
 
 
+@pytest.mark.parametrize("lengths, layouts", [((1100, 1, 150, 64, 23), LAYOUTS), ((*[200] * 12, 2300, *[170] * 12), LAYOUTS[1::3])],
+                         ids=["few", "one-long"])
 @pytest.mark.parametrize("attention", ["softmax", "latent", "linear"])
-def test_bytes_are_those_of_one_rank(attention, models, tmp_path):
-    """Two packs, the first of one text of several tiles and the second of texts of all lengths."""
-    tokens = write_tokens(tmp_path / "tokens.h5", (1100, 1, 150, 64, 23))
+def test_bytes_are_those_of_one_rank(attention, lengths, layouts, models, tmp_path):
+    """Two packs, the first of one text of several tiles and the second of texts of all lengths; or nine, one of them long."""
+    tokens = write_tokens(tmp_path / "tokens.h5", lengths)
     stats, evaluation, _ = run(models[attention], tokens, 1, tmp_path / "one")
-    for number, (ranks, env) in enumerate(LAYOUTS):
+    for number, (ranks, env) in enumerate(layouts):
         found, again, said = run(models[attention], tokens, ranks, tmp_path / str(number), env)
         assert found == stats and again == evaluation and "not shared" not in said, (ranks, env, said)
 
@@ -56,19 +58,29 @@ def attention_flop(ranks, model, tokens, out, env=None):
 
 
 @pytest.fixture(scope="module")
-def long_text(tmp_path_factory):
-    """A model and one text: items enough for 4 ranks."""
-    folder = tmp_path_factory.mktemp("long")
+def model(tmp_path_factory):
+    """Items enough for 4 ranks."""
+    folder = tmp_path_factory.mktemp("model")
     mdp.tool("make-shape-model", "--model", "mixtral-8x7b", "--hidden", 256, "--intermediate", 64, "--layers", 1, "--experts", 4, "--vocab", 96,
              "--heads", 8, "--kv-heads", 2, "--out", folder / "model")
-    return folder / "model", write_tokens(folder / "tokens.h5", [3000])
+    return folder / "model"
 
 
-def test_the_work_of_one_text_is_shared(long_text, tmp_path):
-    """Nothing is computed twice, and no rank has much more than the mean; alone, one rank would have all."""
-    one, _ = attention_flop(1, *long_text, tmp_path / "1.h5")
-    four, result = attention_flop(4, *long_text, tmp_path / "4.h5")
-    assert four["total"] == one["total"]
+@pytest.fixture(scope="module")
+def long_text(model):
+    """A model and one text."""
+    return model, write_tokens(model.parent / "tokens.h5", [3000])
+
+
+@pytest.mark.parametrize("lengths", [[3000], [*[500] * 8, 4000, *[500] * 8]], ids=["one", "one-of-many"])
+def test_the_work_of_a_long_text_is_shared(lengths, model, tmp_path):
+    """Nothing is computed twice, and no rank has much more than the mean; alone, one rank would have most."""
+    tokens = write_tokens(tmp_path / "tokens.h5", lengths)
+    one, _ = attention_flop(1, model, tokens, tmp_path / "1.h5")
+    four, result = attention_flop(4, model, tokens, tmp_path / "4.h5")
+    alone, _ = attention_flop(4, model, tokens, tmp_path / "alone.h5", NOT_SHARED)
+    assert alone["max"] > 1.5 * alone["mean"]
+    assert four["total"] == one["total"] == alone["total"]
     assert four["max"] <= 1.1 * four["mean"], four
     assert "not shared" not in result.stderr
     assert (tmp_path / "4.h5").read_bytes() == (tmp_path / "1.h5").read_bytes()

@@ -1,4 +1,4 @@
-/* Attention of few packs: who attends together, and that every item is dealt once, in runs as even as items allow. */
+/* Attention of a team: who attends together, and that every item is dealt once, in runs as even as items allow. */
 #include "engine/attention.h"
 
 #include <setjmp.h>
@@ -52,24 +52,33 @@ static void free_world(world *w) {
 
 /* ---- who attends together ---- */
 
-static void ranks_of_a_node_attend_together_where_packs_are_fewer(void **state) {
+/* On some node. A pair of tokens costs a hundredth of a token. */
+static void ranks_of_a_node_attend_together_where_one_would_have_much_more(void **state) {
     (void)state;
-    const int64_t length[] = {600, 600, 600};
     const struct {
-        int size, per_node;
-        bool together; /* on some node */
-    } cases[] = {{1, 1, false}, {2, 2, false}, {3, 3, false}, {4, 4, true}, {8, 2, true}, {8, 1, false}, {8, 8, true}};
+        int64_t length[10];
+        int n, size, per_node;
+        bool together;
+    } cases[] = {
+        {{600}, 1, 1, 1, false},
+        {{600, 600, 600}, 3, 3, 3, false},
+        {{600, 600, 600}, 3, 8, 1, false}, /* alone on their nodes */
+        {{600, 600, 600}, 3, 2, 2, true},  /* two and one */
+        {{600, 600, 600}, 3, 4, 4, true},
+        {{600, 600, 600}, 3, 8, 2, true},
+        {{600, 600, 600, 600, 600, 600, 600, 600, 600, 520}, 10, 2, 2, false},
+        {{4000, 600, 600, 600, 600}, 5, 2, 2, true},                           /* more tokens */
+        {{6000, 600, 600, 600, 600, 600, 600, 600, 600, 600}, 10, 2, 2, true}, /* more pairs */
+        {{2000, 2000, 2000, 2000, 2000, 2000}, 6, 3, 3, false},                /* equal ones */
+    };
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
-        world w = make_world(length, 3, cases[c].size, cases[c].per_node);
+        world w = make_world(cases[c].length, cases[c].n, cases[c].size, cases[c].per_node);
+        mdp_layer layer = {.attention = w.attention};
         bool together = false;
+        w.model.layers = &layer;
+        w.model.n_layer = 1;
         for (int node = 0; node < w.layout->n_node; node++) {
-            const mdp_team team = mdp_team_of_node(w.layout, w.partition, 0, node);
-            int64_t n_pack = 0, first, end;
-            for (int i = 0; i < team.n_rank; i++) {
-                mdp_team_packs(&team, i, &first, &end);
-                n_pack += end - first;
-            }
-            assert_int_equal(mdp_team_shares(&team), n_pack > 0 && n_pack < team.n_rank);
+            const mdp_team team = mdp_team_of_node(w.layout, &w.model, w.partition, 0, node);
             together = together || mdp_team_shares(&team);
         }
         assert_int_equal(together, cases[c].together);
@@ -81,7 +90,7 @@ static void groups_hold_every_pack_of_every_state_once(void **state) {
     (void)state;
     const int64_t length[] = {700, 3000, 513, 90, 600, 2000};
     world w = make_world(length, 6, 8, 8);
-    const mdp_team team = mdp_team_of_node(w.layout, w.partition, 0, 0);
+    const mdp_team team = mdp_team_of_node(w.layout, &w.model, w.partition, 0, 0);
     mdp_group_walk walk = mdp_group_begin(&w.model, &team, 2);
     int64_t n = 0, n_group = 0, n_pack = w.partition->n_pack;
     while (mdp_group_next(&walk, &w.group)) {
@@ -126,7 +135,7 @@ static void every_item_is_dealt_once_and_evenly(void **state) {
     (void)state;
     const int64_t length[] = {1700, 40, 700}; /* 4 + 2 tiles, the last ones short */
     world w = make_world(length, 3, 4, 4);
-    const mdp_team team = mdp_team_of_node(w.layout, w.partition, 0, 0);
+    const mdp_team team = mdp_team_of_node(w.layout, &w.model, w.partition, 0, 0);
     const int64_t n_tile = 6, n_panel[MDP_N_PROJECTION] = {[OF_Q] = 3, [OF_K] = 1, [OF_V] = 1, [OF_O] = 1};
     mdp_group_walk walk = mdp_group_begin(&w.model, &team, 1);
     assert_true(mdp_group_next(&walk, &w.group));
@@ -163,7 +172,7 @@ static void the_triangle_of_a_long_text_is_dealt_evenly(void **state) {
     (void)state;
     const int64_t length[] = {1700, 40, 700};
     world w = make_world(length, 3, 4, 4);
-    const mdp_team team = mdp_team_of_node(w.layout, w.partition, 0, 0);
+    const mdp_team team = mdp_team_of_node(w.layout, &w.model, w.partition, 0, 0);
     mdp_group_walk walk = mdp_group_begin(&w.model, &team, 1);
     assert_true(mdp_group_next(&walk, &w.group));
     for (int64_t window = 0; window <= 300; window += 300) {
@@ -192,7 +201,7 @@ static void the_triangle_of_a_long_text_is_dealt_evenly(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ranks_of_a_node_attend_together_where_packs_are_fewer),
+        cmocka_unit_test(ranks_of_a_node_attend_together_where_one_would_have_much_more),
         cmocka_unit_test(groups_hold_every_pack_of_every_state_once),
         cmocka_unit_test(every_item_is_dealt_once_and_evenly),
         cmocka_unit_test(the_triangle_of_a_long_text_is_dealt_evenly),
