@@ -1,4 +1,4 @@
-"""summary.py CTEST.xml REGISTERED PYTEST.xml COLLECTED: add up two test reports.
+"""summary.py REGISTERED CTEST.xml COLLECTED PYTEST.xml [PYTEST.xml ...]: add up reports of tests.
 
 Prints every skip with its reason and the failures' names; the last line is `N passed, N failed[, N skipped]`. A test that
 was registered but is in no report counts as failed: a runner that dies half-way must not look like success.
@@ -7,13 +7,18 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 
-def count(path, expected):
-    """(passed, failed, skipped) of one JUnit report, given how many tests there should be."""
+def cases_of(path):
+    """Those of one JUnit report; none where there is no whole report."""
     try:
-        cases = list(ElementTree.parse(path).iter("testcase"))
+        return list(ElementTree.parse(path).iter("testcase"))
     except (OSError, ElementTree.ParseError) as problem:
-        print(f"FAILED   {path}: no report ({problem}); {expected} tests did not run")
-        return 0, max(expected, 1), 0
+        print(f"no report in {path}: {problem}")
+        return []
+
+
+def count(expected, *paths):
+    """(passed, failed, skipped) of the reports together, given how many tests there should be."""
+    cases = [case for path in paths for case in cases_of(path)]
     passed = failed = skipped = 0
     for case in cases:
         name = f"{case.get('classname')}.{case.get('name')}"
@@ -27,13 +32,14 @@ def count(path, expected):
         else:
             passed += 1
     if len(cases) < expected or expected == 0:
-        print(f"FAILED   {path}: {len(cases)} tests ran, {expected} are registered")
+        print(f"FAILED   {' '.join(paths)}: {len(cases)} tests ran, {expected} are registered")
         failed += max(expected - len(cases), 1)
     return passed, failed, skipped
 
 
 def main():
-    counts = [count(sys.argv[i], int(sys.argv[i + 1])) for i in (1, 3)]
+    registered, ctest, collected, *pytest = sys.argv[1:]
+    counts = [count(int(registered), ctest), count(int(collected), *pytest)]
     passed, failed, skipped = (sum(column) for column in zip(*counts))
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     sys.exit(1 if failed else 0)
