@@ -3,10 +3,10 @@
  * In: residual streams of all states. Out: x += o_proj(softmax(q k^T scale + mask) v). Latent attention makes keys and
  * values of all heads from one short row of each token, whose last values are rotated keys for all heads; those are
  * held once, and added to the scores by a product of their own. Packs of all states go through in groups of about
- * MDP_ATTENTION_ROWS rows, so that a panel read once serves them all; projections are tiled from each pack's first row.
- * A team of one rank attends to its own packs. In a team of several, rows lie in the memory of the node: who holds a
- * pack puts its normalised rows there and fetches what o_proj makes of them, everything between is dealt (deal.c).
- * After each step the members meet; one that failed meets the others too, and all leave together. */
+ * MDP_ATTENTION_ROWS rows for each rank, so that a panel read once serves them all; projections are tiled from each
+ * pack's first row. A team of one rank attends to its own packs. In a team of several, rows lie in the memory of the
+ * node: who holds a pack puts its normalised rows there and fetches what o_proj makes of them, everything between is
+ * dealt (deal.c). After each step the members meet; one that failed meets the others too, and all leave together. */
 #include "engine/attention.h"
 
 #include <omp.h>

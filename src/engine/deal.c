@@ -22,10 +22,12 @@ int64_t mdp_group_row_values(const mdp_model *model) {
            model->n_head * (model->head_dim + n->n_own + 2 * n->n_value);
 }
 
-/* Whole packs, fewer where the rows of a model are very wide. */
+/* Whole packs, fewer where the rows of a model are very wide; for each rank of a team as many as it would take alone.
+ */
 int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_state) {
     int64_t rows = MDP_ATTENTION_VALUES / mdp_group_row_values(model), all = n_state * share->n_token;
     if (rows > MDP_ATTENTION_ROWS) rows = MDP_ATTENTION_ROWS;
+    rows *= share->n_rank;
     if (rows < share->longest_pack) rows = share->longest_pack;
     return rows < all ? rows : all;
 }

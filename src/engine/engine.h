@@ -7,7 +7,7 @@
 #define MDP_GROUP_TILES 4              /* tiles that one widened panel serves at least, where there are so many */
 #define MDP_ROUND_ROWS 4096            /* rows that a rank takes in one round of dispatch, at least */
 #define MDP_WAVE_TOKENS 16384          /* tokens whose expert outputs a rank keeps until they are combined, about */
-#define MDP_ATTENTION_ROWS 4096        /* rows of whole packs that go through attention together, about */
+#define MDP_ATTENTION_ROWS 4096        /* rows of a rank's packs that go through attention together, about */
 #define MDP_ATTENTION_VALUES (1 << 26) /* and that hold at most so many values, where more than one pack does */
 #define MDP_QUERY_ROWS 128             /* queries of one attention tile */
 #define MDP_KEY_ROWS 512               /* keys of one attention tile */
@@ -177,8 +177,9 @@ void mdp_norm_row(const mdp_model *model, const float *norm, const float *x, flo
 
 /* ---- memory.c ------------------------------------------------------------------------------------------------- */
 
-/* The most that a rank has of a batch. */
+/* The most that a rank, or a team, has of a batch. */
 typedef struct mdp_rank_share {
+    int n_rank; /* of the team */
     int64_t n_token, n_sequence;
     int64_t n_tile;       /* of its packs */
     int64_t longest_pack; /* tokens */

@@ -59,6 +59,7 @@ mdp_panel_size mdp_largest_panel(const mdp_model *model) {
 /* ---- a rank's tokens ----------------------------------------------------------------------------------------- */
 
 static void enlarge(const mdp_rank_share *share, mdp_rank_share *out) {
+    if (share->n_rank > out->n_rank) out->n_rank = share->n_rank;
     out->n_tile = larger(out->n_tile, share->n_tile);
     out->longest_pack = larger(out->longest_pack, share->longest_pack);
     out->n_token = larger(out->n_token, share->n_token);

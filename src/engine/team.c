@@ -63,7 +63,7 @@ bool mdp_team_shares(const mdp_team *node) {
 }
 
 mdp_rank_share mdp_team_total(const mdp_team *team) {
-    mdp_rank_share total = {0};
+    mdp_rank_share total = {.n_rank = team->n_rank};
     for (int i = 0; i < team->n_rank; i++) {
         int64_t first, end;
         mdp_team_packs(team, i, &first, &end);

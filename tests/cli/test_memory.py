@@ -108,6 +108,7 @@ def measured_and_foretold(folder, ranks, *words):
     (4, 1, "observe", [512] * 8, ["--experts", 64, "--intermediate", 256, "--top-k", 8]),
     (1, 1, "observe", [20000], ["--experts", 8, "--hidden", 128, "--intermediate", 256]),
     (4, 1, "observe", [8000], ["--experts", 8, "--hidden", 256, "--intermediate", 256]),  # which the ranks share
+    (3, 1, "observe", [*[500] * 30, 9000, *[500] * 6], ["--experts", 8, "--hidden", 256, "--intermediate", 256]),  # likewise, in two groups
 ])
 def test_the_peak_is_what_was_foretold_or_a_little_less(ranks, threads, command, lengths, shape, tmp_path):
     text = sequences(tmp_path, *lengths)
