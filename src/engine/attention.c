@@ -437,7 +437,7 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, mdp_at
 /* ---- the block ----------------------------------------------------------------------------------------------- */
 
 static mdp_status attend_groups_all(mdp_engine *engine, const mdp_layer *layer, mdp_attention_buffers *buffers) {
-    mdp_group_walk walk = mdp_group_begin(engine->model, &engine->team, engine->n_state);
+    mdp_group_walk walk = mdp_group_begin(&engine->team, engine->n_state);
     for (bool first = true; mdp_group_next(&walk, &buffers->group); first = false) {
         if (!first) MDP_TRY(mdp_team_meet_all(engine, mdp_ok())); /* nobody needs the rows of the group before */
         MDP_TRY(attend_group_all(engine, layer, buffers));

@@ -30,7 +30,7 @@ typedef struct mdp_group_walk {
     int state, member;
     int64_t at; /* of the member's packs, the next */
 } mdp_group_walk;
-mdp_group_walk mdp_group_begin(const mdp_model *model, const mdp_team *team, int n_state);
+mdp_group_walk mdp_group_begin(const mdp_team *team, int n_state);
 bool mdp_group_next(mdp_group_walk *walk, mdp_group *group); /* false: there is none left */
 /* Rows of a group of packs of these sizes. */
 int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_state);

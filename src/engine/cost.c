@@ -29,6 +29,7 @@ typedef struct work {
     const mdp_attention *attended; /* the kind of attention that `attention` is of; NULL: none yet in this batch */
     int n_attended;                /* states, and */
     mdp_rank_cost *attention;      /* [size] by place in layout->by_node: what ranks have of such a layer */
+    bool *attends;                 /* [size] likewise: do they load its vectors? */
     expert_share share;
     int n_state;
     int *leader; /* [n_stream] of each state: a stream */
@@ -131,12 +132,15 @@ static bool attends_alike(const mdp_attention *a, const mdp_attention *b) {
 }
 
 /* What the ranks of a node have of the attention of a layer. */
-static mdp_status attend_node(const work *w, int node, const mdp_attention *attention, mdp_rank_cost *members) {
+static mdp_status attend_node(const work *w, int node, const mdp_attention *attention) {
     const mdp_team all = mdp_team_of_node(w->layout, w->model, w->partition, w->batch, node);
-    if (mdp_team_shares(&all)) return mdp_attention_cost(w->model, w->tokens, &all, attention, w->n_state, members);
+    mdp_rank_cost *members = w->attention + w->layout->node_first[node];
+    bool *attends = w->attends + w->layout->node_first[node], shared = mdp_team_shares(&all);
+    if (shared) MDP_TRY(mdp_attention_cost(w->tokens, &all, attention, w->n_state, members));
     for (int i = 0; i < all.n_rank; i++) {
         const mdp_team one = mdp_team_alone(&all, i);
-        MDP_TRY(mdp_attention_cost(w->model, w->tokens, &one, attention, w->n_state, &members[i]));
+        if (!shared) MDP_TRY(mdp_attention_cost(w->tokens, &one, attention, w->n_state, &members[i]));
+        attends[i] = shared || members[i].flop > 0;
     }
     return mdp_ok();
 }
@@ -146,20 +150,14 @@ static mdp_status add_attention(work *w, const mdp_layer *layer) {
     int64_t vectors = vector_bytes(layer);
     if (!w->attended || w->n_attended != w->n_state || !attends_alike(w->attended, &layer->attention)) {
         memset(w->attention, 0, (size_t)layout->size * sizeof *w->attention);
-        for (int node = 0; node < layout->n_node; node++)
-            MDP_TRY(attend_node(w, node, &layer->attention, w->attention + layout->node_first[node]));
+        for (int node = 0; node < layout->n_node; node++) MDP_TRY(attend_node(w, node, &layer->attention));
         w->attended = &layer->attention;
         w->n_attended = w->n_state;
     }
-    for (int node = 0; node < layout->n_node; node++) {
-        const mdp_team all = mdp_team_of_node(layout, w->model, w->partition, w->batch, node);
-        bool shared = mdp_team_shares(&all);
-        for (int i = 0; i < all.n_rank; i++) {
-            const mdp_rank_cost *own = &w->attention[layout->node_first[node] + i];
-            mdp_rank_cost *rank = &w->ranks[all.ranks[i]];
-            rank->flop += own->flop;
-            rank->bytes_read += own->bytes_read + (shared || own->flop > 0 ? vectors : 0);
-        }
+    for (int place = 0; place < layout->size; place++) {
+        mdp_rank_cost *rank = &w->ranks[layout->by_node[place]];
+        rank->flop += w->attention[place].flop;
+        rank->bytes_read += w->attention[place].bytes_read + (w->attends[place] ? vectors : 0);
     }
     return mdp_ok();
 }
@@ -396,6 +394,7 @@ static mdp_status add_batch(work *w, int64_t batch) {
 static mdp_status allocate(work *w) {
     int64_t size = w->layout->size;
     MDP_TRY(MDP_ALLOC(&w->attention, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->attends, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->share.n_row, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->share.n_group, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->share.sent, size, "costs of ranks"));
@@ -416,6 +415,7 @@ mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const
     mdp_status status = allocate(&w);
     for (int64_t b = 0; b < partition->n_batch && status.code == MDP_OK; b++) status = add_batch(&w, b);
     mdp_free(w.attention);
+    mdp_free(w.attends);
     mdp_free(w.share.n_row);
     mdp_free(w.share.n_group);
     mdp_free(w.share.sent);

@@ -32,9 +32,9 @@ int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int 
     return rows < all ? rows : all;
 }
 
-mdp_group_walk mdp_group_begin(const mdp_model *model, const mdp_team *team, int n_state) {
+mdp_group_walk mdp_group_begin(const mdp_team *team, int n_state) {
     const mdp_rank_share total = mdp_team_total(team);
-    return (mdp_group_walk){.team = team, .n_state = n_state, .room = mdp_group_rows(model, &total, n_state)};
+    return (mdp_group_walk){.team = team, .n_state = n_state, .room = mdp_group_rows(team->model, &total, n_state)};
 }
 
 /* Whether the pack still goes into the group. */
@@ -244,8 +244,8 @@ static void cost_query(void *context, int member, const mdp_query_tile *tile) {
 }
 
 /* Of a team of several. */
-static mdp_status cost_together(const mdp_model *model, const mdp_tokens *tokens, const mdp_team *team,
-                                const mdp_attention *attention, int n_state, mdp_rank_cost *members) {
+static mdp_status cost_together(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
+                                int n_state, mdp_rank_cost *members) {
     int64_t n_pack = 0;
     mdp_group group = {0};
     for (int i = 0; i < team->n_rank; i++) {
@@ -254,25 +254,25 @@ static mdp_status cost_together(const mdp_model *model, const mdp_tokens *tokens
         n_pack += end - first;
     }
     MDP_TRY(MDP_ALLOC(&group.packs, n_pack * n_state, "packs of a group"));
-    mdp_group_walk walk = mdp_group_begin(model, team, n_state);
+    mdp_group_walk walk = mdp_group_begin(team, n_state);
     while (mdp_group_next(&walk, &group)) {
         cost_deal deal = {.group = &group, .members = members, .member = -1};
         mdp_attention_projections(attention, deal.matrices);
         mdp_deal_items(attention, &group, team->n_rank, cost_item, &deal);
-        mdp_deal_queries(model, tokens, attention, &group, team->n_rank, cost_query, &deal);
+        mdp_deal_queries(team->model, tokens, attention, &group, team->n_rank, cost_query, &deal);
     }
     mdp_free(group.packs);
     return mdp_ok();
 }
 
 /* Of one rank with packs of its own: nothing is dealt, and every group reads all panels. */
-static void cost_alone(const mdp_model *model, const mdp_tokens *tokens, const mdp_team *team,
-                       const mdp_attention *attention, int n_state, mdp_rank_cost *rank) {
+static void cost_alone(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention, int n_state,
+                       mdp_rank_cost *rank) {
     const mdp_matrix *matrices[MDP_N_PROJECTION];
     mdp_group group = {0};
     int64_t first, end, n_group = 0, values = 0;
     mdp_team_packs(team, 0, &first, &end);
-    mdp_group_walk walk = mdp_group_begin(model, team, n_state);
+    mdp_group_walk walk = mdp_group_begin(team, n_state);
     while (mdp_group_next(&walk, &group)) n_group++;
     mdp_attention_projections(attention, matrices);
     for (int i = 0; i < MDP_N_PROJECTION; i++) {
@@ -281,14 +281,15 @@ static void cost_alone(const mdp_model *model, const mdp_tokens *tokens, const m
         for (int64_t panel = 0; panel * MDP_PANEL_ROWS < matrices[i]->n_row; panel++)
             rank->bytes_read += n_group * panel_bytes(matrices[i], panel);
     }
-    rank->flop += n_state * (2 * mdp_team_total(team).n_token * values +
-                             count_heads(model, attention) *
-                                 count_packs(model, tokens, attention, team->partition->packs + first, end - first));
+    rank->flop +=
+        n_state * (2 * mdp_team_total(team).n_token * values +
+                   count_heads(team->model, attention) *
+                       count_packs(team->model, tokens, attention, team->partition->packs + first, end - first));
 }
 
-mdp_status mdp_attention_cost(const mdp_model *model, const mdp_tokens *tokens, const mdp_team *team,
-                              const mdp_attention *attention, int n_state, mdp_rank_cost *members) {
-    if (team->n_rank > 1) return cost_together(model, tokens, team, attention, n_state, members);
-    cost_alone(model, tokens, team, attention, n_state, members);
+mdp_status mdp_attention_cost(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
+                              int n_state, mdp_rank_cost *members) {
+    if (team->n_rank > 1) return cost_together(tokens, team, attention, n_state, members);
+    cost_alone(tokens, team, attention, n_state, members);
     return mdp_ok();
 }

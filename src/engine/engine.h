@@ -230,8 +230,8 @@ int64_t mdp_attention_row_bytes(const mdp_model *model, const mdp_rank_share *sh
 int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread);
 /* Add the operations of a team's members in one layer, and the bytes of projections that they read: members [n_rank].
  * Local. */
-mdp_status mdp_attention_cost(const mdp_model *model, const mdp_tokens *tokens, const mdp_team *team,
-                              const mdp_attention *attention, int n_state, mdp_rank_cost *members);
+mdp_status mdp_attention_cost(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
+                              int n_state, mdp_rank_cost *members);
 
 /* ---- delta.c: linear attention ---------------------------------------------------------------------------------- */
 
