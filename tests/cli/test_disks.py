@@ -15,6 +15,7 @@ import pytest
 
 import mdp
 
+pytestmark = pytest.mark.alone  # runs must not end before they are disturbed
 NAMES = ["plan.json", "stats.h5", "model.h5", "hf"]
 CANNOT_CREATE, INPUT_OUTPUT = 73, 74
 

@@ -63,6 +63,7 @@ def test_an_error_is_one_sentence_and_one_code(tmp_path):
     mdp.refuse(3, 65, "no model.safetensors and no model.safetensors.index.json", "inspect", tmp_path, program=PROGRAM, env=MPICH)
 
 
+@pytest.mark.alone  # the run must not end before
 def test_a_signal_to_the_launcher_stops_all_ranks(tmp_path):
     """Resume points do not depend on the MPI library either."""
     process = subprocess.Popen([mdp.TESTS / "mpiexec", "3", PROGRAM, *map(str, ["observe", *JSON, "--out", tmp_path / "stats.h5"])],

@@ -13,6 +13,7 @@ import pytest
 
 import mdp
 
+pytestmark = pytest.mark.alone  # runs must not end before they are stopped
 MODEL = mdp.GOLDEN / "mixtral"
 GONE_ON = re.compile(r"^moe-dist-prune: stopped by .*; go on with the same command and --resume\.$", re.M)
 
