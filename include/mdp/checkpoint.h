@@ -183,9 +183,11 @@ mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *ite
  * are set. From any thread, as often as it likes. A panel comes only when those `depth` places before it are released,
  * by somebody. A read error of the I/O thread is returned here. */
 mdp_status mdp_panel_stream_wait(mdp_panel_stream *stream, int64_t first, int n, mdp_panel *out);
-/* Nobody needs the first n of those that have not been passed any more. From any thread. */
-void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t n);
-/* The same, and from now on panels are counted from the one after them. While no thread waits. */
+/* One of n_use users of panels `first` .. `first + n - 1` has done with them: a panel that all have done with, and all
+ * before it, is released. From any thread. */
+void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t first, int n, int64_t n_use);
+/* Nobody needs the first n of those that have not been passed any more; from now on panels are counted from the one
+ * after them. While no thread waits. */
 void mdp_panel_stream_pass(mdp_panel_stream *stream, int64_t n);
 /* Drop what is not passed yet (after an error elsewhere) and make the stream ready for start. */
 void mdp_panel_stream_stop(mdp_panel_stream *stream);

@@ -17,6 +17,7 @@ struct mdp_panel_stream {
     int64_t max_value;
     float *buffers; /* [depth, max_value]; owned */
     void *scratch;  /* of the I/O thread; owned */
+    int64_t *n_use; /* [depth] users that a panel still has, -1: all that it ever had; owned */
 
     pthread_t thread;
     pthread_mutex_t lock;
@@ -103,6 +104,7 @@ static mdp_status start_thread(mdp_panel_stream *s) {
 static void free_stream(mdp_panel_stream *s) {
     mdp_free(s->items);
     mdp_reader_destroy(s->reader);
+    mdp_free(s->n_use);
     mdp_free(s->scratch);
     mdp_free(s->buffers);
     mdp_free(s);
@@ -115,6 +117,8 @@ static mdp_status allocate(const mdp_reader *reader, mdp_panel_stream *s) {
                          s->max_value);
     }
     MDP_TRY(mdp_reader_twin(reader, &s->reader));
+    MDP_TRY(MDP_ALLOC(&s->n_use, s->depth, "panels of weights"));
+    memset(s->n_use, -1, (size_t)s->depth * sizeof *s->n_use);
     MDP_TRY(MDP_ALLOC(&s->buffers, n, "panels of weights"));
     return mdp_alloc(&s->scratch, MDP_MATRIX_CHUNK_BYTE, 1, "read buffer");
 }
@@ -233,16 +237,29 @@ mdp_status mdp_panel_stream_wait(mdp_panel_stream *stream, int64_t first, int n,
     return status;
 }
 
-void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t n) {
-    pthread_mutex_lock(&stream->lock);
-    if (stream->released < stream->passed + n) stream->released = stream->passed + n;
-    pthread_cond_signal(&stream->work);
-    pthread_mutex_unlock(&stream->lock);
+/* Nobody needs panel s->released; the lock is held. */
+static void release_one(mdp_panel_stream *s) {
+    s->n_use[s->released++ % s->depth] = -1;
+}
+
+void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t first, int n, int64_t n_use) {
+    mdp_panel_stream *s = stream;
+    pthread_mutex_lock(&s->lock);
+    for (int64_t panel = s->passed + first; panel < s->passed + first + n; panel++) {
+        int64_t *left = &s->n_use[panel % s->depth];
+        *left = (*left < 0 ? n_use : *left) - 1;
+    }
+    while (s->released < s->filled && s->n_use[s->released % s->depth] == 0) release_one(s);
+    pthread_cond_signal(&s->work);
+    pthread_mutex_unlock(&s->lock);
 }
 
 void mdp_panel_stream_pass(mdp_panel_stream *stream, int64_t n) {
-    mdp_panel_stream_release(stream, n);
+    pthread_mutex_lock(&stream->lock);
     stream->passed += n;
+    while (stream->released < stream->passed) release_one(stream);
+    pthread_cond_signal(&stream->work);
+    pthread_mutex_unlock(&stream->lock);
 }
 
 void mdp_panel_stream_stop(mdp_panel_stream *stream) {
@@ -251,6 +268,7 @@ void mdp_panel_stream_stop(mdp_panel_stream *stream) {
     s->end = s->filled; /* nothing more to read, except what is being read now */
     while (s->reading) pthread_cond_wait(&s->ready, &s->lock);
     s->end = s->passed = s->released = s->base = s->filled;
+    memset(s->n_use, -1, (size_t)s->depth * sizeof *s->n_use);
     s->error = mdp_ok();
     pthread_mutex_unlock(&s->lock);
 }

@@ -20,10 +20,8 @@ static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->states, engine->n_stream, "states"));
     MDP_TRY(MDP_ALLOC(&engine->stream_state, engine->n_stream, "states"));
     MDP_TRY(mdp_stack_new(&engine->stack));
-    engine->stream_depth = mdp_stream_depth(engine->n_thread);
-    MDP_TRY(MDP_ALLOC(&engine->panel_done, engine->stream_depth, "panels in use"));
-    MDP_TRY(mdp_panel_stream_new(engine->reader, engine->stream_depth, mdp_largest_panel(engine->model).n_value,
-                                 engine->profile, &engine->stream));
+    MDP_TRY(mdp_panel_stream_new(engine->reader, mdp_stream_depth(engine->n_thread),
+                                 mdp_largest_panel(engine->model).n_value, engine->profile, &engine->stream));
     return mdp_attention_prepare(engine);
 }
 
@@ -80,7 +78,6 @@ void mdp_engine_destroy_all(mdp_engine *engine) {
     for (int s = 0; engine->states && s < engine->n_state; s++) free_state(&engine->states[s]);
     mdp_free(engine->states);
     mdp_free(engine->stream_state);
-    mdp_free(engine->panel_done);
     mdp_free(engine->cosine);
     mdp_free(engine->sine);
     mdp_free(engine->input);

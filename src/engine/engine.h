@@ -55,8 +55,6 @@ struct mdp_engine {
     mdp_exchange_room *room; /* what travels between ranks in a round passes through it */
     mdp_stack *stack;        /* buffers of the step at hand */
     mdp_panel_stream *stream;
-    int stream_depth;
-    int64_t *panel_done;  /* [stream_depth] of the product at hand */
     float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */
     mdp_shared *shared;   /* where the ranks of a node attend together; NULL: no node does in any batch */
     mdp_status unshared;  /* why some node has none of it, though it should */
@@ -134,24 +132,56 @@ typedef struct mdp_panel_list {
 mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix);
 mdp_status mdp_panel_list_add_run(mdp_panel_list *list, const mdp_matrix *matrix, int64_t first, int64_t end);
 mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first, const mdp_matrix *second);
-/* Take the panels of `matrix` from the engine's stream (they must be next in it) and compute y = x W^T + bias for every
- * tile; bias [n_row of the matrix] or NULL. */
-mdp_status mdp_linear_take(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
-                           int64_t n_tile);
-/* Only items first .. end-1, where panel p of the matrix and tile t are item p * n_tile + t; next in the stream are the
- * panels that these need. */
+int64_t mdp_panel_count(const mdp_matrix *matrix);
+/* Columns of y = x W^T + bias of one tile, those of one panel; bias [n_row of the matrix] or NULL. */
+void mdp_linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, const float *bias);
+/* Items first .. end-1 of y = x W^T + bias, where panel p of the matrix and tile t are item p * n_tile + t; next in the
+ * engine's stream are the panels that these need. */
 mdp_status mdp_linear_take_items(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
                                  int64_t n_tile, int64_t first, int64_t end);
+/* Let the main thread look after the rows that travel between ranks meanwhile. */
+void mdp_engine_look_after_rows(const mdp_engine *engine);
+
+/* ---- gated.c: row tiles through gated MLPs ----------------------------------------------------------------------- */
+
 /* What becomes of the products with a gate and an up matrix. */
 typedef struct mdp_gating {
     mdp_activation activation;
     float alpha, limit;               /* of MDP_SWIGLU_CLAMPED */
     const float *gate_bias, *up_bias; /* [rows of the matrices] or NULL */
 } mdp_gating;
-/* Take the panels of a gate and an up matrix (alternating) and compute y = act(x Wg^T + b) * (x Wu^T + c). `scratch`
- * holds MDP_TILE_ROWS * MDP_PANEL_ROWS values per thread. */
-mdp_status mdp_gated_take(mdp_engine *engine, const mdp_gating *gating, const mdp_matrix *gate, const mdp_rows *tiles,
-                          int64_t n_tile, float *scratch);
+typedef struct mdp_gated_tile {
+    float *y; /* [n_row, d_model] */
+    int32_t n_row;
+} mdp_gated_tile;
+
+/* The next n_tile tiles of a walk, which share the panels of an expert. */
+typedef struct mdp_gated_group {
+    const mdp_expert *expert;
+    int64_t n_tile;
+} mdp_gated_group;
+
+/* Groups of tiles that go through experts of one size; all borrowed. */
+typedef struct mdp_gated_walk {
+    mdp_engine *engine;
+    mdp_gating gating;
+    const float *down_bias; /* [d_model] or NULL; biases are of one expert, the only one */
+    const mdp_gated_group *groups;
+    int64_t n_group;
+    const mdp_gated_tile *tiles; /* of all groups, one after the other */
+    int64_t n_place;             /* tiles at a time; no group has more */
+    float *x;                    /* [n_place, MDP_TILE_ROWS, d_model] */
+    float *h;                    /* [n_place, MDP_TILE_ROWS, d_ff] */
+    float *up;                   /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    mdp_panel_list *panels;      /* scratch, kept for the next walk */
+    /* Both from any thread, several tiles at once. Fill x of a tile. Look at x, h and y before their places are taken
+     * over; may be NULL. */
+    void (*load)(void *context, int64_t tile, float *x);
+    mdp_status (*finish)(void *context, int64_t tile, const float *x, const float *h);
+    void *context;
+} mdp_gated_walk;
+/* y = down(act(gate(x)) * up(x)) for all tiles. After an error the caller stops the engine's stream. Local. */
+mdp_status mdp_gated_run(const mdp_gated_walk *walk);
 
 /* ---- finite.c ------------------------------------------------------------------------------------------------- */
 
@@ -189,7 +219,8 @@ typedef struct mdp_panel_size {
     int64_t n_value, n_byte;
 } mdp_panel_size;
 mdp_panel_size mdp_largest_panel(const mdp_model *model);
-/* Panels in the stream: a gate and an up panel for each pair of threads, and one read ahead. */
+/* Panels in the stream: a gate and an up panel for each thread, as where experts have one tile each, and one read
+ * ahead. */
 int mdp_stream_depth(int n_thread);
 
 /* ---- team.c: who attends together ------------------------------------------------------------------------------ */
@@ -382,13 +413,19 @@ typedef struct mdp_round {
 
 /* Scratch of the expert loop of one rank. */
 typedef struct mdp_expert_scratch {
-    int64_t n_tile; /* tiles of a group */
+    int64_t n_tile; /* tiles at a time, and of a group */
     float *x;       /* [n_tile, MDP_TILE_ROWS, d_model] */
     float *h;       /* [n_tile, MDP_TILE_ROWS, d_ff] */
     float *up;      /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
     float *bias;    /* [2 d_ff + d_model] of gate, up and down; NULL: experts have none */
     void *stored;   /* room to read them */
     mdp_panel_list panels;
+    int64_t n_own;              /* tiles of the round at hand that are this rank's */
+    int64_t capacity;           /* for so many */
+    const mdp_tile_place **own; /* [n_own] */
+    mdp_gated_tile *tiles;      /* [n_own] */
+    mdp_gated_group *groups;    /* [n_group] of them */
+    int64_t n_group;
 } mdp_expert_scratch;
 
 /* Compute this rank's tiles of round `number`: y by position, tile observers. Local. */
@@ -410,7 +447,7 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
 int64_t mdp_wave_blocks(const mdp_comm *comm, const mdp_partition *partition, int64_t batch, int64_t first,
                         int64_t end);
 /* Room for rows of a round and tiles of a group: no more than the largest batch has, and no more tiles than an expert
- * has when tokens choose evenly, and a quarter. */
+ * has when tokens choose evenly, and a quarter, or than keep the threads busy. */
 typedef struct mdp_moe_room {
     int64_t n_row, n_tile;
     bool ahead; /* there can be more than one round, and other ranks */

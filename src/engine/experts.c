@@ -4,130 +4,145 @@
  * its y is complete. */
 #include "engine/engine.h"
 
-#include <omp.h>
 #include <string.h>
 
-/* Gather the rows of a group's tiles into consecutive buffers; `weigh`: times their weights. */
-static void gather_group(const mdp_engine *engine, bool weigh, const mdp_tile_place *tiles, int64_t n_tile,
-                         const mdp_round *round, const mdp_expert_scratch *scratch) {
-    int64_t d = engine->model->d_model;
-#pragma omp parallel for schedule(static) num_threads(engine->n_thread) collapse(2)
-    for (int64_t t = 0; t < n_tile; t++) {
-        for (int32_t i = 0; i < MDP_TILE_ROWS; i++) {
-            if (i >= tiles[t].n_row) continue;
-            int32_t at = tiles[t].position + i;
-            float *x = scratch->x + (t * MDP_TILE_ROWS + i) * d;
-            memcpy(x, round->x + round->source[at] * d, (size_t)d * sizeof(float));
-            for (int64_t j = 0; weigh && j < d; j++) x[j] *= round->gate[at];
-        }
+/* What the tiles of a walk have in common. */
+typedef struct expert_tiles {
+    mdp_engine *engine;
+    int64_t layer_number;
+    const mdp_round *round;
+    const mdp_tile_place *const *own; /* by the walk's numbers */
+} expert_tiles;
+
+/* Gather the rows of a tile, times their weights where the router weighs inputs. */
+static void gather_tile(void *context, int64_t number, float *x) {
+    const expert_tiles *tiles = context;
+    const mdp_tile_place *tile = tiles->own[number];
+    const mdp_round *round = tiles->round;
+    const mdp_model *model = tiles->engine->model;
+    bool weigh = model->layers[tiles->layer_number].moe.rule.weigh_input;
+    int64_t d = model->d_model;
+    for (int32_t at = tile->position; at < tile->position + tile->n_row; at++, x += d) {
+        memcpy(x, round->x + round->source[at] * d, (size_t)d * sizeof(float));
+        for (int64_t j = 0; weigh && j < d; j++) x[j] *= round->gate[at];
     }
 }
 
 /* Observers see finite tiles only. */
-static mdp_status observe_group(mdp_engine *engine, int64_t layer_number, const mdp_tile_place *tiles, int64_t n_tile,
-                                const mdp_round *round, const mdp_expert_scratch *scratch) {
-    int64_t d = engine->model->d_model, f = engine->model->layers[layer_number].moe.d_ff;
-    mdp_status failed = mdp_ok();
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-    for (int64_t t = 0; t < n_tile; t++) {
-        int32_t at = tiles[t].position;
-        bool finite = mdp_finite_outputs(engine, layer_number, tiles[t].expert, round->y + at * d, round->token + at,
-                                         tiles[t].n_row);
-        if (!finite || !engine->observers.tile) continue;
-        mdp_tile tile = {.layer = layer_number,
-                         .state = tiles[t].state,
-                         .expert = tiles[t].expert,
-                         .n_row = tiles[t].n_row,
-                         .d_model = d,
-                         .d_ff = f,
-                         .x = scratch->x + t * MDP_TILE_ROWS * d,
-                         .h = scratch->h + t * MDP_TILE_ROWS * f,
-                         .y = round->y + at * d,
+static mdp_status observe_tile(void *context, int64_t number, const float *x, const float *h) {
+    const expert_tiles *tiles = context;
+    mdp_engine *engine = tiles->engine;
+    const mdp_tile_place *place = tiles->own[number];
+    const mdp_round *round = tiles->round;
+    const mdp_moe *moe = &engine->model->layers[tiles->layer_number].moe;
+    int32_t at = place->position;
+    float *y = round->y + at * engine->model->d_model;
+    mdp_status status = mdp_ok();
+    mdp_phase before = mdp_engine_begin_observing(engine);
+    bool finite = mdp_finite_outputs(engine, tiles->layer_number, place->expert, y, round->token + at, place->n_row);
+    if (finite && engine->observers.tile) {
+        mdp_tile tile = {.layer = tiles->layer_number,
+                         .state = place->state,
+                         .expert = place->expert,
+                         .n_row = place->n_row,
+                         .d_model = engine->model->d_model,
+                         .d_ff = moe->d_ff,
+                         .x = x,
+                         .h = h,
+                         .y = y,
                          .gate = round->gate + at,
-                         .weighed = engine->model->layers[layer_number].moe.rule.weigh_input,
+                         .weighed = moe->rule.weigh_input,
                          .category = round->category + at,
                          .token = round->token + at};
-        mdp_status status = engine->observers.tile(engine->observers.context, &tile);
-        if (status.code != MDP_OK) {
-#pragma omp critical(mdp_observe)
-            failed = status;
-        }
+        status = engine->observers.tile(engine->observers.context, &tile);
     }
-    return failed;
+    mdp_engine_end_observing(engine, before);
+    return status;
 }
 
-/* Biases of an expert, where it has some, into scratch->bias. */
+/* Biases of an expert into scratch->bias. */
 static mdp_status load_biases(mdp_engine *engine, const mdp_expert *expert, const mdp_expert_scratch *scratch) {
     const mdp_matrix *biases[] = {&expert->gate_bias, &expert->up_bias, &expert->down_bias};
     float *to = scratch->bias;
     mdp_status status = mdp_ok();
     mdp_reading reading = mdp_engine_begin_reading(engine);
-    for (int i = 0; scratch->bias && i < 3 && status.code == MDP_OK; to += biases[i++]->n_col)
+    for (int i = 0; i < 3 && status.code == MDP_OK; to += biases[i++]->n_col)
         status = mdp_matrix_read(engine->reader, biases[i], 0, 1, scratch->stored, to);
     mdp_engine_end_reading(engine, &reading);
     return status;
 }
 
-/* Tiles of one expert, at most scratch->n_tile of them. */
-static mdp_status compute_group(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
-                                const mdp_tile_place *tiles, int64_t n_tile, mdp_round *round,
-                                mdp_expert_scratch *scratch) {
-    const mdp_expert *expert = &layer->moe.experts[tiles[0].expert];
-    int64_t d = engine->model->d_model, f = layer->moe.d_ff;
-    mdp_rows rows[256];
-    if (n_tile > 256) return MDP_ERROR(MDP_INTERNAL, "a group of %lld tiles is too large", (long long)n_tile);
-    scratch->panels.n = 0;
-    MDP_TRY(mdp_panel_list_add_pair(&scratch->panels, &expert->gate, &expert->up));
-    MDP_TRY(mdp_panel_list_add(&scratch->panels, &expert->down));
-    MDP_TRY(mdp_panel_stream_start(engine->stream, scratch->panels.items, scratch->panels.n));
-    MDP_TRY(load_biases(engine, expert, scratch));
-    const mdp_gating gating = {.activation = layer->moe.activation,
-                               .alpha = layer->moe.alpha,
-                               .limit = layer->moe.limit,
-                               .gate_bias = scratch->bias,
-                               .up_bias = scratch->bias ? scratch->bias + f : NULL};
-    gather_group(engine, layer->moe.rule.weigh_input, tiles, n_tile, round, scratch);
-    for (int64_t t = 0; t < n_tile; t++) {
-        rows[t] = (mdp_rows){.x = scratch->x + t * MDP_TILE_ROWS * d,
-                             .ldx = d,
-                             .y = scratch->h + t * MDP_TILE_ROWS * f,
-                             .ldy = f,
-                             .n_row = tiles[t].n_row};
+static mdp_status make_room(mdp_expert_scratch *scratch, int64_t n) {
+    if (n <= scratch->capacity) return mdp_ok();
+    MDP_TRY(MDP_GROW(&scratch->own, scratch->capacity, n, "tiles of a round"));
+    MDP_TRY(MDP_GROW(&scratch->tiles, scratch->capacity, n, "tiles of a round"));
+    MDP_TRY(MDP_GROW(&scratch->groups, scratch->capacity, n, "tiles of a round"));
+    scratch->capacity = n;
+    return mdp_ok();
+}
+
+/* This rank's tiles of a round. Those that lie side by side and have one expert are a group, of n_tile at most. */
+static mdp_status list_tiles(const mdp_engine *engine, const mdp_moe *moe, const mdp_placement *placement,
+                             int32_t number, const mdp_round *round, mdp_expert_scratch *scratch) {
+    const mdp_tile_place *before = NULL; /* the last one of the group at hand */
+    int64_t n = 0;
+    for (int64_t t = 0; t < placement->n_tile; t++)
+        n += placement->tiles[t].owner == engine->comm->rank && placement->tiles[t].round == number;
+    MDP_TRY(make_room(scratch, n));
+    scratch->n_own = scratch->n_group = 0;
+    for (const mdp_tile_place *tile = placement->tiles; tile < placement->tiles + placement->n_tile; tile++) {
+        if (tile->owner != engine->comm->rank || tile->round != number) continue;
+        bool joins = before && before + 1 == tile && before->expert == tile->expert &&
+                     scratch->groups[scratch->n_group - 1].n_tile < scratch->n_tile;
+        if (!joins) scratch->groups[scratch->n_group++] = (mdp_gated_group){.expert = &moe->experts[tile->expert]};
+        scratch->groups[scratch->n_group - 1].n_tile++;
+        scratch->own[scratch->n_own] = before = tile;
+        scratch->tiles[scratch->n_own++] =
+            (mdp_gated_tile){.y = round->y + tile->position * engine->model->d_model, .n_row = tile->n_row};
     }
-    MDP_TRY(mdp_gated_take(engine, &gating, &expert->gate, rows, n_tile, scratch->up));
-    for (int64_t t = 0; t < n_tile; t++) {
-        rows[t] = (mdp_rows){.x = scratch->h + t * MDP_TILE_ROWS * f,
-                             .ldx = f,
-                             .y = round->y + tiles[t].position * d,
-                             .ldy = d,
-                             .n_row = tiles[t].n_row};
+    return mdp_ok();
+}
+
+/* Experts with biases go one by one, since only one's are kept. */
+static mdp_status run_groups(mdp_engine *engine, const mdp_moe *moe, mdp_expert_scratch *scratch,
+                             expert_tiles *context) {
+    int64_t n_group = scratch->n_group, step = scratch->bias ? 1 : n_group;
+    mdp_gated_walk walk = {
+        .engine = engine,
+        .gating = {.activation = moe->activation, .alpha = moe->alpha, .limit = moe->limit},
+        .groups = scratch->groups,
+        .n_group = step,
+        .tiles = scratch->tiles,
+        .n_place = scratch->n_tile,
+        .x = scratch->x,
+        .h = scratch->h,
+        .up = scratch->up,
+        .panels = &scratch->panels,
+        .load = gather_tile,
+        .finish = observe_tile,
+        .context = context,
+    };
+    if (scratch->bias) {
+        walk.gating.gate_bias = scratch->bias;
+        walk.gating.up_bias = scratch->bias + moe->d_ff;
+        walk.down_bias = scratch->bias + 2 * moe->d_ff;
     }
-    const float *down_bias = scratch->bias ? scratch->bias + 2 * f : NULL;
-    MDP_TRY(mdp_linear_take(engine, &expert->down, down_bias, rows, n_tile));
-    mdp_profile_switch(engine->profile, MDP_PHASE_OBSERVERS);
-    mdp_status status = observe_group(engine, layer_number, tiles, n_tile, round, scratch);
-    mdp_profile_switch(engine->profile, MDP_PHASE_EXPERTS);
-    return status;
+    for (; walk.groups < scratch->groups + n_group; walk.groups += step) {
+        if (scratch->bias) MDP_TRY(load_biases(engine, walk.groups->expert, scratch));
+        MDP_TRY(mdp_gated_run(&walk));
+        walk.tiles += walk.groups->n_tile;
+        context->own += walk.groups->n_tile;
+    }
+    return mdp_ok();
 }
 
 mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64_t layer_number,
                                const mdp_placement *placement, int32_t number, mdp_round *round,
                                mdp_expert_scratch *scratch) {
-    int rank = engine->comm->rank;
-    mdp_status status = mdp_ok();
     mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_EXPERTS);
-    for (int64_t first = 0; first < placement->n_tile && status.code == MDP_OK;) {
-        const mdp_tile_place *tile = &placement->tiles[first];
-        int64_t end = first + 1;
-        if (tile->owner == rank && tile->round == number) {
-            while (end < placement->n_tile && end - first < scratch->n_tile && tile[end - first].owner == rank &&
-                   tile[end - first].round == number && tile[end - first].expert == tile->expert) {
-                end++;
-            }
-            status = compute_group(engine, layer, layer_number, tile, end - first, round, scratch);
-        }
-        first = end;
-    }
+    mdp_status status = list_tiles(engine, &layer->moe, placement, number, round, scratch);
+    expert_tiles context = {.engine = engine, .layer_number = layer_number, .round = round, .own = scratch->own};
+    if (status.code == MDP_OK) status = run_groups(engine, &layer->moe, scratch, &context);
     mdp_panel_stream_stop(engine->stream);
     mdp_profile_switch(engine->profile, before);
     return status;

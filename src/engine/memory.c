@@ -24,7 +24,7 @@ static int64_t taken(int64_t room, int64_t n_row, int64_t row_byte) {
 /* ---- weights ------------------------------------------------------------------------------------------------- */
 
 int mdp_stream_depth(int n_thread) {
-    return n_thread + 2 < 65 ? n_thread + 2 : 65;
+    return 2 * n_thread + 1 < 65 ? 2 * n_thread + 1 : 65;
 }
 
 static void meet(const mdp_matrix *matrix, mdp_panel_size *out) {

@@ -3,7 +3,6 @@
 #include "engine/engine.h"
 
 #include <math.h>
-#include <omp.h>
 
 /* A tile of local rows. */
 typedef struct local_tile {
@@ -12,12 +11,12 @@ typedef struct local_tile {
 } local_tile;
 
 typedef struct mlp_buffers {
-    int64_t n_tile;    /* of a group */
-    local_tile *tiles; /* [n_tile] */
-    mdp_rows *rows;    /* [n_tile] */
-    float *x;          /* [n_tile, MDP_TILE_ROWS, d_model] */
-    float *h;          /* [n_tile, MDP_TILE_ROWS, d_ff] */
-    float *up;         /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    int64_t n_tile;          /* of a group */
+    local_tile *tiles;       /* [n_tile] */
+    mdp_gated_tile *outputs; /* [n_tile] */
+    float *x;                /* [n_tile, MDP_TILE_ROWS, d_model] */
+    float *h;                /* [n_tile, MDP_TILE_ROWS, d_ff] */
+    float *up;               /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
     mdp_panel_list panels;
 } mlp_buffers;
 
@@ -25,68 +24,70 @@ static mdp_status new_buffers(const mdp_engine *engine, const mdp_mlp *mlp, mlp_
     int64_t n = mdp_group_tiles(engine->n_thread);
     buffers->n_tile = n;
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->tiles, n, "tiles of an MLP"));
-    MDP_TRY(MDP_TAKE(engine->stack, &buffers->rows, n, "tiles of an MLP"));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->outputs, n, "tiles of an MLP"));
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->x, n * MDP_TILE_ROWS * engine->model->d_model, "inputs of an MLP"));
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->h, n * MDP_TILE_ROWS * mlp->d_ff, "activations of an MLP"));
-    MDP_TRY(MDP_TAKE(engine->stack, &buffers->up, (int64_t)engine->n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS,
-                     "MLP scratch"));
-    MDP_TRY(mdp_panel_list_add_pair(&buffers->panels, &mlp->expert->gate, &mlp->expert->up));
-    return mdp_panel_list_add(&buffers->panels, &mlp->expert->down);
+    return MDP_TAKE(engine->stack, &buffers->up, (int64_t)engine->n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS,
+                    "MLP scratch");
 }
 
-/* Normalise the inputs of a group. */
-static void load_group(const mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, const mlp_buffers *buffers,
-                       int64_t n_tile) {
-    int64_t d = engine->model->d_model;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-    for (int64_t t = 0; t < n_tile; t++) {
-        for (int32_t i = 0; i < buffers->tiles[t].n_row; i++) {
-            mdp_norm_row(engine->model, mlp->norm, state->x + (buffers->tiles[t].first + i) * d,
-                         buffers->x + (t * MDP_TILE_ROWS + i) * d);
-        }
-    }
+/* What the tiles of a group have in common. */
+typedef struct mlp_tiles {
+    const mdp_model *model;
+    const mdp_mlp *mlp;
+    const mdp_state *state;
+    const mlp_buffers *buffers;
+} mlp_tiles;
+
+/* Normalise the inputs of a tile. */
+static void load_tile(void *context, int64_t number, float *x) {
+    const mlp_tiles *tiles = context;
+    const local_tile *tile = &tiles->buffers->tiles[number];
+    int64_t d = tiles->model->d_model;
+    for (int64_t row = tile->first; row < tile->first + tile->n_row; row++, x += d)
+        mdp_norm_row(tiles->model, tiles->mlp->norm, tiles->state->x + row * d, x);
 }
 
 /* Scale every output row by the sigmoid of its gate. */
-static void gate_group(const mdp_engine *engine, const mdp_mlp *mlp, const mlp_buffers *buffers, int64_t n_tile) {
-    int64_t d = engine->model->d_model;
-    for (int64_t t = 0; t < n_tile; t++) mdp_profile_flop(engine->profile, 2 * d * buffers->tiles[t].n_row);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-    for (int64_t t = 0; t < n_tile; t++) {
-        for (int32_t i = 0; i < buffers->tiles[t].n_row; i++) {
-            double z = mdp_dot(buffers->x + (t * MDP_TILE_ROWS + i) * d, mlp->output_gate, d);
-            float scale = (float)(1.0 / (1.0 + exp(-z)));
-            float *y = buffers->rows[t].y + i * d;
-            for (int64_t j = 0; j < d; j++) y[j] *= scale;
-        }
+static mdp_status gate_tile(void *context, int64_t number, const float *x, const float *h) {
+    (void)h;
+    const mlp_tiles *tiles = context;
+    const mdp_gated_tile *tile = &tiles->buffers->outputs[number];
+    int64_t d = tiles->model->d_model;
+    float *y = tile->y;
+    for (int32_t i = 0; i < tile->n_row; i++, x += d, y += d) {
+        double z = mdp_dot(x, tiles->mlp->output_gate, d);
+        float scale = (float)(1.0 / (1.0 + exp(-z)));
+        for (int64_t j = 0; j < d; j++) y[j] *= scale;
     }
+    return mdp_ok();
 }
 
 /* out: row of the state's first output row. */
 static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, mlp_buffers *buffers,
                                 int64_t n_tile, int64_t first_local, float *out) {
-    int64_t d = engine->model->d_model, f = mlp->d_ff;
-    MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
-    load_group(engine, mlp, state, buffers, n_tile);
+    int64_t d = engine->model->d_model;
+    const mdp_gated_group group = {.expert = mlp->expert, .n_tile = n_tile};
+    mlp_tiles context = {.model = engine->model, .mlp = mlp, .state = state, .buffers = buffers};
     for (int64_t t = 0; t < n_tile; t++) {
-        buffers->rows[t] = (mdp_rows){.x = buffers->x + t * MDP_TILE_ROWS * d,
-                                      .ldx = d,
-                                      .y = buffers->h + t * MDP_TILE_ROWS * f,
-                                      .ldy = f,
-                                      .n_row = buffers->tiles[t].n_row};
+        const local_tile *tile = &buffers->tiles[t];
+        buffers->outputs[t] = (mdp_gated_tile){.y = out + (tile->first - first_local) * d, .n_row = tile->n_row};
+        if (mlp->output_gate) mdp_profile_flop(engine->profile, 2 * d * tile->n_row);
     }
-    const mdp_gating gating = {.activation = mlp->activation};
-    MDP_TRY(mdp_gated_take(engine, &gating, &mlp->expert->gate, buffers->rows, n_tile, buffers->up));
-    for (int64_t t = 0; t < n_tile; t++) {
-        buffers->rows[t] = (mdp_rows){.x = buffers->h + t * MDP_TILE_ROWS * f,
-                                      .ldx = f,
-                                      .y = out + (buffers->tiles[t].first - first_local) * d,
-                                      .ldy = d,
-                                      .n_row = buffers->tiles[t].n_row};
-    }
-    MDP_TRY(mdp_linear_take(engine, &mlp->expert->down, NULL, buffers->rows, n_tile));
-    if (mlp->output_gate) gate_group(engine, mlp, buffers, n_tile);
-    return mdp_ok();
+    const mdp_gated_walk walk = {.engine = engine,
+                                 .gating = {.activation = mlp->activation},
+                                 .groups = &group,
+                                 .n_group = 1,
+                                 .tiles = buffers->outputs,
+                                 .n_place = buffers->n_tile,
+                                 .x = buffers->x,
+                                 .h = buffers->h,
+                                 .up = buffers->up,
+                                 .panels = &buffers->panels,
+                                 .load = load_tile,
+                                 .finish = mlp->output_gate ? gate_tile : NULL,
+                                 .context = &context};
+    return mdp_gated_run(&walk);
 }
 
 static mdp_status compute_groups(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, mlp_buffers *buffers,

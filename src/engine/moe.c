@@ -254,6 +254,9 @@ static void destroy_buffers(mdp_moe_buffers *buffers) {
     mdp_free(buffers->scratch.bias);
     mdp_free(buffers->scratch.stored);
     mdp_free(buffers->scratch.panels.items);
+    mdp_free(buffers->scratch.own);
+    mdp_free(buffers->scratch.tiles);
+    mdp_free(buffers->scratch.groups);
     mdp_free(buffers->shared_gate);
 }
 
@@ -280,6 +283,8 @@ mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partitio
     int64_t placed = mdp_placement_most_rows(comm, out.n_row, (int64_t)n_stream * most_block * n_expert);
     if (out.n_row > placed) out.n_row = placed; /* capacity that nobody fills would be room for another step's pages */
     if (out.n_row > mdp_round_rows(n_thread)) out.n_row = mdp_round_rows(n_thread);
+    int64_t wanted = n_thread > 1 ? 2 * n_thread : 1; /* so that threads find a tile while others go down */
+    if (out.n_tile < wanted) out.n_tile = wanted < out.n_row ? wanted : out.n_row;
     if (out.n_tile > mdp_group_tiles(n_thread)) out.n_tile = mdp_group_tiles(n_thread);
     return out;
 }

@@ -20,7 +20,7 @@ static mdp_status stream_matrix(mdp_reader *reader, const mdp_matrix *matrix) {
     mdp_status status = mdp_panel_stream_start(stream, items, n);
     for (int i = 0; i < n && status.code == MDP_OK; i++) {
         status = mdp_panel_stream_wait(stream, i, 1, &panel);
-        mdp_panel_stream_release(stream, i + 1);
+        mdp_panel_stream_release(stream, i, 1, 1);
     }
     mdp_panel_stream_destroy(stream);
     return status;
