@@ -1,13 +1,16 @@
 /* peak.c - how fast this machine multiplies matrices: the yardstick of tools/bench.
  *
  *   peak                 median GFLOP/s of each library and shape, in one JSON object a line
- *   peak SECONDS         GFLOP/s of one 1,024 x 4,096 x 4,096 product repeated for so long, as one number
+ *   peak loop            1,024 x 4,096 x 4,096 products over and over, in parts, from "ready" to SIGTERM; then the
+ * GFLOP
  *
  * y [n, m] = x [n, k] w [m, k]^T in f32 on one thread, straight from the libraries: nothing of the program is used. */
 #include <cblas.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #ifdef MDP_HAVE_ONEDNN
 #include <oneapi/dnnl/dnnl.h>
@@ -93,22 +96,30 @@ static void print_medians(const float *x, const float *w, float *y) {
     }
 }
 
-static void print_rate(double duration, const float *x, const float *w, float *y) {
-    const shape *s = &SHAPES[N_SHAPE - 1];
-    double start = seconds(), end = start;
+static volatile sig_atomic_t stopped;
+
+static void stop(int number) {
+    (void)number;
+    stopped = 1;
+}
+
+/* In parts of some 20 ms: whoever stops the loop wants to know how far it came. */
+static void print_work(const float *x, const float *w, float *y) {
+    const shape part = {1024, 256, 4096};
+    const int n_part = 4096 / part.m;
     int64_t n = 0;
-    for (; end - start < duration; n++) {
-        multiply_cblas(s, x, w, y);
-        end = seconds();
-    }
-    printf("%.2f\n", flops(s) * (double)n / (end - start) * 1e-9);
+    printf("ready\n");
+    fflush(stdout);
+    for (; !stopped; n++) multiply_cblas(&part, x, w + (size_t)(n % n_part) * (size_t)(part.m * part.k), y);
+    printf("%.2f\n", flops(&part) * (double)n * 1e-9);
 }
 
 int main(int argc, char **argv) {
     size_t largest = (size_t)4096 * 4096;
     float *x = new_values(largest), *w = new_values(largest), *y = new_values(largest);
-    if (argc > 1) {
-        print_rate(strtod(argv[1], NULL), x, w, y);
+    if (argc > 1 && strcmp(argv[1], "loop") == 0) {
+        signal(SIGTERM, stop);
+        print_work(x, w, y);
     } else {
         print_medians(x, w, y);
     }
