@@ -161,6 +161,7 @@ struct mdp_exchange_room {
     int64_t row_byte;  /* longest row */
     int64_t node_byte; /* sent so far to other ranks of this node */
     int64_t away_byte; /* and to other nodes */
+    double waited;     /* seconds so far with nothing to move */
     mdp_exchange queue[MDP_EXCHANGE_QUEUE];
     int n_begun, n_done;                         /* since the last finish; the one after the done ones is on its way */
     mdp_exchange_cursor sent, posted, taken;     /* of that one */

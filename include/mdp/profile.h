@@ -45,6 +45,8 @@ typedef struct mdp_profile {
 void mdp_profile_begin(mdp_profile *profile);
 /* From now on it is `phase`; returns what it was. */
 mdp_phase mdp_profile_switch(mdp_profile *profile, mdp_phase phase);
+/* So many seconds since the last switch were of another phase. */
+void mdp_profile_shift(mdp_profile *profile, mdp_phase phase, double seconds);
 /* Do one step in a phase of its own. */
 typedef mdp_status mdp_profile_step_fn(void *context);
 mdp_status mdp_profile_step(mdp_profile *profile, mdp_phase phase, mdp_profile_step_fn *step, void *context);

@@ -32,6 +32,12 @@ mdp_phase mdp_profile_switch(mdp_profile *profile, mdp_phase phase) {
     return before;
 }
 
+void mdp_profile_shift(mdp_profile *profile, mdp_phase phase, double seconds) {
+    if (!profile) return;
+    profile->seconds[phase] += seconds;
+    profile->since += seconds;
+}
+
 mdp_status mdp_profile_step(mdp_profile *profile, mdp_phase phase, mdp_profile_step_fn *step, void *context) {
     mdp_phase before = mdp_profile_switch(profile, phase);
     mdp_status status = step(context);

@@ -268,7 +268,9 @@ mdp_status mdp_exchange_finish_all(const mdp_comm *comm, mdp_exchange_room *room
     while (room->n_done < room->n_begun && room->failed.code == MDP_OK) {
         if (count_passed(room) != n_passed) idle = mdp_seconds();
         n_passed = count_passed(room);
+        double start = mdp_seconds();
         room->failed = wait_for_pieces(comm, room, idle);
+        room->waited += mdp_seconds() - start;
         mdp_exchange_look(comm, room);
     }
     room->n_begun = room->n_done = 0;

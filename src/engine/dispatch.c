@@ -189,40 +189,56 @@ static void spread_notes(const mdp_engine *engine, const mdp_round_buffers *buff
     }
 }
 
-/* Tell every rank how many notes and token rows come, and lay out what comes here: rows that landed on the way first.
- * Collective. */
-static mdp_status count_rows_all(const mdp_round_context *context) {
+/* Tell every rank how many notes and token rows come in each round of the wave, so that no round has to wait for
+ * numbers. Collective. */
+static mdp_status count_rows_all(mdp_round_context *context) {
+    mdp_engine *engine = context->engine;
+    const mdp_comm *comm = engine->comm;
+    const mdp_wave *w = context->w;
+    bool lands = context->buffers->landing.n_word > 0;
+    int32_t n_round = w->placement->n_round;
+    for (context->number = 0; context->number < n_round; context->number++) {
+        for (int peer = 0; peer < comm->size; peer++) {
+            int64_t *told = mdp_wave_told(w, w->told, peer, context->number);
+            const mdp_route_entry *entries = mdp_round_entries(context, peer, &told[0]);
+            told[1] = count_unique(entries, told[0]);
+        }
+        if (lands) mdp_landing_count(context);
+    }
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
+    MDP_TRY(mdp_alltoall_i64_all(comm, w->told, w->heard, 3 * (int64_t)n_round));
+    if (lands) MDP_TRY(mdp_landing_number_all(engine, w));
+    mdp_profile_switch(engine->profile, before);
+    return mdp_ok();
+}
+
+/* Lay out what comes here in a round: rows that landed on the way first. */
+static void lay_out_rows(const mdp_round_context *context) {
     mdp_engine *engine = context->engine;
     const mdp_comm *comm = engine->comm;
     mdp_round_buffers *buffers = context->buffers;
     mdp_round_counts *counts = &buffers->counts;
-    if (buffers->landing.n_word > 0) mdp_landing_count(context);
-    for (int peer = 0; peer < comm->size; peer++) {
-        const mdp_route_entry *entries = mdp_round_entries(context, peer, &counts->notes_out[peer]);
-        counts->told[3 * peer] = counts->notes_out[peer];
-        counts->told[3 * peer + 1] = count_unique(entries, counts->notes_out[peer]);
-    }
-    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
-    MDP_TRY(mdp_alltoall_i64_all(comm, counts->told, counts->heard, 3));
-    mdp_profile_switch(engine->profile, before);
     buffers->round.n_row = buffers->round.n_unique = 0;
     for (int straight = 0; straight < 2; straight++) {
         for (int peer = 0; peer < comm->size; peer++) {
+            const int64_t *told = mdp_wave_told(context->w, context->w->told, peer, context->number);
+            const int64_t *heard = mdp_wave_told(context->w, context->w->heard, peer, context->number);
             if (mdp_landing_skips(comm, &buffers->landing, peer) != straight) continue;
             counts->row_first[peer] = buffers->round.n_unique;
-            buffers->round.n_unique += counts->heard[3 * peer + 1];
-            counts->rows_out[peer] = straight ? counts->told[3 * peer + 1] : 0;
-            counts->rows_in[peer] = straight ? counts->heard[3 * peer + 1] : 0;
+            buffers->round.n_unique += heard[1];
+            counts->rows_out[peer] = straight ? told[1] : 0;
+            counts->rows_in[peer] = straight ? heard[1] : 0;
             counts->hand_out[peer] = counts->hand_in[peer] = 0;
         }
     }
     for (int peer = 0; peer < comm->size; peer++) {
-        counts->notes_in[peer] = counts->heard[3 * peer];
+        const int64_t *told = mdp_wave_told(context->w, context->w->told, peer, context->number);
+        counts->notes_out[peer] = told[0];
+        counts->notes_in[peer] = mdp_wave_told(context->w, context->w->heard, peer, context->number)[0];
         counts->note_first[peer] = buffers->round.n_row;
         buffers->round.n_row += counts->notes_in[peer];
-        if (comm->rank_node[peer] != comm->node) engine->away_row_wanted += counts->told[3 * peer + 1];
+        if (comm->rank_node[peer] != comm->node) engine->away_row_wanted += told[1];
     }
-    return mdp_ok();
 }
 
 /* ---- the way of a round --------------------------------------------------------------------------------------- */
@@ -234,6 +250,13 @@ mdp_status mdp_dispatch_begin_all(mdp_engine *engine, const mdp_exchange *exchan
     away = engine->room->away_byte - away;
     mdp_profile_sent(engine->profile, node + away, away);
     return mdp_ok();
+}
+
+mdp_status mdp_dispatch_finish_all(mdp_engine *engine) {
+    double waited = engine->room->waited;
+    mdp_status status = mdp_exchange_finish_all(engine->comm, engine->room);
+    mdp_profile_shift(engine->profile, MDP_PHASE_WAIT_RANKS, engine->room->waited - waited);
+    return status;
 }
 
 /* Token rows that come straight from their rank or, once they have landed, from another of the node. Collective. */
@@ -261,7 +284,7 @@ static mdp_status begin_tokens_all(packing *p) {
     const mdp_comm *comm = engine->comm;
     const mdp_round_counts *counts = &p->round->buffers->counts;
     bool lands = p->round->buffers->landing.n_word > 0;
-    MDP_TRY(count_rows_all(p->round));
+    lay_out_rows(p->round);
     const mdp_exchange exchange = {.room = engine->room,
                                    .row_byte = sizeof(mdp_row_note),
                                    .n_send = counts->notes_out,
@@ -284,7 +307,7 @@ static mdp_status take_tokens_all(packing *p) {
     if (p->round->buffers->landing.n_word > 0) {
         MDP_TRY(mdp_landing_count_handed_all(p->round));
         MDP_TRY(begin_rows_all(p));
-        MDP_TRY(mdp_exchange_finish_all(engine->comm, engine->room));
+        MDP_TRY(mdp_dispatch_finish_all(engine));
     }
     spread_notes(engine, p->round->buffers);
     return mdp_ok();
@@ -317,8 +340,7 @@ static void open_round(mdp_round_context *context, const mdp_moe_buffers *buffer
 }
 
 mdp_status mdp_dispatch_wave_all(mdp_engine *engine, const mdp_wave *w, const mdp_layer *layer, int64_t layer_number,
-                                 const float *norm, mdp_moe_buffers *buffers) {
-    const mdp_comm *comm = engine->comm;
+                                 const float *norm, mdp_moe_buffers *buffers, mdp_status *computed) {
     mdp_round_context contexts[MDP_ROUNDS_AT_ONCE]; /* of a round until its outputs are back */
     packing packings[MDP_ROUNDS_AT_ONCE];
     int n_place = buffers->ahead ? MDP_ROUNDS_AT_ONCE : 1;
@@ -326,13 +348,15 @@ mdp_status mdp_dispatch_wave_all(mdp_engine *engine, const mdp_wave *w, const md
         contexts[i] = (mdp_round_context){.engine = engine, .w = w, .norm = norm, .buffers = &buffers->rounds[i]};
         packings[i] = (packing){.round = &contexts[i]};
     }
+    *computed = mdp_ok();
+    MDP_TRY(count_rows_all(&contexts[0]));
     for (int32_t number = 0; number < w->placement->n_round; number++) {
         packing *now = &packings[number % n_place], *next = &packings[(number + 1) % n_place];
         bool first = number == 0 || !buffers->ahead, last = number + 1 == w->placement->n_round || !buffers->ahead;
         if (first) {
             open_round(&contexts[number % n_place], buffers, number);
             MDP_TRY(begin_tokens_all(now));
-            MDP_TRY(mdp_exchange_finish_all(comm, engine->room));
+            MDP_TRY(mdp_dispatch_finish_all(engine));
             MDP_TRY(take_tokens_all(now));
         } else {
             MDP_TRY(begin_outputs_all(&packings[(number - 1) % n_place]));
@@ -341,15 +365,14 @@ mdp_status mdp_dispatch_wave_all(mdp_engine *engine, const mdp_wave *w, const md
             open_round(&contexts[(number + 1) % n_place], buffers, number + 1);
             MDP_TRY(begin_tokens_all(next));
         }
-        mdp_status status = mdp_experts_compute(engine, layer, layer_number, w->placement, number,
-                                                &now->round->buffers->round, &buffers->scratch);
-        MDP_TRY(mdp_exchange_finish_all(comm, engine->room)); /* whatever came of the products: others count on it */
-        MDP_ENGINE_AGREE(engine, status);
-        if (status.code != MDP_OK) return status;
+        if (computed->code == MDP_OK)
+            *computed = mdp_experts_compute(engine, layer, layer_number, w->placement, number,
+                                            &now->round->buffers->round, &buffers->scratch);
+        MDP_TRY(mdp_dispatch_finish_all(engine)); /* whatever came of the products: others count on it */
         if (!last) MDP_TRY(take_tokens_all(next));
         if (last) {
             MDP_TRY(begin_outputs_all(now));
-            MDP_TRY(mdp_exchange_finish_all(comm, engine->room));
+            MDP_TRY(mdp_dispatch_finish_all(engine));
         }
     }
     return mdp_ok();

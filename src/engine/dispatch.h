@@ -20,7 +20,16 @@ typedef struct mdp_wave {
     int64_t *bucket;          /* [n_round * size + 1] first entry of each (round, owner) */
     int64_t *state_first;     /* [n_state] first row of y of each state */
     float *y;                 /* [sum over states of n_local * top_k, d_model] returned rows */
+    int64_t *told, *heard;    /* [size, n_round, 3] to and from each rank: notes, its token rows, those of its node */
+    int64_t *node_row;        /* [n_round, n_node] rows that go to another node; see landing.c */
+    int64_t *node_start;      /* [n_round, n_node] of them, on lower ranks */
+    int64_t *node_total;      /* [n_round, n_node] and on all */
 } mdp_wave;
+
+/* What is told to, or heard from, a rank about a round. */
+static inline int64_t *mdp_wave_told(const mdp_wave *w, int64_t *counts, int peer, int32_t round) {
+    return counts + ((int64_t)peer * w->placement->n_round + round) * 3;
+}
 
 /* Do the two belong to the same token row? */
 static inline bool mdp_same_token(const mdp_route_entry *a, const mdp_route_entry *b) {
@@ -32,7 +41,6 @@ static inline bool mdp_same_token(const mdp_route_entry *a, const mdp_route_entr
 /* How many rows go where in a round; arrays into one piece of memory. */
 typedef struct mdp_round_counts {
     int64_t *memory;
-    int64_t *told, *heard;         /* [size, 3] to and from each rank: notes, its token rows, those of its node */
     int64_t *notes_out, *notes_in; /* [size] */
     int64_t *rows_out, *rows_in;   /* [size] token rows that go straight to or come straight from a rank */
     int64_t *note_first;           /* [size] first note of each source in buffers->notes */
@@ -43,9 +51,6 @@ typedef struct mdp_round_counts {
     int64_t *hand_out, *hand_in;   /* [size] landed rows that are handed on */
     int64_t *hand_first;           /* [size] first row in round.x of those that a rank hands on */
     int64_t *send, *recv;          /* [size] of the exchange of token rows */
-    int64_t *node_row;             /* [n_node] rows that go to another node */
-    int64_t *node_start;           /* [n_node] of them, on lower ranks */
-    int64_t *node_total;           /* [n_node] and on all */
     int64_t *walk;                 /* [2 * largest node] */
 } mdp_round_counts;
 mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts);
@@ -108,20 +113,26 @@ static inline bool mdp_landing_skips(const mdp_comm *comm, const mdp_landing *la
 }
 /* Count the rows that each other node needs of this rank, each once: node_row, and what is told to its ranks. Local. */
 void mdp_landing_count(const mdp_round_context *round);
+/* Of all rounds, from node_row: node_start and node_total. Collective on the engine's communicator. */
+mdp_status mdp_landing_number_all(const mdp_engine *engine, const mdp_wave *w);
 /* Begin to send every row that another node needs once, to one rank of it, and to take those that land here; the round
  * context must stay until the exchange is finished. Collective on the engine's communicator. */
 mdp_status mdp_landing_begin_all(const mdp_round_context *round);
 /* All have landed: count those that are handed on: hand_out, hand_in, hand_first. Collective on the engine's
- * communicator. */
+ * communicator; waits for the ranks of the node only. */
 mdp_status mdp_landing_count_handed_all(const mdp_round_context *round);
 
 /* ---- dispatch.c ----------------------------------------------------------------------------------------------- */
 
 /* Begin an exchange, and tell the profile what it sends. Collective on the engine's communicator. */
 mdp_status mdp_dispatch_begin_all(mdp_engine *engine, const mdp_exchange *exchange);
+/* Finish all exchanges that were begun, and tell the profile how long others were waited for. Collective on the
+ * engine's communicator. */
+mdp_status mdp_dispatch_finish_all(mdp_engine *engine);
 /* All rounds of a wave: notes and token rows to the owners of the tiles, the experts, and the outputs back into
- * wave->y. Collective on the engine's communicator. */
+ * wave->y. computed: what came of this rank's products, which others do not know yet; from the round that failed on,
+ * outputs mean nothing. Collective on the engine's communicator. */
 mdp_status mdp_dispatch_wave_all(mdp_engine *engine, const mdp_wave *w, const mdp_layer *layer, int64_t layer_number,
-                                 const float *norm, mdp_moe_buffers *buffers);
+                                 const float *norm, mdp_moe_buffers *buffers, mdp_status *computed);
 
 #endif

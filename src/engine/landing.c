@@ -23,21 +23,15 @@ int mdp_landing_words(const mdp_comm *comm) {
 }
 
 mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts) {
-    int64_t size = comm->size, n_node = comm->n_node;
-    MDP_TRY(MDP_ALLOC(&counts->memory, 21 * size + 3 * n_node + 2 * (int64_t)largest_node(comm), "row counts"));
-    int64_t *at = counts->memory;
-    counts->told = at;
-    counts->heard = at += 3 * size;
-    at += 2 * size;
+    int64_t size = comm->size;
     int64_t **arrays[] = {&counts->notes_out,  &counts->notes_in,     &counts->rows_out, &counts->rows_in,
                           &counts->note_first, &counts->row_first,    &counts->land_out, &counts->land_in,
                           &counts->land_first, &counts->landed_first, &counts->hand_out, &counts->hand_in,
                           &counts->hand_first, &counts->send,         &counts->recv};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) *arrays[i] = at += size;
-    counts->node_row = at += size;
-    counts->node_start = at += n_node;
-    counts->node_total = at += n_node;
-    counts->walk = at + n_node;
+    const size_t n_array = sizeof arrays / sizeof *arrays;
+    MDP_TRY(MDP_ALLOC(&counts->memory, (int64_t)n_array * size + 2 * (int64_t)largest_node(comm), "row counts"));
+    for (size_t i = 0; i < n_array; i++) *arrays[i] = counts->memory + (int64_t)i * size;
+    counts->walk = counts->memory + (int64_t)n_array * size;
     return mdp_ok();
 }
 
@@ -81,13 +75,22 @@ static const mdp_route_entry *walk_on(mdp_node_walk *walk, uint64_t *needs) {
 
 void mdp_landing_count(const mdp_round_context *round) {
     const mdp_comm *comm = round->engine->comm;
-    mdp_round_counts *counts = &round->buffers->counts;
+    const mdp_wave *w = round->w;
     for (int node = 0; node < comm->n_node; node++) {
         mdp_node_walk walk = walk_node(round, node);
         while (node != comm->node && walk_on(&walk, NULL)) continue;
-        counts->node_row[node] = walk.at;
-        for (int i = 0; i < walk.n_rank; i++) counts->told[3 * comm->by_node[comm->node_first[node] + i] + 2] = walk.at;
+        w->node_row[(int64_t)round->number * comm->n_node + node] = walk.at;
+        for (int i = comm->node_first[node]; i < comm->node_first[node + 1]; i++)
+            mdp_wave_told(w, w->told, comm->by_node[i], round->number)[2] = walk.at;
     }
+}
+
+mdp_status mdp_landing_number_all(const mdp_engine *engine, const mdp_wave *w) {
+    int64_t n = (int64_t)w->placement->n_round * engine->comm->n_node;
+    memcpy(w->node_start, w->node_row, (size_t)n * sizeof *w->node_row);
+    memcpy(w->node_total, w->node_row, (size_t)n * sizeof *w->node_row);
+    MDP_TRY(mdp_exscan_i64_all(engine->comm, w->node_start, n));
+    return mdp_sum_i64_all(engine->comm, w->node_total, n);
 }
 
 /* ---- who sends what where ---- */
@@ -112,20 +115,22 @@ static part common(part a, part b) {
 /* From what each node needs: land_out, land_first, land_in, landed_first. Local. */
 static void divide_rows(const mdp_round_context *round) {
     const mdp_comm *comm = round->engine->comm;
+    const mdp_wave *w = round->w;
     mdp_round_counts *counts = &round->buffers->counts;
+    int64_t nodes = (int64_t)round->number * comm->n_node;
     for (int node = 0; node < comm->n_node; node++) {
         int first = comm->node_first[node], n = comm->node_first[node + 1] - first;
-        part own = {counts->node_start[node], counts->node_start[node] + counts->node_row[node]};
+        part own = {w->node_start[nodes + node], w->node_start[nodes + node] + w->node_row[nodes + node]};
         for (int i = 0; i < n; i++) {
-            part lands = common(own, part_of(counts->node_total[node], n, i));
+            part lands = common(own, part_of(w->node_total[nodes + node], n, i));
             counts->land_out[comm->by_node[first + i]] = lands.end - lands.first;
             counts->land_first[comm->by_node[first + i]] = lands.first - own.first;
         }
     }
-    part here = part_of(counts->node_total[comm->node], comm->node_size, comm->node_rank);
+    part here = part_of(w->node_total[nodes + comm->node], comm->node_size, comm->node_rank);
     int64_t start = 0;
     for (int source = 0; source < comm->size; source++) {
-        int64_t n = counts->heard[3 * source + 2];
+        int64_t n = mdp_wave_told(w, w->heard, source, round->number)[2];
         part lands = common((part){start, start + n}, here);
         counts->land_in[source] = lands.end - lands.first;
         counts->landed_first[source] = lands.first - here.first;
@@ -183,15 +188,7 @@ static void count_handed(const mdp_round_context *round) {
 
 mdp_status mdp_landing_begin_all(const mdp_round_context *round) {
     mdp_engine *engine = round->engine;
-    const mdp_comm *comm = engine->comm;
     mdp_round_counts *counts = &round->buffers->counts;
-    size_t node_byte = (size_t)comm->n_node * sizeof(int64_t);
-    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
-    memcpy(counts->node_start, counts->node_row, node_byte);
-    MDP_TRY(mdp_exscan_i64_all(comm, counts->node_start, comm->n_node));
-    memcpy(counts->node_total, counts->node_row, node_byte);
-    MDP_TRY(mdp_sum_i64_all(comm, counts->node_total, comm->n_node));
-    mdp_profile_switch(engine->profile, before);
     divide_rows(round);
     round->buffers->landing.walk = (mdp_node_walk){.round = round, .node = -1};
     const mdp_exchange exchange = {.room = engine->room,
@@ -204,13 +201,33 @@ mdp_status mdp_landing_begin_all(const mdp_round_context *round) {
     return mdp_dispatch_begin_all(engine, &exchange);
 }
 
+static void pack_handed(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
+    const mdp_round_counts *counts = opaque;
+    (void)first, (void)n; /* one number */
+    memcpy(buffer, &counts->hand_out[peer], sizeof *counts->hand_out);
+}
+
+static void unpack_handed(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
+    const mdp_round_counts *counts = opaque;
+    (void)first, (void)n;
+    memcpy(&counts->hand_in[peer], buffer, sizeof *counts->hand_in);
+}
+
 mdp_status mdp_landing_count_handed_all(const mdp_round_context *round) {
     const mdp_comm *comm = round->engine->comm;
     mdp_round_counts *counts = &round->buffers->counts;
+    const mdp_exchange exchange = {.room = round->engine->room,
+                                   .row_byte = sizeof(int64_t),
+                                   .n_send = counts->send,
+                                   .n_recv = counts->recv,
+                                   .pack = pack_handed,
+                                   .unpack = unpack_handed,
+                                   .context = counts};
     count_handed(round);
-    mdp_phase before = mdp_profile_switch(round->engine->profile, MDP_PHASE_WAIT_RANKS);
-    MDP_TRY(mdp_alltoall_i64_all(comm, counts->hand_out, counts->hand_in, 1));
-    mdp_profile_switch(round->engine->profile, before);
+    for (int peer = 0; peer < comm->size; peer++)
+        counts->send[peer] = counts->recv[peer] = comm->rank_node[peer] == comm->node;
+    MDP_TRY(mdp_exchange_begin_all(comm, &exchange));
+    MDP_TRY(mdp_dispatch_finish_all(round->engine));
     int64_t first = 0;
     for (int i = 0; i < comm->node_size; i++) {
         int rank = comm->by_node[comm->node_first[comm->node] + i];

@@ -134,7 +134,8 @@ static void find_wave(work *w) {
 static int64_t list_bytes(const work *w, const mdp_moe *moe, int64_t n_row) {
     int64_t n_cell = (int64_t)w->n_stream * w->n_block * moe->n_expert, size = w->comm->size;
     int64_t n_round = n_row / size / (mdp_round_rows(w->n_thread) - MDP_TILE_ROWS) + 2;
-    return (7 * n_cell + 21 * MDP_ROUNDS_AT_ONCE * size + n_round * size) * (int64_t)sizeof(int64_t) +
+    return (7 * n_cell + 15 * MDP_ROUNDS_AT_ONCE * size + n_round * (7 * size + 3 * w->comm->n_node)) *
+               (int64_t)sizeof(int64_t) +
            (n_cell + n_row / MDP_TILE_ROWS) * (int64_t)sizeof(mdp_tile_place) +
            w->n_stream * w->kept * moe->top_k * (int64_t)sizeof(mdp_route_entry);
 }

@@ -174,7 +174,14 @@ static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int6
         w->state_first[s] = n_output;
         n_output += w->n_local * engine->states[s].top_k;
     }
-    return MDP_TAKE(engine->stack, &w->y, n_output * engine->model->d_model, "expert outputs");
+    MDP_TRY(MDP_TAKE(engine->stack, &w->y, n_output * engine->model->d_model, "expert outputs"));
+    int64_t n_told = 3 * (int64_t)w->placement->n_round * engine->comm->size;
+    int64_t n_node = (int64_t)w->placement->n_round * engine->comm->n_node;
+    MDP_TRY(MDP_TAKE(engine->stack, &w->told, n_told, "row counts"));
+    MDP_TRY(MDP_TAKE(engine->stack, &w->heard, n_told, "row counts"));
+    MDP_TRY(MDP_TAKE(engine->stack, &w->node_row, n_node, "row counts"));
+    MDP_TRY(MDP_TAKE(engine->stack, &w->node_start, n_node, "row counts"));
+    return MDP_TAKE(engine->stack, &w->node_total, n_node, "row counts");
 }
 
 /* Rows of every (state, block of the wave, expert): over all ranks, and on lower ranks. Collective. */
@@ -239,7 +246,7 @@ static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows,
     if (status.code == MDP_OK) status = check_room(w->placement, buffers->rounds[0].capacity);
     MDP_ENGINE_AGREE(engine, status);
     if (status.code != MDP_OK) return status;
-    MDP_TRY(mdp_dispatch_wave_all(engine, w, layer, layer_number, norm, buffers));
+    MDP_TRY(mdp_dispatch_wave_all(engine, w, layer, layer_number, norm, buffers, &status));
     for (int s = 0; s < engine->n_state && status.code == MDP_OK; s++) {
         status = finish_state(engine, w, layer_number, s, norm, buffers);
     }
