@@ -41,3 +41,21 @@ def test_interrupted_calls_and_partial_transfers_change_nothing(walk, tmp_path):
 def test_unknown_kinds_and_ranks_are_refused():
     mdp.refuse(2, 2, "'disk' is no kind of fault; there are io, alloc, short, enospc, eio", "info", "--fault-kinds", "io,disk")
     mdp.refuse(2, 2, "--fault-rank 0;1: expected ranks like 0,2, or -1 for all", "info", "--fault-rank", "0;1")
+
+
+@pytest.fixture(scope="module")
+def long_text(tmp_path_factory):
+    """Rows of experts for four rounds on 2 ranks, two on 4; the rank's own tokens take an operation each before."""
+    path = tmp_path_factory.mktemp("long") / "tokens.h5"
+    return mdp.write_tokens(path, {"text": [[(7 * i + j * j) % 100 for j in range(256)] for i in range(64)]})
+
+
+@pytest.mark.parametrize("ranks, layout", [(2, {}), (4, {"MDP_RANKS_PER_NODE": "2"})], ids=["one-node", "two-nodes"])
+@pytest.mark.parametrize("beyond", [50, 100, 150, 200])
+def test_a_rank_that_fails_between_rounds_ends_all(ranks, layout, beyond, long_text, tmp_path):
+    """Others are in another round by then and have not heard of it; they go on to the end of the wave and all end alike."""
+    operation = 16384 // ranks + beyond
+    result = mdp.run(ranks, "observe", "--model", mdp.DEMO, "--tokens", long_text, "--out", tmp_path / "stats.h5", "--fault-every", operation,
+                     "--fault-rank", 1, "--fault-kinds", "io", env=layout, timeout=60)
+    assert result.codes == [74] * ranks and f"operation {operation} (" in result.stderr, str(result)
+    assert not (tmp_path / "stats.h5").exists()

@@ -2,6 +2,7 @@
 
 A short path: what rests on the MPI library is tested, not everything once more. The build is kept in build/mpich.
 """
+import fcntl
 import os
 import re
 import shutil
@@ -30,8 +31,11 @@ def program():
     compiler = shutil.which("mpicc.mpich")
     if not compiler or not shutil.which("mpiexec.mpich"):
         pytest.skip("MPICH is not installed beside another MPI library (mpicc.mpich, mpiexec.mpich)")
-    build("cmake", "--preset", "ci", "-B", BUILD, f"-DMPI_C_COMPILER={compiler}")
-    build("cmake", "--build", BUILD, "--parallel", os.cpu_count(), "--target", "moe-dist-prune", *(f"mpi_{name}" for name in TESTS))
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:  # another process of pytest may have tests of this file, too
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build("cmake", "--preset", "ci", "-B", BUILD, f"-DMPI_C_COMPILER={compiler}")
+        build("cmake", "--build", BUILD, "--parallel", os.cpu_count(), "--target", "moe-dist-prune", *(f"mpi_{name}" for name in TESTS))
 
 
 def test_everything_is_of_one_mpi_library():
