@@ -202,6 +202,7 @@ static mdp_status count_rows_all(mdp_round_context *context) {
             int64_t *told = mdp_wave_told(w, w->told, peer, context->number);
             const mdp_route_entry *entries = mdp_round_entries(context, peer, &told[0]);
             told[1] = count_unique(entries, told[0]);
+            told[2] = 0;
         }
         if (lands) mdp_landing_count(context);
     }
