@@ -345,7 +345,7 @@ mdp_status mdp_dispatch_wave_all(mdp_engine *engine, const mdp_wave *w, const md
     mdp_round_context contexts[MDP_ROUNDS_AT_ONCE]; /* of a round until its outputs are back */
     packing packings[MDP_ROUNDS_AT_ONCE];
     int n_place = buffers->ahead ? MDP_ROUNDS_AT_ONCE : 1;
-    for (int i = 0; i < n_place; i++) {
+    for (int i = 0; i < MDP_ROUNDS_AT_ONCE; i++) {
         contexts[i] = (mdp_round_context){.engine = engine, .w = w, .norm = norm, .buffers = &buffers->rounds[i]};
         packings[i] = (packing){.round = &contexts[i]};
     }
