@@ -53,7 +53,7 @@ def long_text(tmp_path_factory):
 @pytest.mark.parametrize("ranks, layout", [(2, {}), (4, {"MDP_RANKS_PER_NODE": "2"})], ids=["one-node", "two-nodes"])
 @pytest.mark.parametrize("beyond", [50, 100, 150, 200])
 def test_a_rank_that_fails_between_rounds_ends_all(ranks, layout, beyond, long_text, tmp_path):
-    """Others are in another round by then and have not heard of it; they go on to the end of the wave and all end alike."""
+    """Others have not heard of it: they go on to the end of the wave, and all end alike."""
     operation = 16384 // ranks + beyond
     result = mdp.run(ranks, "observe", "--model", mdp.DEMO, "--tokens", long_text, "--out", tmp_path / "stats.h5", "--fault-every", operation,
                      "--fault-rank", 1, "--fault-kinds", "io", env=layout, timeout=60)
