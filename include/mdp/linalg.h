@@ -1,4 +1,4 @@
-/* linalg.h - matrix products, row kernels with one defined order, and ScaLAPACK behind one typed wrapper.
+/* linalg.h - matrix products, row kernels with one defined order.
  *
  * Every kernel here gives the same bits for the same arguments, whatever the alignment, the thread that calls it or the
  * number of threads: GEMM is single-threaded and called with shapes fixed by the input; row kernels have one order. */
@@ -95,19 +95,5 @@ float mdp_max(const float *x, int64_t n);
 /* Rotate the first 2 * n_pair values of a head in place; cosine, sine [n_pair]. */
 typedef enum mdp_rope_layout { MDP_ROPE_HALF, MDP_ROPE_PAIR } mdp_rope_layout;
 void mdp_rope_rotate(mdp_rope_layout layout, const float *cosine, const float *sine, int64_t n_pair, float *head);
-
-/* ---- ScaLAPACK ----------------------------------------------------------------------------------------------- */
-
-/* First row of rank `rank` in the row blocks of mdp_solve_spd_all: min(n, rank * ceil(n / size)). The last block may be
- * short, and those after it empty. Local. */
-int64_t mdp_solve_first_row(int64_t n, int size, int rank);
-
-/* Solve A X = B for symmetric positive definite A by Cholesky over all ranks (pdpotrf, pdpotrs).
- * A [n, n] and B [n, n_rhs] are given, and X returned in B, as row blocks: rank r holds rows first(r) .. first(r+1)-1,
- * row-major, with first from mdp_solve_first_row; A symmetric, so row- and column-major are the same matrix. A is kept.
- * Redistribution to the block-cyclic layout (block 64) and back is inside. Collective on `comm`.
- * Errors: MDP_BAD_INPUT when A is not positive definite (names the order of the failing minor); MDP_INTERNAL when a
- * local piece has more than INT_MAX elements ("use more ranks"). */
-mdp_status mdp_solve_spd_all(const mdp_comm *comm, int64_t n, int64_t n_rhs, double *a_rows, double *b_rows);
 
 #endif

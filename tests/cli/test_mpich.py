@@ -15,7 +15,7 @@ import mdp
 
 BUILD = mdp.ROOT / "build" / "mpich"
 PROGRAM = BUILD / "moe-dist-prune"
-TESTS = ["comm_agree", "comm_collective", "comm_exchange", "comm_shared", "solve_spd", "write_checkpoint"]
+TESTS = ["comm_agree", "comm_collective", "comm_exchange", "comm_shared", "spd", "write_checkpoint"]
 MPICH = {"MPIEXEC": "mpiexec.mpich"}
 JSON = ["--model", mdp.DEMO, "--tokens", mdp.CALIB, "--categories", "json"]
 
