@@ -336,7 +336,7 @@ typedef struct half {
 static void open_half(const mdp_products *p, int64_t segment, half *out) {
     const int64_t *needs;
     int64_t n_need = needs_of(p, p->comm->rank, &needs), low = 0, first;
-    while (needs[low] != segment && low < n_need - 1) low++;
+    while (low < n_need - 1 && needs[low] != segment) low++;
     out->p = p;
     out->side = &p->sides[mdp_product_segment(p->layout, segment, &first, &out->width)];
     out->came = p->segments[low];
