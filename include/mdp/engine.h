@@ -65,10 +65,10 @@ void mdp_partition_share(const mdp_partition *partition, int64_t batch, int rank
 
 /* ---- observers ----------------------------------------------------------------------------------------------- */
 
-/* One tile of one expert, while it is in cache. Rows are in token order of their block; a tile never mixes states. */
+/* One tile of one expert, while it is in cache. Rows are in token order of their block; a tile never mixes branches. */
 typedef struct mdp_tile {
     int64_t layer;       /* of the model */
-    int state;           /* streams that still share everything share a state */
+    int branch;           /* streams that still share everything share a branch */
     mdp_expert_t expert; /* number in the model */
     int32_t n_row;
     int64_t d_model, d_ff;
@@ -84,9 +84,9 @@ typedef struct mdp_tile {
 /* One token after its router, at its owner. */
 typedef struct mdp_routed_token {
     int64_t layer;
-    int state;
+    int branch;
     int64_t local;             /* row on this rank, in the current batch */
-    int32_t n_expert, top_k;   /* of the state's view */
+    int32_t n_expert, top_k;   /* of the branch's view */
     const float *x;            /* [d_model] input of the MoE block */
     const double *logits;      /* [n_expert] */
     const mdp_expert_t *index; /* [top_k] chosen, numbered in the view, best first */
@@ -97,7 +97,7 @@ typedef struct mdp_routed_token {
 /* One token after the combine, at its owner. */
 typedef struct mdp_combined_token {
     int64_t layer;
-    int state;
+    int branch;
     int64_t local;
     int32_t top_k;
     const mdp_expert_t *index; /* [top_k] numbered in the view */
@@ -174,13 +174,13 @@ void mdp_rank_cost_bound(const mdp_rank_cost *ranks, int size, mdp_rank_cost *le
 mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                            const mdp_partition *partition, int n_thread, const mdp_pass *pass, mdp_rank_cost *ranks);
 
-/* Load the embeddings of this rank's tokens of a batch: all streams share one state. Collective. */
+/* Load the embeddings of this rank's tokens of a batch: all streams share one branch. Collective. */
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch);
-/* Take up a batch between two layers: its tokens, and n_state states whose rows the caller fills. leader [n_state] and
- * stream_state [n_stream] as they were. Collective. */
-mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_state, const int *leader,
-                                        const int *stream_state);
-/* Attention and MoE block of a layer, for all states; states fork where views first differ. Collective. Errors:
+/* Take up a batch between two layers: its tokens, and n_branch branches whose rows the caller fills. leader [n_branch] and
+ * stream_branch [n_stream] as they were. Collective. */
+mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_branch, const int *leader,
+                                        const int *stream_branch);
+/* Attention and MoE block of a layer, for all branches; branches fork where views first differ. Collective. Errors:
  * MDP_BAD_INPUT for activations that are not finite, naming layer, expert, token and weight. */
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
 /* The MoE block of the layer just computed once more, from the same input, as the stream's view of it is by now; this
@@ -198,11 +198,11 @@ typedef struct mdp_local_batch {
  * Collective. */
 mdp_status mdp_engine_nonfinite_all(const mdp_engine *engine, int64_t *n, int64_t *layer);
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
-int mdp_engine_n_state(const mdp_engine *engine);
-int mdp_engine_state_of(const mdp_engine *engine, int stream);
-int mdp_engine_leader_of(const mdp_engine *engine, int state); /* the stream whose view is the state's */
-/* The residual stream of a state between two layers, [n_token of the local batch, d_model]; the engine's. */
-float *mdp_engine_residual(const mdp_engine *engine, int state);
+int mdp_engine_n_branch(const mdp_engine *engine);
+int mdp_engine_branch_of(const mdp_engine *engine, int stream);
+int mdp_engine_leader_of(const mdp_engine *engine, int branch); /* the stream whose view is the branch's */
+/* The residual stream of a branch between two layers, [n_token of the local batch, d_model]; the engine's. */
+float *mdp_engine_residual(const mdp_engine *engine, int branch);
 
 /* The experts that a router chooses among. */
 typedef struct mdp_route_set {
@@ -215,24 +215,24 @@ typedef struct mdp_route_set {
 void mdp_route_logits(const mdp_router_rule *rule, const mdp_route_set *set, const double *logits, int32_t k,
                       double *scratch, mdp_expert_t *index, float *weight);
 
-/* Final norm and lm_head, tile by tile of each pack: called for every row of every state with its logits. */
+/* Final norm and lm_head, tile by tile of each pack: called for every row of every branch with its logits. */
 typedef struct mdp_logit_panel {
-    int state;           /* 0: that of stream 0 */
+    int branch;           /* 0: that of stream 0 */
     int64_t first_local; /* first row on this rank */
     int32_t n_row;
     int64_t first_token, n_value; /* columns first_token .. first_token + n_value - 1 of the vocabulary */
     float *logits;                /* [n_row, n_value], leading dimension MDP_PANEL_ROWS; may be overwritten */
-    const float *first;           /* same rows and columns of state 0, as the consumer left them; NULL in state 0 */
+    const float *first;           /* same rows and columns of branch 0, as the consumer left them; NULL in branch 0 */
 } mdp_logit_panel;
 typedef struct mdp_head_consumer {
-    /* panels of one tile come in ascending order of first_token, state 0 before the others, which may come at once
+    /* panels of one tile come in ascending order of first_token, branch 0 before the others, which may come at once
      * from several threads */
     void (*panel)(void *context, const mdp_logit_panel *panel);
     /* rows of the final hidden state; may be NULL */
-    void (*hidden)(void *context, int state, int64_t first_local, int32_t n_row, const float *hidden);
+    void (*hidden)(void *context, int branch, int64_t first_local, int32_t n_row, const float *hidden);
     void *context;
 } mdp_head_consumer;
-/* Once for a batch: the residual streams become final hidden states. Collective (agrees). */
+/* Once for a batch: the residual streams become final hidden statees. Collective (agrees). */
 mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer);
 
 #endif

@@ -1,8 +1,8 @@
 /* attention.c - the attention block over the packs of a team: grouped-query, latent and linear.
  *
- * In: residual streams of all states. Out: x += o_proj(softmax(q k^T scale + mask) v). Latent attention makes keys and
+ * In: residual streams of all branches. Out: x += o_proj(softmax(q k^T scale + mask) v). Latent attention makes keys and
  * values of all heads from one short row of each token, whose last values are rotated keys for all heads; those are
- * held once, and added to the scores by a product of their own. Packs of all states go through in groups of about
+ * held once, and added to the scores by a product of their own. Packs of all branches go through in groups of about
  * MDP_ATTENTION_ROWS rows for each rank, so that a panel read once serves them all; projections are tiled from each
  * pack's first row. A team of one rank attends to its own packs. In a team of several, rows lie in the memory of the
  * node: who holds a pack puts its normalised rows there and fetches what o_proj makes of them, everything between is
@@ -62,7 +62,7 @@ static void own_rows(const mdp_engine *engine, const mdp_attention_buffers *buff
 /* The first row of a pack in its residual stream, where this rank holds it. */
 static float *own_pack(const mdp_engine *engine, const mdp_group_pack *item) {
     if (item->member != engine->team.member) return NULL;
-    return engine->states[item->state].x +
+    return engine->branches[item->branch].x +
            (item->pack->first_token - engine->batch.first_token) * engine->model->d_model;
 }
 
@@ -374,12 +374,12 @@ static mdp_status new_softmax_rows(const mdp_engine *engine, mdp_attention_buffe
 static mdp_status new_lists(const mdp_engine *engine, const mdp_layer *layer, const mdp_rank_share *total,
                             mdp_attention_buffers *buffers) {
     const mdp_model *model = engine->model;
-    int64_t n = buffers->n_row, n_pack = 0, n_sequence = total->n_sequence * engine->n_state;
+    int64_t n = buffers->n_row, n_pack = 0, n_sequence = total->n_sequence * engine->n_branch;
     if (n_sequence > n) n_sequence = n; /* a sequence has at least one row, or adds nothing */
     for (int i = 0; i < engine->team.n_rank; i++) {
         int64_t first, end;
         mdp_team_packs(&engine->team, i, &first, &end);
-        n_pack += (end - first) * engine->n_state;
+        n_pack += (end - first) * engine->n_branch;
     }
     bool linear = layer->attention.delta.kernel.tensor != NULL;
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->tiles, n / MDP_TILE_ROWS + n_pack + 1, "row tiles"));
@@ -424,7 +424,7 @@ static void connect(const mdp_model *model, const mdp_attention *attention, mdp_
 
 static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, mdp_attention_buffers *buffers) {
     const mdp_rank_share total = mdp_team_total(&engine->team);
-    buffers->n_row = mdp_group_rows(engine->model, &total, engine->n_state);
+    buffers->n_row = mdp_group_rows(engine->model, &total, engine->n_branch);
     MDP_TRY(take_rows(engine, buffers, &buffers->x, engine->model->d_model, "attention input"));
     bool linear = layer->attention.delta.kernel.tensor != NULL;
     MDP_TRY(linear ? new_delta_rows(engine, buffers) : new_softmax_rows(engine, buffers));
@@ -437,7 +437,7 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, mdp_at
 /* ---- the block ----------------------------------------------------------------------------------------------- */
 
 static mdp_status attend_groups_all(mdp_engine *engine, const mdp_layer *layer, mdp_attention_buffers *buffers) {
-    mdp_group_walk walk = mdp_group_begin(&engine->team, engine->n_state);
+    mdp_group_walk walk = mdp_group_begin(&engine->team, engine->n_branch);
     for (bool first = true; mdp_group_next(&walk, &buffers->group); first = false) {
         if (!first) MDP_TRY(mdp_team_meet_all(engine, mdp_ok())); /* nobody needs the rows of the group before */
         MDP_TRY(attend_group_all(engine, layer, buffers));

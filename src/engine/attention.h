@@ -7,17 +7,17 @@
 
 /* ---- deal.c: groups of packs, and whose work is whose ----------------------------------------------------------- */
 
-/* One pack of one state in a group. */
+/* One pack of one branch in a group. */
 typedef struct mdp_group_pack {
     const mdp_pack *pack;
-    int state;
+    int branch;
     int member;    /* of the team, who holds it */
     int64_t first; /* its first row in the group's buffers */
 } mdp_group_pack;
 
 /* Packs that go through attention together. */
 typedef struct mdp_group {
-    mdp_group_pack *packs; /* [n_pack], room for all packs of a team in all states; NULL: only counted */
+    mdp_group_pack *packs; /* [n_pack], room for all packs of a team in all branches; NULL: only counted */
     int64_t n_pack;
     int64_t n_row, n_tile; /* of all of them; each pack is tiled from its first row */
 } mdp_group;
@@ -25,15 +25,15 @@ typedef struct mdp_group {
 /* Goes through the packs of a team, group after group. */
 typedef struct mdp_group_walk {
     const mdp_team *team;
-    int n_state;
+    int n_branch;
     int64_t room; /* rows of a group, at most */
-    int state, member;
+    int branch, member;
     int64_t at; /* of the member's packs, the next */
 } mdp_group_walk;
-mdp_group_walk mdp_group_begin(const mdp_team *team, int n_state);
+mdp_group_walk mdp_group_begin(const mdp_team *team, int n_branch);
 bool mdp_group_next(mdp_group_walk *walk, mdp_group *group); /* false: there is none left */
 /* Rows of a group of packs of these sizes. */
-int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_state);
+int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_branch);
 /* Values of one row in all buffers of a group. */
 int64_t mdp_group_row_values(const mdp_model *model);
 

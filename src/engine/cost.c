@@ -11,7 +11,7 @@
 /* Rows and groups of tiles of routed experts on each rank, for layers of one shape. */
 typedef struct expert_share {
     int64_t layer;       /* a layer of that shape; -1: nothing yet */
-    int n_state;         /* and what it was made for */
+    int n_branch;         /* and what it was made for */
     int64_t *n_row;      /* [size] */
     int64_t *n_group;    /* [size] times that the matrices of an expert are read */
     mdp_rank_cost *sent; /* [size] bytes and messages */
@@ -27,14 +27,14 @@ typedef struct work {
     mdp_rank_cost *ranks; /* [size] */
     int64_t batch;
     const mdp_attention *attended; /* the kind of attention that `attention` is of; NULL: none yet in this batch */
-    int n_attended;                /* states, and */
+    int n_attended;                /* branches, and */
     mdp_rank_cost *attention;      /* [size] by place in layout->by_node: what ranks have of such a layer */
     bool *attends;                 /* [size] likewise: do they load its vectors? */
     expert_share share;
-    int n_state;
-    int *leader; /* [n_stream] of each state: a stream */
-    int *origin; /* [n_stream] of each state */
-    int *state;  /* [n_stream] of each stream */
+    int n_branch;
+    int *leader; /* [n_stream] of each branch: a stream */
+    int *origin; /* [n_stream] of each branch */
+    int *branch;  /* [n_stream] of each stream */
 } work;
 
 /* ---- costs of ranks ------------------------------------------------------------------------------------------ */
@@ -136,10 +136,10 @@ static mdp_status attend_node(const work *w, int node, const mdp_attention *atte
     const mdp_team all = mdp_team_of_node(w->layout, w->model, w->partition, w->batch, node);
     mdp_rank_cost *members = w->attention + w->layout->node_first[node];
     bool *attends = w->attends + w->layout->node_first[node], shared = mdp_team_shares(&all);
-    if (shared) MDP_TRY(mdp_attention_cost(w->tokens, &all, attention, w->n_state, members));
+    if (shared) MDP_TRY(mdp_attention_cost(w->tokens, &all, attention, w->n_branch, members));
     for (int i = 0; i < all.n_rank; i++) {
         const mdp_team one = mdp_team_alone(&all, i);
-        if (!shared) MDP_TRY(mdp_attention_cost(w->tokens, &one, attention, w->n_state, &members[i]));
+        if (!shared) MDP_TRY(mdp_attention_cost(w->tokens, &one, attention, w->n_branch, &members[i]));
         attends[i] = shared || members[i].flop > 0;
     }
     return mdp_ok();
@@ -148,11 +148,11 @@ static mdp_status attend_node(const work *w, int node, const mdp_attention *atte
 static mdp_status add_attention(work *w, const mdp_layer *layer) {
     const mdp_comm *layout = w->layout;
     int64_t vectors = vector_bytes(layer);
-    if (!w->attended || w->n_attended != w->n_state || !attends_alike(w->attended, &layer->attention)) {
+    if (!w->attended || w->n_attended != w->n_branch || !attends_alike(w->attended, &layer->attention)) {
         memset(w->attention, 0, (size_t)layout->size * sizeof *w->attention);
         for (int node = 0; node < layout->n_node; node++) MDP_TRY(attend_node(w, node, &layer->attention));
         w->attended = &layer->attention;
-        w->n_attended = w->n_state;
+        w->n_attended = w->n_branch;
     }
     for (int place = 0; place < layout->size; place++) {
         mdp_rank_cost *rank = &w->ranks[layout->by_node[place]];
@@ -166,33 +166,33 @@ static mdp_layer_view view_of(const work *w, int stream, int64_t layer) {
     return mdp_view_layer(w->model, w->pass->views ? w->pass->views[stream] : NULL, layer);
 }
 
-/* The states after the streams have parted in a layer, as the engine parts them. */
+/* The branches after the streams have parted in a layer, as the engine parts them. */
 static void part(work *w, int64_t layer) {
-    int first_new = w->n_state;
+    int first_new = w->n_branch;
     for (int stream = 0; stream < w->pass->n_stream; stream++) {
-        mdp_layer_view own = view_of(w, stream, layer), other = view_of(w, w->leader[w->state[stream]], layer);
-        int old = w->state[stream], found = -1;
+        mdp_layer_view own = view_of(w, stream, layer), other = view_of(w, w->leader[w->branch[stream]], layer);
+        int old = w->branch[stream], found = -1;
         if (mdp_view_is_same(&own, &other)) continue;
-        for (int s = first_new; s < w->n_state && found < 0; s++) {
+        for (int s = first_new; s < w->n_branch && found < 0; s++) {
             other = view_of(w, w->leader[s], layer);
             if (w->origin[s] == old && mdp_view_is_same(&own, &other)) found = s;
         }
         if (found < 0) {
-            found = w->n_state++;
+            found = w->n_branch++;
             w->leader[found] = stream;
             w->origin[found] = old;
         }
-        w->state[stream] = found;
+        w->branch[stream] = found;
     }
 }
 
 /* ---- routed experts ------------------------------------------------------------------------------------------ */
 
-/* Rows of every (state, block of the wave, expert) when tokens choose all experts of their view equally often. */
+/* Rows of every (branch, block of the wave, expert) when tokens choose all experts of their view equally often. */
 static void spread_rows(const work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block,
                         int64_t *rows) {
     int32_t n_expert = w->model->layers[layer].moe.n_expert;
-    for (int s = 0; s < w->share.n_state; s++) {
+    for (int s = 0; s < w->share.n_branch; s++) {
         const mdp_layer_view *view = &views[s];
         for (int64_t b = 0; b < n_block; b++) {
             int64_t n = mdp_partition_block_tokens(w->partition, first + b) * view->top_k,
@@ -239,13 +239,13 @@ static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views
     int32_t n_expert = w->model->layers[layer].moe.n_expert, top_k = 0;
     int64_t *rows = NULL;
     mdp_placement *placement = NULL;
-    for (int s = 0; s < w->share.n_state; s++)
+    for (int s = 0; s < w->share.n_branch; s++)
         if (views[s].top_k > top_k) top_k = views[s].top_k;
     const mdp_moe_room room = mdp_moe_room_of(w->layout, w->partition, top_k, n_expert, w->n_thread, w->pass->n_stream);
-    MDP_TRY(MDP_ALLOC(&rows, w->share.n_state * n_block * n_expert, "row counts"));
+    MDP_TRY(MDP_ALLOC(&rows, w->share.n_branch * n_block * n_expert, "row counts"));
     spread_rows(w, layer, views, first, n_block, rows);
     mdp_status status =
-        mdp_placement_new(w->layout, rows, w->share.n_state, first, n_block, n_expert, w->n_thread, &placement);
+        mdp_placement_new(w->layout, rows, w->share.n_branch, first, n_block, n_expert, w->n_thread, &placement);
     if (status.code == MDP_OK) {
         count_wave(w, placement, room.n_tile);
         status = send_wave(w, layer, views, rows, placement);
@@ -256,14 +256,14 @@ static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views
 }
 
 /* Would the experts of two layers be shared out alike? Which experts a view keeps does not matter, how many does. */
-static bool is_alike(const work *w, int64_t layer, int n_state, bool original) {
+static bool is_alike(const work *w, int64_t layer, int n_branch, bool original) {
     int64_t other = w->share.layer;
-    if (other < 0 || original || n_state != w->share.n_state ||
+    if (other < 0 || original || n_branch != w->share.n_branch ||
         w->model->layers[layer].moe.n_expert != w->model->layers[other].moe.n_expert ||
         w->model->layers[layer].moe.rule.n_group != w->model->layers[other].moe.rule.n_group ||
         w->model->layers[layer].moe.rule.n_open != w->model->layers[other].moe.rule.n_open)
         return false;
-    for (int s = 0; s < n_state; s++) {
+    for (int s = 0; s < n_branch; s++) {
         mdp_layer_view a = view_of(w, w->leader[s], layer), b = view_of(w, w->leader[s], other);
         if (a.n_expert != b.n_expert || a.top_k != b.top_k) return false;
     }
@@ -271,18 +271,18 @@ static bool is_alike(const work *w, int64_t layer, int n_state, bool original) {
 }
 
 /* Fill the shares of the experts of a layer; `original`: before it is decided what is left of it. */
-static mdp_status share_experts(work *w, int64_t layer, int n_state, bool original) {
+static mdp_status share_experts(work *w, int64_t layer, int n_branch, bool original) {
     const mdp_partition *partition = w->partition;
     size_t size = (size_t)w->layout->size;
     mdp_layer_view *views = NULL;
-    if (is_alike(w, layer, n_state, original)) return mdp_ok();
+    if (is_alike(w, layer, n_branch, original)) return mdp_ok();
     w->share.layer = original ? -1 : layer;
-    w->share.n_state = n_state;
+    w->share.n_branch = n_branch;
     memset(w->share.n_row, 0, size * sizeof *w->share.n_row);
     memset(w->share.n_group, 0, size * sizeof *w->share.n_group);
     memset(w->share.sent, 0, size * sizeof *w->share.sent);
-    MDP_TRY(MDP_ALLOC(&views, n_state, "views"));
-    for (int s = 0; s < n_state; s++)
+    MDP_TRY(MDP_ALLOC(&views, n_branch, "views"));
+    for (int s = 0; s < n_branch; s++)
         views[s] = original ? mdp_view_layer(w->model, NULL, layer) : view_of(w, w->leader[s], layer);
     mdp_status status = mdp_ok();
     int64_t end = partition->batch_block[w->batch + 1];
@@ -297,7 +297,7 @@ static mdp_status share_experts(work *w, int64_t layer, int n_state, bool origin
 
 /* ---- layers -------------------------------------------------------------------------------------------------- */
 
-/* Groups of tiles of the shared expert: each wave of each state begins anew. */
+/* Groups of tiles of the shared expert: each wave of each branch begins anew. */
 static int64_t shared_groups(const work *w, const mdp_pack *packs, int64_t n_pack) {
     const mdp_partition *partition = w->partition;
     int64_t n_group = 0, at = 0, end = partition->batch_block[w->batch + 1];
@@ -314,14 +314,14 @@ static void add_dense(work *w, const mdp_layer *layer) {
     for (int r = 0; r < w->layout->size; r++) {
         int64_t n_pack;
         const mdp_pack *packs = packs_of(w, r, &n_pack);
-        w->ranks[r].flop += w->n_state * tokens_of(packs, n_pack) * 6 * w->model->d_model * layer->dense_ff;
+        w->ranks[r].flop += w->n_branch * tokens_of(packs, n_pack) * 6 * w->model->d_model * layer->dense_ff;
         w->ranks[r].bytes_read +=
             norm_bytes(&layer->norm2) +
-            w->n_state * mlp_bytes(&layer->dense) * mdp_dense_groups(w->partition, packs, n_pack, w->n_thread);
+            w->n_branch * mlp_bytes(&layer->dense) * mdp_dense_groups(w->partition, packs, n_pack, w->n_thread);
     }
 }
 
-/* The MoE block of every state; `original`: as the model has it. */
+/* The MoE block of every branch; `original`: as the model has it. */
 static mdp_status add_block(work *w, int64_t number, bool original) {
     const mdp_layer *layer = &w->model->layers[number];
     const mdp_moe *moe = &layer->moe;
@@ -333,16 +333,16 @@ static mdp_status add_block(work *w, int64_t number, bool original) {
                     loaded_bytes(&moe->choice_bias) + loaded_bytes(&moe->shared_gate);
     int64_t shared_bytes = mlp_bytes(&moe->shared);
     int64_t per_token = moe->shared.gate.tensor ? 6 * d * moe->shared_ff + (moe->shared_gate.tensor ? 2 * d : 0) : 0;
-    for (int s = 0; s < w->n_state; s++) routed += original ? moe->n_expert : view_of(w, w->leader[s], number).n_expert;
-    MDP_TRY(share_experts(w, number, w->n_state, original));
+    for (int s = 0; s < w->n_branch; s++) routed += original ? moe->n_expert : view_of(w, w->leader[s], number).n_expert;
+    MDP_TRY(share_experts(w, number, w->n_branch, original));
     for (int r = 0; r < w->layout->size; r++) {
         int64_t n_pack;
         const mdp_pack *packs = packs_of(w, r, &n_pack);
         mdp_rank_cost *rank = &w->ranks[r];
-        rank->flop += tokens_of(packs, n_pack) * (2 * d * routed + w->n_state * per_token) +
+        rank->flop += tokens_of(packs, n_pack) * (2 * d * routed + w->n_branch * per_token) +
                       6 * d * moe->d_ff * w->share.n_row[r];
         rank->bytes_read += fixed + expert_bytes * w->share.n_group[r];
-        if (shared_bytes > 0) rank->bytes_read += w->n_state * shared_bytes * shared_groups(w, packs, n_pack);
+        if (shared_bytes > 0) rank->bytes_read += w->n_branch * shared_bytes * shared_groups(w, packs, n_pack);
         rank->bytes_sent += w->share.sent[r].bytes_sent;
         rank->bytes_away += w->share.sent[r].bytes_away;
         rank->n_message += w->share.sent[r].n_message;
@@ -373,7 +373,7 @@ static void add_ends(work *w) {
         w->ranks[r].bytes_read += n_token * row;
         if (!w->pass->with_head || n_token == 0) continue;
         w->ranks[r].bytes_read += head;
-        w->ranks[r].flop += 2 * w->n_state * n_token * model->d_model * model->vocab_size;
+        w->ranks[r].flop += 2 * w->n_branch * n_token * model->d_model * model->vocab_size;
     }
 }
 
@@ -381,8 +381,8 @@ static mdp_status add_batch(work *w, int64_t batch) {
     w->batch = batch;
     w->attended = NULL;
     w->share.layer = -1;
-    w->n_state = 1;
-    memset(w->state, 0, (size_t)w->pass->n_stream * sizeof *w->state);
+    w->n_branch = 1;
+    memset(w->branch, 0, (size_t)w->pass->n_stream * sizeof *w->branch);
     w->leader[0] = w->origin[0] = 0;
     for (int64_t l = 0; l < w->model->n_layer; l++) MDP_TRY(add_layer(w, l));
     add_ends(w);
@@ -400,7 +400,7 @@ static mdp_status allocate(work *w) {
     MDP_TRY(MDP_ALLOC(&w->share.sent, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->leader, w->pass->n_stream, "states"));
     MDP_TRY(MDP_ALLOC(&w->origin, w->pass->n_stream, "states"));
-    return MDP_ALLOC(&w->state, w->pass->n_stream, "states");
+    return MDP_ALLOC(&w->branch, w->pass->n_stream, "states");
 }
 
 mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
@@ -421,6 +421,6 @@ mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const
     mdp_free(w.share.sent);
     mdp_free(w.leader);
     mdp_free(w.origin);
-    mdp_free(w.state);
+    mdp_free(w.branch);
     return status;
 }

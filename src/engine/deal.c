@@ -24,17 +24,17 @@ int64_t mdp_group_row_values(const mdp_model *model) {
 
 /* Whole packs, fewer where the rows of a model are very wide; for each rank of a team as many as it would take alone.
  */
-int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_state) {
-    int64_t rows = MDP_ATTENTION_VALUES / mdp_group_row_values(model), all = n_state * share->n_token;
+int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_branch) {
+    int64_t rows = MDP_ATTENTION_VALUES / mdp_group_row_values(model), all = n_branch * share->n_token;
     if (rows > MDP_ATTENTION_ROWS) rows = MDP_ATTENTION_ROWS;
     rows *= share->n_rank;
     if (rows < share->longest_pack) rows = share->longest_pack;
     return rows < all ? rows : all;
 }
 
-mdp_group_walk mdp_group_begin(const mdp_team *team, int n_state) {
+mdp_group_walk mdp_group_begin(const mdp_team *team, int n_branch) {
     const mdp_rank_share total = mdp_team_total(team);
-    return (mdp_group_walk){.team = team, .n_state = n_state, .room = mdp_group_rows(team->model, &total, n_state)};
+    return (mdp_group_walk){.team = team, .n_branch = n_branch, .room = mdp_group_rows(team->model, &total, n_branch)};
 }
 
 /* Whether the pack still goes into the group. */
@@ -42,7 +42,7 @@ static bool add_pack(const mdp_group_walk *walk, const mdp_pack *pack, mdp_group
     if (group->n_pack > 0 && group->n_row + pack->n_token > walk->room) return false;
     if (group->packs)
         group->packs[group->n_pack] =
-            (mdp_group_pack){.pack = pack, .state = walk->state, .member = walk->member, .first = group->n_row};
+            (mdp_group_pack){.pack = pack, .branch = walk->branch, .member = walk->member, .first = group->n_row};
     group->n_pack++;
     group->n_row += pack->n_token;
     group->n_tile += (pack->n_token + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
@@ -52,7 +52,7 @@ static bool add_pack(const mdp_group_walk *walk, const mdp_pack *pack, mdp_group
 bool mdp_group_next(mdp_group_walk *walk, mdp_group *group) {
     const mdp_team *team = walk->team;
     group->n_pack = group->n_row = group->n_tile = 0;
-    for (; walk->state < walk->n_state; walk->state++, walk->member = 0) {
+    for (; walk->branch < walk->n_branch; walk->branch++, walk->member = 0) {
         for (; walk->member < team->n_rank; walk->member++, walk->at = 0) {
             int64_t first, end;
             mdp_team_packs(team, walk->member, &first, &end);
@@ -134,7 +134,7 @@ void mdp_deal_items(const mdp_attention *attention, const mdp_group *group, int 
 
 /* ---- queries ------------------------------------------------------------------------------------------------- */
 
-/* Of the products of one head over a sequence: with the state, and within chunks. */
+/* Of the products of one head over a sequence: with the branch, and within chunks. */
 static int64_t count_mixing(const mdp_delta_sizes *n, int64_t length) {
     int64_t rest = length % MDP_DELTA_CHUNK, pairs = (length - rest) * MDP_DELTA_CHUNK + rest * rest;
     return 6 * length * n->d_key * n->d_value + pairs * (4 * n->d_key + 3 * n->d_value);
@@ -245,7 +245,7 @@ static void cost_query(void *context, int member, const mdp_query_tile *tile) {
 
 /* Of a team of several. */
 static mdp_status cost_together(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
-                                int n_state, mdp_rank_cost *members) {
+                                int n_branch, mdp_rank_cost *members) {
     int64_t n_pack = 0;
     mdp_group group = {0};
     for (int i = 0; i < team->n_rank; i++) {
@@ -253,8 +253,8 @@ static mdp_status cost_together(const mdp_tokens *tokens, const mdp_team *team, 
         mdp_team_packs(team, i, &first, &end);
         n_pack += end - first;
     }
-    MDP_TRY(MDP_ALLOC(&group.packs, n_pack * n_state, "packs of a group"));
-    mdp_group_walk walk = mdp_group_begin(team, n_state);
+    MDP_TRY(MDP_ALLOC(&group.packs, n_pack * n_branch, "packs of a group"));
+    mdp_group_walk walk = mdp_group_begin(team, n_branch);
     while (mdp_group_next(&walk, &group)) {
         cost_deal deal = {.group = &group, .members = members, .member = -1};
         mdp_attention_projections(attention, deal.matrices);
@@ -266,13 +266,13 @@ static mdp_status cost_together(const mdp_tokens *tokens, const mdp_team *team, 
 }
 
 /* Of one rank with packs of its own: nothing is dealt, and every group reads all panels. */
-static void cost_alone(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention, int n_state,
+static void cost_alone(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention, int n_branch,
                        mdp_rank_cost *rank) {
     const mdp_matrix *matrices[MDP_N_PROJECTION];
     mdp_group group = {0};
     int64_t first, end, n_group = 0, values = 0;
     mdp_team_packs(team, 0, &first, &end);
-    mdp_group_walk walk = mdp_group_begin(team, n_state);
+    mdp_group_walk walk = mdp_group_begin(team, n_branch);
     while (mdp_group_next(&walk, &group)) n_group++;
     mdp_attention_projections(attention, matrices);
     for (int i = 0; i < MDP_N_PROJECTION; i++) {
@@ -282,14 +282,14 @@ static void cost_alone(const mdp_tokens *tokens, const mdp_team *team, const mdp
             rank->bytes_read += n_group * panel_bytes(matrices[i], panel);
     }
     rank->flop +=
-        n_state * (2 * mdp_team_total(team).n_token * values +
+        n_branch * (2 * mdp_team_total(team).n_token * values +
                    count_heads(team->model, attention) *
                        count_packs(team->model, tokens, attention, team->partition->packs + first, end - first));
 }
 
 mdp_status mdp_attention_cost(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
-                              int n_state, mdp_rank_cost *members) {
-    if (team->n_rank > 1) return cost_together(tokens, team, attention, n_state, members);
-    cost_alone(tokens, team, attention, n_state, members);
+                              int n_branch, mdp_rank_cost *members) {
+    if (team->n_rank > 1) return cost_together(tokens, team, attention, n_branch, members);
+    cost_alone(tokens, team, attention, n_branch, members);
     return mdp_ok();
 }

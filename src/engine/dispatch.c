@@ -50,11 +50,11 @@ static void pack_notes(void *opaque, int peer, int64_t first, int64_t n, void *b
     begin_peer(p, first);
     for (int64_t i = first; i < first + n; i++) {
         const mdp_route_entry *entry = &entries[i];
-        const mdp_state *state = &engine->states[entry->state];
+        const mdp_branch *branch = &engine->branches[entry->branch];
         if (i == 0 || !mdp_same_token(entry, entry - 1)) p->unique++;
         notes[i - first] = (mdp_row_note){.position = entry->position,
                                           .unique = (int32_t)p->unique,
-                                          .gate = state->weight[entry->local * state->top_k + entry->slot],
+                                          .gate = branch->weight[entry->local * branch->top_k + entry->slot],
                                           .category = engine->category[entry->local],
                                           .token = engine->batch.first_token + entry->local};
     }
@@ -94,7 +94,7 @@ static void pack_tokens(void *opaque, int peer, int64_t first, int64_t n, void *
             memcpy(to, next_landed(p, place), (size_t)d * sizeof(float));
         } else {
             const mdp_route_entry *entry = next_token(p, entries);
-            mdp_norm_row(engine->model, p->round->norm, engine->states[entry->state].x + entry->local * d, to);
+            mdp_norm_row(engine->model, p->round->norm, engine->branches[entry->branch].x + entry->local * d, to);
         }
     }
 }
@@ -130,7 +130,7 @@ static void stay_tokens(void *opaque, int64_t n) {
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
     for (int64_t i = 0; i < n_entry; i++) {
         if (i > 0 && mdp_same_token(&entries[i], &entries[i - 1])) continue;
-        mdp_norm_row(engine->model, round->norm, engine->states[entries[i].state].x + entries[i].local * d,
+        mdp_norm_row(engine->model, round->norm, engine->branches[entries[i].branch].x + entries[i].local * d,
                      token_place(round, self, handed + notes[i].unique));
     }
 }
@@ -148,8 +148,8 @@ static void pack_outputs(void *opaque, int peer, int64_t first, int64_t n, void 
 /* Where the output of a route belongs. */
 static float *output_place(const mdp_round_context *round, const mdp_route_entry *entry) {
     const mdp_wave *w = round->w;
-    int64_t row = w->state_first[entry->state] +
-                  (entry->local - w->first_local) * round->engine->states[entry->state].top_k + entry->slot;
+    int64_t row = w->branch_first[entry->branch] +
+                  (entry->local - w->first_local) * round->engine->branches[entry->branch].top_k + entry->slot;
     return w->y + row * round->engine->model->d_model;
 }
 

@@ -4,10 +4,10 @@
 
 #include "engine/engine.h"
 
-/* One (state, token, slot) of this rank, with where its tile is computed. */
+/* One (branch, token, slot) of this rank, with where its tile is computed. */
 typedef struct mdp_route_entry {
     int64_t local;
-    int32_t state, slot;
+    int32_t branch, slot;
     int32_t position; /* in the owner's round */
 } mdp_route_entry;
 
@@ -16,10 +16,10 @@ typedef struct mdp_wave {
     int64_t first_block, n_block;
     int64_t first_local, n_local; /* rows of this rank in these blocks */
     mdp_placement *placement;
-    mdp_route_entry *entries; /* [n_entry] by (round, owner), then state, token, slot */
+    mdp_route_entry *entries; /* [n_entry] by (round, owner), then branch, token, slot */
     int64_t *bucket;          /* [n_round * size + 1] first entry of each (round, owner) */
-    int64_t *state_first;     /* [n_state] first row of y of each state */
-    float *y;                 /* [sum over states of n_local * top_k, d_model] returned rows */
+    int64_t *branch_first;     /* [n_branch] first row of y of each branch */
+    float *y;                 /* [sum over branches of n_local * top_k, d_model] returned rows */
     int64_t *told, *heard;    /* [size, n_round, 3] to and from each rank: notes, its token rows, those of its node */
     int64_t *node_row;        /* [n_round, n_node] rows that go to another node; see landing.c */
     int64_t *node_start;      /* [n_round, n_node] of them, on lower ranks */
@@ -33,7 +33,7 @@ static inline int64_t *mdp_wave_told(const mdp_wave *w, int64_t *counts, int pee
 
 /* Do the two belong to the same token row? */
 static inline bool mdp_same_token(const mdp_route_entry *a, const mdp_route_entry *b) {
-    return a->local == b->local && a->state == b->state;
+    return a->local == b->local && a->branch == b->branch;
 }
 
 #define MDP_ROUNDS_AT_ONCE 3 /* one computes, the outputs of the one before leave, the tokens of the next come */

@@ -1,7 +1,7 @@
 /* engine.c - life of an engine, batches, and the order of the steps of a layer.
  *
- * Owns the residual streams of this rank. Streams share one state until the first layer in which their views differ:
- * there, after the common attention, the state forks. Errors of local work are agreed on before the next collective. */
+ * Owns the residual streams of this rank. Streams share one branch until the first layer in which their views differ:
+ * there, after the common attention, the branch forks. Errors of local work are agreed on before the next collective. */
 #include "engine/engine.h"
 
 #include <math.h>
@@ -17,8 +17,8 @@ void mdp_view_destroy(mdp_view *view) {
 }
 
 static mdp_status new_local(mdp_engine *engine) {
-    MDP_TRY(MDP_ALLOC(&engine->states, engine->n_stream, "states"));
-    MDP_TRY(MDP_ALLOC(&engine->stream_state, engine->n_stream, "states"));
+    MDP_TRY(MDP_ALLOC(&engine->branches, engine->n_stream, "states"));
+    MDP_TRY(MDP_ALLOC(&engine->stream_branch, engine->n_stream, "states"));
     MDP_TRY(mdp_stack_new(&engine->stack));
     MDP_TRY(mdp_panel_stream_new(engine->reader, mdp_stream_depth(engine->n_thread),
                                  mdp_largest_panel(engine->model).n_value, engine->profile, &engine->stream));
@@ -63,11 +63,11 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
     return mdp_ok();
 }
 
-static void free_state(mdp_state *state) {
-    mdp_free(state->x);
-    mdp_free(state->index);
-    mdp_free(state->weight);
-    memset(state, 0, sizeof *state);
+static void free_branch(mdp_branch *branch) {
+    mdp_free(branch->x);
+    mdp_free(branch->index);
+    mdp_free(branch->weight);
+    memset(branch, 0, sizeof *branch);
 }
 
 void mdp_engine_destroy_all(mdp_engine *engine) {
@@ -75,9 +75,9 @@ void mdp_engine_destroy_all(mdp_engine *engine) {
     mdp_panel_stream_destroy(engine->stream);
     mdp_stack_destroy(engine->stack);
     mdp_exchange_room_destroy(engine->room);
-    for (int s = 0; engine->states && s < engine->n_state; s++) free_state(&engine->states[s]);
-    mdp_free(engine->states);
-    mdp_free(engine->stream_state);
+    for (int s = 0; engine->branches && s < engine->n_branch; s++) free_branch(&engine->branches[s]);
+    mdp_free(engine->branches);
+    mdp_free(engine->stream_branch);
     mdp_free(engine->cosine);
     mdp_free(engine->sine);
     mdp_free(engine->input);
@@ -154,7 +154,7 @@ static mdp_status read_embeddings(mdp_engine *engine) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < engine->batch.n_token; i++) {
             if (status.code != MDP_OK) continue;
-            float *x = engine->states[0].x + i * d;
+            float *x = engine->branches[0].x + i * d;
             status = mdp_matrix_read(engine->reader, embedding, engine->ids[i], 1, scratch, x);
             for (int64_t j = 0; j < d && scale != 1.0F; j++) x[j] *= scale;
         }
@@ -167,8 +167,8 @@ static mdp_status read_embeddings(mdp_engine *engine) {
     return failed;
 }
 
-/* The batch's tokens, and n_state empty residual streams. */
-static mdp_status take_tokens(mdp_engine *engine, int n_state) {
+/* The batch's tokens, and n_branch empty residual streams. */
+static mdp_status take_tokens(mdp_engine *engine, int n_branch) {
     int64_t n = engine->batch.n_token;
     mdp_free(engine->ids);
     mdp_free(engine->category);
@@ -180,10 +180,10 @@ static mdp_status take_tokens(mdp_engine *engine, int n_state) {
     engine->batch.category = engine->category;
     MDP_TRY(mdp_tokens_read(engine->tokens, engine->batch.first_token, n, engine->ids));
     fill_categories(engine);
-    for (int s = 0; s < engine->n_state; s++) free_state(&engine->states[s]);
-    engine->n_state = n_state;
-    for (int s = 0; s < n_state; s++)
-        MDP_TRY(MDP_ALLOC(&engine->states[s].x, n * engine->model->d_model, "the residual stream"));
+    for (int s = 0; s < engine->n_branch; s++) free_branch(&engine->branches[s]);
+    engine->n_branch = n_branch;
+    for (int s = 0; s < n_branch; s++)
+        MDP_TRY(MDP_ALLOC(&engine->branches[s].x, n * engine->model->d_model, "the residual stream"));
     mdp_free(engine->input);
     engine->input = NULL;
     if (!engine->recompute) return mdp_ok();
@@ -192,7 +192,7 @@ static mdp_status take_tokens(mdp_engine *engine, int n_state) {
 
 static mdp_status begin_local(mdp_engine *engine) {
     MDP_TRY(take_tokens(engine, 1));
-    memset(engine->stream_state, 0, (size_t)engine->n_stream * sizeof *engine->stream_state);
+    memset(engine->stream_branch, 0, (size_t)engine->n_stream * sizeof *engine->stream_branch);
     mdp_reading reading = mdp_engine_begin_reading(engine);
     mdp_status status = read_embeddings(engine);
     mdp_engine_end_reading(engine, &reading);
@@ -206,12 +206,12 @@ mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch) {
     return status;
 }
 
-mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_state, const int *leader,
-                                        const int *stream_state) {
+mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_branch, const int *leader,
+                                        const int *stream_branch) {
     describe_batch(engine, batch);
-    MDP_AGREE(engine->comm, take_tokens(engine, n_state));
-    for (int s = 0; s < n_state; s++) engine->states[s].leader = leader[s];
-    memcpy(engine->stream_state, stream_state, (size_t)engine->n_stream * sizeof *stream_state);
+    MDP_AGREE(engine->comm, take_tokens(engine, n_branch));
+    for (int s = 0; s < n_branch; s++) engine->branches[s].leader = leader[s];
+    memcpy(engine->stream_branch, stream_branch, (size_t)engine->n_stream * sizeof *stream_branch);
     return mdp_ok();
 }
 
@@ -223,20 +223,20 @@ const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine) {
     return &engine->batch;
 }
 
-int mdp_engine_n_state(const mdp_engine *engine) {
-    return engine->n_state;
+int mdp_engine_n_branch(const mdp_engine *engine) {
+    return engine->n_branch;
 }
 
-int mdp_engine_state_of(const mdp_engine *engine, int stream) {
-    return engine->stream_state[stream];
+int mdp_engine_branch_of(const mdp_engine *engine, int stream) {
+    return engine->stream_branch[stream];
 }
 
-int mdp_engine_leader_of(const mdp_engine *engine, int state) {
-    return engine->states[state].leader;
+int mdp_engine_leader_of(const mdp_engine *engine, int branch) {
+    return engine->branches[branch].leader;
 }
 
-float *mdp_engine_residual(const mdp_engine *engine, int state) {
-    return engine->states[state].x;
+float *mdp_engine_residual(const mdp_engine *engine, int branch) {
+    return engine->branches[branch].x;
 }
 
 /* ---- layers ---- */
@@ -260,53 +260,53 @@ bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b) {
     return true;
 }
 
-/* The state that `stream`, so far in state `old`, joins at this layer: `old` itself while it agrees with its leader, a
- * state that parted from `old` here with the same view, or a new copy. */
-static mdp_status join_state(mdp_engine *engine, int stream, int old, int first_new, int64_t layer, int *out) {
+/* The branch that `stream`, so far in branch `old`, joins at this layer: `old` itself while it agrees with its leader, a
+ * branch that parted from `old` here with the same view, or a new copy. */
+static mdp_status join_branch(mdp_engine *engine, int stream, int old, int first_new, int64_t layer, int *out) {
     mdp_layer_view own = layer_view(engine, stream, layer);
-    mdp_layer_view other = layer_view(engine, engine->states[old].leader, layer);
+    mdp_layer_view other = layer_view(engine, engine->branches[old].leader, layer);
     *out = old;
     if (mdp_view_is_same(&own, &other)) return mdp_ok();
-    for (int s = first_new; s < engine->n_state; s++) {
-        other = layer_view(engine, engine->states[s].leader, layer);
+    for (int s = first_new; s < engine->n_branch; s++) {
+        other = layer_view(engine, engine->branches[s].leader, layer);
         *out = s;
-        if (engine->states[s].origin == old && mdp_view_is_same(&own, &other)) return mdp_ok();
+        if (engine->branches[s].origin == old && mdp_view_is_same(&own, &other)) return mdp_ok();
     }
     int64_t n = engine->batch.n_token * engine->model->d_model;
-    mdp_state *fork = &engine->states[engine->n_state];
+    mdp_branch *fork = &engine->branches[engine->n_branch];
     MDP_TRY(MDP_ALLOC(&fork->x, n, "the residual stream"));
-    memcpy(fork->x, engine->states[old].x, (size_t)n * sizeof(float));
+    memcpy(fork->x, engine->branches[old].x, (size_t)n * sizeof(float));
     fork->leader = stream;
     fork->origin = old;
-    *out = engine->n_state++;
+    *out = engine->n_branch++;
     return mdp_ok();
 }
 
 /* Part the streams whose views differ in this layer. */
-static mdp_status fork_states(mdp_engine *engine, int64_t layer) {
-    int first_new = engine->n_state;
+static mdp_status fork_branches(mdp_engine *engine, int64_t layer) {
+    int first_new = engine->n_branch;
     for (int stream = 0; stream < engine->n_stream; stream++) {
-        int *state = &engine->stream_state[stream];
-        MDP_TRY(join_state(engine, stream, *state, first_new, layer, state));
+        int *branch = &engine->stream_branch[stream];
+        MDP_TRY(join_branch(engine, stream, *branch, first_new, layer, branch));
     }
     return mdp_ok();
 }
 
-/* Set every state's view of the layer and make room for its routes. */
+/* Set every branch's view of the layer and make room for its routes. */
 static mdp_status set_views(mdp_engine *engine, int64_t layer) {
-    for (int s = 0; s < engine->n_state; s++) {
-        mdp_state *state = &engine->states[s];
-        mdp_layer_view view = layer_view(engine, state->leader, layer);
-        mdp_free(state->index);
-        mdp_free(state->weight);
-        state->index = NULL;
-        state->weight = NULL;
-        state->n_expert = view.n_expert;
-        state->top_k = view.top_k;
-        state->source = view.source;
-        state->zero = view.zero;
-        MDP_TRY(MDP_ALLOC(&state->index, engine->batch.n_token * view.top_k, "routes"));
-        MDP_TRY(MDP_ALLOC(&state->weight, engine->batch.n_token * view.top_k, "routes"));
+    for (int s = 0; s < engine->n_branch; s++) {
+        mdp_branch *branch = &engine->branches[s];
+        mdp_layer_view view = layer_view(engine, branch->leader, layer);
+        mdp_free(branch->index);
+        mdp_free(branch->weight);
+        branch->index = NULL;
+        branch->weight = NULL;
+        branch->n_expert = view.n_expert;
+        branch->top_k = view.top_k;
+        branch->source = view.source;
+        branch->zero = view.zero;
+        MDP_TRY(MDP_ALLOC(&branch->index, engine->batch.n_token * view.top_k, "routes"));
+        MDP_TRY(MDP_ALLOC(&branch->weight, engine->batch.n_token * view.top_k, "routes"));
     }
     return mdp_ok();
 }
@@ -330,7 +330,7 @@ static mdp_status load_router(mdp_engine *engine, int64_t layer, const mdp_matri
 static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **norm) {
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     float *router = NULL, *logit_bias = NULL, *bias = NULL;
-    MDP_TRY(fork_states(engine, layer_number));
+    MDP_TRY(fork_branches(engine, layer_number));
     MDP_TRY(set_views(engine, layer_number));
     MDP_TRY(mdp_norm_load(engine, &engine->model->layers[layer_number].norm2, norm));
     mdp_status status = load_router(engine, layer_number, &moe->router, engine->model->d_model, &router);
@@ -387,7 +387,7 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     mdp_status status = attend_all(engine, layer, layer_number);
     if (layer->is_moe) {
         if (engine->recompute && status.code == MDP_OK)
-            memcpy(engine->input, engine->states[0].x, residual_bytes(engine));
+            memcpy(engine->input, engine->branches[0].x, residual_bytes(engine));
         return moe_all(engine, layer_number, status);
     }
     MDP_ENGINE_AGREE(engine, status);
@@ -398,7 +398,7 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
 mdp_status mdp_engine_recompute_all(mdp_engine *engine, int64_t layer_number) {
     mdp_observers observers = engine->observers;
     if (!engine->model->layers[layer_number].is_moe) return mdp_ok();
-    memcpy(engine->states[0].x, engine->input, residual_bytes(engine));
+    memcpy(engine->branches[0].x, engine->input, residual_bytes(engine));
     engine->observers = (mdp_observers){0};
     mdp_status status = moe_all(engine, layer_number, mdp_ok());
     engine->observers = observers;

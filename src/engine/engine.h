@@ -14,20 +14,20 @@
 #define MDP_MESSAGE_BYTES (8 << 20)
 
 /* The residual stream of one or more streams that have not parted yet. */
-typedef struct mdp_state {
+typedef struct mdp_branch {
     float *x;                   /* [batch.n_token, d_model] */
-    int leader;                 /* a stream of it; its view is the state's */
-    int origin;                 /* the state that it parted from */
+    int leader;                 /* a stream of it; its view is the branch's */
+    int origin;                 /* the branch that it parted from */
     int32_t n_expert, top_k;    /* of the layer at hand */
     const mdp_expert_t *source; /* [n_expert] or NULL: all experts, in order */
     const unsigned char *zero;  /* [n_expert] or NULL: those that return 0 */
     mdp_expert_t *index;        /* [n_token, top_k] chosen, numbered in the view; best first */
     float *weight;              /* [n_token, top_k] */
-} mdp_state;
+} mdp_branch;
 
-/* Number in the model of an expert that is numbered in the state's view. */
-static inline mdp_expert_t mdp_model_expert(const mdp_state *state, mdp_expert_t index) {
-    return state->source ? state->source[index] : index;
+/* Number in the model of an expert that is numbered in the branch's view. */
+static inline mdp_expert_t mdp_model_expert(const mdp_branch *branch, mdp_expert_t index) {
+    return branch->source ? branch->source[index] : index;
 }
 
 /* The ranks that attend to the packs of a batch together: one to its own, or all of a node (team.c). */
@@ -66,9 +66,9 @@ struct mdp_engine {
     int32_t *category; /* [batch.n_token] */
     float *input;      /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */
     bool recompute;    /* keep it */
-    int n_state;
-    mdp_state *states; /* [n_stream], the first n_state in use */
-    int *stream_state; /* [n_stream] */
+    int n_branch;
+    mdp_branch *branches; /* [n_stream], the first n_branch in use */
+    int *stream_branch; /* [n_stream] */
 
     int64_t away_row_wanted; /* (token row, rank of another node that needs it) in all rounds so far */
     int64_t away_row;        /* token rows that were sent to other nodes for that */
@@ -185,7 +185,7 @@ mdp_status mdp_gated_run(const mdp_gated_walk *walk);
 
 /* ---- finite.c ------------------------------------------------------------------------------------------------- */
 
-/* Look at the residual stream of every state; `what` it is, for the error: MDP_BAD_INPUT naming the lowest token and
+/* Look at the residual stream of every branch; `what` it is, for the error: MDP_BAD_INPUT naming the lowest token and
  * the weights to blame. Local: agreed on, the error is the same for any number of ranks. */
 mdp_status mdp_finite_residual(mdp_engine *engine, int64_t layer, const char *what);
 /* Look at outputs y [n_row, d_model] of an expert. false: not finite, so observers are not to see them; the error comes
@@ -248,7 +248,7 @@ mdp_status mdp_team_meet_all(mdp_engine *engine, mdp_status local);
 
 /* ---- attention.c ---------------------------------------------------------------------------------------------- */
 
-/* x += Attention(Norm1(x)) for every state. Collective on the ranks of a team; where it is of several, they end alike.
+/* x += Attention(Norm1(x)) for every branch. Collective on the ranks of a team; where it is of several, they end alike.
  */
 mdp_status mdp_attend_all(mdp_engine *engine, const mdp_layer *layer);
 /* Projections in the order in which they are used; absent ones have no tensor. */
@@ -262,7 +262,7 @@ int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share
 /* Add the operations of a team's members in one layer, and the bytes of projections that they read: members [n_rank].
  * Local. */
 mdp_status mdp_attention_cost(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
-                              int n_state, mdp_rank_cost *members);
+                              int n_branch, mdp_rank_cost *members);
 
 /* ---- delta.c: linear attention ---------------------------------------------------------------------------------- */
 
@@ -299,7 +299,7 @@ int64_t mdp_delta_scratch(const mdp_delta_sizes *sizes);
 /* ---- mlp.c: what every token meets: dense layers and shared experts ------------------------------------------- */
 
 /* A gated MLP over rows of this rank: out = down(act(gate(x)) * up(x)) [* sigmoid(output_gate . x)], x the normalised
- * rows first_local .. first_local + n_local - 1 of a state (whole packs). */
+ * rows first_local .. first_local + n_local - 1 of a branch (whole packs). */
 typedef struct mdp_mlp {
     const mdp_expert *expert;
     int64_t d_ff;
@@ -308,12 +308,12 @@ typedef struct mdp_mlp {
     const float *norm;        /* as loaded */
 } mdp_mlp;
 /* out [n_local, d_model]. Local. */
-mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, int64_t first_local,
+mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_branch *branch, int64_t first_local,
                            int64_t n_local, float *out);
-/* x += MLP(Norm2(x)) for every state: a layer without experts. Local. */
+/* x += MLP(Norm2(x)) for every branch: a layer without experts. Local. */
 mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer);
 /* Groups of tiles of packs that mdp_mlp_compute takes together, and of those that mdp_dense does: times that the
- * matrices are read for one state. */
+ * matrices are read for one branch. */
 int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread);
 int64_t mdp_dense_groups(const mdp_partition *partition, const mdp_pack *packs, int64_t n_pack, int n_thread);
 /* Bytes that each of the two takes. */
@@ -330,7 +330,7 @@ typedef struct mdp_router_rows {
     const float *logit_bias; /* [n_expert] added to logits; NULL: none */
     const float *bias;       /* [n_expert] added for choosing; NULL: none */
 } mdp_router_rows;
-/* Choose experts for every local token of every state: fills index and weight. Local. */
+/* Choose experts for every local token of every branch: fills index and weight. Local. */
 mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_rows *rows);
 
 /* ---- sparsemixer.c -------------------------------------------------------------------------------------------- */
@@ -341,10 +341,10 @@ void mdp_sparsemixer(double jitter, const double *logits, int32_t n, int32_t k, 
 
 /* ---- placement.c ---------------------------------------------------------------------------------------------- */
 
-/* One tile of the wave: rows first .. first+n_row-1 (in token order) of an expert in a block of a state. */
+/* One tile of the wave: rows first .. first+n_row-1 (in token order) of an expert in a block of a branch. */
 typedef struct mdp_tile_place {
     mdp_expert_t expert; /* number in the model */
-    int32_t state;
+    int32_t branch;
     int64_t block;
     int32_t n_row;
     int32_t owner;    /* rank that computes it */
@@ -354,20 +354,20 @@ typedef struct mdp_tile_place {
 
 typedef struct mdp_placement {
     int64_t n_tile;
-    mdp_tile_place *tiles; /* ascending by expert, block, state; the same on every rank */
+    mdp_tile_place *tiles; /* ascending by expert, block, branch; the same on every rank */
     int32_t n_round;       /* rounds of the busiest rank */
-    int64_t *first_tile;   /* [n_state, n_block of the wave, n_expert] index of the first tile, -1: no rows */
+    int64_t *first_tile;   /* [n_branch, n_block of the wave, n_expert] index of the first tile, -1: no rows */
     int64_t first_block, n_block;
-    int32_t n_expert, n_state;
+    int32_t n_expert, n_branch;
 } mdp_placement;
 
-/* Place the tiles of blocks first_block .. first_block + n_block - 1. rows [n_state, n_block, n_expert]: rows over all
+/* Place the tiles of blocks first_block .. first_block + n_block - 1. rows [n_branch, n_block, n_expert]: rows over all
  * ranks. n_thread, of every rank, decides how many rows make a round and how many tiles share panels. Local, the same
  * on every rank. */
-mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_state, int64_t first_block,
+mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_branch, int64_t first_block,
                              int64_t n_block, int32_t n_expert, int n_thread, mdp_placement **out);
 void mdp_placement_destroy(mdp_placement *placement); /* NULL is allowed */
-/* The most rows that a rank can have of a wave of n_row rows in n_cell (state, block, expert), however routed. */
+/* The most rows that a rank can have of a wave of n_row rows in n_cell (branch, block, expert), however routed. */
 int64_t mdp_placement_most_rows(const mdp_comm *comm, int64_t n_row, int64_t n_cell);
 
 /* ---- traffic.c ------------------------------------------------------------------------------------------------ */
@@ -379,8 +379,8 @@ typedef struct mdp_traffic {
     const mdp_partition *partition;
     int64_t batch;
     const mdp_placement *placement;
-    const int64_t *rows;                 /* [n_state, n_block, n_expert] what the placement was made of */
-    const mdp_layer_view *views;         /* [n_state] */
+    const int64_t *rows;                 /* [n_branch, n_block, n_expert] what the placement was made of */
+    const mdp_layer_view *views;         /* [n_branch] */
     int32_t n_group, n_open, group_size; /* of the router's rule */
 } mdp_traffic;
 
@@ -440,7 +440,7 @@ static inline int64_t mdp_dispatch_row_bytes(const mdp_model *model, int n_word)
 /* The longest row that an exchange of the engine has. */
 int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model);
 
-/* The MoE block of a layer for all states, after routing: placement, dispatch, experts, return, combine. Collective. */
+/* The MoE block of a layer for all branches, after routing: placement, dispatch, experts, return, combine. Collective. */
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm);
 /* Blocks of the wave of a batch that begins at block `first` of those below `end`: as many as keep every rank's tokens
  * within MDP_WAVE_TOKENS, at least one. */

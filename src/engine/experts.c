@@ -42,7 +42,7 @@ static mdp_status observe_tile(void *context, int64_t number, const float *x, co
     bool finite = mdp_finite_outputs(engine, tiles->layer_number, place->expert, y, round->token + at, place->n_row);
     if (finite && engine->observers.tile) {
         mdp_tile tile = {.layer = tiles->layer_number,
-                         .state = place->state,
+                         .branch = place->branch,
                          .expert = place->expert,
                          .n_row = place->n_row,
                          .d_model = engine->model->d_model,

@@ -105,10 +105,10 @@ static mdp_status refuse(const mdp_engine *engine, int64_t layer, const char *wh
 
 mdp_status mdp_finite_residual(mdp_engine *engine, int64_t layer, const char *what) {
     int64_t d = engine->model->d_model, first = INT64_MAX;
-    for (int s = 0; s < engine->n_state; s++) {
+    for (int s = 0; s < engine->n_branch; s++) {
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
         for (int64_t i = 0; i < engine->batch.n_token; i++) {
-            float *x = engine->states[s].x + i * d;
+            float *x = engine->branches[s].x + i * d;
             if (mdp_all_finite(x, d)) continue;
             if (engine->allow_nonfinite) {
                 clear(engine, layer, x, d);

@@ -1,16 +1,16 @@
 /* head.c - final norm and lm_head, streamed over panels of the vocabulary.
  *
- * In: residual streams after the last layer; they become the final hidden states. Out: to the consumer, logits of row
- * tiles panel by panel, in ascending order, the first state's beside those of every other; nobody ever holds a row of
+ * In: residual streams after the last layer; they become the final hidden statees. Out: to the consumer, logits of row
+ * tiles panel by panel, in ascending order, the first branch's beside those of every other; nobody ever holds a row of
  * the whole vocabulary. Tiles are cut from each pack's first row. */
 #include "engine/engine.h"
 
 #include <omp.h>
 
-#define TILES_PER_THREAD 4 /* tiles whose logits of the first state are held together, for each thread */
+#define TILES_PER_THREAD 4 /* tiles whose logits of the first branch are held together, for each thread */
 #define LOGITS (MDP_TILE_ROWS * MDP_PANEL_ROWS)
 
-/* Rows of one tile, in every state. */
+/* Rows of one tile, in every branch. */
 typedef struct head_tile {
     int64_t first_local;
     int32_t n_row;
@@ -20,8 +20,8 @@ typedef struct head_buffers {
     int64_t n_tile;
     head_tile *tiles; /* [n_tile] */
     int64_t n_held;   /* tiles of a group */
-    float *first;     /* [n_held, MDP_TILE_ROWS, MDP_PANEL_ROWS] the first state's logits of a group */
-    float *other;     /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] another state's, while they are taken */
+    float *first;     /* [n_held, MDP_TILE_ROWS, MDP_PANEL_ROWS] the first branch's logits of a group */
+    float *other;     /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] another branch's, while they are taken */
     float *norm;      /* as loaded */
     float *bias;      /* [vocab_size] or NULL */
     mdp_panel_list panels;
@@ -30,13 +30,13 @@ typedef struct head_buffers {
 static void normalise_tile(const mdp_engine *engine, const head_buffers *buffers, int64_t item,
                            const mdp_head_consumer *consumer) {
     const head_tile *tile = &buffers->tiles[item % buffers->n_tile];
-    int state = (int)(item / buffers->n_tile);
+    int branch = (int)(item / buffers->n_tile);
     int64_t d = engine->model->d_model;
-    float *x = engine->states[state].x + tile->first_local * d;
+    float *x = engine->branches[branch].x + tile->first_local * d;
     for (int32_t i = 0; i < tile->n_row; i++) {
         mdp_norm_row(engine->model, buffers->norm, x + i * d, x + i * d);
     }
-    if (consumer->hidden) consumer->hidden(consumer->context, state, tile->first_local, tile->n_row, x);
+    if (consumer->hidden) consumer->hidden(consumer->context, branch, tile->first_local, tile->n_row, x);
 }
 
 /* Logits as the model has them, out of products with rows of lm_head. */
@@ -49,13 +49,13 @@ static void finish_logits(const mdp_engine *engine, const head_buffers *buffers,
     }
 }
 
-static void take_panel(const mdp_engine *engine, const head_buffers *buffers, const head_tile *tile, int state,
+static void take_panel(const mdp_engine *engine, const head_buffers *buffers, const head_tile *tile, int branch,
                        const mdp_panel *panel, const float *first, float *logits, const mdp_head_consumer *consumer) {
     int d = (int)engine->model->d_model;
-    mdp_gemm_weights(engine->gemm, tile->n_row, (int)panel->n_row, d, engine->states[state].x + tile->first_local * d,
+    mdp_gemm_weights(engine->gemm, tile->n_row, (int)panel->n_row, d, engine->branches[branch].x + tile->first_local * d,
                      d, panel->data, d, logits, MDP_PANEL_ROWS);
     finish_logits(engine, buffers, tile, panel, logits);
-    mdp_logit_panel out = {.state = state,
+    mdp_logit_panel out = {.branch = branch,
                            .first_local = tile->first_local,
                            .n_row = tile->n_row,
                            .first_token = panel->row0,
@@ -65,12 +65,12 @@ static void take_panel(const mdp_engine *engine, const head_buffers *buffers, co
     consumer->panel(consumer->context, &out);
 }
 
-/* One panel for tiles begin .. begin + n - 1: the first state's, which stay, then every other state's beside them. */
+/* One panel for tiles begin .. begin + n - 1: the first branch's, which stay, then every other branch's beside them. */
 static void take_group(const mdp_engine *engine, const head_buffers *buffers, int64_t begin, int64_t n,
                        const mdp_panel *panel, const mdp_head_consumer *consumer) {
     const head_tile *tiles = buffers->tiles + begin;
     for (int64_t t = 0; t < n; t++)
-        mdp_profile_flop(engine->profile, 2 * engine->n_state * tiles[t].n_row * panel->n_row * engine->model->d_model);
+        mdp_profile_flop(engine->profile, 2 * engine->n_branch * tiles[t].n_row * panel->n_row * engine->model->d_model);
 #pragma omp parallel num_threads(engine->n_thread)
     {
 #pragma omp for schedule(dynamic, 1)
@@ -78,7 +78,7 @@ static void take_group(const mdp_engine *engine, const head_buffers *buffers, in
             take_panel(engine, buffers, &tiles[t], 0, panel, NULL, buffers->first + t * LOGITS, consumer);
         }
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t item = n; item < n * engine->n_state; item++) {
+        for (int64_t item = n; item < n * engine->n_branch; item++) {
             int64_t t = item % n;
             take_panel(engine, buffers, &tiles[t], (int)(item / n), panel, buffers->first + t * LOGITS,
                        buffers->other + (int64_t)omp_get_thread_num() * LOGITS, consumer);
@@ -89,7 +89,7 @@ static void take_group(const mdp_engine *engine, const head_buffers *buffers, in
 static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, const mdp_head_consumer *consumer) {
     MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-    for (int64_t item = 0; item < buffers->n_tile * engine->n_state; item++) {
+    for (int64_t item = 0; item < buffers->n_tile * engine->n_branch; item++) {
         normalise_tile(engine, buffers, item, consumer);
     }
     for (int64_t p = 0; p < buffers->panels.n; p++) {
@@ -130,7 +130,7 @@ static mdp_status new_buffers(mdp_engine *engine, head_buffers *buffers) {
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->tiles, buffers->n_tile, "tiles of the head"));
     cut_tiles(engine, buffers->tiles);
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->first, buffers->n_held * LOGITS, "logits"));
-    if (engine->n_state > 1)
+    if (engine->n_branch > 1)
         MDP_TRY(MDP_TAKE(engine->stack, &buffers->other, (int64_t)engine->n_thread * LOGITS, "logits"));
     MDP_TRY(mdp_norm_load(engine, &engine->model->final_norm, &buffers->norm));
     if (engine->model->head_bias.tensor) MDP_TRY(mdp_engine_load(engine, &engine->model->head_bias, &buffers->bias));

@@ -1,9 +1,9 @@
 /* landing.c - the way of token rows to other nodes: a row goes once to each node, however many of its ranks need it.
  *
- * The rows that a node needs from all others are numbered by (sender, state, token) and cut into as many equal parts as
+ * The rows that a node needs from all others are numbered by (sender, branch, token) and cut into as many equal parts as
  * it has ranks: part i lands on its i-th rank, with the set of ranks that need each row. So no rank takes in more than
  * its share, which is at most a round's rows. What landed is handed on inside the node by dispatch.c. Rows arrive at an
- * owner in the order (sender, state, token), as if each had come straight from its sender. */
+ * owner in the order (sender, branch, token), as if each had come straight from its sender. */
 #include "engine/dispatch.h"
 
 #include <string.h>
@@ -51,7 +51,7 @@ static mdp_node_walk walk_node(const mdp_round_context *round, int node) {
 }
 
 static bool comes_before(const mdp_route_entry *a, const mdp_route_entry *b) {
-    return a->state != b->state ? a->state < b->state : a->local < b->local;
+    return a->branch != b->branch ? a->branch < b->branch : a->local < b->local;
 }
 
 /* The next row and who needs it (needs [n_word]; NULL: not asked); NULL at the end. */
@@ -155,7 +155,7 @@ static void pack_landing(void *opaque, int peer, int64_t first, int64_t n, void 
     while (walk->at < row) (void)walk_on(walk, NULL);
     for (int64_t i = 0; i < n; i++, to += (size_t)d * sizeof(float) + set_byte) {
         const mdp_route_entry *entry = walk_on(walk, needs);
-        mdp_norm_row(engine->model, round->norm, engine->states[entry->state].x + entry->local * d,
+        mdp_norm_row(engine->model, round->norm, engine->branches[entry->branch].x + entry->local * d,
                      (float *)(void *)to);
         memcpy(to + (size_t)d * sizeof(float), needs, set_byte);
     }

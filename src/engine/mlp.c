@@ -6,7 +6,7 @@
 
 /* A tile of local rows. */
 typedef struct local_tile {
-    int64_t first; /* row of the state */
+    int64_t first; /* row of the branch */
     int32_t n_row;
 } local_tile;
 
@@ -35,7 +35,7 @@ static mdp_status new_buffers(const mdp_engine *engine, const mdp_mlp *mlp, mlp_
 typedef struct mlp_tiles {
     const mdp_model *model;
     const mdp_mlp *mlp;
-    const mdp_state *state;
+    const mdp_branch *branch;
     const mlp_buffers *buffers;
 } mlp_tiles;
 
@@ -45,7 +45,7 @@ static void load_tile(void *context, int64_t number, float *x) {
     const local_tile *tile = &tiles->buffers->tiles[number];
     int64_t d = tiles->model->d_model;
     for (int64_t row = tile->first; row < tile->first + tile->n_row; row++, x += d)
-        mdp_norm_row(tiles->model, tiles->mlp->norm, tiles->state->x + row * d, x);
+        mdp_norm_row(tiles->model, tiles->mlp->norm, tiles->branch->x + row * d, x);
 }
 
 /* Scale every output row by the sigmoid of its gate. */
@@ -63,12 +63,12 @@ static mdp_status gate_tile(void *context, int64_t number, const float *x, const
     return mdp_ok();
 }
 
-/* out: row of the state's first output row. */
-static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, mlp_buffers *buffers,
+/* out: row of the branch's first output row. */
+static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const mdp_branch *branch, mlp_buffers *buffers,
                                 int64_t n_tile, int64_t first_local, float *out) {
     int64_t d = engine->model->d_model;
     const mdp_gated_group group = {.expert = mlp->expert, .n_tile = n_tile};
-    mlp_tiles context = {.model = engine->model, .mlp = mlp, .state = state, .buffers = buffers};
+    mlp_tiles context = {.model = engine->model, .mlp = mlp, .branch = branch, .buffers = buffers};
     for (int64_t t = 0; t < n_tile; t++) {
         const local_tile *tile = &buffers->tiles[t];
         buffers->outputs[t] = (mdp_gated_tile){.y = out + (tile->first - first_local) * d, .n_row = tile->n_row};
@@ -90,7 +90,7 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const md
     return mdp_gated_run(&walk);
 }
 
-static mdp_status compute_groups(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, mlp_buffers *buffers,
+static mdp_status compute_groups(mdp_engine *engine, const mdp_mlp *mlp, const mdp_branch *branch, mlp_buffers *buffers,
                                  int64_t first_local, int64_t n_local, float *out) {
     int64_t n_tile = 0;
     for (int64_t p = 0; p < engine->batch.n_pack; p++) {
@@ -102,14 +102,14 @@ static mdp_status compute_groups(mdp_engine *engine, const mdp_mlp *mlp, const m
             buffers->tiles[n_tile++] =
                 (local_tile){.first = first + row, .n_row = (int32_t)(left < MDP_TILE_ROWS ? left : MDP_TILE_ROWS)};
             if (n_tile < buffers->n_tile) continue;
-            MDP_TRY(compute_group(engine, mlp, state, buffers, n_tile, first_local, out));
+            MDP_TRY(compute_group(engine, mlp, branch, buffers, n_tile, first_local, out));
             n_tile = 0;
         }
     }
-    return n_tile > 0 ? compute_group(engine, mlp, state, buffers, n_tile, first_local, out) : mdp_ok();
+    return n_tile > 0 ? compute_group(engine, mlp, branch, buffers, n_tile, first_local, out) : mdp_ok();
 }
 
-mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_state *state, int64_t first_local,
+mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_branch *branch, int64_t first_local,
                            int64_t n_local, float *out) {
     mlp_buffers buffers = {0};
     mdp_status status = mdp_ok();
@@ -117,7 +117,7 @@ mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_sta
     if (n_local > 0) {
         status = new_buffers(engine, mlp, &buffers);
         if (status.code == MDP_OK) {
-            status = compute_groups(engine, mlp, state, &buffers, first_local, n_local, out);
+            status = compute_groups(engine, mlp, branch, &buffers, first_local, n_local, out);
         }
         mdp_panel_stream_stop(engine->stream);
     }
@@ -168,30 +168,30 @@ int64_t mdp_dense_groups(const mdp_partition *partition, const mdp_pack *packs, 
     return n_group + mdp_mlp_groups(packs + first, n_pack - first, n_thread);
 }
 
-/* One run of whole packs of a state. */
-static mdp_status dense_rows(mdp_engine *engine, const mdp_mlp *mlp, mdp_state *state, int64_t first, int64_t n,
+/* One run of whole packs of a branch. */
+static mdp_status dense_rows(mdp_engine *engine, const mdp_mlp *mlp, mdp_branch *branch, int64_t first, int64_t n,
                              float *out) {
     int64_t d = engine->model->d_model;
-    MDP_TRY(mdp_mlp_compute(engine, mlp, state, first, n, out));
+    MDP_TRY(mdp_mlp_compute(engine, mlp, branch, first, n, out));
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
     for (int64_t i = 0; i < n; i++) {
-        mdp_axpy((float)engine->model->residual_scale, out + i * d, d, state->x + (first + i) * d);
+        mdp_axpy((float)engine->model->residual_scale, out + i * d, d, branch->x + (first + i) * d);
     }
     return mdp_ok();
 }
 
-static mdp_status dense_state(mdp_engine *engine, const mdp_mlp *mlp, mdp_state *state, int64_t most, float *out) {
+static mdp_status dense_branch(mdp_engine *engine, const mdp_mlp *mlp, mdp_branch *branch, int64_t most, float *out) {
     int64_t first = 0, n = 0;
     for (int64_t p = 0; p < engine->batch.n_pack; p++) {
         const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
         if (n + pack->n_token > most) {
-            MDP_TRY(dense_rows(engine, mlp, state, first, n, out));
+            MDP_TRY(dense_rows(engine, mlp, branch, first, n, out));
             first += n;
             n = 0;
         }
         n += pack->n_token;
     }
-    return n > 0 ? dense_rows(engine, mlp, state, first, n, out) : mdp_ok();
+    return n > 0 ? dense_rows(engine, mlp, branch, first, n, out) : mdp_ok();
 }
 
 mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer) {
@@ -202,8 +202,8 @@ mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer) {
     if (status.code == MDP_OK)
         status = MDP_TAKE(engine->stack, &out, most * engine->model->d_model, "outputs of an MLP");
     mdp_mlp mlp = {.expert = &layer->dense, .d_ff = layer->dense_ff, .activation = layer->activation, .norm = norm};
-    for (int s = 0; status.code == MDP_OK && s < engine->n_state; s++) {
-        status = dense_state(engine, &mlp, &engine->states[s], most, out);
+    for (int s = 0; status.code == MDP_OK && s < engine->n_branch; s++) {
+        status = dense_branch(engine, &mlp, &engine->branches[s], most, out);
     }
     mdp_free(norm);
     mdp_stack_return(engine->stack, mark);

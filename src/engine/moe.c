@@ -1,6 +1,6 @@
 /* moe.c - the MoE block over all ranks: tokens travel to the experts' owners and the outputs travel back.
  *
- * In: residual streams and routes of all states. Out: x += sum over slots of weight * y, added in top-k slot order at
+ * In: residual streams and routes of all branches. Out: x += sum over slots of weight * y, added in top-k slot order at
  * the token's owner; returned rows are never added up on the way. The batch's blocks go through in waves, so that the
  * outputs kept until the combine are bounded; a wave in rounds (dispatch.c), so that the rows a rank takes in are. */
 #include "engine/dispatch.h"
@@ -8,17 +8,17 @@
 #include <omp.h>
 #include <string.h>
 
-/* Add the rows of tokens [first, end) of every state to rows [n_state, n_block, n_expert]. */
+/* Add the rows of tokens [first, end) of every branch to rows [n_branch, n_block, n_expert]. */
 static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_block, int32_t n_expert,
                        int64_t *rows) {
-    for (int s = 0; s < engine->n_state; s++) {
-        const mdp_state *state = &engine->states[s];
+    for (int s = 0; s < engine->n_branch; s++) {
+        const mdp_branch *branch = &engine->branches[s];
         for (int64_t p = 0; p < engine->batch.n_pack; p++) {
             const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
             int64_t first = pack->first_token - engine->batch.first_token;
             int64_t *row = rows + (s * n_block + pack->block - first_block) * n_expert;
-            for (int64_t i = first * state->top_k; i < (first + pack->n_token) * state->top_k; i++) {
-                row[mdp_model_expert(state, state->index[i])]++;
+            for (int64_t i = first * branch->top_k; i < (first + pack->n_token) * branch->top_k; i++) {
+                row[mdp_model_expert(branch, branch->index[i])]++;
             }
         }
     }
@@ -67,24 +67,24 @@ static void store_entry(mdp_wave *w, int64_t bucket, const mdp_route_entry *entr
     w->entries[w->bucket[bucket]++] = *entry;
 }
 
-/* Walk this rank's routes of the wave in (state, token, slot) order. next [n_state, n_block, n_expert] numbers the rows
- * of each (state, block, expert) over all ranks, beginning with this rank's first. */
+/* Walk this rank's routes of the wave in (branch, token, slot) order. next [n_branch, n_block, n_expert] numbers the rows
+ * of each (branch, block, expert) over all ranks, beginning with this rank's first. */
 static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, entry_fn *visit) {
     const mdp_placement *placement = w->placement;
-    for (int32_t s = 0; s < engine->n_state; s++) {
-        const mdp_state *state = &engine->states[s];
+    for (int32_t s = 0; s < engine->n_branch; s++) {
+        const mdp_branch *branch = &engine->branches[s];
         for (int64_t p = 0; p < engine->batch.n_pack; p++) {
             const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
             if (pack->block < w->first_block || pack->block >= w->first_block + w->n_block) continue;
             int64_t at = (s * w->n_block + pack->block - w->first_block) * placement->n_expert;
             int64_t first = pack->first_token - engine->batch.first_token;
             for (int64_t local = first; local < first + pack->n_token; local++) {
-                for (int32_t slot = 0; slot < state->top_k; slot++) {
-                    mdp_expert_t e = mdp_model_expert(state, state->index[local * state->top_k + slot]);
+                for (int32_t slot = 0; slot < branch->top_k; slot++) {
+                    mdp_expert_t e = mdp_model_expert(branch, branch->index[local * branch->top_k + slot]);
                     int64_t row = next[at + e]++;
                     const mdp_tile_place *tile = &placement->tiles[placement->first_tile[at + e] + row / MDP_TILE_ROWS];
                     mdp_route_entry entry = {.local = local,
-                                             .state = s,
+                                             .branch = s,
                                              .slot = slot,
                                              .position = tile->position + (int32_t)(row % MDP_TILE_ROWS)};
                     visit(w, (int64_t)tile->round * engine->comm->size + tile->owner, &entry);
@@ -97,9 +97,9 @@ static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, en
 /* Sort this rank's routes into buckets of (round, owner): count, prefix, store. */
 static mdp_status list_entries(const mdp_engine *engine, mdp_wave *w, const int64_t *start) {
     int64_t n_bucket = (int64_t)w->placement->n_round * engine->comm->size;
-    int64_t n_cell = (int64_t)engine->n_state * w->n_block * w->placement->n_expert, n_entry = 0;
+    int64_t n_cell = (int64_t)engine->n_branch * w->n_block * w->placement->n_expert, n_entry = 0;
     int64_t *next = NULL;
-    for (int s = 0; s < engine->n_state; s++) n_entry += w->n_local * engine->states[s].top_k;
+    for (int s = 0; s < engine->n_branch; s++) n_entry += w->n_local * engine->branches[s].top_k;
     MDP_TRY(MDP_TAKE(engine->stack, &w->entries, n_entry, "the list of routes"));
     MDP_TRY(MDP_ALLOC(&w->bucket, n_bucket + 2, "the list of routes"));
     MDP_TRY(MDP_ALLOC(&next, n_cell, "row numbers"));
@@ -117,25 +117,25 @@ static mdp_status list_entries(const mdp_engine *engine, mdp_wave *w, const int6
 /* ---- combine ---- */
 
 /* x += residual_scale times the sum over slots of weight * y, plus the shared expert's row, for the wave's rows of one
- * state. */
-static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int state_number, const float *shared,
+ * branch. */
+static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int branch_number, const float *shared,
                     float *scratch) {
-    mdp_state *state = &engine->states[state_number];
-    int64_t d = engine->model->d_model, k = state->top_k;
+    mdp_branch *branch = &engine->branches[branch_number];
+    int64_t d = engine->model->d_model, k = branch->top_k;
     bool weighed = engine->model->layers[layer_number].moe.rule.weigh_input;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
     for (int64_t i = 0; i < w->n_local; i++) {
         int64_t local = w->first_local + i;
-        const float *weight = state->weight + local * k, *y = w->y + (w->state_first[state_number] + i * k) * d;
-        float *routed = scratch + (size_t)omp_get_thread_num() * (size_t)d, *x = state->x + local * d;
+        const float *weight = branch->weight + local * k, *y = w->y + (w->branch_first[branch_number] + i * k) * d;
+        float *routed = scratch + (size_t)omp_get_thread_num() * (size_t)d, *x = branch->x + local * d;
         memset(routed, 0, (size_t)d * sizeof *routed);
         for (int64_t slot = 0; slot < k; slot++) mdp_axpy(weighed ? 1.0F : weight[slot], y + slot * d, d, routed);
         if (engine->observers.combined) {
             mdp_combined_token token = {.layer = layer_number,
-                                        .state = state_number,
+                                        .branch = branch_number,
                                         .local = local,
-                                        .top_k = state->top_k,
-                                        .index = state->index + local * k,
+                                        .top_k = branch->top_k,
+                                        .index = branch->index + local * k,
                                         .weight = weight,
                                         .y = y,
                                         .residual = x,
@@ -157,22 +157,22 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
 static void destroy_wave(mdp_wave *w) {
     mdp_placement_destroy(w->placement);
     mdp_free(w->bucket);
-    mdp_free(w->state_first);
+    mdp_free(w->branch_first);
 }
 
-/* Local preparation of a wave: placement, entries, room for the outputs. rows and start [n_state, n_block, n_expert].
+/* Local preparation of a wave: placement, entries, room for the outputs. rows and start [n_branch, n_block, n_expert].
  */
 static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int64_t *rows, const int64_t *start,
                                int32_t n_expert) {
     int64_t n_output = 0;
     wave_locals(engine, w);
-    MDP_TRY(mdp_placement_new(engine->comm, rows, engine->n_state, w->first_block, w->n_block, n_expert,
+    MDP_TRY(mdp_placement_new(engine->comm, rows, engine->n_branch, w->first_block, w->n_block, n_expert,
                               engine->n_thread, &w->placement));
     MDP_TRY(list_entries(engine, w, start));
-    MDP_TRY(MDP_ALLOC(&w->state_first, engine->n_state, "expert outputs"));
-    for (int s = 0; s < engine->n_state; s++) {
-        w->state_first[s] = n_output;
-        n_output += w->n_local * engine->states[s].top_k;
+    MDP_TRY(MDP_ALLOC(&w->branch_first, engine->n_branch, "expert outputs"));
+    for (int s = 0; s < engine->n_branch; s++) {
+        w->branch_first[s] = n_output;
+        n_output += w->n_local * engine->branches[s].top_k;
     }
     MDP_TRY(MDP_TAKE(engine->stack, &w->y, n_output * engine->model->d_model, "expert outputs"));
     int64_t n_told = 3 * (int64_t)w->placement->n_round * engine->comm->size;
@@ -184,7 +184,7 @@ static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int6
     return MDP_TAKE(engine->stack, &w->node_total, n_node, "row counts");
 }
 
-/* Rows of every (state, block of the wave, expert): over all ranks, and on lower ranks. Collective. */
+/* Rows of every (branch, block of the wave, expert): over all ranks, and on lower ranks. Collective. */
 static mdp_status number_rows_all(const mdp_engine *engine, const int64_t *local, int64_t n_cell, int64_t *rows,
                                   int64_t *start) {
     memcpy(rows, local, (size_t)n_cell * sizeof *rows);
@@ -193,17 +193,17 @@ static mdp_status number_rows_all(const mdp_engine *engine, const int64_t *local
     return mdp_exscan_i64_all(engine->comm, start, n_cell);
 }
 
-/* Cells of one wave out of the batch's [n_state, n_block, n_expert] into [n_state, w->n_block, n_expert]. */
+/* Cells of one wave out of the batch's [n_branch, n_block, n_expert] into [n_branch, w->n_block, n_expert]. */
 static void wave_cells(const mdp_engine *engine, const mdp_wave *w, const int64_t *all, int64_t batch_first,
                        int64_t batch_blocks, int64_t n_expert, int64_t *out) {
-    for (int64_t s = 0; s < engine->n_state; s++) {
+    for (int64_t s = 0; s < engine->n_branch; s++) {
         memcpy(out + s * w->n_block * n_expert, all + (s * batch_blocks + w->first_block - batch_first) * n_expert,
                (size_t)(w->n_block * n_expert) * sizeof *out);
     }
 }
 
-/* The wave's outputs of one state, with the shared expert where there is one. Local. */
-static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int state,
+/* The wave's outputs of one branch, with the shared expert where there is one. Local. */
+static mdp_status finish_branch(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int branch,
                                const float *norm, mdp_moe_buffers *buffers) {
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     float *shared = NULL;
@@ -218,11 +218,11 @@ static mdp_status finish_state(mdp_engine *engine, const mdp_wave *w, int64_t la
                        .norm = norm};
         status = MDP_TAKE(engine->stack, &shared, w->n_local * engine->model->d_model, "outputs of the shared expert");
         if (status.code == MDP_OK) {
-            status = mdp_mlp_compute(engine, &mlp, &engine->states[state], w->first_local, w->n_local, shared);
+            status = mdp_mlp_compute(engine, &mlp, &engine->branches[branch], w->first_local, w->n_local, shared);
         }
     }
     mdp_profile_switch(engine->profile, MDP_PHASE_COMBINE);
-    if (status.code == MDP_OK) combine(engine, w, layer_number, state, shared, buffers->scratch.up);
+    if (status.code == MDP_OK) combine(engine, w, layer_number, branch, shared, buffers->scratch.up);
     mdp_stack_return(engine->stack, mark);
     mdp_profile_switch(engine->profile, before);
     return status;
@@ -247,8 +247,8 @@ static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows,
     MDP_ENGINE_AGREE(engine, status);
     if (status.code != MDP_OK) return status;
     MDP_TRY(mdp_dispatch_wave_all(engine, w, layer, layer_number, norm, buffers, &status));
-    for (int s = 0; s < engine->n_state && status.code == MDP_OK; s++) {
-        status = finish_state(engine, w, layer_number, s, norm, buffers);
+    for (int s = 0; s < engine->n_branch && status.code == MDP_OK; s++) {
+        status = finish_branch(engine, w, layer_number, s, norm, buffers);
     }
     MDP_ENGINE_AGREE(engine, status);
     return status;
@@ -321,8 +321,8 @@ static mdp_status new_rounds(const mdp_engine *engine, const mdp_moe_room *room,
 
 static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_buffers *buffers) {
     int32_t top_k = 0;
-    for (int s = 0; s < engine->n_state; s++)
-        if (engine->states[s].top_k > top_k) top_k = engine->states[s].top_k;
+    for (int s = 0; s < engine->n_branch; s++)
+        if (engine->branches[s].top_k > top_k) top_k = engine->branches[s].top_k;
     const mdp_moe_room room =
         mdp_moe_room_of(engine->comm, engine->partition, top_k, moe->n_expert, engine->n_thread, engine->n_stream);
     int64_t d_ff = moe->d_ff, d = engine->model->d_model;
@@ -347,7 +347,7 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
     const mdp_partition *partition = engine->partition;
     int64_t first = partition->batch_block[engine->batch_number],
             end = partition->batch_block[engine->batch_number + 1];
-    int64_t n_block = end - first, n_cell = engine->n_state * n_block * moe->n_expert;
+    int64_t n_block = end - first, n_cell = engine->n_branch * n_block * moe->n_expert;
     int64_t *cells = NULL; /* [5, n_cell]: local rows, rows over all ranks, rows on lower ranks, and two for a wave */
     mdp_moe_buffers buffers = {0};
     mdp_mark mark = mdp_stack_mark(engine->stack);

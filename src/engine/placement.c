@@ -1,7 +1,7 @@
 /* placement.c - which rank computes which tile.
  *
- * In: rows of every (state, block, expert), summed over ranks. Out: the list of tiles, ascending by expert, block and
- * state, each with its owner, the owner's round and its place in it. Every rank makes the same list. The list is cut
+ * In: rows of every (branch, block, expert), summed over ranks. Out: the list of tiles, ascending by expert, block and
+ * branch, each with its owner, the owner's round and its place in it. Every rank makes the same list. The list is cut
  * into intervals of equal cost; across nodes experts are first dealt in consecutive runs, so that a node reads only its
  * share of the layer. Placement may change freely: no result depends on it. */
 #include "engine/engine.h"
@@ -16,21 +16,21 @@
 #define MDP_WHOLE_PERCENT 103
 
 static mdp_status list_tiles(const int64_t *rows, mdp_placement *placement) {
-    int64_t n_state = placement->n_state, n_block = placement->n_block, n_expert = placement->n_expert;
+    int64_t n_branch = placement->n_branch, n_block = placement->n_block, n_expert = placement->n_expert;
     int64_t n_tile = 0;
-    for (int64_t i = 0; i < n_state * n_block * n_expert; i++) n_tile += (rows[i] + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
+    for (int64_t i = 0; i < n_branch * n_block * n_expert; i++) n_tile += (rows[i] + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
     MDP_TRY(MDP_ALLOC(&placement->tiles, n_tile, "the list of tiles"));
-    MDP_TRY(MDP_ALLOC(&placement->first_tile, n_state * n_block * n_expert, "the list of tiles"));
+    MDP_TRY(MDP_ALLOC(&placement->first_tile, n_branch * n_block * n_expert, "the list of tiles"));
     for (int64_t e = 0; e < n_expert; e++) {
         for (int64_t b = 0; b < n_block; b++) {
-            for (int64_t s = 0; s < n_state; s++) {
+            for (int64_t s = 0; s < n_branch; s++) {
                 int64_t at = (s * n_block + b) * n_expert + e;
                 placement->first_tile[at] = rows[at] > 0 ? placement->n_tile : -1;
                 for (int64_t first = 0; first < rows[at]; first += MDP_TILE_ROWS) {
                     int64_t left = rows[at] - first;
                     placement->tiles[placement->n_tile++] =
                         (mdp_tile_place){.expert = (mdp_expert_t)e,
-                                         .state = (int32_t)s,
+                                         .branch = (int32_t)s,
                                          .block = placement->first_block + b,
                                          .n_row = (int32_t)(left < MDP_TILE_ROWS ? left : MDP_TILE_ROWS)};
                 }
@@ -219,12 +219,12 @@ static mdp_status number_rounds(mdp_placement *placement, const mdp_comm *comm, 
     return mdp_ok();
 }
 
-mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_state, int64_t first_block,
+mdp_status mdp_placement_new(const mdp_comm *comm, const int64_t *rows, int32_t n_branch, int64_t first_block,
                              int64_t n_block, int32_t n_expert, int n_thread, mdp_placement **out) {
     mdp_placement *placement = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&placement, 1, "the placement of tiles"));
-    placement->n_state = n_state;
+    placement->n_branch = n_branch;
     placement->first_block = first_block;
     placement->n_block = n_block;
     placement->n_expert = n_expert;

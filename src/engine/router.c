@@ -1,7 +1,7 @@
 /* router.c - which experts a token goes to, and with what weight.
  *
  * In: the residual stream, the layer's second norm, its router rows and, where it has one, its choice bias. Out: index
- * and weight of every local token of every state, by the family's rule. Logits are accumulated in f64; equal ones go to
+ * and weight of every local token of every branch, by the family's rule. Logits are accumulated in f64; equal ones go to
  * the lower index. Experts of closed groups are chosen by minus infinity, so never while k others are open. */
 #include "engine/engine.h"
 
@@ -131,37 +131,37 @@ void mdp_route_logits(const mdp_router_rule *rule, const mdp_route_set *set, con
 }
 
 /* Logits of a token. */
-static void score_experts(const mdp_state *state, const mdp_router_rows *rows, const router_scratch *scratch,
+static void score_experts(const mdp_branch *branch, const mdp_router_rows *rows, const router_scratch *scratch,
                           int64_t d) {
-    int32_t n = state->n_expert, e = 0;
+    int32_t n = branch->n_expert, e = 0;
     for (; e + MDP_DOT_ROWS <= n; e += MDP_DOT_ROWS) {
         const float *row[MDP_DOT_ROWS];
-        for (int32_t i = 0; i < MDP_DOT_ROWS; i++) row[i] = rows->router + mdp_model_expert(state, e + i) * d;
+        for (int32_t i = 0; i < MDP_DOT_ROWS; i++) row[i] = rows->router + mdp_model_expert(branch, e + i) * d;
         mdp_dot_rows(scratch->x, row, d, scratch->logits + e);
     }
-    for (; e < n; e++) scratch->logits[e] = mdp_dot(scratch->x, rows->router + mdp_model_expert(state, e) * d, d);
+    for (; e < n; e++) scratch->logits[e] = mdp_dot(scratch->x, rows->router + mdp_model_expert(branch, e) * d, d);
     for (e = 0; rows->logit_bias && e < n; e++)
-        scratch->logits[e] += (double)rows->logit_bias[mdp_model_expert(state, e)];
+        scratch->logits[e] += (double)rows->logit_bias[mdp_model_expert(branch, e)];
 }
 
-static void route_token(mdp_engine *engine, int64_t layer_number, int state_number, int64_t local,
+static void route_token(mdp_engine *engine, int64_t layer_number, int branch_number, int64_t local,
                         const mdp_router_rows *rows, const router_scratch *scratch) {
     const mdp_model *model = engine->model;
     const mdp_moe *moe = &model->layers[layer_number].moe;
-    mdp_state *state = &engine->states[state_number];
+    mdp_branch *branch = &engine->branches[branch_number];
     int64_t d = model->d_model;
-    mdp_expert_t *index = state->index + local * state->top_k;
-    float *weight = state->weight + local * state->top_k;
-    mdp_route_set set = {.n = state->n_expert, .source = state->source, .bias = rows->bias};
-    mdp_norm_row(model, rows->norm, state->x + local * d, scratch->x);
-    score_experts(state, rows, scratch, d);
-    mdp_route_logits(&moe->rule, &set, scratch->logits, state->top_k, scratch->choice, index, weight);
+    mdp_expert_t *index = branch->index + local * branch->top_k;
+    float *weight = branch->weight + local * branch->top_k;
+    mdp_route_set set = {.n = branch->n_expert, .source = branch->source, .bias = rows->bias};
+    mdp_norm_row(model, rows->norm, branch->x + local * d, scratch->x);
+    score_experts(branch, rows, scratch, d);
+    mdp_route_logits(&moe->rule, &set, scratch->logits, branch->top_k, scratch->choice, index, weight);
     if (engine->observers.routed) {
         mdp_routed_token token = {.layer = layer_number,
-                                  .state = state_number,
+                                  .branch = branch_number,
                                   .local = local,
-                                  .n_expert = state->n_expert,
-                                  .top_k = state->top_k,
+                                  .n_expert = branch->n_expert,
+                                  .top_k = branch->top_k,
                                   .x = scratch->x,
                                   .logits = scratch->logits,
                                   .index = index,
@@ -171,14 +171,14 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int state_numb
         engine->observers.routed(engine->observers.context, &token);
         mdp_engine_end_observing(engine, before);
     }
-    for (int32_t j = 0; state->zero && j < state->top_k; j++) {
-        if (state->zero[index[j]]) weight[j] = 0.0F; /* chosen as before, returns 0 */
+    for (int32_t j = 0; branch->zero && j < branch->top_k; j++) {
+        if (branch->zero[index[j]]) weight[j] = 0.0F; /* chosen as before, returns 0 */
     }
 }
 
 mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_rows *rows) {
     int64_t d = engine->model->d_model, n_expert = engine->model->layers[layer_number].moe.n_expert;
-    int64_t n_token = engine->batch.n_token, n_row = n_token * engine->n_state;
+    int64_t n_token = engine->batch.n_token, n_row = n_token * engine->n_branch;
     float *x = NULL;
     double *logits = NULL;
     mdp_mark mark = mdp_stack_mark(engine->stack);
@@ -194,8 +194,8 @@ mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_
                                       .choice = logits + (3 * thread + 1) * n_expert};
             route_token(engine, layer_number, (int)(row / n_token), row % n_token, rows, &scratch);
         }
-        for (int s = 0; s < engine->n_state; s++)
-            mdp_profile_flop(engine->profile, 2 * n_token * engine->states[s].n_expert * d);
+        for (int s = 0; s < engine->n_branch; s++)
+            mdp_profile_flop(engine->profile, 2 * n_token * engine->branches[s].n_expert * d);
     }
     mdp_stack_return(engine->stack, mark);
     return status;

@@ -1,6 +1,6 @@
 /* traffic.c - what ranks will send each other for a wave of tokens, counted by the rules of dispatch.c and landing.c.
  *
- * In: the placement of the wave's tiles and the views of its states. Out: bytes of notes, token rows and outputs, on a
+ * In: the placement of the wave's tiles and the views of its branches. Out: bytes of notes, token rows and outputs, on a
  * node and between nodes. Who is routed where is not known before the run: each token is given experts by lot, from
  * open groups drawn by lot where the router has groups. Where every token uses every expert nothing is left to chance,
  * and the count is the run's. */
@@ -22,7 +22,7 @@ typedef struct drawing {
     mdp_rank_cost *sent;
     uint64_t n_draw;   /* random numbers so far */
     int64_t stride;    /* tokens that one stands for */
-    int64_t *next;     /* [n_state, n_block, n_expert] the next row */
+    int64_t *next;     /* [n_branch, n_block, n_expert] the next row */
     int64_t *landing;  /* [n_round, n_node] rows that land on a node, so far; NULL: none does */
     int64_t *landed;   /* [n_round, n_node] in all */
     int32_t *group;    /* [n_group] in an order that changes */
@@ -90,7 +90,7 @@ static mdp_expert_t expert_of(const mdp_layer_view *view, int32_t place) {
     return view->source ? view->source[place] : place;
 }
 
-/* Begin the tokens of a state. */
+/* Begin the tokens of a branch. */
 static void begin_view(drawing *d, const mdp_layer_view *view) {
     for (int32_t e = 0; e < view->n_expert; e++) d->expert[e] = e;
     for (int32_t g = 0; g < d->of->n_group; g++) d->group[g] = g;
@@ -178,14 +178,14 @@ static void send_token(drawing *d, int home, int32_t n_stop) {
 
 /* ---- the wave -------------------------------------------------------------------------------------------------- */
 
-/* Tokens of the wave in a state that a rank has. */
-static void draw_rank(drawing *d, int home, int state, const mdp_pack *packs, int64_t n_pack) {
+/* Tokens of the wave in a branch that a rank has. */
+static void draw_rank(drawing *d, int home, int branch, const mdp_pack *packs, int64_t n_pack) {
     const mdp_placement *placement = d->of->placement;
-    const mdp_layer_view *view = &d->of->views[state];
+    const mdp_layer_view *view = &d->of->views[branch];
     for (int64_t p = 0; p < n_pack; p++) {
         int64_t block = packs[p].block - placement->first_block;
         if (block < 0 || block >= placement->n_block) continue;
-        int64_t cells = (state * placement->n_block + block) * placement->n_expert;
+        int64_t cells = (branch * placement->n_block + block) * placement->n_expert;
         for (int64_t t = 0; t < packs[p].n_token; t += d->stride) {
             choose(d, view);
             send_token(d, home, send_rows(d, view, home, cells));
@@ -193,16 +193,16 @@ static void draw_rank(drawing *d, int home, int state, const mdp_pack *packs, in
     }
 }
 
-/* All tokens, in the order in which rows are numbered on a node: by rank, state and token. */
+/* All tokens, in the order in which rows are numbered on a node: by rank, branch and token. */
 static void draw_all(drawing *d) {
     const mdp_traffic *of = d->of;
-    int64_t n_cell = of->placement->n_state * of->placement->n_block * of->placement->n_expert;
+    int64_t n_cell = of->placement->n_branch * of->placement->n_block * of->placement->n_expert;
     memset(d->next, 0, (size_t)n_cell * sizeof *d->next);
     d->n_draw = 0;
     for (int rank = 0; rank < of->layout->size; rank++) {
         int64_t first, end;
         mdp_partition_share(of->partition, of->batch, rank, of->layout->size, &first, &end);
-        for (int s = 0; s < of->placement->n_state && first < end; s++) {
+        for (int s = 0; s < of->placement->n_branch && first < end; s++) {
             begin_view(d, &of->views[s]);
             draw_rank(d, rank, s, of->partition->packs + first, end - first);
         }
@@ -213,13 +213,13 @@ static mdp_status draw(drawing *d) {
     const mdp_traffic *of = d->of;
     const mdp_placement *placement = of->placement;
     int64_t n_landing = (int64_t)placement->n_round * of->layout->n_node, top_k = 0, n_expert = 0, n_row = 0;
-    for (int s = 0; s < placement->n_state; s++) {
+    for (int s = 0; s < placement->n_branch; s++) {
         top_k = of->views[s].top_k > top_k ? of->views[s].top_k : top_k;
         n_expert = of->views[s].n_expert > n_expert ? of->views[s].n_expert : n_expert;
     }
     for (int64_t i = 0; i < placement->n_tile; i++) n_row += placement->tiles[i].n_row;
     d->stride = 1 + n_row / MOST_DRAWN;
-    MDP_TRY(MDP_ALLOC(&d->next, placement->n_state * placement->n_block * placement->n_expert, "routes by lot"));
+    MDP_TRY(MDP_ALLOC(&d->next, placement->n_branch * placement->n_block * placement->n_expert, "routes by lot"));
     MDP_TRY(MDP_ALLOC(&d->group, of->n_group, "routes by lot"));
     MDP_TRY(MDP_ALLOC(&d->by_group, of->n_group + 1, "routes by lot"));
     MDP_TRY(MDP_ALLOC(&d->expert, n_expert, "routes by lot"));

@@ -38,7 +38,7 @@ struct mdp_dump {
     hid_t file;
     int64_t most_expert, most_k;
     int64_t n_local;            /* rows of the current batch */
-    int32_t *n_expert, *top_k;  /* [n_stream] of each state in the current layer */
+    int32_t *n_expert, *top_k;  /* [n_stream] of each branch in the current layer */
     void *arrays[DUMP_N_ARRAY]; /* [n_stream, n_local, width of the array], 4-byte values */
 };
 
@@ -186,27 +186,27 @@ mdp_status mdp_dump_new_all(const mdp_comm *comm, const mdp_model *model, const 
 
 /* ---- taking ---- */
 
-static float *row_of(const mdp_dump *dump, dump_array array, int state, int64_t local) {
-    return (float *)dump->arrays[array] + (state * dump->n_local + local) * most_width(dump, array);
+static float *row_of(const mdp_dump *dump, dump_array array, int branch, int64_t local) {
+    return (float *)dump->arrays[array] + (branch * dump->n_local + local) * most_width(dump, array);
 }
 
 static void take_routed(void *context, const mdp_routed_token *token) {
     mdp_dump *dump = context;
-    float *logits = row_of(dump, DUMP_ROUTER_LOGITS, token->state, token->local);
-    dump->n_expert[token->state] = token->n_expert; /* the same from every thread */
-    dump->top_k[token->state] = token->top_k;
-    memcpy(row_of(dump, DUMP_MOE_INPUT, token->state, token->local), token->x,
+    float *logits = row_of(dump, DUMP_ROUTER_LOGITS, token->branch, token->local);
+    dump->n_expert[token->branch] = token->n_expert; /* the same from every thread */
+    dump->top_k[token->branch] = token->top_k;
+    memcpy(row_of(dump, DUMP_MOE_INPUT, token->branch, token->local), token->x,
            (size_t)dump->model->d_model * sizeof(float));
     for (int32_t e = 0; e < token->n_expert; e++) logits[e] = (float)token->logits[e];
-    memcpy(row_of(dump, DUMP_TOPK_INDEX, token->state, token->local), token->index,
+    memcpy(row_of(dump, DUMP_TOPK_INDEX, token->branch, token->local), token->index,
            (size_t)token->top_k * sizeof(int32_t));
-    memcpy(row_of(dump, DUMP_TOPK_WEIGHT, token->state, token->local), token->weight,
+    memcpy(row_of(dump, DUMP_TOPK_WEIGHT, token->branch, token->local), token->weight,
            (size_t)token->top_k * sizeof(float));
 }
 
 static void take_combined(void *context, const mdp_combined_token *token) {
     const mdp_dump *dump = context;
-    float *output = row_of(dump, DUMP_MOE_OUTPUT, token->state, token->local);
+    float *output = row_of(dump, DUMP_MOE_OUTPUT, token->branch, token->local);
     memcpy(output, token->routed, (size_t)dump->model->d_model * sizeof(float));
     if (token->shared) mdp_axpy(1.0F, token->shared, dump->model->d_model, output);
 }
@@ -217,13 +217,13 @@ mdp_observers mdp_dump_observers(mdp_dump *dump) {
 
 void mdp_dump_take_logits(mdp_dump *dump, const mdp_logit_panel *panel) {
     for (int32_t i = 0; i < panel->n_row; i++) {
-        memcpy(row_of(dump, DUMP_LOGITS, panel->state, panel->first_local + i) + panel->first_token,
+        memcpy(row_of(dump, DUMP_LOGITS, panel->branch, panel->first_local + i) + panel->first_token,
                panel->logits + (size_t)i * MDP_PANEL_ROWS, (size_t)panel->n_value * sizeof(float));
     }
 }
 
-void mdp_dump_take_hidden(mdp_dump *dump, int state, int64_t first_local, int32_t n_row, const float *hidden) {
-    memcpy(row_of(dump, DUMP_FINAL_HIDDEN, state, first_local), hidden,
+void mdp_dump_take_hidden(mdp_dump *dump, int branch, int64_t first_local, int32_t n_row, const float *hidden) {
+    memcpy(row_of(dump, DUMP_FINAL_HIDDEN, branch, first_local), hidden,
            (size_t)(n_row * dump->model->d_model) * sizeof(float));
 }
 
@@ -242,7 +242,7 @@ mdp_status mdp_dump_begin_batch(mdp_dump *dump, const mdp_engine *engine) {
 /* ---- writing ---- */
 
 /* Rows of one array of one sequence; row_width values of each stored row of full_width are written. */
-static bool write_array(const mdp_dump *dump, const char *path, dump_array array, int state, int64_t local,
+static bool write_array(const mdp_dump *dump, const char *path, dump_array array, int branch, int64_t local,
                         int64_t n_row, int64_t row_width) {
     hid_t memory_type = array == DUMP_TOPK_INDEX ? H5T_NATIVE_INT32 : H5T_NATIVE_FLOAT;
     hsize_t full[2] = {(hsize_t)n_row, (hsize_t)most_width(dump, array)}, zero[2] = {0, 0};
@@ -251,7 +251,7 @@ static bool write_array(const mdp_dump *dump, const char *path, dump_array array
     H5Sselect_hyperslab(memory, H5S_SELECT_SET, zero, NULL, part, NULL);
     hid_t dataset = H5Dopen2(dump->file, path, H5P_DEFAULT);
     bool good = dataset >= 0 &&
-                H5Dwrite(dataset, memory_type, memory, H5S_ALL, H5P_DEFAULT, row_of(dump, array, state, local)) >= 0;
+                H5Dwrite(dataset, memory_type, memory, H5S_ALL, H5P_DEFAULT, row_of(dump, array, branch, local)) >= 0;
     if (dataset >= 0) H5Dclose(dataset);
     H5Sclose(memory);
     return good;
@@ -262,21 +262,21 @@ static mdp_status write_arrays(mdp_dump *dump, int64_t layer, int first, int end
     const mdp_local_batch *batch = mdp_engine_batch(dump->engine);
     const int64_t *offset = dump->tokens->offset;
     for (int stream = 0; stream < dump->n_stream; stream++) {
-        int state = mdp_engine_state_of(dump->engine, stream);
+        int branch = mdp_engine_branch_of(dump->engine, stream);
         for (int64_t s = 0; s < dump->tokens->n_sequence; s++) {
             if (offset[s] < batch->first_token || offset[s + 1] > batch->first_token + batch->n_token) continue;
             if (offset[s] == offset[s + 1]) continue;
             char base[1024], path[1200];
             sequence_path(dump, stream, s, base, sizeof base);
             for (int array = first; array < end; array++) {
-                int64_t width = width_of(dump, array, dump->n_expert[state], dump->top_k[state]);
+                int64_t width = width_of(dump, array, dump->n_expert[branch], dump->top_k[branch]);
                 if (layer < 0) {
                     snprintf(path, sizeof path, "%s/%s", base, array_names[array]);
                 } else {
                     snprintf(path, sizeof path, "%s/layers/%lld/%s", base, (long long)layer, array_names[array]);
                 }
                 MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
-                if (write_array(dump, path, array, state, offset[s] - batch->first_token, offset[s + 1] - offset[s],
+                if (write_array(dump, path, array, branch, offset[s] - batch->first_token, offset[s + 1] - offset[s],
                                 width)) {
                     continue;
                 }

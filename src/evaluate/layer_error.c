@@ -29,13 +29,13 @@ static mdp_status add_squares(const float *a, const float *b, int64_t n_row, int
 mdp_status mdp_evaluation_add_layer(mdp_evaluation *evaluation, const mdp_engine *engine, int64_t d_model,
                                     int64_t layer) {
     int64_t n_row = mdp_engine_batch(engine)->n_token;
-    int original = mdp_engine_state_of(engine, 0);
+    int original = mdp_engine_branch_of(engine, 0);
     const float *x = mdp_engine_residual(engine, original);
     MDP_TRY(add_squares(x, NULL, n_row, d_model, layer, &evaluation->streams[0].layer_square[layer]));
     for (int s = 1; s < evaluation->n_stream; s++) {
-        int state = mdp_engine_state_of(engine, s);
-        if (state != original)
-            MDP_TRY(add_squares(mdp_engine_residual(engine, state), x, n_row, d_model, layer,
+        int branch = mdp_engine_branch_of(engine, s);
+        if (branch != original)
+            MDP_TRY(add_squares(mdp_engine_residual(engine, branch), x, n_row, d_model, layer,
                                 &evaluation->streams[s].layer_square[layer]));
     }
     return mdp_ok();

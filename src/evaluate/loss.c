@@ -1,10 +1,10 @@
 /* loss.c - what the logits of a batch say about every predicted position, from panels of the vocabulary: negative
  * log-likelihood, most likely token, and divergence from the first stream.
  *
- * In: panels in ascending order, the first state's before the others. Per row it keeps a running maximum m, the sum of
- * e = exp(logit - m), the target's logit and where the maximum was. For the divergence of a state from the first one,
+ * In: panels in ascending order, the first branch's before the others. Per row it keeps a running maximum m, the sum of
+ * e = exp(logit - m), the target's logit and where the maximum was. For the divergence of a branch from the first one,
  *     KL = sum p (l - l') - (ln Z - ln Z'),   p = e / sum e, Z = sum exp l,
- * it keeps the sum of e l' with the first state's e; sums follow when a maximum moves. A position is predicted when its
+ * it keeps the sum of e l' with the first branch's e; sums follow when a maximum moves. A position is predicted when its
  * target, the next token, is not given and not of another sequence. */
 #include "evaluate/evaluate.h"
 
@@ -13,7 +13,7 @@
 
 typedef struct row_loss {
     double sum;      /* of e */
-    double cross;    /* of e (of the first state) * logit */
+    double cross;    /* of e (of the first branch) * logit */
     float maximum;   /* m */
     float moved;     /* what the last move of the maximum multiplied the sums by */
     float target;    /* logit of the next token */
@@ -26,8 +26,8 @@ struct mdp_loss {
     const mdp_engine *engine;
     const mdp_local_batch *batch;
     mdp_dump *dump;
-    int n_state;
-    row_loss *rows; /* [n_state, batch->n_token] */
+    int n_branch;
+    row_loss *rows; /* [n_branch, batch->n_token] */
 };
 
 /* ---- rows ---------------------------------------------------------------------------------------------------- */
@@ -45,7 +45,7 @@ static void set_targets(mdp_loss *loss, const mdp_tokens *tokens, const int64_t 
             loss->rows[i].next = batch->ids[i + 1];
         }
     }
-    for (int64_t i = n; i < n * loss->n_state; i++) loss->rows[i] = loss->rows[i - n];
+    for (int64_t i = n; i < n * loss->n_branch; i++) loss->rows[i] = loss->rows[i - n];
 }
 
 mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, const int64_t *given, mdp_dump *dump,
@@ -56,8 +56,8 @@ mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, cons
     loss->engine = engine;
     loss->batch = mdp_engine_batch(engine);
     loss->dump = dump;
-    loss->n_state = mdp_engine_n_state(engine);
-    mdp_status status = MDP_ALLOC(&loss->rows, loss->n_state * loss->batch->n_token, "losses");
+    loss->n_branch = mdp_engine_n_branch(engine);
+    mdp_status status = MDP_ALLOC(&loss->rows, loss->n_branch * loss->batch->n_token, "losses");
     if (status.code != MDP_OK) {
         mdp_loss_destroy(loss);
         return status;
@@ -94,7 +94,7 @@ static void take_row(row_loss *row, float *logits, const mdp_logit_panel *panel)
     move_maximum(row, logits, panel);
 }
 
-/* A row of the first state: leaves e in place of its logits. */
+/* A row of the first branch: leaves e in place of its logits. */
 static void take_first(row_loss *row, float *logits, const mdp_logit_panel *panel, bool compared) {
     float copy[MDP_PANEL_ROWS];
     take_row(row, logits, panel);
@@ -103,7 +103,7 @@ static void take_first(row_loss *row, float *logits, const mdp_logit_panel *pane
     if (compared) row->cross = row->cross * (double)row->moved + mdp_dot(logits, copy, panel->n_value);
 }
 
-/* A row of another state, beside the first state's row and its e. */
+/* A row of another branch, beside the first branch's row and its e. */
 static void take_other(row_loss *row, const row_loss *first, const float *e, float *logits,
                        const mdp_logit_panel *panel) {
     take_row(row, logits, panel);
@@ -114,7 +114,7 @@ static void take_other(row_loss *row, const row_loss *first, const float *e, flo
 static void take_panel(void *context, const mdp_logit_panel *panel) {
     mdp_loss *loss = context;
     const row_loss *first = loss->rows + panel->first_local;
-    row_loss *rows = loss->rows + panel->state * loss->batch->n_token + panel->first_local;
+    row_loss *rows = loss->rows + panel->branch * loss->batch->n_token + panel->first_local;
     if (loss->dump) mdp_dump_take_logits(loss->dump, panel);
     for (int32_t i = 0; i < panel->n_row; i++) {
         size_t at = (size_t)i * MDP_PANEL_ROWS;
@@ -122,13 +122,13 @@ static void take_panel(void *context, const mdp_logit_panel *panel) {
         if (panel->first)
             take_other(&rows[i], &first[i], panel->first + at, panel->logits + at, panel);
         else
-            take_first(&rows[i], panel->logits + at, panel, loss->n_state > 1);
+            take_first(&rows[i], panel->logits + at, panel, loss->n_branch > 1);
     }
 }
 
-static void take_hidden(void *context, int state, int64_t first_local, int32_t n_row, const float *hidden) {
+static void take_hidden(void *context, int branch, int64_t first_local, int32_t n_row, const float *hidden) {
     mdp_loss *loss = context;
-    if (loss->dump) mdp_dump_take_hidden(loss->dump, state, first_local, n_row, hidden);
+    if (loss->dump) mdp_dump_take_hidden(loss->dump, branch, first_local, n_row, hidden);
 }
 
 mdp_head_consumer mdp_loss_consumer(mdp_loss *loss) {
@@ -142,13 +142,13 @@ const mdp_local_batch *mdp_loss_batch(const mdp_loss *loss) {
 }
 
 bool mdp_loss_at(const mdp_loss *loss, int stream, int64_t local, mdp_position *out) {
-    int state = mdp_engine_state_of(loss->engine, stream);
-    const row_loss *first = &loss->rows[local], *row = first + state * loss->batch->n_token;
+    int branch = mdp_engine_branch_of(loss->engine, stream);
+    const row_loss *first = &loss->rows[local], *row = first + branch * loss->batch->n_token;
     if (!row->predicted) return false;
     double log_z = log(row->sum) + (double)row->maximum;
     out->nll = log_z - (double)row->target;
     out->kl = 0.0;
-    if (state > 0) {
+    if (branch > 0) {
         double first_log_z = log(first->sum) + (double)first->maximum;
         out->kl = (first->cross - row->cross) / first->sum - (first_log_z - log_z);
     }

@@ -18,14 +18,14 @@ static json_t *int_list(int n, int (*of)(const mdp_engine *engine, int i), const
 
 /* engine NULL: no batch is in the making. `nonfinite`: as in mdp_stage. */
 static mdp_status print_text(const mdp_stage *stage, const mdp_engine *engine, const int64_t nonfinite[2], char **out) {
-    int n_state = engine ? mdp_engine_n_state(engine) : 0;
+    int n_branch = engine ? mdp_engine_n_branch(engine) : 0;
     json_t *root =
         json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "identity", stage->resume->digest, "phase",
                   stage->forward->phase, "batch", (json_int_t)stage->at.batch, "layer", (json_int_t)stage->at.layer,
                   "n_batch", (json_int_t)stage->partition->n_batch, "batch_tokens", (json_int_t)stage->batch_tokens,
                   "nonfinite", (json_int_t)nonfinite[0], "first_nonfinite", (json_int_t)nonfinite[1], "leaders",
-                  int_list(n_state, mdp_engine_leader_of, engine), "stream_states",
-                  int_list(engine ? stage->forward->pass.n_stream : 0, mdp_engine_state_of, engine));
+                  int_list(n_branch, mdp_engine_leader_of, engine), "stream_states",
+                  int_list(engine ? stage->forward->pass.n_stream : 0, mdp_engine_branch_of, engine));
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the text of a resume point.");
     mdp_status status = mdp_json_print(root, out);
@@ -119,7 +119,7 @@ void mdp_stage_close(mdp_stage *stage) {
 
 /* ---- content --------------------------------------------------------------------------------------------------- */
 
-/* Rows of every state in packs: the residual streams of the batch in the making. */
+/* Rows of every branch in packs: the residual streams of the batch in the making. */
 static mdp_status describe_rows(const mdp_stage *stage, const mdp_engine *engine, mdp_point *point) {
     const mdp_partition *partition = stage->partition;
     const mdp_local_batch *batch = mdp_engine_batch(engine);
@@ -129,7 +129,7 @@ static mdp_status describe_rows(const mdp_stage *stage, const mdp_engine *engine
     for (int64_t i = 0; i < n_pack; i++)
         n_number[i] = partition->packs[first + i].n_token * stage->forward->model->d_model;
     mdp_status status = mdp_ok();
-    for (int s = 0; s < mdp_engine_n_state(engine) && status.code == MDP_OK; s++) {
+    for (int s = 0; s < mdp_engine_n_branch(engine) && status.code == MDP_OK; s++) {
         char name[32];
         int section;
         snprintf(name, sizeof name, "residual-%d", s);
@@ -150,25 +150,25 @@ static mdp_status describe(const mdp_stage *stage, const mdp_engine *engine, boo
 
 /* ---- going on -------------------------------------------------------------------------------------------------- */
 
-static mdp_status read_states(const mdp_stage *stage, int *n_state, int **leader, int **stream_state) {
+static mdp_status read_branches(const mdp_stage *stage, int *n_branch, int **leader, int **stream_branch) {
     int n_stream = stage->forward->pass.n_stream;
     json_t *list = NULL;
     MDP_TRY(mdp_json_array(stage->found, "leaders", stage->path, &list));
-    *n_state = (int)json_array_size(list);
-    if (*n_state < 1 || *n_state > n_stream) return no_match(stage);
+    *n_branch = (int)json_array_size(list);
+    if (*n_branch < 1 || *n_branch > n_stream) return no_match(stage);
     MDP_TRY(MDP_ALLOC(leader, n_stream, "states"));
-    MDP_TRY(MDP_ALLOC(stream_state, n_stream, "states"));
-    MDP_TRY(read_list(stage, "leaders", *n_state, n_stream, *leader));
-    return read_list(stage, "stream_states", n_stream, *n_state, *stream_state);
+    MDP_TRY(MDP_ALLOC(stream_branch, n_stream, "states"));
+    MDP_TRY(read_list(stage, "leaders", *n_branch, n_stream, *leader));
+    return read_list(stage, "stream_states", n_stream, *n_branch, *stream_branch);
 }
 
 static mdp_status restore_engine_all(const mdp_stage *stage, mdp_engine *engine) {
-    int n_state = 0, *leader = NULL, *stream_state = NULL;
-    mdp_status status = mdp_agree_all(stage->forward->comm, read_states(stage, &n_state, &leader, &stream_state));
+    int n_branch = 0, *leader = NULL, *stream_branch = NULL;
+    mdp_status status = mdp_agree_all(stage->forward->comm, read_branches(stage, &n_branch, &leader, &stream_branch));
     if (status.code == MDP_OK)
-        status = mdp_engine_restore_batch_all(engine, stage->at.batch, n_state, leader, stream_state);
+        status = mdp_engine_restore_batch_all(engine, stage->at.batch, n_branch, leader, stream_branch);
     mdp_free(leader);
-    mdp_free(stream_state);
+    mdp_free(stream_branch);
     return status;
 }
 

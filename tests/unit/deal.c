@@ -86,7 +86,7 @@ static void ranks_of_a_node_attend_together_where_one_would_have_much_more(void 
     }
 }
 
-static void groups_hold_every_pack_of_every_state_once(void **state) {
+static void groups_hold_every_pack_of_every_branch_once(void **state) {
     (void)state;
     const int64_t length[] = {700, 3000, 513, 90, 600, 2000, 4000, 1500};
     world w = make_world(length, 8, 2, 2);
@@ -98,7 +98,7 @@ static void groups_hold_every_pack_of_every_state_once(void **state) {
         for (int64_t i = 0; i < w.group.n_pack; i++, n++) {
             const mdp_group_pack *item = &w.group.packs[i];
             int64_t first, end;
-            assert_int_equal(item->state, n / n_pack);
+            assert_int_equal(item->branch, n / n_pack);
             assert_ptr_equal(item->pack, &w.partition->packs[n % n_pack]);
             mdp_team_packs(&team, item->member, &first, &end);
             assert_true(n % n_pack >= first && n % n_pack < end);
@@ -202,7 +202,7 @@ static void the_triangle_of_a_long_text_is_dealt_evenly(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_of_a_node_attend_together_where_one_would_have_much_more),
-        cmocka_unit_test(groups_hold_every_pack_of_every_state_once),
+        cmocka_unit_test(groups_hold_every_pack_of_every_branch_once),
         cmocka_unit_test(every_item_is_dealt_once_and_evenly),
         cmocka_unit_test(the_triangle_of_a_long_text_is_dealt_evenly),
     };

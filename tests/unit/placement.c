@@ -60,7 +60,7 @@ static void every_row_is_in_one_tile_of_at_most_512(void **state) {
                     for (; left > 0; t++) {
                         const mdp_tile_place *tile = &placement->tiles[t];
                         assert_int_equal(tile->expert, e);
-                        assert_int_equal(tile->state, s);
+                        assert_int_equal(tile->branch, s);
                         assert_int_equal(tile->block, 4 + b);
                         assert_int_equal(tile->n_row, left < MDP_TILE_ROWS ? left : MDP_TILE_ROWS);
                         left -= tile->n_row;
