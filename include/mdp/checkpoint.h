@@ -164,33 +164,33 @@ mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float *
 typedef struct mdp_panel {
     const mdp_matrix *matrix;
     int64_t row0, n_row;
-    float *data; /* [n_row, matrix->n_col]; set by the stream; valid until it is released */
+    float *data; /* [n_row, matrix->n_col]; set by the feed; valid until it is released */
 } mdp_panel;
 
-typedef struct mdp_panel_stream mdp_panel_stream;
+typedef struct mdp_panel_feed mdp_panel_feed;
 
-/* A stream that can hold `depth` (>= 2) panels of up to max_value f32 values each, of the files of `reader` (borrowed;
- * the stream reads by one of its own). Starts the I/O thread, which sleeps while there is nothing to read. One stream
+/* A feed that can hold `depth` (>= 2) panels of up to max_value f32 values each, of the files of `reader` (borrowed;
+ * the feed reads by one of its own). Starts the I/O thread, which sleeps while there is nothing to read. One feed
  * serves the whole run. `profile` (borrowed, may be NULL) is told of bytes for the phase in which a sequence is
- * started, and of waiting; it may be looked at after mdp_panel_stream_stop. */
-mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
-                                mdp_panel_stream **out);
-void mdp_panel_stream_destroy(mdp_panel_stream *stream); /* joins the thread; NULL is allowed */
+ * started, and of waiting; it may be looked at after mdp_panel_feed_stop. */
+mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
+                              mdp_panel_feed **out);
+void mdp_panel_feed_destroy(mdp_panel_feed *feed); /* joins the thread; NULL is allowed */
 /* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been passed to
- * its end or ended by mdp_panel_stream_stop. */
-mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *items, int64_t n);
+ * its end or ended by mdp_panel_feed_stop. */
+mdp_status mdp_panel_feed_start(mdp_panel_feed *feed, const mdp_panel *items, int64_t n);
 /* Panels `first` .. `first + n - 1` (n: 1 .. depth) of those that have not been passed, waiting for them; out[0..n-1]
  * are set. From any thread, as often as it likes. A panel comes only when those `depth` places before it are released,
  * by somebody. A read error of the I/O thread is returned here. */
-mdp_status mdp_panel_stream_wait(mdp_panel_stream *stream, int64_t first, int n, mdp_panel *out);
+mdp_status mdp_panel_feed_wait(mdp_panel_feed *feed, int64_t first, int n, mdp_panel *out);
 /* One of n_use users of panels `first` .. `first + n - 1` has done with them: a panel that all have done with, and all
  * before it, is released. From any thread. */
-void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t first, int n, int64_t n_use);
+void mdp_panel_feed_release(mdp_panel_feed *feed, int64_t first, int n, int64_t n_use);
 /* Nobody needs the first n of those that have not been passed any more; from now on panels are counted from the one
  * after them. While no thread waits. */
-void mdp_panel_stream_pass(mdp_panel_stream *stream, int64_t n);
-/* Drop what is not passed yet (after an error elsewhere) and make the stream ready for start. */
-void mdp_panel_stream_stop(mdp_panel_stream *stream);
+void mdp_panel_feed_pass(mdp_panel_feed *feed, int64_t n);
+/* Drop what is not passed yet (after an error elsewhere) and make the feed ready for start. */
+void mdp_panel_feed_stop(mdp_panel_feed *feed);
 
 /* ---- verifying ----------------------------------------------------------------------------------------------- */
 

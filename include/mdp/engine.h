@@ -68,7 +68,7 @@ void mdp_partition_share(const mdp_partition *partition, int64_t batch, int rank
 /* One tile of one expert, while it is in cache. Rows are in token order of their block; a tile never mixes branches. */
 typedef struct mdp_tile {
     int64_t layer;       /* of the model */
-    int branch;           /* streams that still share everything share a branch */
+    int branch;          /* streams that still share everything share a branch */
     mdp_expert_t expert; /* number in the model */
     int32_t n_row;
     int64_t d_model, d_ff;
@@ -126,7 +126,7 @@ typedef struct mdp_engine mdp_engine;
 typedef struct mdp_pass {
     int n_stream;                 /* streams, >= 1 */
     bool with_head;               /* mdp_engine_head_all will be called */
-    bool recompute;               /* mdp_engine_recompute_all will be called, after each layer: there is one stream */
+    bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer: there is one stream */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;
 
@@ -176,16 +176,16 @@ mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const
 
 /* Load the embeddings of this rank's tokens of a batch: all streams share one branch. Collective. */
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch);
-/* Take up a batch between two layers: its tokens, and n_branch branches whose rows the caller fills. leader [n_branch] and
- * stream_branch [n_stream] as they were. Collective. */
+/* Take up a batch between two layers: its tokens, and n_branch branches whose rows the caller fills. leader [n_branch]
+ * and stream_branch [n_stream] as they were. Collective. */
 mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_branch, const int *leader,
                                         const int *stream_branch);
 /* Attention and MoE block of a layer, for all branches; branches fork where views first differ. Collective. Errors:
  * MDP_BAD_INPUT for activations that are not finite, naming layer, expert, token and weight. */
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
 /* The MoE block of the layer just computed once more, from the same input, as the stream's view of it is by now; this
- * result goes on and observers see nothing of it. For passes that recompute. Collective. */
-mdp_status mdp_engine_recompute_all(mdp_engine *engine, int64_t layer);
+ * result goes on and observers see nothing of it. For passes that redo blocks. Collective. */
+mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer);
 
 /* What the current batch is on this rank. */
 typedef struct mdp_local_batch {
@@ -217,7 +217,7 @@ void mdp_route_logits(const mdp_router_rule *rule, const mdp_route_set *set, con
 
 /* Final norm and lm_head, tile by tile of each pack: called for every row of every branch with its logits. */
 typedef struct mdp_logit_panel {
-    int branch;           /* 0: that of stream 0 */
+    int branch;          /* 0: that of stream 0 */
     int64_t first_local; /* first row on this rank */
     int32_t n_row;
     int64_t first_token, n_value; /* columns first_token .. first_token + n_value - 1 of the vocabulary */
@@ -232,7 +232,7 @@ typedef struct mdp_head_consumer {
     void (*hidden)(void *context, int branch, int64_t first_local, int32_t n_row, const float *hidden);
     void *context;
 } mdp_head_consumer;
-/* Once for a batch: the residual streams become final hidden statees. Collective (agrees). */
+/* Once for a batch: the residual streams become final hidden states. Collective (agrees). */
 mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *consumer);
 
 #endif

@@ -37,8 +37,8 @@ typedef struct mdp_forward_cost {
 } mdp_forward_cost;
 
 /* Choose batches and say what they take on the ranks of a layout, which need not exist (mdp_engine_cost). A pass that
- * recomputes has all tokens in one batch. Local. Errors: MDP_USAGE when `memory` cannot hold the smallest batch, with
- * the memory and the number of ranks that would do. */
+ * redoes blocks has all tokens in one batch. Local. Errors: MDP_USAGE when `memory` cannot hold the smallest batch,
+ * with the memory and the number of ranks that would do. */
 mdp_status mdp_forward_cost_of(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out);
 

@@ -1,4 +1,4 @@
-/* matrix.h - what the panel stream and the reading of scaled weights share with matrix reading. Private to
+/* matrix.h - what the panel feed and the reading of scaled weights share with matrix reading. Private to
  * src/checkpoint. */
 #ifndef MDP_CHECKPOINT_MATRIX_H
 #define MDP_CHECKPOINT_MATRIX_H

@@ -1,6 +1,6 @@
 /* panel.c - weights read ahead while the main thread computes.
  *
- * A ring of `depth` buffers. Panels are numbered from 0 over the life of the stream; panel p uses buffer p % depth.
+ * A ring of `depth` buffers. Panels are numbered from 0 over the life of the feed; panel p uses buffer p % depth.
  * Two counters divide them: below `released` the buffers are free again, below `filled` they are read. The I/O thread
  * may fill as long as filled < released + depth, and sleeps otherwise. An error stops reading and is kept for whoever
  * waits for a panel that will not come. All state is guarded by one lock; it is not held while reading. */
@@ -11,7 +11,7 @@
 #include <signal.h>
 #include <string.h>
 
-struct mdp_panel_stream {
+struct mdp_panel_feed {
     mdp_reader *reader; /* owned */
     int depth;
     int64_t max_value;
@@ -30,7 +30,7 @@ struct mdp_panel_stream {
     int64_t passed; /* the consumer counts from here; changed while no thread waits */
     bool reading;   /* the I/O thread is reading panel `filled` now, without the lock */
     bool quit;
-    pthread_t main_thread; /* who made the stream */
+    pthread_t main_thread; /* who made the feed */
     mdp_status error;      /* of the I/O thread; kept until stop */
 
     mdp_profile *profile; /* borrowed; NULL: nothing is counted */
@@ -39,16 +39,16 @@ struct mdp_panel_stream {
 
 /* ---- the I/O thread ------------------------------------------------------------------------------------------ */
 
-static bool has_work(const mdp_panel_stream *s) {
+static bool has_work(const mdp_panel_feed *s) {
     return s->error.code == MDP_OK && s->filled < s->end && s->filled < s->released + s->depth;
 }
 
-static float *buffer_of(const mdp_panel_stream *s, int64_t panel) {
+static float *buffer_of(const mdp_panel_feed *s, int64_t panel) {
     return s->buffers + panel % s->depth * s->max_value;
 }
 
 /* Read panel s->filled; the lock is held on entry and on return. */
-static void read_one(mdp_panel_stream *s) {
+static void read_one(mdp_panel_feed *s) {
     mdp_panel item = s->items[s->filled - s->base];
     float *to = buffer_of(s, s->filled);
     int64_t n_byte = mdp_reader_bytes(s->reader);
@@ -74,7 +74,7 @@ static void read_one(mdp_panel_stream *s) {
 }
 
 static void *run_reader(void *context) {
-    mdp_panel_stream *s = context;
+    mdp_panel_feed *s = context;
     pthread_mutex_lock(&s->lock);
     while (!s->quit) {
         if (has_work(s)) {
@@ -88,7 +88,7 @@ static void *run_reader(void *context) {
 }
 
 /* Signals are for the main thread, which knows what to do with them. */
-static mdp_status start_thread(mdp_panel_stream *s) {
+static mdp_status start_thread(mdp_panel_feed *s) {
     MDP_TRY(mdp_fault(MDP_INTERNAL, "start a thread"));
     sigset_t all, before;
     sigfillset(&all);
@@ -99,9 +99,9 @@ static mdp_status start_thread(mdp_panel_stream *s) {
     return MDP_ERROR(MDP_INTERNAL, "the reading thread cannot be started: %s.", strerror(code));
 }
 
-/* ---- life of a stream ---------------------------------------------------------------------------------------- */
+/* ---- life of a feed ---------------------------------------------------------------------------------------- */
 
-static void free_stream(mdp_panel_stream *s) {
+static void free_feed(mdp_panel_feed *s) {
     mdp_free(s->items);
     mdp_reader_destroy(s->reader);
     mdp_free(s->n_use);
@@ -110,10 +110,10 @@ static void free_stream(mdp_panel_stream *s) {
     mdp_free(s);
 }
 
-static mdp_status allocate(const mdp_reader *reader, mdp_panel_stream *s) {
+static mdp_status allocate(const mdp_reader *reader, mdp_panel_feed *s) {
     int64_t n;
     if (s->depth < 2 || s->max_value < 0 || !mdp_multiply(s->depth, s->max_value, &n)) {
-        return MDP_ERROR(MDP_INTERNAL, "a panel stream of depth %d and %" PRId64 " values is impossible.", s->depth,
+        return MDP_ERROR(MDP_INTERNAL, "a panel feed of depth %d and %" PRId64 " values is impossible.", s->depth,
                          s->max_value);
     }
     MDP_TRY(mdp_reader_twin(reader, &s->reader));
@@ -123,11 +123,11 @@ static mdp_status allocate(const mdp_reader *reader, mdp_panel_stream *s) {
     return mdp_alloc(&s->scratch, MDP_MATRIX_CHUNK_BYTE, 1, "read buffer");
 }
 
-mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
-                                mdp_panel_stream **out) {
-    mdp_panel_stream *s = NULL;
+mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
+                              mdp_panel_feed **out) {
+    mdp_panel_feed *s = NULL;
     *out = NULL;
-    MDP_TRY(MDP_ALLOC(&s, 1, "panel stream"));
+    MDP_TRY(MDP_ALLOC(&s, 1, "panel feed"));
     s->profile = profile;
     s->depth = depth;
     s->max_value = max_value;
@@ -135,7 +135,7 @@ mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max
     s->error = mdp_ok();
     mdp_status status = allocate(reader, s);
     if (status.code != MDP_OK) {
-        free_stream(s);
+        free_feed(s);
         return status;
     }
     pthread_mutex_init(&s->lock, NULL); /* with default attributes none of the three can fail on Linux */
@@ -146,14 +146,14 @@ mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max
         pthread_cond_destroy(&s->ready);
         pthread_cond_destroy(&s->work);
         pthread_mutex_destroy(&s->lock);
-        free_stream(s);
+        free_feed(s);
         return status;
     }
     *out = s;
     return mdp_ok();
 }
 
-void mdp_panel_stream_destroy(mdp_panel_stream *s) {
+void mdp_panel_feed_destroy(mdp_panel_feed *s) {
     if (s == NULL) return;
     pthread_mutex_lock(&s->lock);
     s->quit = true;
@@ -163,12 +163,12 @@ void mdp_panel_stream_destroy(mdp_panel_stream *s) {
     pthread_cond_destroy(&s->ready);
     pthread_cond_destroy(&s->work);
     pthread_mutex_destroy(&s->lock);
-    free_stream(s);
+    free_feed(s);
 }
 
 /* ---- the consumer -------------------------------------------------------------------------------------------- */
 
-static mdp_status check_items(const mdp_panel_stream *s, const mdp_panel *items, int64_t n) {
+static mdp_status check_items(const mdp_panel_feed *s, const mdp_panel *items, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         int64_t n_value;
         if (!mdp_multiply(items[i].n_row, items[i].matrix->n_col, &n_value) || n_value > s->max_value) {
@@ -181,9 +181,9 @@ static mdp_status check_items(const mdp_panel_stream *s, const mdp_panel *items,
 }
 
 /* Called with the lock held and the I/O thread idle: it has nothing left to fill. */
-static mdp_status begin(mdp_panel_stream *s, const mdp_panel *items, int64_t n) {
+static mdp_status begin(mdp_panel_feed *s, const mdp_panel *items, int64_t n) {
     if (s->error.code != MDP_OK || s->passed != s->end) {
-        return MDP_ERROR(MDP_INTERNAL, "a panel stream was started before its last sequence had ended.");
+        return MDP_ERROR(MDP_INTERNAL, "a panel feed was started before its last sequence had ended.");
     }
     if (n > s->capacity) {
         MDP_TRY(MDP_GROW(&s->items, s->capacity, n, "list of panels"));
@@ -197,16 +197,16 @@ static mdp_status begin(mdp_panel_stream *s, const mdp_panel *items, int64_t n) 
     return mdp_ok();
 }
 
-mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *items, int64_t n) {
-    MDP_TRY(check_items(stream, items, n));
-    pthread_mutex_lock(&stream->lock);
-    mdp_status status = begin(stream, items, n);
-    pthread_mutex_unlock(&stream->lock);
+mdp_status mdp_panel_feed_start(mdp_panel_feed *feed, const mdp_panel *items, int64_t n) {
+    MDP_TRY(check_items(feed, items, n));
+    pthread_mutex_lock(&feed->lock);
+    mdp_status status = begin(feed, items, n);
+    pthread_mutex_unlock(&feed->lock);
     return status;
 }
 
 /* Wait until panels below `end` are filled; the lock is held. Only the main thread has a phase. */
-static void wait_until_filled(mdp_panel_stream *s, int64_t end) {
+static void wait_until_filled(mdp_panel_feed *s, int64_t end) {
     bool is_main = pthread_equal(pthread_self(), s->main_thread) != 0;
     mdp_profile *profile = is_main ? s->profile : NULL;
     if (s->filled >= end || s->error.code != MDP_OK) return;
@@ -215,8 +215,8 @@ static void wait_until_filled(mdp_panel_stream *s, int64_t end) {
     mdp_profile_switch(profile, before);
 }
 
-mdp_status mdp_panel_stream_wait(mdp_panel_stream *stream, int64_t first, int n, mdp_panel *out) {
-    mdp_panel_stream *s = stream;
+mdp_status mdp_panel_feed_wait(mdp_panel_feed *feed, int64_t first, int n, mdp_panel *out) {
+    mdp_panel_feed *s = feed;
     mdp_status status = mdp_ok();
     pthread_mutex_lock(&s->lock);
     int64_t at = s->passed + first;
@@ -238,12 +238,12 @@ mdp_status mdp_panel_stream_wait(mdp_panel_stream *stream, int64_t first, int n,
 }
 
 /* Nobody needs panel s->released; the lock is held. */
-static void release_one(mdp_panel_stream *s) {
+static void release_one(mdp_panel_feed *s) {
     s->n_use[s->released++ % s->depth] = -1;
 }
 
-void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t first, int n, int64_t n_use) {
-    mdp_panel_stream *s = stream;
+void mdp_panel_feed_release(mdp_panel_feed *feed, int64_t first, int n, int64_t n_use) {
+    mdp_panel_feed *s = feed;
     pthread_mutex_lock(&s->lock);
     for (int64_t panel = s->passed + first; panel < s->passed + first + n; panel++) {
         int64_t *left = &s->n_use[panel % s->depth];
@@ -254,16 +254,16 @@ void mdp_panel_stream_release(mdp_panel_stream *stream, int64_t first, int n, in
     pthread_mutex_unlock(&s->lock);
 }
 
-void mdp_panel_stream_pass(mdp_panel_stream *stream, int64_t n) {
-    pthread_mutex_lock(&stream->lock);
-    stream->passed += n;
-    while (stream->released < stream->passed) release_one(stream);
-    pthread_cond_signal(&stream->work);
-    pthread_mutex_unlock(&stream->lock);
+void mdp_panel_feed_pass(mdp_panel_feed *feed, int64_t n) {
+    pthread_mutex_lock(&feed->lock);
+    feed->passed += n;
+    while (feed->released < feed->passed) release_one(feed);
+    pthread_cond_signal(&feed->work);
+    pthread_mutex_unlock(&feed->lock);
 }
 
-void mdp_panel_stream_stop(mdp_panel_stream *stream) {
-    mdp_panel_stream *s = stream;
+void mdp_panel_feed_stop(mdp_panel_feed *feed) {
+    mdp_panel_feed *s = feed;
     pthread_mutex_lock(&s->lock);
     s->end = s->filled; /* nothing more to read, except what is being read now */
     while (s->reading) pthread_cond_wait(&s->ready, &s->lock);

@@ -1,7 +1,7 @@
 /* attention.c - the attention block over the packs of a team: grouped-query, latent and linear.
  *
- * In: residual streams of all branches. Out: x += o_proj(softmax(q k^T scale + mask) v). Latent attention makes keys and
- * values of all heads from one short row of each token, whose last values are rotated keys for all heads; those are
+ * In: residual streams of all branches. Out: x += o_proj(softmax(q k^T scale + mask) v). Latent attention makes keys
+ * and values of all heads from one short row of each token, whose last values are rotated keys for all heads; those are
  * held once, and added to the scores by a product of their own. Packs of all branches go through in groups of about
  * MDP_ATTENTION_ROWS rows for each rank, so that a panel read once serves them all; projections are tiled from each
  * pack's first row. A team of one rank attends to its own packs. In a team of several, rows lie in the memory of the
@@ -18,14 +18,14 @@
 /* ---- memory -------------------------------------------------------------------------------------------------- */
 
 int64_t mdp_attention_row_bytes(const mdp_model *model, const mdp_rank_share *share, int n_stream) {
-    return mdp_group_rows(model, share, n_stream) * mdp_group_row_values(model) * (int64_t)sizeof(float) +
+    return mdp_pack_group_rows(model, share, n_stream) * mdp_pack_group_row_values(model) * (int64_t)sizeof(float) +
            (int64_t)N_ROW_BUFFER * ALIGNMENT;
 }
 
 int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread) {
     int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + mdp_head_values(model));
     if (model->delta.n_value > 0 && mdp_delta_scratch(&model->delta) > tile) tile = mdp_delta_scratch(&model->delta);
-    int64_t rows = mdp_group_rows(model, share, n_stream);
+    int64_t rows = mdp_pack_group_rows(model, share, n_stream);
     int64_t n_query = rows / MDP_QUERY_ROWS + rows, n_used = rows / MDP_QUERY_ROWS + n_stream * share->n_sequence;
     int64_t query_byte = model->n_head * (int64_t)sizeof(mdp_query_tile);
     return n_thread * tile * (int64_t)sizeof(float) +
@@ -60,7 +60,7 @@ static void own_rows(const mdp_engine *engine, const mdp_attention_buffers *buff
 }
 
 /* The first row of a pack in its residual stream, where this rank holds it. */
-static float *own_pack(const mdp_engine *engine, const mdp_group_pack *item) {
+static float *own_pack(const mdp_engine *engine, const mdp_pack_group_item *item) {
     if (item->member != engine->team.member) return NULL;
     return engine->branches[item->branch].x +
            (item->pack->first_token - engine->batch.first_token) * engine->model->d_model;
@@ -99,7 +99,7 @@ static mdp_status take_share(mdp_engine *engine, const mdp_attention *attention,
         MDP_TRY(mdp_panel_list_add_run(&buffers->panels, projection->matrix, projection->first / n_tile,
                                        (projection->end + n_tile - 1) / n_tile));
     }
-    return mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n);
+    return mdp_panel_feed_start(engine->feed, buffers->panels.items, buffers->panels.n);
 }
 
 /* ---- steps of a group ---------------------------------------------------------------------------------------- */
@@ -107,7 +107,7 @@ static mdp_status take_share(mdp_engine *engine, const mdp_attention *attention,
 static void normalise_packs(const mdp_engine *engine, const mdp_attention_buffers *buffers) {
     int64_t d = engine->model->d_model;
     for (int64_t p = 0; p < buffers->group.n_pack; p++) {
-        const mdp_group_pack *item = &buffers->group.packs[p];
+        const mdp_pack_group_item *item = &buffers->group.packs[p];
         const float *x = own_pack(engine, item);
         if (!x) continue;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
@@ -120,7 +120,7 @@ static void normalise_packs(const mdp_engine *engine, const mdp_attention_buffer
 static void add_packs(const mdp_engine *engine, const mdp_attention_buffers *buffers) {
     int64_t d = engine->model->d_model;
     for (int64_t p = 0; p < buffers->group.n_pack; p++) {
-        const mdp_group_pack *item = &buffers->group.packs[p];
+        const mdp_pack_group_item *item = &buffers->group.packs[p];
         float *x = own_pack(engine, item);
         if (!x) continue;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
@@ -134,7 +134,7 @@ static void add_packs(const mdp_engine *engine, const mdp_attention_buffers *buf
 static void list_tiles(const mdp_attention_buffers *buffers, const mdp_projection *projection) {
     int64_t n = 0;
     for (int64_t p = 0; p < buffers->group.n_pack; p++) {
-        const mdp_group_pack *item = &buffers->group.packs[p];
+        const mdp_pack_group_item *item = &buffers->group.packs[p];
         for (int64_t row = 0; row < item->pack->n_token; row += MDP_TILE_ROWS) {
             int64_t left = item->pack->n_token - row, at = item->first + row;
             buffers->tiles[n++] = (mdp_rows){.x = projection->x + at * projection->ldx,
@@ -424,7 +424,7 @@ static void connect(const mdp_model *model, const mdp_attention *attention, mdp_
 
 static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, mdp_attention_buffers *buffers) {
     const mdp_rank_share total = mdp_team_total(&engine->team);
-    buffers->n_row = mdp_group_rows(engine->model, &total, engine->n_branch);
+    buffers->n_row = mdp_pack_group_rows(engine->model, &total, engine->n_branch);
     MDP_TRY(take_rows(engine, buffers, &buffers->x, engine->model->d_model, "attention input"));
     bool linear = layer->attention.delta.kernel.tensor != NULL;
     MDP_TRY(linear ? new_delta_rows(engine, buffers) : new_softmax_rows(engine, buffers));
@@ -437,8 +437,8 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_layer *layer, mdp_at
 /* ---- the block ----------------------------------------------------------------------------------------------- */
 
 static mdp_status attend_groups_all(mdp_engine *engine, const mdp_layer *layer, mdp_attention_buffers *buffers) {
-    mdp_group_walk walk = mdp_group_begin(&engine->team, engine->n_branch);
-    for (bool first = true; mdp_group_next(&walk, &buffers->group); first = false) {
+    mdp_pack_group_walk walk = mdp_pack_group_begin(&engine->team, engine->n_branch);
+    for (bool first = true; mdp_pack_group_next(&walk, &buffers->group); first = false) {
         if (!first) MDP_TRY(mdp_team_meet_all(engine, mdp_ok())); /* nobody needs the rows of the group before */
         MDP_TRY(attend_group_all(engine, layer, buffers));
     }
@@ -453,7 +453,7 @@ mdp_status mdp_attend_all(mdp_engine *engine, const mdp_layer *layer) {
         status = mdp_team_meet_all(engine, new_buffers(engine, layer, &buffers));
         if (status.code == MDP_OK) status = attend_groups_all(engine, layer, &buffers);
     }
-    mdp_panel_stream_stop(engine->stream);
+    mdp_panel_feed_stop(engine->feed);
     destroy_buffers(&buffers);
     mdp_stack_return(engine->stack, mark);
     return status;

@@ -8,34 +8,34 @@
 /* ---- deal.c: groups of packs, and whose work is whose ----------------------------------------------------------- */
 
 /* One pack of one branch in a group. */
-typedef struct mdp_group_pack {
+typedef struct mdp_pack_group_item {
     const mdp_pack *pack;
     int branch;
     int member;    /* of the team, who holds it */
     int64_t first; /* its first row in the group's buffers */
-} mdp_group_pack;
+} mdp_pack_group_item;
 
 /* Packs that go through attention together. */
-typedef struct mdp_group {
-    mdp_group_pack *packs; /* [n_pack], room for all packs of a team in all branches; NULL: only counted */
+typedef struct mdp_pack_group {
+    mdp_pack_group_item *packs; /* [n_pack], room for all packs of a team in all branches; NULL: only counted */
     int64_t n_pack;
     int64_t n_row, n_tile; /* of all of them; each pack is tiled from its first row */
-} mdp_group;
+} mdp_pack_group;
 
 /* Goes through the packs of a team, group after group. */
-typedef struct mdp_group_walk {
+typedef struct mdp_pack_group_walk {
     const mdp_team *team;
     int n_branch;
     int64_t room; /* rows of a group, at most */
     int branch, member;
     int64_t at; /* of the member's packs, the next */
-} mdp_group_walk;
-mdp_group_walk mdp_group_begin(const mdp_team *team, int n_branch);
-bool mdp_group_next(mdp_group_walk *walk, mdp_group *group); /* false: there is none left */
+} mdp_pack_group_walk;
+mdp_pack_group_walk mdp_pack_group_begin(const mdp_team *team, int n_branch);
+bool mdp_pack_group_next(mdp_pack_group_walk *walk, mdp_pack_group *group); /* false: there is none left */
 /* Rows of a group of packs of these sizes. */
-int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_branch);
+int64_t mdp_pack_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_branch);
 /* Values of one row in all buffers of a group. */
-int64_t mdp_group_row_values(const mdp_model *model);
+int64_t mdp_pack_group_row_values(const mdp_model *model);
 
 /* Where projections stand in mdp_attention_projections. */
 enum { OF_Q_A, OF_KV_A, OF_Q, OF_K, OF_V, OF_KV_B, OF_IN, OF_Z, OF_B, OF_A, OF_O };
@@ -49,7 +49,7 @@ extern const int mdp_projection_step[MDP_N_PROJECTION];
  * `projection` is `member`'s. */
 typedef void mdp_item_fn(void *context, int member, int projection, int64_t item, int64_t flop);
 /* Deal them to n_member: every member gets a run of each step's items, runs as even in operations as items allow. */
-void mdp_deal_items(const mdp_attention *attention, const mdp_group *group, int n_member, mdp_item_fn *give,
+void mdp_deal_items(const mdp_attention *attention, const mdp_pack_group *group, int n_member, mdp_item_fn *give,
                     void *context);
 
 /* Query rows of one head of one sequence; all of them where attention is linear. */
@@ -64,7 +64,7 @@ typedef struct mdp_query_tile {
 typedef void mdp_query_fn(void *context, int member, const mdp_query_tile *tile);
 /* Deal the query tiles of a group likewise, in the order of heads, so that a member reads few heads' keys. */
 void mdp_deal_queries(const mdp_model *model, const mdp_tokens *tokens, const mdp_attention *attention,
-                      const mdp_group *group, int n_member, mdp_query_fn *give, void *context);
+                      const mdp_pack_group *group, int n_member, mdp_query_fn *give, void *context);
 
 /* ---- attention.c ---------------------------------------------------------------------------------------------- */
 
@@ -111,7 +111,7 @@ typedef struct mdp_attention_buffers {
     mdp_rows *tiles;         /* [tiles of a group] scratch list */
     mdp_query_tile *queries; /* [tiles of a group] the first n_query are this rank's */
     int64_t n_query;
-    mdp_group group; /* at hand */
+    mdp_pack_group group; /* at hand */
     mdp_panel_list panels;
 } mdp_attention_buffers;
 

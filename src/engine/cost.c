@@ -11,7 +11,7 @@
 /* Rows and groups of tiles of routed experts on each rank, for layers of one shape. */
 typedef struct expert_share {
     int64_t layer;       /* a layer of that shape; -1: nothing yet */
-    int n_branch;         /* and what it was made for */
+    int n_branch;        /* and what it was made for */
     int64_t *n_row;      /* [size] */
     int64_t *n_group;    /* [size] times that the matrices of an expert are read */
     mdp_rank_cost *sent; /* [size] bytes and messages */
@@ -34,7 +34,7 @@ typedef struct work {
     int n_branch;
     int *leader; /* [n_stream] of each branch: a stream */
     int *origin; /* [n_stream] of each branch */
-    int *branch;  /* [n_stream] of each stream */
+    int *branch; /* [n_stream] of each stream */
 } work;
 
 /* ---- costs of ranks ------------------------------------------------------------------------------------------ */
@@ -333,7 +333,8 @@ static mdp_status add_block(work *w, int64_t number, bool original) {
                     loaded_bytes(&moe->choice_bias) + loaded_bytes(&moe->shared_gate);
     int64_t shared_bytes = mlp_bytes(&moe->shared);
     int64_t per_token = moe->shared.gate.tensor ? 6 * d * moe->shared_ff + (moe->shared_gate.tensor ? 2 * d : 0) : 0;
-    for (int s = 0; s < w->n_branch; s++) routed += original ? moe->n_expert : view_of(w, w->leader[s], number).n_expert;
+    for (int s = 0; s < w->n_branch; s++)
+        routed += original ? moe->n_expert : view_of(w, w->leader[s], number).n_expert;
     MDP_TRY(share_experts(w, number, w->n_branch, original));
     for (int r = 0; r < w->layout->size; r++) {
         int64_t n_pack;
@@ -357,8 +358,8 @@ static mdp_status add_layer(work *w, int64_t number) {
         add_dense(w, layer);
         return mdp_ok();
     }
-    if (w->pass->recompute) MDP_TRY(add_block(w, number, true));
-    if (!w->pass->recompute) part(w, number);
+    if (w->pass->redo_block) MDP_TRY(add_block(w, number, true));
+    if (!w->pass->redo_block) part(w, number);
     return add_block(w, number, false);
 }
 

@@ -10,7 +10,7 @@
 
 /* ---- groups -------------------------------------------------------------------------------------------------- */
 
-int64_t mdp_group_row_values(const mdp_model *model) {
+int64_t mdp_pack_group_row_values(const mdp_model *model) {
     const mdp_latent *n = &model->latent;
     const mdp_delta_sizes *linear = &model->delta;
     if (n->kv_rank == 0) {
@@ -24,32 +24,33 @@ int64_t mdp_group_row_values(const mdp_model *model) {
 
 /* Whole packs, fewer where the rows of a model are very wide; for each rank of a team as many as it would take alone.
  */
-int64_t mdp_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_branch) {
-    int64_t rows = MDP_ATTENTION_VALUES / mdp_group_row_values(model), all = n_branch * share->n_token;
+int64_t mdp_pack_group_rows(const mdp_model *model, const mdp_rank_share *share, int n_branch) {
+    int64_t rows = MDP_ATTENTION_VALUES / mdp_pack_group_row_values(model), all = n_branch * share->n_token;
     if (rows > MDP_ATTENTION_ROWS) rows = MDP_ATTENTION_ROWS;
     rows *= share->n_rank;
     if (rows < share->longest_pack) rows = share->longest_pack;
     return rows < all ? rows : all;
 }
 
-mdp_group_walk mdp_group_begin(const mdp_team *team, int n_branch) {
+mdp_pack_group_walk mdp_pack_group_begin(const mdp_team *team, int n_branch) {
     const mdp_rank_share total = mdp_team_total(team);
-    return (mdp_group_walk){.team = team, .n_branch = n_branch, .room = mdp_group_rows(team->model, &total, n_branch)};
+    return (mdp_pack_group_walk){
+        .team = team, .n_branch = n_branch, .room = mdp_pack_group_rows(team->model, &total, n_branch)};
 }
 
 /* Whether the pack still goes into the group. */
-static bool add_pack(const mdp_group_walk *walk, const mdp_pack *pack, mdp_group *group) {
+static bool add_pack(const mdp_pack_group_walk *walk, const mdp_pack *pack, mdp_pack_group *group) {
     if (group->n_pack > 0 && group->n_row + pack->n_token > walk->room) return false;
     if (group->packs)
         group->packs[group->n_pack] =
-            (mdp_group_pack){.pack = pack, .branch = walk->branch, .member = walk->member, .first = group->n_row};
+            (mdp_pack_group_item){.pack = pack, .branch = walk->branch, .member = walk->member, .first = group->n_row};
     group->n_pack++;
     group->n_row += pack->n_token;
     group->n_tile += (pack->n_token + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
     return true;
 }
 
-bool mdp_group_next(mdp_group_walk *walk, mdp_group *group) {
+bool mdp_pack_group_next(mdp_pack_group_walk *walk, mdp_pack_group *group) {
     const mdp_team *team = walk->team;
     group->n_pack = group->n_row = group->n_tile = 0;
     for (; walk->branch < walk->n_branch; walk->branch++, walk->member = 0) {
@@ -93,7 +94,7 @@ void mdp_attention_projections(const mdp_attention *a, const mdp_matrix *out[MDP
 }
 
 typedef struct item_deal {
-    const mdp_group *group;
+    const mdp_pack_group *group;
     dealer dealer;
     mdp_item_fn *give;
     void *context;
@@ -101,7 +102,7 @@ typedef struct item_deal {
 
 /* Items of one panel from `item` on. */
 static void deal_panel(item_deal *deal, int projection, int64_t item, int64_t flop_of_row) {
-    const mdp_group *group = deal->group;
+    const mdp_pack_group *group = deal->group;
     for (int64_t p = 0; p < group->n_pack; p++) {
         int64_t n_token = group->packs[p].pack->n_token;
         for (int64_t row = 0; row < n_token; row += MDP_TILE_ROWS, item++) {
@@ -112,7 +113,7 @@ static void deal_panel(item_deal *deal, int projection, int64_t item, int64_t fl
     }
 }
 
-void mdp_deal_items(const mdp_attention *attention, const mdp_group *group, int n_member, mdp_item_fn *give,
+void mdp_deal_items(const mdp_attention *attention, const mdp_pack_group *group, int n_member, mdp_item_fn *give,
                     void *context) {
     const mdp_matrix *matrices[MDP_N_PROJECTION];
     mdp_attention_projections(attention, matrices);
@@ -188,7 +189,7 @@ static int64_t count_packs(const mdp_model *model, const mdp_tokens *tokens, con
 }
 
 void mdp_deal_queries(const mdp_model *model, const mdp_tokens *tokens, const mdp_attention *attention,
-                      const mdp_group *group, int n_member, mdp_query_fn *give, void *context) {
+                      const mdp_pack_group *group, int n_member, mdp_query_fn *give, void *context) {
     int64_t n_head = count_heads(model, attention);
     dealer shares = {.n_member = n_member};
     for (int64_t p = 0; p < group->n_pack; p++)
@@ -215,7 +216,7 @@ void mdp_deal_queries(const mdp_model *model, const mdp_tokens *tokens, const md
 /* What members get in a group. */
 typedef struct cost_deal {
     const mdp_matrix *matrices[MDP_N_PROJECTION];
-    const mdp_group *group;
+    const mdp_pack_group *group;
     mdp_rank_cost *members;
     int member, projection; /* of the last item */
     int64_t panel;
@@ -247,15 +248,15 @@ static void cost_query(void *context, int member, const mdp_query_tile *tile) {
 static mdp_status cost_together(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
                                 int n_branch, mdp_rank_cost *members) {
     int64_t n_pack = 0;
-    mdp_group group = {0};
+    mdp_pack_group group = {0};
     for (int i = 0; i < team->n_rank; i++) {
         int64_t first, end;
         mdp_team_packs(team, i, &first, &end);
         n_pack += end - first;
     }
     MDP_TRY(MDP_ALLOC(&group.packs, n_pack * n_branch, "packs of a group"));
-    mdp_group_walk walk = mdp_group_begin(team, n_branch);
-    while (mdp_group_next(&walk, &group)) {
+    mdp_pack_group_walk walk = mdp_pack_group_begin(team, n_branch);
+    while (mdp_pack_group_next(&walk, &group)) {
         cost_deal deal = {.group = &group, .members = members, .member = -1};
         mdp_attention_projections(attention, deal.matrices);
         mdp_deal_items(attention, &group, team->n_rank, cost_item, &deal);
@@ -269,11 +270,11 @@ static mdp_status cost_together(const mdp_tokens *tokens, const mdp_team *team, 
 static void cost_alone(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention, int n_branch,
                        mdp_rank_cost *rank) {
     const mdp_matrix *matrices[MDP_N_PROJECTION];
-    mdp_group group = {0};
+    mdp_pack_group group = {0};
     int64_t first, end, n_group = 0, values = 0;
     mdp_team_packs(team, 0, &first, &end);
-    mdp_group_walk walk = mdp_group_begin(team, n_branch);
-    while (mdp_group_next(&walk, &group)) n_group++;
+    mdp_pack_group_walk walk = mdp_pack_group_begin(team, n_branch);
+    while (mdp_pack_group_next(&walk, &group)) n_group++;
     mdp_attention_projections(attention, matrices);
     for (int i = 0; i < MDP_N_PROJECTION; i++) {
         if (!matrices[i]->tensor) continue;
@@ -283,8 +284,8 @@ static void cost_alone(const mdp_tokens *tokens, const mdp_team *team, const mdp
     }
     rank->flop +=
         n_branch * (2 * mdp_team_total(team).n_token * values +
-                   count_heads(team->model, attention) *
-                       count_packs(team->model, tokens, attention, team->partition->packs + first, end - first));
+                    count_heads(team->model, attention) *
+                        count_packs(team->model, tokens, attention, team->partition->packs + first, end - first));
 }
 
 mdp_status mdp_attention_cost(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,

@@ -18,7 +18,7 @@ typedef struct mdp_wave {
     mdp_placement *placement;
     mdp_route_entry *entries; /* [n_entry] by (round, owner), then branch, token, slot */
     int64_t *bucket;          /* [n_round * size + 1] first entry of each (round, owner) */
-    int64_t *branch_first;     /* [n_branch] first row of y of each branch */
+    int64_t *branch_first;    /* [n_branch] first row of y of each branch */
     float *y;                 /* [sum over branches of n_local * top_k, d_model] returned rows */
     int64_t *told, *heard;    /* [size, n_round, 3] to and from each rank: notes, its token rows, those of its node */
     int64_t *node_row;        /* [n_round, n_node] rows that go to another node; see landing.c */

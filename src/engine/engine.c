@@ -1,7 +1,8 @@
 /* engine.c - life of an engine, batches, and the order of the steps of a layer.
  *
  * Owns the residual streams of this rank. Streams share one branch until the first layer in which their views differ:
- * there, after the common attention, the branch forks. Errors of local work are agreed on before the next collective. */
+ * there, after the common attention, the branch forks. Errors of local work are agreed on before the next collective.
+ */
 #include "engine/engine.h"
 
 #include <math.h>
@@ -20,8 +21,8 @@ static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->branches, engine->n_stream, "states"));
     MDP_TRY(MDP_ALLOC(&engine->stream_branch, engine->n_stream, "states"));
     MDP_TRY(mdp_stack_new(&engine->stack));
-    MDP_TRY(mdp_panel_stream_new(engine->reader, mdp_stream_depth(engine->n_thread),
-                                 mdp_largest_panel(engine->model).n_value, engine->profile, &engine->stream));
+    MDP_TRY(mdp_panel_feed_new(engine->reader, mdp_feed_depth(engine->n_thread),
+                               mdp_largest_panel(engine->model).n_value, engine->profile, &engine->feed));
     return mdp_attention_prepare(engine);
 }
 
@@ -40,7 +41,7 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->n_thread = options->n_thread;
         engine->gemm = options->gemm;
         engine->n_stream = options->pass.n_stream;
-        engine->recompute = options->pass.recompute;
+        engine->redo_block = options->pass.redo_block;
         engine->views = options->views;
         if (options->observers) engine->observers = *options->observers;
         engine->allow_nonfinite = options->allow_nonfinite;
@@ -72,7 +73,7 @@ static void free_branch(mdp_branch *branch) {
 
 void mdp_engine_destroy_all(mdp_engine *engine) {
     if (!engine) return;
-    mdp_panel_stream_destroy(engine->stream);
+    mdp_panel_feed_destroy(engine->feed);
     mdp_stack_destroy(engine->stack);
     mdp_exchange_room_destroy(engine->room);
     for (int s = 0; engine->branches && s < engine->n_branch; s++) free_branch(&engine->branches[s]);
@@ -186,7 +187,7 @@ static mdp_status take_tokens(mdp_engine *engine, int n_branch) {
         MDP_TRY(MDP_ALLOC(&engine->branches[s].x, n * engine->model->d_model, "the residual stream"));
     mdp_free(engine->input);
     engine->input = NULL;
-    if (!engine->recompute) return mdp_ok();
+    if (!engine->redo_block) return mdp_ok();
     return MDP_ALLOC(&engine->input, n * engine->model->d_model, "the input of a MoE block");
 }
 
@@ -260,8 +261,8 @@ bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b) {
     return true;
 }
 
-/* The branch that `stream`, so far in branch `old`, joins at this layer: `old` itself while it agrees with its leader, a
- * branch that parted from `old` here with the same view, or a new copy. */
+/* The branch that `stream`, so far in branch `old`, joins at this layer: `old` itself while it agrees with its leader,
+ * a branch that parted from `old` here with the same view, or a new copy. */
 static mdp_status join_branch(mdp_engine *engine, int stream, int old, int first_new, int64_t layer, int *out) {
     mdp_layer_view own = layer_view(engine, stream, layer);
     mdp_layer_view other = layer_view(engine, engine->branches[old].leader, layer);
@@ -386,7 +387,7 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     mdp_engine_announce(engine, layer_number + 1);
     mdp_status status = attend_all(engine, layer, layer_number);
     if (layer->is_moe) {
-        if (engine->recompute && status.code == MDP_OK)
+        if (engine->redo_block && status.code == MDP_OK)
             memcpy(engine->input, engine->branches[0].x, residual_bytes(engine));
         return moe_all(engine, layer_number, status);
     }
@@ -395,7 +396,7 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     return status;
 }
 
-mdp_status mdp_engine_recompute_all(mdp_engine *engine, int64_t layer_number) {
+mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer_number) {
     mdp_observers observers = engine->observers;
     if (!engine->model->layers[layer_number].is_moe) return mdp_ok();
     memcpy(engine->branches[0].x, engine->input, residual_bytes(engine));

@@ -54,7 +54,7 @@ struct mdp_engine {
     mdp_profile *profile;    /* borrowed; may be NULL */
     mdp_exchange_room *room; /* what travels between ranks in a round passes through it */
     mdp_stack *stack;        /* buffers of the step at hand */
-    mdp_panel_stream *stream;
+    mdp_panel_feed *feed;
     float *cosine, *sine; /* [partition->longest, n_pair] positions of sequences up to max_position */
     mdp_shared *shared;   /* where the ranks of a node attend together; NULL: no node does in any batch */
     mdp_status unshared;  /* why some node has none of it, though it should */
@@ -65,10 +65,10 @@ struct mdp_engine {
     uint32_t *ids;     /* [batch.n_token] */
     int32_t *category; /* [batch.n_token] */
     float *input;      /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */
-    bool recompute;    /* keep it */
+    bool redo_block;   /* keep it */
     int n_branch;
     mdp_branch *branches; /* [n_stream], the first n_branch in use */
-    int *stream_branch; /* [n_stream] */
+    int *stream_branch;   /* [n_stream] */
 
     int64_t away_row_wanted; /* (token row, rank of another node that needs it) in all rounds so far */
     int64_t away_row;        /* token rows that were sent to other nodes for that */
@@ -136,7 +136,7 @@ int64_t mdp_panel_count(const mdp_matrix *matrix);
 /* Columns of y = x W^T + bias of one tile, those of one panel; bias [n_row of the matrix] or NULL. */
 void mdp_linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, const float *bias);
 /* Items first .. end-1 of y = x W^T + bias, where panel p of the matrix and tile t are item p * n_tile + t; next in the
- * engine's stream are the panels that these need. */
+ * engine's feed are the panels that these need. */
 mdp_status mdp_linear_take_items(mdp_engine *engine, const mdp_matrix *matrix, const float *bias, const mdp_rows *tiles,
                                  int64_t n_tile, int64_t first, int64_t end);
 /* Let the main thread look after the rows that travel between ranks meanwhile. */
@@ -219,9 +219,9 @@ typedef struct mdp_panel_size {
     int64_t n_value, n_byte;
 } mdp_panel_size;
 mdp_panel_size mdp_largest_panel(const mdp_model *model);
-/* Panels in the stream: a gate and an up panel for each thread, as where experts have one tile each, and one read
+/* Panels in the feed: a gate and an up panel for each thread, as where experts have one tile each, and one read
  * ahead. */
-int mdp_stream_depth(int n_thread);
+int mdp_feed_depth(int n_thread);
 
 /* ---- team.c: who attends together ------------------------------------------------------------------------------ */
 
@@ -440,7 +440,8 @@ static inline int64_t mdp_dispatch_row_bytes(const mdp_model *model, int n_word)
 /* The longest row that an exchange of the engine has. */
 int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model);
 
-/* The MoE block of a layer for all branches, after routing: placement, dispatch, experts, return, combine. Collective. */
+/* The MoE block of a layer for all branches, after routing: placement, dispatch, experts, return, combine. Collective.
+ */
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm);
 /* Blocks of the wave of a batch that begins at block `first` of those below `end`: as many as keep every rank's tokens
  * within MDP_WAVE_TOKENS, at least one. */

@@ -143,7 +143,7 @@ mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64
     mdp_status status = list_tiles(engine, &layer->moe, placement, number, round, scratch);
     expert_tiles context = {.engine = engine, .layer_number = layer_number, .round = round, .own = scratch->own};
     if (status.code == MDP_OK) status = run_groups(engine, &layer->moe, scratch, &context);
-    mdp_panel_stream_stop(engine->stream);
+    mdp_panel_feed_stop(engine->feed);
     mdp_profile_switch(engine->profile, before);
     return status;
 }

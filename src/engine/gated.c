@@ -26,7 +26,7 @@ typedef struct walk_step {
 /* One tile, with one panel of its step's matrix, or one pair of panels. */
 typedef struct walk_item {
     int64_t step, unit, tile;
-    int64_t panel; /* in the stream, the first */
+    int64_t panel; /* in the feed, the first */
 } walk_item;
 
 /* Where a tile lies; places are taken in turn. */
@@ -134,7 +134,7 @@ static bool take_item(progress *p, walk_item *out, mdp_panel panels[2]) {
     pthread_mutex_unlock(&p->lock);
     int n_panel = found ? panels_of(p->steps[out->step].stage) : 0;
     if (n_panel == 0) return found;
-    mdp_status status = mdp_panel_stream_wait(p->walk->engine->stream, out->panel, n_panel, panels);
+    mdp_status status = mdp_panel_feed_wait(p->walk->engine->feed, out->panel, n_panel, panels);
     if (status.code != MDP_OK) fail(p, &status);
     return status.code == MDP_OK;
 }
@@ -145,7 +145,7 @@ static void end_item(progress *p, const walk_item *item, const float *x, const f
     const walk_step *step = &p->steps[item->step];
     walk_place *at = &p->places[item->tile % walk->n_place];
     if (panels_of(step->stage) > 0)
-        mdp_panel_stream_release(walk->engine->stream, item->panel, panels_of(step->stage), step->group->n_tile);
+        mdp_panel_feed_release(walk->engine->feed, item->panel, panels_of(step->stage), step->group->n_tile);
     pthread_mutex_lock(&p->lock);
     bool is_last = ++at->n_done == units_of(step);
     pthread_mutex_unlock(&p->lock);
@@ -217,7 +217,7 @@ static mdp_status prepare(progress *p) {
             MDP_TRY(mdp_panel_list_add_pair(walk->panels, &expert->gate, &expert->up));
         if (p->steps[i].stage == STAGE_DOWN) MDP_TRY(mdp_panel_list_add(walk->panels, &expert->down));
     }
-    return mdp_panel_stream_start(walk->engine->stream, walk->panels->items, walk->panels->n);
+    return mdp_panel_feed_start(walk->engine->feed, walk->panels->items, walk->panels->n);
 }
 
 static void count_products(const mdp_gated_walk *walk) {
@@ -254,6 +254,6 @@ mdp_status mdp_gated_run(const mdp_gated_walk *walk) {
     mdp_free(p.places);
     MDP_TRY(status);
     count_products(walk);
-    mdp_panel_stream_pass(engine->stream, walk->panels->n);
+    mdp_panel_feed_pass(engine->feed, walk->panels->n);
     return mdp_gemm_check(engine->gemm);
 }

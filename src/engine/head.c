@@ -1,6 +1,6 @@
 /* head.c - final norm and lm_head, streamed over panels of the vocabulary.
  *
- * In: residual streams after the last layer; they become the final hidden statees. Out: to the consumer, logits of row
+ * In: residual streams after the last layer; they become the final hidden states. Out: to the consumer, logits of row
  * tiles panel by panel, in ascending order, the first branch's beside those of every other; nobody ever holds a row of
  * the whole vocabulary. Tiles are cut from each pack's first row. */
 #include "engine/engine.h"
@@ -52,8 +52,8 @@ static void finish_logits(const mdp_engine *engine, const head_buffers *buffers,
 static void take_panel(const mdp_engine *engine, const head_buffers *buffers, const head_tile *tile, int branch,
                        const mdp_panel *panel, const float *first, float *logits, const mdp_head_consumer *consumer) {
     int d = (int)engine->model->d_model;
-    mdp_gemm_weights(engine->gemm, tile->n_row, (int)panel->n_row, d, engine->branches[branch].x + tile->first_local * d,
-                     d, panel->data, d, logits, MDP_PANEL_ROWS);
+    mdp_gemm_weights(engine->gemm, tile->n_row, (int)panel->n_row, d,
+                     engine->branches[branch].x + tile->first_local * d, d, panel->data, d, logits, MDP_PANEL_ROWS);
     finish_logits(engine, buffers, tile, panel, logits);
     mdp_logit_panel out = {.branch = branch,
                            .first_local = tile->first_local,
@@ -70,7 +70,8 @@ static void take_group(const mdp_engine *engine, const head_buffers *buffers, in
                        const mdp_panel *panel, const mdp_head_consumer *consumer) {
     const head_tile *tiles = buffers->tiles + begin;
     for (int64_t t = 0; t < n; t++)
-        mdp_profile_flop(engine->profile, 2 * engine->n_branch * tiles[t].n_row * panel->n_row * engine->model->d_model);
+        mdp_profile_flop(engine->profile,
+                         2 * engine->n_branch * tiles[t].n_row * panel->n_row * engine->model->d_model);
 #pragma omp parallel num_threads(engine->n_thread)
     {
 #pragma omp for schedule(dynamic, 1)
@@ -87,19 +88,19 @@ static void take_group(const mdp_engine *engine, const head_buffers *buffers, in
 }
 
 static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, const mdp_head_consumer *consumer) {
-    MDP_TRY(mdp_panel_stream_start(engine->stream, buffers->panels.items, buffers->panels.n));
+    MDP_TRY(mdp_panel_feed_start(engine->feed, buffers->panels.items, buffers->panels.n));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
     for (int64_t item = 0; item < buffers->n_tile * engine->n_branch; item++) {
         normalise_tile(engine, buffers, item, consumer);
     }
     for (int64_t p = 0; p < buffers->panels.n; p++) {
         mdp_panel panel;
-        MDP_TRY(mdp_panel_stream_wait(engine->stream, 0, 1, &panel));
+        MDP_TRY(mdp_panel_feed_wait(engine->feed, 0, 1, &panel));
         for (int64_t begin = 0; begin < buffers->n_tile; begin += buffers->n_held) {
             int64_t left = buffers->n_tile - begin;
             take_group(engine, buffers, begin, left < buffers->n_held ? left : buffers->n_held, &panel, consumer);
         }
-        mdp_panel_stream_pass(engine->stream, 1);
+        mdp_panel_feed_pass(engine->feed, 1);
     }
     return mdp_gemm_check(engine->gemm);
 }
@@ -150,7 +151,7 @@ mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *cons
     if (engine->batch.n_token > 0) {
         status = new_buffers(engine, &buffers);
         if (status.code == MDP_OK) status = take_all_panels(engine, &buffers, consumer);
-        mdp_panel_stream_stop(engine->stream);
+        mdp_panel_feed_stop(engine->feed);
     }
     mdp_free(buffers.norm);
     mdp_free(buffers.bias);

@@ -1,9 +1,9 @@
 /* landing.c - the way of token rows to other nodes: a row goes once to each node, however many of its ranks need it.
  *
- * The rows that a node needs from all others are numbered by (sender, branch, token) and cut into as many equal parts as
- * it has ranks: part i lands on its i-th rank, with the set of ranks that need each row. So no rank takes in more than
- * its share, which is at most a round's rows. What landed is handed on inside the node by dispatch.c. Rows arrive at an
- * owner in the order (sender, branch, token), as if each had come straight from its sender. */
+ * The rows that a node needs from all others are numbered by (sender, branch, token) and cut into as many equal parts
+ * as it has ranks: part i lands on its i-th rank, with the set of ranks that need each row. So no rank takes in more
+ * than its share, which is at most a round's rows. What landed is handed on inside the node by dispatch.c. Rows arrive
+ * at an owner in the order (sender, branch, token), as if each had come straight from its sender. */
 #include "engine/dispatch.h"
 
 #include <string.h>

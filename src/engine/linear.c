@@ -1,6 +1,6 @@
 /* linear.c - the one primitive of linear algebra: stored matrices meet row tiles, panel by panel.
  *
- * In: panels from the engine's stream, in the order in which they were asked for. Out: one single-threaded GEMM per
+ * In: panels from the engine's feed, in the order in which they were asked for. Out: one single-threaded GEMM per
  * (tile, panel). Threads share out those items; which thread takes which cannot change a bit of the result. They do not
  * wait for each other from panel to panel: one that is held up, as by the reading thread on its core, holds up nobody.
  * After its items the main thread looks after rows on their way between ranks, while the others go on. */
@@ -76,7 +76,7 @@ static bool take_item(walk *w, int64_t *tile, int64_t *number, mdp_panel *panel)
     if (item >= w->end) return false;
     *number = item / w->n_tile;
     *tile = item % w->n_tile;
-    mdp_status status = mdp_panel_stream_wait(w->engine->stream, *number, 1, panel);
+    mdp_status status = mdp_panel_feed_wait(w->engine->feed, *number, 1, panel);
     if (status.code == MDP_OK) return true;
     __atomic_store_n(&w->next, w->end, __ATOMIC_RELAXED);
 #pragma omp critical(mdp_walk)
@@ -114,12 +114,12 @@ mdp_status mdp_linear_take_items(mdp_engine *engine, const mdp_matrix *matrix, c
         mdp_panel panel;
         for (int64_t t, number; take_item(&w, &t, &number, &panel);) {
             mdp_linear_item(engine->gemm, &tiles[t], &panel, bias);
-            mdp_panel_stream_release(engine->stream, number, 1, items_of(&w, number));
+            mdp_panel_feed_release(engine->feed, number, 1, items_of(&w, number));
             mdp_engine_look_after_rows(engine);
         }
     }
     for (int64_t i = first; i < end; i++) count_product(engine, &tiles[i % n_tile], matrix, i / n_tile);
     MDP_TRY(w.status);
-    mdp_panel_stream_pass(engine->stream, w.n_panel);
+    mdp_panel_feed_pass(engine->feed, w.n_panel);
     return mdp_gemm_check(engine->gemm);
 }

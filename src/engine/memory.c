@@ -23,7 +23,7 @@ static int64_t taken(int64_t room, int64_t n_row, int64_t row_byte) {
 
 /* ---- weights ------------------------------------------------------------------------------------------------- */
 
-int mdp_stream_depth(int n_thread) {
+int mdp_feed_depth(int n_thread) {
     return 2 * n_thread + 1 < 65 ? 2 * n_thread + 1 : 65;
 }
 
@@ -221,13 +221,13 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     find_wave(&w);
     for (int64_t l = 0; l < model->n_layer; l++)
         if (model->layers[l].is_moe) top_k = larger(top_k, model->layers[l].moe.top_k);
-    int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->recompute ? row : 0) + 8; /* and its id and category */
+    int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
     if (pass->with_head) token += pass->n_stream * MDP_LOSS_ROW;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);
     if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
     const mdp_panel_size panel = mdp_largest_panel(model);
-    int64_t weights = mdp_stream_depth(n_thread) * panel.n_value * (int64_t)sizeof(float) + panel.n_byte;
+    int64_t weights = mdp_feed_depth(n_thread) * panel.n_value * (int64_t)sizeof(float) + panel.n_byte;
     return w.share.n_token * token + angles + weights + most + SHARED_BYTE + message_bytes(&w) +
            shared_bytes(comm, model, partition, pass->n_stream) +
            partition->n_pack * (int64_t)(sizeof(mdp_pack) + 2 * sizeof(int64_t));

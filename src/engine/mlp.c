@@ -119,7 +119,7 @@ mdp_status mdp_mlp_compute(mdp_engine *engine, const mdp_mlp *mlp, const mdp_bra
         if (status.code == MDP_OK) {
             status = compute_groups(engine, mlp, branch, &buffers, first_local, n_local, out);
         }
-        mdp_panel_stream_stop(engine->stream);
+        mdp_panel_feed_stop(engine->feed);
     }
     mdp_free(buffers.panels.items);
     mdp_stack_return(engine->stack, mark);

@@ -67,8 +67,8 @@ static void store_entry(mdp_wave *w, int64_t bucket, const mdp_route_entry *entr
     w->entries[w->bucket[bucket]++] = *entry;
 }
 
-/* Walk this rank's routes of the wave in (branch, token, slot) order. next [n_branch, n_block, n_expert] numbers the rows
- * of each (branch, block, expert) over all ranks, beginning with this rank's first. */
+/* Walk this rank's routes of the wave in (branch, token, slot) order. next [n_branch, n_block, n_expert] numbers the
+ * rows of each (branch, block, expert) over all ranks, beginning with this rank's first. */
 static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, entry_fn *visit) {
     const mdp_placement *placement = w->placement;
     for (int32_t s = 0; s < engine->n_branch; s++) {
@@ -204,7 +204,7 @@ static void wave_cells(const mdp_engine *engine, const mdp_wave *w, const int64_
 
 /* The wave's outputs of one branch, with the shared expert where there is one. Local. */
 static mdp_status finish_branch(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int branch,
-                               const float *norm, mdp_moe_buffers *buffers) {
+                                const float *norm, mdp_moe_buffers *buffers) {
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     float *shared = NULL;
     mdp_status status = mdp_ok();

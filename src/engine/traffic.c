@@ -1,7 +1,7 @@
 /* traffic.c - what ranks will send each other for a wave of tokens, counted by the rules of dispatch.c and landing.c.
  *
- * In: the placement of the wave's tiles and the views of its branches. Out: bytes of notes, token rows and outputs, on a
- * node and between nodes. Who is routed where is not known before the run: each token is given experts by lot, from
+ * In: the placement of the wave's tiles and the views of its branches. Out: bytes of notes, token rows and outputs, on
+ * a node and between nodes. Who is routed where is not known before the run: each token is given experts by lot, from
  * open groups drawn by lot where the router has groups. Where every token uses every expert nothing is left to chance,
  * and the count is the run's. */
 #include "engine/dispatch.h"

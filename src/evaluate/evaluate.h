@@ -4,15 +4,15 @@
 
 #include "mdp/evaluate.h"
 
-/* Rows of logits and of final hidden statees, while the head runs; called from worker threads. */
+/* Rows of logits and of final hidden states, while the head runs; called from worker threads. */
 void mdp_dump_take_logits(mdp_dump *dump, const mdp_logit_panel *panel);
 void mdp_dump_take_hidden(mdp_dump *dump, int branch, int64_t first_local, int32_t n_row, const float *hidden);
 
 /* What the logits say about one position whose next token is known. */
 typedef struct mdp_position {
-    double nll;  /* -ln p(next token) */
-    double kl;   /* KL(first stream || this one) of the next token's distribution; exactly 0 where they share a branch */
-    bool right;  /* the most likely token is the next one */
+    double nll; /* -ln p(next token) */
+    double kl;  /* KL(first stream || this one) of the next token's distribution; exactly 0 where they share a branch */
+    bool right; /* the most likely token is the next one */
     bool agrees; /* the most likely token is the first stream's */
 } mdp_position;
 const mdp_local_batch *mdp_loss_batch(const mdp_loss *loss);

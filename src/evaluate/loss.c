@@ -4,8 +4,8 @@
  * In: panels in ascending order, the first branch's before the others. Per row it keeps a running maximum m, the sum of
  * e = exp(logit - m), the target's logit and where the maximum was. For the divergence of a branch from the first one,
  *     KL = sum p (l - l') - (ln Z - ln Z'),   p = e / sum e, Z = sum exp l,
- * it keeps the sum of e l' with the first branch's e; sums follow when a maximum moves. A position is predicted when its
- * target, the next token, is not given and not of another sequence. */
+ * it keeps the sum of e l' with the first branch's e; sums follow when a maximum moves. A position is predicted when
+ * its target, the next token, is not given and not of another sequence. */
 #include "evaluate/evaluate.h"
 
 #include <math.h>

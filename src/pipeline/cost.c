@@ -40,7 +40,8 @@ static int64_t block_bytes(const mdp_layer *layer) {
 
 /* Bytes of weights that one batch meets, on all nodes together: experts once, the rest on every node. */
 static int64_t batch_bytes(const mdp_model *model, int n_node, const mdp_pass *pass) {
-    int64_t common = pass->with_head ? mdp_matrix_bytes(&model->head) : 0, experts = 0, times = pass->recompute ? 2 : 1;
+    int64_t common = pass->with_head ? mdp_matrix_bytes(&model->head) : 0, experts = 0,
+            times = pass->redo_block ? 2 : 1;
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
         common += attention_bytes(layer) + (layer->is_moe ? times * block_bytes(layer) : dense_bytes(layer));
@@ -101,7 +102,7 @@ static mdp_status find_ranks(const mdp_comm *layout, const mdp_model *model, con
 
 static mdp_status too_little(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                              const mdp_pass *pass, const mdp_forward_options *options, const mdp_forward_cost *cost) {
-    const char *why = pass->recompute             ? " (pruned propagation takes all tokens as one batch)"
+    const char *why = pass->redo_block            ? " (pruned propagation takes all tokens as one batch)"
                       : options->batch_tokens > 0 ? " with this --batch-tokens"
                                                   : "";
     char given[32], need[32], ranks[64] = "; no number of ranks would do with less";
@@ -122,7 +123,7 @@ static mdp_status choose_batch(const mdp_comm *layout, const mdp_model *model, c
     for (;;) {
         MDP_TRY(size_of_batch(layout, model, tokens, pass, options, batch, out));
         if (options->memory <= 0 || out->memory <= options->memory) return mdp_ok();
-        if (pass->recompute || options->batch_tokens > 0 || batch <= MDP_BLOCK_TOKENS)
+        if (pass->redo_block || options->batch_tokens > 0 || batch <= MDP_BLOCK_TOKENS)
             return too_little(layout, model, tokens, pass, options, out);
         batch = batch / 2 > MDP_BLOCK_TOKENS ? batch / 2 : MDP_BLOCK_TOKENS;
     }
@@ -150,7 +151,7 @@ mdp_status mdp_forward_choose_batch(const mdp_comm *layout, const mdp_model *mod
                                     const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
     *out = (mdp_forward_cost){0};
     MDP_TRY(choose_batch(layout, model, tokens, pass, options, out));
-    if (!pass->recompute || out->n_batch == 1) return mdp_ok();
+    if (!pass->redo_block || out->n_batch == 1) return mdp_ok();
     return MDP_ERROR(MDP_USAGE,
                      "pruned propagation decides a layer from all %lld tokens at once, so they are one batch; leave "
                      "--batch-tokens out.",

@@ -23,7 +23,7 @@ typedef struct mdp_forward {
     /* Steps of the caller; each may be NULL. Local: errors are agreed on by the caller of them. */
     mdp_status (*begin_batch)(void *context, const mdp_engine *engine);
     mdp_status (*layer_done)(void *context, int64_t layer);
-    /* After each layer of each batch; then a pass that recomputes does so. Collective. */
+    /* After each layer of each batch; then a pass that redoes blocks does so. Collective. */
     mdp_status (*layer_all)(void *context, int64_t layer);
     /* Collective. Runs the head and uses what it gives. */
     mdp_status (*head_all)(void *context, mdp_engine *engine);

@@ -109,7 +109,7 @@ mdp_status mdp_observe_pruned_all(const mdp_comm *comm, const mdp_model *model, 
                            .reader = reader,
                            .tokens = tokens,
                            .options = options,
-                           .pass = {.n_stream = 1, .recompute = true},
+                           .pass = {.n_stream = 1, .redo_block = true},
                            .views = &view};
     return collect_all(&run, &forward, NULL, out);
 }

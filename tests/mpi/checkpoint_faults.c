@@ -10,19 +10,19 @@ static int n_wrong = 0;
 
 /* Take all panels of a matrix; local. */
 static mdp_status stream_matrix(mdp_reader *reader, const mdp_matrix *matrix) {
-    mdp_panel_stream *stream = NULL;
+    mdp_panel_feed *feed = NULL;
     mdp_panel items[8], panel;
     int n = 0;
     for (int64_t row = 0; row < matrix->n_row && n < 8; row += 2, n++) {
         items[n] = (mdp_panel){.matrix = matrix, .row0 = row, .n_row = row + 2 <= matrix->n_row ? 2 : 1};
     }
-    MDP_TRY(mdp_panel_stream_new(reader, 3, 2 * matrix->n_col, NULL, &stream));
-    mdp_status status = mdp_panel_stream_start(stream, items, n);
+    MDP_TRY(mdp_panel_feed_new(reader, 3, 2 * matrix->n_col, NULL, &feed));
+    mdp_status status = mdp_panel_feed_start(feed, items, n);
     for (int i = 0; i < n && status.code == MDP_OK; i++) {
-        status = mdp_panel_stream_wait(stream, i, 1, &panel);
-        mdp_panel_stream_release(stream, i, 1, 1);
+        status = mdp_panel_feed_wait(feed, i, 1, &panel);
+        mdp_panel_feed_release(feed, i, 1, 1);
     }
-    mdp_panel_stream_destroy(stream);
+    mdp_panel_feed_destroy(feed);
     return status;
 }
 

@@ -210,30 +210,30 @@ static void check_panel(const mdp_panel *panel) {
     }
 }
 
-/* The next n panels, which stay until mdp_panel_stream_pass. */
-static mdp_status take(mdp_panel_stream *stream, int n, mdp_panel *out) {
-    return mdp_panel_stream_wait(stream, 0, n, out);
+/* The next n panels, which stay until mdp_panel_feed_pass. */
+static mdp_status take(mdp_panel_feed *feed, int n, mdp_panel *out) {
+    return mdp_panel_feed_wait(feed, 0, n, out);
 }
 
 /* Take a sequence of n items, some at a time; all panels of a call must hold at once. Stop after `n_taken`. */
-static void consume(mdp_panel_stream *stream, const mdp_panel *items, int64_t n_taken, int depth, uint64_t *seed) {
+static void consume(mdp_panel_feed *feed, const mdp_panel *items, int64_t n_taken, int depth, uint64_t *seed) {
     mdp_panel got[8];
     for (int64_t done = 0; done < n_taken;) {
         int64_t n = 1 + (int64_t)(next_random(seed) % (uint64_t)depth);
         if (n > n_taken - done) n = n_taken - done;
-        assert_ok(take(stream, (int)n, got));
+        assert_ok(take(feed, (int)n, got));
         if (next_random(seed) % 8 == 0) usleep(200); /* lets the ring run full */
         for (int64_t i = 0; i < n; i++) {
             assert_ptr_equal(got[i].matrix, items[done + i].matrix);
             assert_int_equal(got[i].row0, items[done + i].row0);
             check_panel(&got[i]);
         }
-        mdp_panel_stream_pass(stream, n);
+        mdp_panel_feed_pass(feed, n);
         done += n;
     }
 }
 
-/* Sequences of random panels of all layouts and formats, taken whole or stopped anywhere, through one stream. */
+/* Sequences of random panels of all layouts and formats, taken whole or stopped anywhere, through one feed. */
 static void random_sequences_arrive_in_order(void **state) {
     store *s = *state;
     mdp_matrix matrices[] = {{&s->tensors[0], 100, 40, 7, 40, 1, {0}},  {&s->tensors[1], 100, 40, 7, 80, 1, {0}},
@@ -241,8 +241,8 @@ static void random_sequences_arrive_in_order(void **state) {
                              {&s->tensors[2], 64, 50, 3, 2, 200, {0}},  {&s->tensors[2], 512, 40, 0, 40, 1, {0}}};
     uint64_t seed = 0;
     for (int depth = 2; depth <= 7; depth++) {
-        mdp_panel_stream *stream = NULL;
-        assert_ok(mdp_panel_stream_new(s->reader, depth, 2000, NULL, &stream));
+        mdp_panel_feed *feed = NULL;
+        assert_ok(mdp_panel_feed_new(s->reader, depth, 2000, NULL, &feed));
         for (int sequence = 0; sequence < 60; sequence++) {
             mdp_panel items[40];
             int64_t n = (int64_t)(next_random(&seed) % 41);
@@ -252,12 +252,12 @@ static void random_sequences_arrive_in_order(void **state) {
                 int64_t row0 = (int64_t)(next_random(&seed) % (uint64_t)(m->n_row - n_row + 1));
                 items[i] = (mdp_panel){.matrix = m, .row0 = row0, .n_row = n_row};
             }
-            assert_ok(mdp_panel_stream_start(stream, items, n));
+            assert_ok(mdp_panel_feed_start(feed, items, n));
             bool stop = next_random(&seed) % 3 == 0;
-            consume(stream, items, stop && n > 0 ? (int64_t)(next_random(&seed) % (uint64_t)n) : n, depth, &seed);
-            if (stop) mdp_panel_stream_stop(stream);
+            consume(feed, items, stop && n > 0 ? (int64_t)(next_random(&seed) % (uint64_t)n) : n, depth, &seed);
+            if (stop) mdp_panel_feed_stop(feed);
         }
-        mdp_panel_stream_destroy(stream); /* also right after a start, below */
+        mdp_panel_feed_destroy(feed); /* also right after a start, below */
     }
 }
 
@@ -269,48 +269,48 @@ static void threads_share_a_sequence(void **state) {
     mdp_panel items[N_PANEL];
     int n_wrong = 0;
     for (int i = 0; i < N_PANEL; i++) items[i] = (mdp_panel){.matrix = &matrix, .row0 = i, .n_row = 20};
-    mdp_panel_stream *stream = NULL;
-    assert_ok(mdp_panel_stream_new(s->reader, 3, 800, NULL, &stream));
-    assert_ok(mdp_panel_stream_start(stream, items, N_PANEL));
+    mdp_panel_feed *feed = NULL;
+    assert_ok(mdp_panel_feed_new(s->reader, 3, 800, NULL, &feed));
+    assert_ok(mdp_panel_feed_start(feed, items, N_PANEL));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(4)
     for (int item = 0; item < N_PANEL * N_USE; item++) {
         mdp_panel got = {0};
-        mdp_status status = mdp_panel_stream_wait(stream, item / N_USE, 1, &got);
+        mdp_status status = mdp_panel_feed_wait(feed, item / N_USE, 1, &got);
         if (item % 7 == 0) usleep(100);
         bool right = status.code == MDP_OK && got.row0 == item / N_USE && got.data[0] == value_of(40 * got.row0);
-        mdp_panel_stream_release(stream, item / N_USE, 1, N_USE);
+        mdp_panel_feed_release(feed, item / N_USE, 1, N_USE);
 #pragma omp atomic
         n_wrong += !right;
     }
-    mdp_panel_stream_pass(stream, N_PANEL);
+    mdp_panel_feed_pass(feed, N_PANEL);
     assert_int_equal(n_wrong, 0);
-    assert_ok(mdp_panel_stream_start(stream, items, 1));
-    mdp_panel_stream_destroy(stream);
+    assert_ok(mdp_panel_feed_start(feed, items, 1));
+    mdp_panel_feed_destroy(feed);
 }
 
 static void misuse_is_an_error(void **state) {
     store *s = *state;
     mdp_matrix m = {&s->tensors[0], 100, 40, 0, 40, 1, {0}};
     mdp_panel items[3] = {{&m, 0, 10, NULL}, {&m, 10, 10, NULL}, {&m, 20, 10, NULL}}, got[4];
-    mdp_panel_stream *stream = NULL;
-    assert_int_equal(mdp_panel_stream_new(s->reader, 1, 400, NULL, &stream).code, MDP_INTERNAL);
-    assert_null(stream);
-    assert_ok(mdp_panel_stream_new(s->reader, 3, 400, NULL, &stream));
-    assert_ok(mdp_panel_stream_start(stream, items, 3));
-    assert_int_equal(mdp_panel_stream_start(stream, items, 3).code, MDP_INTERNAL); /* not passed yet */
-    assert_int_equal(take(stream, 4, got).code, MDP_INTERNAL);                     /* depth is the most */
-    assert_ok(take(stream, 2, got));
-    mdp_panel_stream_pass(stream, 2);
-    assert_int_equal(take(stream, 2, got).code, MDP_INTERNAL); /* one is left */
-    mdp_panel_stream_stop(stream);
-    mdp_panel_stream_stop(stream); /* at any time */
+    mdp_panel_feed *feed = NULL;
+    assert_int_equal(mdp_panel_feed_new(s->reader, 1, 400, NULL, &feed).code, MDP_INTERNAL);
+    assert_null(feed);
+    assert_ok(mdp_panel_feed_new(s->reader, 3, 400, NULL, &feed));
+    assert_ok(mdp_panel_feed_start(feed, items, 3));
+    assert_int_equal(mdp_panel_feed_start(feed, items, 3).code, MDP_INTERNAL); /* not passed yet */
+    assert_int_equal(take(feed, 4, got).code, MDP_INTERNAL);                   /* depth is the most */
+    assert_ok(take(feed, 2, got));
+    mdp_panel_feed_pass(feed, 2);
+    assert_int_equal(take(feed, 2, got).code, MDP_INTERNAL); /* one is left */
+    mdp_panel_feed_stop(feed);
+    mdp_panel_feed_stop(feed); /* at any time */
     items[1].n_row = 11;
-    assert_int_equal(mdp_panel_stream_start(stream, items, 3).code, MDP_INTERNAL); /* too large */
-    mdp_panel_stream_destroy(stream);
-    mdp_panel_stream_destroy(NULL);
+    assert_int_equal(mdp_panel_feed_start(feed, items, 3).code, MDP_INTERNAL); /* too large */
+    mdp_panel_feed_destroy(feed);
+    mdp_panel_feed_destroy(NULL);
 }
 
-/* A panel that cannot be read is an error of the take that needs it, and of no earlier one; then the stream works on.
+/* A panel that cannot be read is an error of the take that needs it, and of no earlier one; then the feed works on.
  */
 static void read_errors_reach_the_consumer(void **state) {
     store *s = *state;
@@ -320,23 +320,23 @@ static void read_errors_reach_the_consumer(void **state) {
     mdp_matrix good = {&s->tensors[0], 100, 40, 0, 40, 1, {0}}, bad = {&beyond, 100, 40, 0, 40, 1, {0}};
     mdp_panel items[4] = {{&good, 0, 10, NULL}, {&good, 10, 10, NULL}, {&bad, 0, 10, NULL}, {&good, 20, 10, NULL}};
     mdp_panel got[2];
-    mdp_panel_stream *stream = NULL;
-    assert_ok(mdp_panel_stream_new(s->reader, 3, 400, NULL, &stream));
+    mdp_panel_feed *feed = NULL;
+    assert_ok(mdp_panel_feed_new(s->reader, 3, 400, NULL, &feed));
     for (int round = 0; round < 3; round++) {
-        assert_ok(mdp_panel_stream_start(stream, items, 4));
-        assert_ok(take(stream, 2, got));
+        assert_ok(mdp_panel_feed_start(feed, items, 4));
+        assert_ok(take(feed, 2, got));
         check_panel(&got[1]);
-        mdp_panel_stream_pass(stream, 2);
+        mdp_panel_feed_pass(feed, 2);
         for (int again = 0; again < 2; again++) {
-            mdp_status status = take(stream, 1, got);
+            mdp_status status = take(feed, 1, got);
             assert_int_equal(status.code, MDP_INTERNAL);
             assert_non_null(strstr(status.text, "which the file does not have"));
         }
-        mdp_panel_stream_stop(stream);
+        mdp_panel_feed_stop(feed);
     }
-    assert_ok(mdp_panel_stream_start(stream, items, 2));
-    assert_ok(take(stream, 1, got));
-    mdp_panel_stream_destroy(stream); /* with a panel still to come */
+    assert_ok(mdp_panel_feed_start(feed, items, 2));
+    assert_ok(take(feed, 1, got));
+    mdp_panel_feed_destroy(feed); /* with a panel still to come */
 }
 
 /* ---- reader -------------------------------------------------------------------------------------------------- */

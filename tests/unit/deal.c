@@ -18,7 +18,7 @@ typedef struct world {
     mdp_tokens *tokens;
     mdp_partition *partition;
     mdp_comm *layout;
-    mdp_group group;
+    mdp_pack_group group;
 } world;
 
 static mdp_matrix matrix_of(int64_t n_row, int64_t n_col) {
@@ -91,12 +91,12 @@ static void groups_hold_every_pack_of_every_branch_once(void **state) {
     const int64_t length[] = {700, 3000, 513, 90, 600, 2000, 4000, 1500};
     world w = make_world(length, 8, 2, 2);
     const mdp_team team = mdp_team_of_node(w.layout, &w.model, w.partition, 0, 0);
-    mdp_group_walk walk = mdp_group_begin(&team, 2);
+    mdp_pack_group_walk walk = mdp_pack_group_begin(&team, 2);
     int64_t n = 0, n_group = 0, n_pack = w.partition->n_pack;
-    while (mdp_group_next(&walk, &w.group)) {
+    while (mdp_pack_group_next(&walk, &w.group)) {
         int64_t row = 0;
         for (int64_t i = 0; i < w.group.n_pack; i++, n++) {
-            const mdp_group_pack *item = &w.group.packs[i];
+            const mdp_pack_group_item *item = &w.group.packs[i];
             int64_t first, end;
             assert_int_equal(item->branch, n / n_pack);
             assert_ptr_equal(item->pack, &w.partition->packs[n % n_pack]);
@@ -137,8 +137,8 @@ static void every_item_is_dealt_once_and_evenly(void **state) {
     world w = make_world(length, 3, 4, 4);
     const mdp_team team = mdp_team_of_node(w.layout, &w.model, w.partition, 0, 0);
     const int64_t n_tile = 6, n_panel[MDP_N_PROJECTION] = {[OF_Q] = 3, [OF_K] = 1, [OF_V] = 1, [OF_O] = 1};
-    mdp_group_walk walk = mdp_group_begin(&team, 1);
-    assert_true(mdp_group_next(&walk, &w.group));
+    mdp_pack_group_walk walk = mdp_pack_group_begin(&team, 1);
+    assert_true(mdp_pack_group_next(&walk, &w.group));
     assert_int_equal(w.group.n_tile, n_tile);
     for (int n_member = 1; n_member <= MOST_MEMBERS; n_member++) {
         static tally t;
@@ -173,8 +173,8 @@ static void the_triangle_of_a_long_text_is_dealt_evenly(void **state) {
     const int64_t length[] = {1700, 40, 700};
     world w = make_world(length, 3, 4, 4);
     const mdp_team team = mdp_team_of_node(w.layout, &w.model, w.partition, 0, 0);
-    mdp_group_walk walk = mdp_group_begin(&team, 1);
-    assert_true(mdp_group_next(&walk, &w.group));
+    mdp_pack_group_walk walk = mdp_pack_group_begin(&team, 1);
+    assert_true(mdp_pack_group_next(&walk, &w.group));
     for (int64_t window = 0; window <= 300; window += 300) {
         int64_t all = 0; /* pairs of a query and a key that tiles of 128 queries compute, from the definition */
         w.attention.window = window;
