@@ -3,7 +3,7 @@
  * In: the number of the layer at hand. Its successor's attention and the run of experts that its node will probably
  * compute (placement.c deals them in consecutive runs) are announced while this layer computes; ranks of a node share
  * the work out, so each byte is announced once for each node. What was announced in vain costs reading, not results. */
-#include "engine/engine.h"
+#include "engine/attention.h"
 
 /* Deals matrices to the ranks of a node in turn. */
 typedef struct dealer {

@@ -8,19 +8,12 @@
  * node: who holds a pack puts its normalised rows there and fetches what o_proj makes of them, everything between is
  * dealt (deal.c). After each step the members meet; one that failed meets the others too, and all leave together. */
 #include "engine/attention.h"
+#include "engine/norm.h"
 
 #include <omp.h>
 #include <string.h>
 
-#define ALIGNMENT 64
-#define N_ROW_BUFFER 6 /* at most */
-
 /* ---- memory -------------------------------------------------------------------------------------------------- */
-
-int64_t mdp_attention_row_bytes(const mdp_model *model, const mdp_rank_share *share, int n_stream) {
-    return mdp_pack_group_rows(model, share, n_stream) * mdp_pack_group_row_values(model) * (int64_t)sizeof(float) +
-           (int64_t)N_ROW_BUFFER * ALIGNMENT;
-}
 
 int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread) {
     int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + mdp_head_values(model));
@@ -296,7 +289,7 @@ static mdp_status take_rows(const mdp_engine *engine, mdp_attention_buffers *buf
                             const char *what) {
     if (engine->team.n_rank == 1) return MDP_TAKE(engine->stack, out, buffers->n_row * n, what);
     int64_t n_byte = buffers->n_row * n * (int64_t)sizeof(float);
-    n_byte += (ALIGNMENT - n_byte % ALIGNMENT) % ALIGNMENT;
+    n_byte += (MDP_ROW_ALIGNMENT - n_byte % MDP_ROW_ALIGNMENT) % MDP_ROW_ALIGNMENT;
     if (n_byte > engine->shared->n_byte - buffers->n_taken)
         return MDP_ERROR(MDP_INTERNAL, "the memory of the node is too small for the rows of %s.", what);
     *out = (float *)(void *)(engine->shared->memory + buffers->n_taken);

@@ -3,7 +3,33 @@
 #ifndef MDP_SRC_ENGINE_ATTENTION_H
 #define MDP_SRC_ENGINE_ATTENTION_H
 
-#include "engine/engine.h"
+#include "engine/delta.h"
+#include "engine/linear.h"
+
+#define MDP_ATTENTION_ROWS 4096        /* rows of a rank's packs that go through attention together, about */
+#define MDP_ATTENTION_VALUES (1 << 26) /* and that hold at most so many values, where more than one pack does */
+#define MDP_QUERY_ROWS 128             /* queries of one attention tile */
+#define MDP_KEY_ROWS 512               /* keys of one attention tile */
+#define MDP_ROW_ALIGNMENT 64           /* of the buffers of a group, bytes */
+
+/* ---- attention.c: the block ---------------------------------------------------------------------------------------
+ */
+
+/* x += Attention(Norm1(x)) for every branch. Collective on the ranks of a team; where it is of several, they end alike.
+ */
+mdp_status mdp_attend_all(mdp_engine *engine, const mdp_layer *layer);
+/* Projections in the order in which they are used; absent ones have no tensor. */
+#define MDP_N_PROJECTION 11
+void mdp_attention_projections(const mdp_attention *attention, const mdp_matrix *out[MDP_N_PROJECTION]);
+/* Fill the tables of cosines and sines. Local. */
+mdp_status mdp_attention_prepare(mdp_engine *engine);
+/* Bytes of the rows of a group of the packs of a team, and those that mdp_attend_all takes besides, of each member. */
+int64_t mdp_attention_row_bytes(const mdp_model *model, const mdp_rank_share *share, int n_stream);
+int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread);
+/* Add the operations of a team's members in one layer, and the bytes of projections that they read: members [n_rank].
+ * Local. */
+mdp_status mdp_attention_cost(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
+                              int n_branch, mdp_rank_cost *members);
 
 /* ---- deal.c: groups of packs, and whose work is whose ----------------------------------------------------------- */
 
@@ -62,6 +88,10 @@ typedef struct mdp_query_tile {
     int64_t flop; /* of its products: as foretold when it is dealt, as done when it is done */
 } mdp_query_tile;
 typedef void mdp_query_fn(void *context, int member, const mdp_query_tile *tile);
+/* Heads of a layer, and operations of one over all sequences of packs [n_pack]. */
+int64_t mdp_deal_heads(const mdp_model *model, const mdp_attention *attention);
+int64_t mdp_deal_head_flop(const mdp_model *model, const mdp_tokens *tokens, const mdp_attention *attention,
+                           const mdp_pack *packs, int64_t n_pack);
 /* Deal the query tiles of a group likewise, in the order of heads, so that a member reads few heads' keys. */
 void mdp_deal_queries(const mdp_model *model, const mdp_tokens *tokens, const mdp_attention *attention,
                       const mdp_pack_group *group, int n_member, mdp_query_fn *give, void *context);

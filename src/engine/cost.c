@@ -4,7 +4,10 @@
  * messages of every rank. Operations of all ranks together, and what ranks read of everything but routed experts, are
  * what a run counts. Which rank computes which rows of which expert depends on routing, which nobody knows yet: it is
  * taken as even, so every expert is touched in every block. A matrix is read once for each group of tiles. */
-#include "engine/engine.h"
+#include "engine/attention.h"
+#include "engine/mlp.h"
+#include "engine/moe.h"
+#include "engine/traffic.h"
 
 #include <string.h>
 

@@ -3,10 +3,13 @@
  * In: who holds which packs. Out: for every (panel, tile) of a projection and for every tile of queries the member that
  * computes it. Items stand in one order and members take runs of it, cut where the operations so far pass a member's
  * share: each rank finds the same cuts by itself, reads only the panels and keys of its run, and the busiest has at
- * most one item more than its share. The engine deals with this, and so does the forecast of cost. */
+ * most one item more than its share. The engine deals with this, and
+ * so does the forecast (attention_cost.c). */
 #include "engine/attention.h"
 
 #include <string.h>
+
+#define N_ROW_BUFFER 6 /* at most */
 
 /* ---- groups -------------------------------------------------------------------------------------------------- */
 
@@ -30,6 +33,11 @@ int64_t mdp_pack_group_rows(const mdp_model *model, const mdp_rank_share *share,
     rows *= share->n_rank;
     if (rows < share->longest_pack) rows = share->longest_pack;
     return rows < all ? rows : all;
+}
+
+int64_t mdp_attention_row_bytes(const mdp_model *model, const mdp_rank_share *share, int n_stream) {
+    return mdp_pack_group_rows(model, share, n_stream) * mdp_pack_group_row_values(model) * (int64_t)sizeof(float) +
+           (int64_t)N_ROW_BUFFER * MDP_ROW_ALIGNMENT;
 }
 
 mdp_pack_group_walk mdp_pack_group_begin(const mdp_team *team, int n_branch) {
@@ -169,12 +177,11 @@ static int64_t count_head(const mdp_model *model, const mdp_attention *attention
     return flop;
 }
 
-static int64_t count_heads(const mdp_model *model, const mdp_attention *attention) {
+int64_t mdp_deal_heads(const mdp_model *model, const mdp_attention *attention) {
     return attention->delta.kernel.tensor ? model->delta.n_value : model->n_head;
 }
 
-/* Operations of one head over all sequences of the packs first .. end-1 of an array. */
-static int64_t count_packs(const mdp_model *model, const mdp_tokens *tokens, const mdp_attention *attention,
+int64_t mdp_deal_head_flop(const mdp_model *model, const mdp_tokens *tokens, const mdp_attention *attention,
                            const mdp_pack *packs, int64_t n_pack) {
     int64_t total = 0, flop = 0, last = -1;
     for (int64_t p = 0; p < n_pack; p++) {
@@ -190,10 +197,10 @@ static int64_t count_packs(const mdp_model *model, const mdp_tokens *tokens, con
 
 void mdp_deal_queries(const mdp_model *model, const mdp_tokens *tokens, const mdp_attention *attention,
                       const mdp_pack_group *group, int n_member, mdp_query_fn *give, void *context) {
-    int64_t n_head = count_heads(model, attention);
+    int64_t n_head = mdp_deal_heads(model, attention);
     dealer shares = {.n_member = n_member};
     for (int64_t p = 0; p < group->n_pack; p++)
-        shares.total += (double)(n_head * count_packs(model, tokens, attention, group->packs[p].pack, 1));
+        shares.total += (double)(n_head * mdp_deal_head_flop(model, tokens, attention, group->packs[p].pack, 1));
     for (int64_t p = 0; p < group->n_pack; p++) {
         const mdp_pack *pack = group->packs[p].pack;
         for (int64_t s = pack->first_sequence; s < pack->first_sequence + pack->n_sequence; s++) {
@@ -209,88 +216,4 @@ void mdp_deal_queries(const mdp_model *model, const mdp_tokens *tokens, const md
             }
         }
     }
-}
-
-/* ---- cost ---------------------------------------------------------------------------------------------------- */
-
-/* What members get in a group. */
-typedef struct cost_deal {
-    const mdp_matrix *matrices[MDP_N_PROJECTION];
-    const mdp_pack_group *group;
-    mdp_rank_cost *members;
-    int member, projection; /* of the last item */
-    int64_t panel;
-} cost_deal;
-
-static int64_t panel_bytes(const mdp_matrix *matrix, int64_t panel) {
-    int64_t row = panel * MDP_PANEL_ROWS, left = matrix->n_row - row;
-    return mdp_matrix_read_bytes(matrix, row, left < MDP_PANEL_ROWS ? left : MDP_PANEL_ROWS);
-}
-
-/* A panel is read by every member that has an item of it. */
-static void cost_item(void *context, int member, int projection, int64_t item, int64_t flop) {
-    cost_deal *deal = context;
-    int64_t panel = item / deal->group->n_tile;
-    deal->members[member].flop += flop;
-    if (member != deal->member || projection != deal->projection || panel != deal->panel)
-        deal->members[member].bytes_read += panel_bytes(deal->matrices[projection], panel);
-    deal->member = member;
-    deal->projection = projection;
-    deal->panel = panel;
-}
-
-static void cost_query(void *context, int member, const mdp_query_tile *tile) {
-    cost_deal *deal = context;
-    deal->members[member].flop += tile->flop;
-}
-
-/* Of a team of several. */
-static mdp_status cost_together(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
-                                int n_branch, mdp_rank_cost *members) {
-    int64_t n_pack = 0;
-    mdp_pack_group group = {0};
-    for (int i = 0; i < team->n_rank; i++) {
-        int64_t first, end;
-        mdp_team_packs(team, i, &first, &end);
-        n_pack += end - first;
-    }
-    MDP_TRY(MDP_ALLOC(&group.packs, n_pack * n_branch, "packs of a group"));
-    mdp_pack_group_walk walk = mdp_pack_group_begin(team, n_branch);
-    while (mdp_pack_group_next(&walk, &group)) {
-        cost_deal deal = {.group = &group, .members = members, .member = -1};
-        mdp_attention_projections(attention, deal.matrices);
-        mdp_deal_items(attention, &group, team->n_rank, cost_item, &deal);
-        mdp_deal_queries(team->model, tokens, attention, &group, team->n_rank, cost_query, &deal);
-    }
-    mdp_free(group.packs);
-    return mdp_ok();
-}
-
-/* Of one rank with packs of its own: nothing is dealt, and every group reads all panels. */
-static void cost_alone(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention, int n_branch,
-                       mdp_rank_cost *rank) {
-    const mdp_matrix *matrices[MDP_N_PROJECTION];
-    mdp_pack_group group = {0};
-    int64_t first, end, n_group = 0, values = 0;
-    mdp_team_packs(team, 0, &first, &end);
-    mdp_pack_group_walk walk = mdp_pack_group_begin(team, n_branch);
-    while (mdp_pack_group_next(&walk, &group)) n_group++;
-    mdp_attention_projections(attention, matrices);
-    for (int i = 0; i < MDP_N_PROJECTION; i++) {
-        if (!matrices[i]->tensor) continue;
-        values += matrices[i]->n_row * matrices[i]->n_col;
-        for (int64_t panel = 0; panel * MDP_PANEL_ROWS < matrices[i]->n_row; panel++)
-            rank->bytes_read += n_group * panel_bytes(matrices[i], panel);
-    }
-    rank->flop +=
-        n_branch * (2 * mdp_team_total(team).n_token * values +
-                    count_heads(team->model, attention) *
-                        count_packs(team->model, tokens, attention, team->partition->packs + first, end - first));
-}
-
-mdp_status mdp_attention_cost(const mdp_tokens *tokens, const mdp_team *team, const mdp_attention *attention,
-                              int n_branch, mdp_rank_cost *members) {
-    if (team->n_rank > 1) return cost_together(tokens, team, attention, n_branch, members);
-    cost_alone(tokens, team, attention, n_branch, members);
-    return mdp_ok();
 }

@@ -5,7 +5,7 @@
  * then a state S [d_key, d_value] goes through the sequence: S = e^g S, S += k (beta (v - S^T k))^T, o = S^T q. Tokens
  * are taken in chunks of MDP_DELTA_CHUNK from the sequence's first, whose steps within a chunk are products and one
  * triangular solve (the UT transform); so the arithmetic is fixed by the sequence alone. */
-#include "engine/engine.h"
+#include "engine/delta.h"
 
 #include <math.h>
 #include <string.h>

@@ -5,6 +5,7 @@
  * there; a note for each routed row says which row it is of and where it belongs. While a round is computed, the
  * outputs of the one before and the tokens of the next are on their way: linear.c looks after them between products. */
 #include "engine/dispatch.h"
+#include "engine/norm.h"
 
 #include <string.h>
 

@@ -2,7 +2,7 @@
 #ifndef MDP_SRC_ENGINE_DISPATCH_H
 #define MDP_SRC_ENGINE_DISPATCH_H
 
-#include "engine/engine.h"
+#include "engine/experts.h"
 
 /* One (branch, token, slot) of this rank, with where its tile is computed. */
 typedef struct mdp_route_entry {
@@ -100,6 +100,12 @@ typedef struct mdp_round_context {
     mdp_round_buffers *buffers;
 } mdp_round_context;
 
+/* Bytes of a token row on its way, with a set of ranks of n_word words. */
+static inline int64_t mdp_dispatch_row_bytes(const mdp_model *model, int n_word) {
+    return model->d_model * (int64_t)sizeof(float) + n_word * (int64_t)sizeof(uint64_t);
+}
+/* The longest row that an exchange of the engine has. */
+int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model);
 /* This rank's routes of the round to one owner. */
 const mdp_route_entry *mdp_round_entries(const mdp_round_context *round, int owner, int64_t *n);
 

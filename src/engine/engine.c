@@ -1,25 +1,20 @@
-/* engine.c - life of an engine, batches, and the order of the steps of a layer.
+/* engine.c - life of an engine, and the order of the steps of a layer.
  *
- * Owns the residual streams of this rank. Streams share one branch until the first layer in which their views differ:
- * there, after the common attention, the branch forks. Errors of local work are agreed on before the next collective.
- */
-#include "engine/engine.h"
+ * Owns the residual streams of this rank. Errors of local work are agreed on before the next collective. */
+#include "engine/attention.h"
+#include "engine/dispatch.h"
+#include "engine/finite.h"
+#include "engine/mlp.h"
+#include "engine/moe.h"
+#include "engine/norm.h"
+#include "engine/router.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
-void mdp_view_destroy(mdp_view *view) {
-    if (!view) return;
-    mdp_free(view->layers);
-    mdp_free(view->memory);
-    mdp_free(view->zeros);
-    mdp_free(view);
-}
-
 static mdp_status new_local(mdp_engine *engine) {
-    MDP_TRY(MDP_ALLOC(&engine->branches, engine->n_stream, "states"));
-    MDP_TRY(MDP_ALLOC(&engine->stream_branch, engine->n_stream, "states"));
+    MDP_TRY(MDP_ALLOC(&engine->branches, engine->n_stream, "branches"));
+    MDP_TRY(MDP_ALLOC(&engine->stream_branch, engine->n_stream, "branches"));
     MDP_TRY(mdp_stack_new(&engine->stack));
     MDP_TRY(mdp_panel_feed_new(engine->reader, mdp_feed_depth(engine->n_thread),
                                mdp_largest_panel(engine->model).n_value, engine->profile, &engine->feed));
@@ -64,19 +59,12 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
     return mdp_ok();
 }
 
-static void free_branch(mdp_branch *branch) {
-    mdp_free(branch->x);
-    mdp_free(branch->index);
-    mdp_free(branch->weight);
-    memset(branch, 0, sizeof *branch);
-}
-
 void mdp_engine_destroy_all(mdp_engine *engine) {
     if (!engine) return;
     mdp_panel_feed_destroy(engine->feed);
     mdp_stack_destroy(engine->stack);
     mdp_exchange_room_destroy(engine->room);
-    for (int s = 0; engine->branches && s < engine->n_branch; s++) free_branch(&engine->branches[s]);
+    for (int s = 0; engine->branches && s < engine->n_branch; s++) mdp_branch_free(&engine->branches[s]);
     mdp_free(engine->branches);
     mdp_free(engine->stream_branch);
     mdp_free(engine->cosine);
@@ -88,216 +76,13 @@ void mdp_engine_destroy_all(mdp_engine *engine) {
     mdp_free(engine);
 }
 
-/* ---- what the profile is told ---- */
-
-mdp_reading mdp_engine_begin_reading(mdp_engine *engine) {
-    return (mdp_reading){.before = mdp_profile_switch(engine->profile, MDP_PHASE_READ),
-                         .n_byte = mdp_reader_bytes(engine->reader)};
-}
-
-void mdp_engine_end_reading(mdp_engine *engine, const mdp_reading *reading) {
-    mdp_profile_read(engine->profile, mdp_reader_bytes(engine->reader) - reading->n_byte);
-    mdp_profile_switch(engine->profile, reading->before);
-}
-
-mdp_status mdp_engine_load(mdp_engine *engine, const mdp_matrix *matrix, float **out) {
-    mdp_reading reading = mdp_engine_begin_reading(engine);
-    mdp_status status = mdp_matrix_load(engine->reader, matrix, out);
-    mdp_engine_end_reading(engine, &reading);
-    return status;
-}
-
-mdp_phase mdp_engine_begin_observing(const mdp_engine *engine) {
-    return omp_get_thread_num() == 0 ? mdp_profile_switch(engine->profile, MDP_PHASE_OBSERVERS) : MDP_PHASE_OTHER;
-}
-
-void mdp_engine_end_observing(const mdp_engine *engine, mdp_phase before) {
-    if (omp_get_thread_num() == 0) mdp_profile_switch(engine->profile, before);
-}
-
-/* ---- batches ---- */
-
-static void describe_batch(mdp_engine *engine, int64_t batch) {
-    const mdp_partition *partition = engine->partition;
-    int64_t first, end;
-    mdp_partition_share(partition, batch, engine->comm->rank, engine->comm->size, &first, &end);
-    engine->batch_number = batch;
-    engine->team = mdp_team_of_batch(engine, batch);
-    engine->batch = (mdp_local_batch){.first_pack = first, .n_pack = end - first};
-    if (first == end) return;
-    engine->batch.first_token = partition->packs[first].first_token;
-    engine->batch.n_token =
-        partition->packs[end - 1].first_token + partition->packs[end - 1].n_token - engine->batch.first_token;
-}
-
-static void fill_categories(mdp_engine *engine) {
-    const mdp_tokens *tokens = engine->tokens;
-    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
-        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
-        for (int64_t s = pack->first_sequence; s < pack->first_sequence + pack->n_sequence; s++) {
-            for (int64_t t = tokens->offset[s]; t < tokens->offset[s + 1]; t++) {
-                engine->category[t - engine->batch.first_token] = tokens->sequence_category[s];
-            }
-        }
-    }
-}
-
-/* One row of the embedding for every token, read where it lies. */
-static mdp_status read_embeddings(mdp_engine *engine) {
-    const mdp_matrix *embedding = &engine->model->embedding;
-    int64_t d = engine->model->d_model;
-    float scale = (float)engine->model->embedding_scale;
-    mdp_status failed = mdp_ok();
-#pragma omp parallel num_threads(engine->n_thread)
-    {
-        void *scratch = NULL;
-        mdp_status status = mdp_alloc(&scratch, mdp_matrix_scratch(embedding, 1), 1, "an embedding row");
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < engine->batch.n_token; i++) {
-            if (status.code != MDP_OK) continue;
-            float *x = engine->branches[0].x + i * d;
-            status = mdp_matrix_read(engine->reader, embedding, engine->ids[i], 1, scratch, x);
-            for (int64_t j = 0; j < d && scale != 1.0F; j++) x[j] *= scale;
-        }
-        if (status.code != MDP_OK) {
-#pragma omp critical(mdp_embedding)
-            failed = status;
-        }
-        mdp_free(scratch);
-    }
-    return failed;
-}
-
-/* The batch's tokens, and n_branch empty residual streams. */
-static mdp_status take_tokens(mdp_engine *engine, int n_branch) {
-    int64_t n = engine->batch.n_token;
-    mdp_free(engine->ids);
-    mdp_free(engine->category);
-    engine->ids = NULL;
-    engine->category = NULL;
-    MDP_TRY(MDP_ALLOC(&engine->ids, n, "token ids"));
-    MDP_TRY(MDP_ALLOC(&engine->category, n, "categories"));
-    engine->batch.ids = engine->ids;
-    engine->batch.category = engine->category;
-    MDP_TRY(mdp_tokens_read(engine->tokens, engine->batch.first_token, n, engine->ids));
-    fill_categories(engine);
-    for (int s = 0; s < engine->n_branch; s++) free_branch(&engine->branches[s]);
-    engine->n_branch = n_branch;
-    for (int s = 0; s < n_branch; s++)
-        MDP_TRY(MDP_ALLOC(&engine->branches[s].x, n * engine->model->d_model, "the residual stream"));
-    mdp_free(engine->input);
-    engine->input = NULL;
-    if (!engine->redo_block) return mdp_ok();
-    return MDP_ALLOC(&engine->input, n * engine->model->d_model, "the input of a MoE block");
-}
-
-static mdp_status begin_local(mdp_engine *engine) {
-    MDP_TRY(take_tokens(engine, 1));
-    memset(engine->stream_branch, 0, (size_t)engine->n_stream * sizeof *engine->stream_branch);
-    mdp_reading reading = mdp_engine_begin_reading(engine);
-    mdp_status status = read_embeddings(engine);
-    mdp_engine_end_reading(engine, &reading);
-    return status;
-}
-
-mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch) {
-    describe_batch(engine, batch);
-    mdp_status status = begin_local(engine);
-    MDP_ENGINE_AGREE(engine, status);
-    return status;
-}
-
-mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n_branch, const int *leader,
-                                        const int *stream_branch) {
-    describe_batch(engine, batch);
-    MDP_AGREE(engine->comm, take_tokens(engine, n_branch));
-    for (int s = 0; s < n_branch; s++) engine->branches[s].leader = leader[s];
-    memcpy(engine->stream_branch, stream_branch, (size_t)engine->n_stream * sizeof *stream_branch);
-    return mdp_ok();
-}
-
-mdp_status mdp_engine_unshared(const mdp_engine *engine) {
-    return engine->unshared;
-}
-
-const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine) {
-    return &engine->batch;
-}
-
-int mdp_engine_n_branch(const mdp_engine *engine) {
-    return engine->n_branch;
-}
-
-int mdp_engine_branch_of(const mdp_engine *engine, int stream) {
-    return engine->stream_branch[stream];
-}
-
-int mdp_engine_leader_of(const mdp_engine *engine, int branch) {
-    return engine->branches[branch].leader;
-}
-
-float *mdp_engine_residual(const mdp_engine *engine, int branch) {
-    return engine->branches[branch].x;
-}
-
 /* ---- layers ---- */
-
-mdp_layer_view mdp_view_layer(const mdp_model *model, const mdp_view *view, int64_t layer) {
-    const mdp_moe *moe = &model->layers[layer].moe;
-    if (view && view->layers[layer].n_expert > 0) return view->layers[layer];
-    return (mdp_layer_view){.n_expert = moe->n_expert, .top_k = moe->top_k, .source = NULL};
-}
-
-static mdp_layer_view layer_view(const mdp_engine *engine, int stream, int64_t layer) {
-    return mdp_view_layer(engine->model, engine->views ? engine->views[stream] : NULL, layer);
-}
-
-bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b) {
-    if (a->n_expert != b->n_expert || a->top_k != b->top_k) return false;
-    for (int32_t e = 0; e < a->n_expert; e++) {
-        if ((a->source ? a->source[e] : e) != (b->source ? b->source[e] : e)) return false;
-        if ((a->zero && a->zero[e]) != (b->zero && b->zero[e])) return false;
-    }
-    return true;
-}
-
-/* The branch that `stream`, so far in branch `old`, joins at this layer: `old` itself while it agrees with its leader,
- * a branch that parted from `old` here with the same view, or a new copy. */
-static mdp_status join_branch(mdp_engine *engine, int stream, int old, int first_new, int64_t layer, int *out) {
-    mdp_layer_view own = layer_view(engine, stream, layer);
-    mdp_layer_view other = layer_view(engine, engine->branches[old].leader, layer);
-    *out = old;
-    if (mdp_view_is_same(&own, &other)) return mdp_ok();
-    for (int s = first_new; s < engine->n_branch; s++) {
-        other = layer_view(engine, engine->branches[s].leader, layer);
-        *out = s;
-        if (engine->branches[s].origin == old && mdp_view_is_same(&own, &other)) return mdp_ok();
-    }
-    int64_t n = engine->batch.n_token * engine->model->d_model;
-    mdp_branch *fork = &engine->branches[engine->n_branch];
-    MDP_TRY(MDP_ALLOC(&fork->x, n, "the residual stream"));
-    memcpy(fork->x, engine->branches[old].x, (size_t)n * sizeof(float));
-    fork->leader = stream;
-    fork->origin = old;
-    *out = engine->n_branch++;
-    return mdp_ok();
-}
-
-/* Part the streams whose views differ in this layer. */
-static mdp_status fork_branches(mdp_engine *engine, int64_t layer) {
-    int first_new = engine->n_branch;
-    for (int stream = 0; stream < engine->n_stream; stream++) {
-        int *branch = &engine->stream_branch[stream];
-        MDP_TRY(join_branch(engine, stream, *branch, first_new, layer, branch));
-    }
-    return mdp_ok();
-}
 
 /* Set every branch's view of the layer and make room for its routes. */
 static mdp_status set_views(mdp_engine *engine, int64_t layer) {
     for (int s = 0; s < engine->n_branch; s++) {
         mdp_branch *branch = &engine->branches[s];
-        mdp_layer_view view = layer_view(engine, branch->leader, layer);
+        mdp_layer_view view = mdp_engine_view(engine, branch->leader, layer);
         mdp_free(branch->index);
         mdp_free(branch->weight);
         branch->index = NULL;
@@ -331,7 +116,7 @@ static mdp_status load_router(mdp_engine *engine, int64_t layer, const mdp_matri
 static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **norm) {
     const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     float *router = NULL, *logit_bias = NULL, *bias = NULL;
-    MDP_TRY(fork_branches(engine, layer_number));
+    MDP_TRY(mdp_branches_fork(engine, layer_number));
     MDP_TRY(set_views(engine, layer_number));
     MDP_TRY(mdp_norm_load(engine, &engine->model->layers[layer_number].norm2, norm));
     mdp_status status = load_router(engine, layer_number, &moe->router, engine->model->d_model, &router);

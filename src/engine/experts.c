@@ -2,7 +2,8 @@
  *
  * In: token rows of the round and where each tile takes them from. Out: y by position. Observers see a tile as soon as
  * its y is complete. */
-#include "engine/engine.h"
+#include "engine/experts.h"
+#include "engine/finite.h"
 
 #include <string.h>
 

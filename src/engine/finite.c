@@ -5,7 +5,7 @@
  * not depend on ranks: a rank holds a run of tokens, so the lowest rank's error is the lowest token's; experts move, so
  * their finds are kept to the end of the layer and the lowest expert, then token, is told. With allow_nonfinite such
  * values become 0, are counted, and the pass goes on. */
-#include "engine/engine.h"
+#include "engine/finite.h"
 
 #include <inttypes.h>
 #include <math.h>

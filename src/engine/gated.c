@@ -9,7 +9,7 @@
  * cannot change a bit of the result.
  *
  * Nobody waits for ever: the earliest item that is not done waits for earlier ones only, and those are done. */
-#include "engine/engine.h"
+#include "engine/gated.h"
 
 #include <omp.h>
 #include <pthread.h>

@@ -3,7 +3,9 @@
  * In: residual streams after the last layer; they become the final hidden states. Out: to the consumer, logits of row
  * tiles panel by panel, in ascending order, the first branch's beside those of every other; nobody ever holds a row of
  * the whole vocabulary. Tiles are cut from each pack's first row. */
-#include "engine/engine.h"
+#include "engine/head.h"
+#include "engine/linear.h"
+#include "engine/norm.h"
 
 #include <omp.h>
 

@@ -5,6 +5,7 @@
  * than its share, which is at most a round's rows. What landed is handed on inside the node by dispatch.c. Rows arrive
  * at an owner in the order (sender, branch, token), as if each had come straight from its sender. */
 #include "engine/dispatch.h"
+#include "engine/norm.h"
 
 #include <string.h>
 

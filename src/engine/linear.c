@@ -4,7 +4,7 @@
  * (tile, panel). Threads share out those items; which thread takes which cannot change a bit of the result. They do not
  * wait for each other from panel to panel: one that is held up, as by the reading thread on its core, holds up nobody.
  * After its items the main thread looks after rows on their way between ranks, while the others go on. */
-#include "engine/engine.h"
+#include "engine/linear.h"
 
 #include <omp.h>
 #include <string.h>

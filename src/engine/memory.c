@@ -3,7 +3,11 @@
  * In: a model, how tokens are cut, a layout of ranks (which need not exist), streams. Out: bytes that no routing can
  * make the engine exceed. Large buffers are taken as they are touched, so they count by the rows that can come, not by
  * their room. */
+#include "engine/attention.h"
 #include "engine/dispatch.h"
+#include "engine/head.h"
+#include "engine/mlp.h"
+#include "engine/moe.h"
 
 /* Steps share the piece of a stack: what one of them leaves alone, a large page of another may touch. */
 #define SHARED_BYTE ((int64_t)2 << 20)

@@ -1,6 +1,10 @@
 /* mlp.c - what every token meets: the MLP of a dense layer, and the shared expert of a MoE block. Data-parallel: each
  * rank runs its own tokens, tiled from each pack's first row, in groups of tiles that share widened panels. */
-#include "engine/engine.h"
+#include "engine/mlp.h"
+#include "engine/attention.h"
+#include "engine/gated.h"
+#include "engine/moe.h"
+#include "engine/norm.h"
 
 #include <math.h>
 

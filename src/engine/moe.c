@@ -3,7 +3,9 @@
  * In: residual streams and routes of all branches. Out: x += sum over slots of weight * y, added in top-k slot order at
  * the token's owner; returned rows are never added up on the way. The batch's blocks go through in waves, so that the
  * outputs kept until the combine are bounded; a wave in rounds (dispatch.c), so that the rows a rank takes in are. */
+#include "engine/moe.h"
 #include "engine/dispatch.h"
+#include "engine/mlp.h"
 
 #include <omp.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* norm.c - the norms of the residual stream, of whichever kind the model has. */
-#include "engine/engine.h"
+#include "engine/norm.h"
 
 #include <string.h>
 

@@ -4,7 +4,8 @@
  * branch, each with its owner, the owner's round and its place in it. Every rank makes the same list. The list is cut
  * into intervals of equal cost; across nodes experts are first dealt in consecutive runs, so that a node reads only its
  * share of the layer. Placement may change freely: no result depends on it. */
-#include "engine/engine.h"
+#include "engine/placement.h"
+#include "engine/moe.h"
 
 /* Cost in rows, measured (doc/decisions.md): of starting a GEMM, which packs the panel for every tile, and of bringing
  * in the panels of an expert for a group of tiles. Both grow with d_model * d_ff as a row does, so they are constants.

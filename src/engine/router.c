@@ -3,7 +3,8 @@
  * In: the residual stream, the layer's second norm, its router rows and, where it has one, its choice bias. Out: index
  * and weight of every local token of every branch, by the family's rule. Logits are accumulated in f64; equal ones go
  * to the lower index. Experts of closed groups are chosen by minus infinity, so never while k others are open. */
-#include "engine/engine.h"
+#include "engine/router.h"
+#include "engine/norm.h"
 
 #include <math.h>
 #include <omp.h>

@@ -3,7 +3,7 @@
  * An expert's weight is its softmax among those that come close: further than 2 jitter below it, relative to the larger
  * of the two (and to the other's size), does not count. For the second choice the first is out. The two weights do not
  * add up to 1. Source: transformers, sparsemixer() in eval mode; arXiv 2409.12136. */
-#include "engine/engine.h"
+#include "engine/router.h"
 
 #include <math.h>
 

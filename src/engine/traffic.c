@@ -4,6 +4,7 @@
  * a node and between nodes. Who is routed where is not known before the run: each token is given experts by lot, from
  * open groups drawn by lot where the router has groups. Where every token uses every expert nothing is left to chance,
  * and the count is the run's. */
+#include "engine/traffic.h"
 #include "engine/dispatch.h"
 
 #include <string.h>

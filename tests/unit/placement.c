@@ -1,5 +1,5 @@
 /* The placement of tiles: every row in exactly one tile, owners in order, rounds within bounds, nodes by experts. */
-#include "engine/engine.h"
+#include "engine/placement.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,0 +1,46 @@
+/* gated.h - tiles of rows through gated MLPs. */
+#ifndef MDP_SRC_ENGINE_GATED_H
+#define MDP_SRC_ENGINE_GATED_H
+
+#include "engine/linear.h"
+
+/* What becomes of the products with a gate and an up matrix. */
+typedef struct mdp_gating {
+    mdp_activation activation;
+    float alpha, limit;               /* of MDP_SWIGLU_CLAMPED */
+    const float *gate_bias, *up_bias; /* [rows of the matrices] or NULL */
+} mdp_gating;
+typedef struct mdp_gated_tile {
+    float *y; /* [n_row, d_model] */
+    int32_t n_row;
+} mdp_gated_tile;
+
+/* The next n_tile tiles of a walk, which share the panels of an expert. */
+typedef struct mdp_gated_group {
+    const mdp_expert *expert;
+    int64_t n_tile;
+} mdp_gated_group;
+
+/* Groups of tiles that go through experts of one size; all borrowed. */
+typedef struct mdp_gated_walk {
+    mdp_engine *engine;
+    mdp_gating gating;
+    const float *down_bias; /* [d_model] or NULL; biases are of one expert, the only one */
+    const mdp_gated_group *groups;
+    int64_t n_group;
+    const mdp_gated_tile *tiles; /* of all groups, one after the other */
+    int64_t n_place;             /* tiles at a time; no group has more */
+    float *x;                    /* [n_place, MDP_TILE_ROWS, d_model] */
+    float *h;                    /* [n_place, MDP_TILE_ROWS, d_ff] */
+    float *up;                   /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    mdp_panel_list *panels;      /* scratch, kept for the next walk */
+    /* Both from any thread, several tiles at once. Fill x of a tile. Look at x, h and y before their places are taken
+     * over; may be NULL. */
+    void (*load)(void *context, int64_t tile, float *x);
+    mdp_status (*finish)(void *context, int64_t tile, const float *x, const float *h);
+    void *context;
+} mdp_gated_walk;
+/* y = down(act(gate(x)) * up(x)) for all tiles. After an error the caller stops the engine's stream. Local. */
+mdp_status mdp_gated_run(const mdp_gated_walk *walk);
+
+#endif
