@@ -96,7 +96,7 @@ static mdp_status begin_local(mdp_engine *engine) {
 mdp_status mdp_engine_begin_batch_all(mdp_engine *engine, int64_t batch) {
     describe_batch(engine, batch);
     mdp_status status = begin_local(engine);
-    MDP_ENGINE_AGREE(engine, status);
+    status = mdp_engine_agree_all(engine, status);
     return status;
 }
 

@@ -137,7 +137,7 @@ static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status s
     float *norm = NULL;
     mdp_profile_switch(engine->profile, MDP_PHASE_ROUTER);
     if (status.code == MDP_OK) status = prepare_moe(engine, layer_number, &norm);
-    MDP_ENGINE_AGREE(engine, status);
+    status = mdp_engine_agree_all(engine, status);
     mdp_profile_switch(engine->profile, MDP_PHASE_DISPATCH);
     if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
     mdp_free(norm);
@@ -146,7 +146,7 @@ static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status s
     mdp_profile_switch(engine->profile, MDP_PHASE_COMBINE);
     if (status.code != MDP_OK) return status;
     status = mdp_finite_residual(engine, layer_number, "the output of the MoE block");
-    MDP_ENGINE_AGREE(engine, status);
+    status = mdp_engine_agree_all(engine, status);
     mdp_profile_switch(engine->profile, MDP_PHASE_OTHER);
     return status;
 }
@@ -176,7 +176,7 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
             memcpy(engine->input, engine->branches[0].x, residual_bytes(engine));
         return moe_all(engine, layer_number, status);
     }
-    MDP_ENGINE_AGREE(engine, status);
+    status = mdp_engine_agree_all(engine, status);
     mdp_profile_switch(engine->profile, MDP_PHASE_OTHER);
     return status;
 }

@@ -77,13 +77,12 @@ mdp_status mdp_branches_fork(mdp_engine *engine, int64_t layer);
 
 /* ---- what the profile is told --------------------------------------------------------------------------------- */
 
-/* Agree on `status`; the time counts as waiting for other ranks. Collective on the communicator of the engine. */
-#define MDP_ENGINE_AGREE(engine, status)                                                                               \
-    do {                                                                                                               \
-        mdp_phase before_waiting = mdp_profile_switch((engine)->profile, MDP_PHASE_WAIT_RANKS);                        \
-        (status) = mdp_agree_all((engine)->comm, (status));                                                            \
-        mdp_profile_switch((engine)->profile, before_waiting);                                                         \
-    } while (0)
+/* Agree on `status`; the time counts as waiting for other ranks. Collective on the engine's communicator. */
+mdp_status mdp_engine_agree_all(const mdp_engine *engine, mdp_status status);
+#ifdef MDP_DEBUG_HOOKS /* the place that counts is the caller's */
+#define mdp_engine_agree_all(engine, ...)                                                                              \
+    ((void)mdp_order_note((engine)->comm, __FILE__, __LINE__), (mdp_engine_agree_all)((engine), __VA_ARGS__))
+#endif
 
 /* Reading by this thread, or by threads that it waits for, begins and ends. */
 typedef struct mdp_reading {

@@ -159,7 +159,7 @@ mdp_status mdp_engine_head_all(mdp_engine *engine, const mdp_head_consumer *cons
     mdp_free(buffers.bias);
     mdp_free(buffers.panels.items);
     mdp_stack_return(engine->stack, mark);
-    MDP_ENGINE_AGREE(engine, status);
+    status = mdp_engine_agree_all(engine, status);
     mdp_profile_switch(engine->profile, before);
     return status;
 }

@@ -246,13 +246,13 @@ static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows,
     const mdp_layer *layer = &engine->model->layers[layer_number];
     mdp_status status = prepare_wave(engine, w, rows, start, layer->moe.n_expert);
     if (status.code == MDP_OK) status = check_room(w->placement, buffers->rounds[0].capacity);
-    MDP_ENGINE_AGREE(engine, status);
+    status = mdp_engine_agree_all(engine, status);
     if (status.code != MDP_OK) return status;
     MDP_TRY(mdp_dispatch_wave_all(engine, w, layer, layer_number, norm, buffers, &status));
     for (int s = 0; s < engine->n_branch && status.code == MDP_OK; s++) {
         status = finish_branch(engine, w, layer_number, s, norm, buffers);
     }
-    MDP_ENGINE_AGREE(engine, status);
+    status = mdp_engine_agree_all(engine, status);
     return status;
 }
 

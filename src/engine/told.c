@@ -27,3 +27,10 @@ mdp_phase mdp_engine_begin_observing(const mdp_engine *engine) {
 void mdp_engine_end_observing(const mdp_engine *engine, mdp_phase before) {
     if (omp_get_thread_num() == 0) mdp_profile_switch(engine->profile, before);
 }
+
+mdp_status(mdp_engine_agree_all)(const mdp_engine *engine, mdp_status status) {
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
+    status = mdp_agree_all(engine->comm, status);
+    mdp_profile_switch(engine->profile, before);
+    return status;
+}
