@@ -19,16 +19,20 @@
 typedef struct mdp_layer_view {
     int32_t n_expert; /* experts of this stream's layer; 0: the layer as the model has it */
     int32_t top_k;
-    const mdp_expert_t *source; /* [n_expert] their numbers in the model, ascending; router rows follow them */
-    const unsigned char *zero;  /* [n_expert] nonzero: the expert is chosen as ever, but returns 0; NULL: none */
+    const mdp_expert_t *source;    /* [n_expert] their numbers in the model, ascending; router rows follow them */
+    const unsigned char *zero;     /* [n_expert] nonzero: the expert is chosen as ever, but returns 0; NULL: none */
+    const mdp_expert *const *made; /* [n_expert] who computes in the place of the model's expert source[i]; NULL entry,
+                                    * or NULL: it does itself */
 } mdp_layer_view;
 
 /* A model as a stream sees it: a virtual plan. Made by transform; owns the arrays that layers point to. */
 typedef struct mdp_view {
     int64_t n_layer;
-    mdp_layer_view *layers; /* [n_layer] */
-    mdp_expert_t *memory;   /* backing store of the sources */
-    unsigned char *zeros;   /* and of the zeros; or NULL */
+    mdp_layer_view *layers;  /* [n_layer] */
+    mdp_expert_t *memory;    /* backing store of the sources */
+    unsigned char *zeros;    /* and of the zeros; or NULL */
+    const mdp_expert **made; /* and of those that are made; or NULL */
+    mdp_expert *experts;     /* which are these; or NULL */
 } mdp_view;
 void mdp_view_destroy(mdp_view *view); /* NULL is allowed */
 

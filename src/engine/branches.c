@@ -11,6 +11,8 @@ void mdp_view_destroy(mdp_view *view) {
     mdp_free(view->layers);
     mdp_free(view->memory);
     mdp_free(view->zeros);
+    mdp_free(view->made);
+    mdp_free(view->experts);
     mdp_free(view);
 }
 
@@ -29,6 +31,7 @@ bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b) {
     for (int32_t e = 0; e < a->n_expert; e++) {
         if ((a->source ? a->source[e] : e) != (b->source ? b->source[e] : e)) return false;
         if ((a->zero && a->zero[e]) != (b->zero && b->zero[e])) return false;
+        if ((a->made ? a->made[e] : NULL) != (b->made ? b->made[e] : NULL)) return false;
     }
     return true;
 }

@@ -15,8 +15,8 @@
 typedef struct expert_share {
     int64_t layer;       /* a layer of that shape; -1: nothing yet */
     int n_branch;        /* and what it was made for */
-    int64_t *n_row;      /* [size] */
-    int64_t *n_group;    /* [size] times that the matrices of an expert are read */
+    int64_t *flop;       /* [size] of products */
+    int64_t *bytes_read; /* [size] of experts */
     mdp_rank_cost *sent; /* [size] bytes and messages */
 } expert_share;
 
@@ -192,38 +192,44 @@ static void part(work *w, int64_t layer) {
 /* ---- routed experts ------------------------------------------------------------------------------------------ */
 
 /* Rows of every (branch, block of the wave, expert) when tokens choose all experts of their view equally often. */
-static void spread_rows(const work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block,
-                        int64_t *rows) {
-    int32_t n_expert = w->model->layers[layer].moe.n_expert;
+static void spread_rows(const work *w, const mdp_layer_view *views, const mdp_roster *roster, int64_t first,
+                        int64_t n_block, int64_t *rows) {
     for (int s = 0; s < w->share.n_branch; s++) {
         const mdp_layer_view *view = &views[s];
         for (int64_t b = 0; b < n_block; b++) {
             int64_t n = mdp_partition_block_tokens(w->partition, first + b) * view->top_k,
-                    *row = rows + (s * n_block + b) * n_expert;
+                    *row = rows + (s * n_block + b) * roster->n;
             for (int32_t e = 0; e < view->n_expert; e++)
-                row[view->source ? view->source[e] : e] += n / view->n_expert + (e < n % view->n_expert);
+                row[mdp_roster_of(roster, s, e)] += n / view->n_expert + (e < n % view->n_expert);
         }
     }
 }
 
+/* Bytes of an expert, read once. */
+static int64_t expert_bytes(const mdp_expert *expert) {
+    return mlp_bytes(expert) + loaded_bytes(&expert->gate_bias) + loaded_bytes(&expert->up_bias) +
+           loaded_bytes(&expert->down_bias);
+}
+
 /* What ranks have of a placed wave, by the walk of the expert loop: groups of at most `most` tiles. */
-static void count_wave(work *w, const mdp_placement *placement, int64_t most) {
+static void count_wave(work *w, const mdp_roster *roster, const mdp_placement *placement, int64_t most) {
     for (int64_t first = 0; first < placement->n_tile;) {
         const mdp_tile_place *tile = &placement->tiles[first];
         int64_t n = 1, n_row = tile->n_row;
         while (first + n < placement->n_tile && n < most && tile[n].owner == tile->owner &&
                tile[n].round == tile->round && tile[n].expert == tile->expert)
             n_row += tile[n++].n_row;
-        w->share.n_row[tile->owner] += n_row;
-        w->share.n_group[tile->owner]++;
+        const mdp_expert *expert = roster->experts[tile->expert];
+        w->share.flop[tile->owner] += 6 * expert->gate.n_row * expert->gate.n_col * n_row;
+        w->share.bytes_read[tile->owner] += expert_bytes(expert);
         first += n;
     }
     for (int r = 0; r < w->layout->size; r++)
         w->share.sent[r].n_message += 3 * (int64_t)placement->n_round * (w->layout->size - 1);
 }
 
-static mdp_status send_wave(work *w, int64_t layer, const mdp_layer_view *views, const int64_t *rows,
-                            const mdp_placement *placement) {
+static mdp_status send_wave(work *w, int64_t layer, const mdp_layer_view *views, const mdp_roster *roster,
+                            const int64_t *rows, const mdp_placement *placement) {
     const mdp_router_rule *rule = &w->model->layers[layer].moe.rule;
     const mdp_traffic traffic = {.layout = w->layout,
                                  .model = w->model,
@@ -232,26 +238,30 @@ static mdp_status send_wave(work *w, int64_t layer, const mdp_layer_view *views,
                                  .placement = placement,
                                  .rows = rows,
                                  .views = views,
+                                 .roster = roster,
                                  .n_group = rule->n_group,
                                  .n_open = rule->n_open,
                                  .group_size = rule->group_size};
     return mdp_traffic_add(&traffic, w->share.sent);
 }
 
-static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views, int64_t first, int64_t n_block) {
+static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views, const mdp_roster *roster,
+                             int64_t first, int64_t n_block) {
     int32_t n_expert = w->model->layers[layer].moe.n_expert, top_k = 0;
+    int32_t most = mdp_roster_most(w->model, layer, w->pass->views, w->pass->n_stream);
     int64_t *rows = NULL;
     mdp_placement *placement = NULL;
     for (int s = 0; s < w->share.n_branch; s++)
         if (views[s].top_k > top_k) top_k = views[s].top_k;
-    const mdp_moe_room room = mdp_moe_room_of(w->layout, w->partition, top_k, n_expert, w->n_thread, w->pass->n_stream);
-    MDP_TRY(MDP_ALLOC(&rows, w->share.n_branch * n_block * n_expert, "row counts"));
-    spread_rows(w, layer, views, first, n_block, rows);
+    const mdp_moe_room room =
+        mdp_moe_room_of(w->layout, w->partition, top_k, n_expert, most, w->n_thread, w->pass->n_stream);
+    MDP_TRY(MDP_ALLOC(&rows, w->share.n_branch * n_block * roster->n, "row counts"));
+    spread_rows(w, views, roster, first, n_block, rows);
     mdp_status status =
-        mdp_placement_new(w->layout, rows, w->share.n_branch, first, n_block, n_expert, w->n_thread, &placement);
+        mdp_placement_new(w->layout, rows, w->share.n_branch, first, n_block, roster->n, w->n_thread, &placement);
     if (status.code == MDP_OK) {
-        count_wave(w, placement, room.n_tile);
-        status = send_wave(w, layer, views, rows, placement);
+        count_wave(w, roster, placement, room.n_tile);
+        status = send_wave(w, layer, views, roster, rows, placement);
     }
     mdp_placement_destroy(placement);
     mdp_free(rows);
@@ -268,7 +278,7 @@ static bool is_alike(const work *w, int64_t layer, int n_branch, bool original) 
         return false;
     for (int s = 0; s < n_branch; s++) {
         mdp_layer_view a = view_of(w, w->leader[s], layer), b = view_of(w, w->leader[s], other);
-        if (a.n_expert != b.n_expert || a.top_k != b.top_k) return false;
+        if (a.n_expert != b.n_expert || a.top_k != b.top_k || a.made || b.made) return false;
     }
     return true;
 }
@@ -278,22 +288,24 @@ static mdp_status share_experts(work *w, int64_t layer, int n_branch, bool origi
     const mdp_partition *partition = w->partition;
     size_t size = (size_t)w->layout->size;
     mdp_layer_view *views = NULL;
+    mdp_roster roster = {0};
     if (is_alike(w, layer, n_branch, original)) return mdp_ok();
     w->share.layer = original ? -1 : layer;
     w->share.n_branch = n_branch;
-    memset(w->share.n_row, 0, size * sizeof *w->share.n_row);
-    memset(w->share.n_group, 0, size * sizeof *w->share.n_group);
+    memset(w->share.flop, 0, size * sizeof *w->share.flop);
+    memset(w->share.bytes_read, 0, size * sizeof *w->share.bytes_read);
     memset(w->share.sent, 0, size * sizeof *w->share.sent);
     MDP_TRY(MDP_ALLOC(&views, n_branch, "views"));
     for (int s = 0; s < n_branch; s++)
         views[s] = original ? mdp_view_layer(w->model, NULL, layer) : view_of(w, w->leader[s], layer);
-    mdp_status status = mdp_ok();
+    mdp_status status = mdp_roster_new(&w->model->layers[layer].moe, views, n_branch, &roster);
     int64_t end = partition->batch_block[w->batch + 1];
     for (int64_t block = partition->batch_block[w->batch]; block < end && status.code == MDP_OK;) {
         int64_t n = mdp_wave_blocks(w->layout, partition, w->batch, block, end);
-        status = place_wave(w, layer, views, block, n);
+        status = place_wave(w, layer, views, &roster, block, n);
         block += n;
     }
+    mdp_roster_clear(&roster);
     mdp_free(views);
     return status;
 }
@@ -329,9 +341,6 @@ static mdp_status add_block(work *w, int64_t number, bool original) {
     const mdp_layer *layer = &w->model->layers[number];
     const mdp_moe *moe = &layer->moe;
     int64_t d = w->model->d_model, routed = 0;
-    const mdp_expert *expert = &moe->experts[0];
-    int64_t expert_bytes = mlp_bytes(expert) + loaded_bytes(&expert->gate_bias) + loaded_bytes(&expert->up_bias) +
-                           loaded_bytes(&expert->down_bias);
     int64_t fixed = norm_bytes(&layer->norm2) + loaded_bytes(&moe->router) + loaded_bytes(&moe->router_bias) +
                     loaded_bytes(&moe->choice_bias) + loaded_bytes(&moe->shared_gate);
     int64_t shared_bytes = mlp_bytes(&moe->shared);
@@ -343,9 +352,8 @@ static mdp_status add_block(work *w, int64_t number, bool original) {
         int64_t n_pack;
         const mdp_pack *packs = packs_of(w, r, &n_pack);
         mdp_rank_cost *rank = &w->ranks[r];
-        rank->flop += tokens_of(packs, n_pack) * (2 * d * routed + w->n_branch * per_token) +
-                      6 * d * moe->d_ff * w->share.n_row[r];
-        rank->bytes_read += fixed + expert_bytes * w->share.n_group[r];
+        rank->flop += tokens_of(packs, n_pack) * (2 * d * routed + w->n_branch * per_token) + w->share.flop[r];
+        rank->bytes_read += fixed + w->share.bytes_read[r];
         if (shared_bytes > 0) rank->bytes_read += w->n_branch * shared_bytes * shared_groups(w, packs, n_pack);
         rank->bytes_sent += w->share.sent[r].bytes_sent;
         rank->bytes_away += w->share.sent[r].bytes_away;
@@ -399,12 +407,12 @@ static mdp_status allocate(work *w) {
     int64_t size = w->layout->size;
     MDP_TRY(MDP_ALLOC(&w->attention, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->attends, size, "costs of ranks"));
-    MDP_TRY(MDP_ALLOC(&w->share.n_row, size, "costs of ranks"));
-    MDP_TRY(MDP_ALLOC(&w->share.n_group, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->share.flop, size, "costs of ranks"));
+    MDP_TRY(MDP_ALLOC(&w->share.bytes_read, size, "costs of ranks"));
     MDP_TRY(MDP_ALLOC(&w->share.sent, size, "costs of ranks"));
-    MDP_TRY(MDP_ALLOC(&w->leader, w->pass->n_stream, "states"));
-    MDP_TRY(MDP_ALLOC(&w->origin, w->pass->n_stream, "states"));
-    return MDP_ALLOC(&w->branch, w->pass->n_stream, "states");
+    MDP_TRY(MDP_ALLOC(&w->leader, w->pass->n_stream, "branches"));
+    MDP_TRY(MDP_ALLOC(&w->origin, w->pass->n_stream, "branches"));
+    return MDP_ALLOC(&w->branch, w->pass->n_stream, "branches");
 }
 
 mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
@@ -420,8 +428,8 @@ mdp_status mdp_engine_cost(const mdp_comm *layout, const mdp_model *model, const
     for (int64_t b = 0; b < partition->n_batch && status.code == MDP_OK; b++) status = add_batch(&w, b);
     mdp_free(w.attention);
     mdp_free(w.attends);
-    mdp_free(w.share.n_row);
-    mdp_free(w.share.n_group);
+    mdp_free(w.share.flop);
+    mdp_free(w.share.bytes_read);
     mdp_free(w.share.sent);
     mdp_free(w.leader);
     mdp_free(w.origin);

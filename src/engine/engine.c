@@ -17,7 +17,8 @@ static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->stream_branch, engine->n_stream, "branches"));
     MDP_TRY(mdp_stack_new(&engine->stack));
     MDP_TRY(mdp_panel_feed_new(engine->reader, mdp_feed_depth(engine->n_thread),
-                               mdp_largest_panel(engine->model).n_value, engine->profile, &engine->feed));
+                               mdp_largest_panel(engine->model, engine->views, engine->n_stream).n_value,
+                               engine->profile, &engine->feed));
     return mdp_attention_prepare(engine);
 }
 
@@ -66,6 +67,7 @@ void mdp_engine_destroy_all(mdp_engine *engine) {
     mdp_exchange_room_destroy(engine->room);
     for (int s = 0; engine->branches && s < engine->n_branch; s++) mdp_branch_free(&engine->branches[s]);
     mdp_free(engine->branches);
+    mdp_roster_clear(&engine->roster);
     mdp_free(engine->stream_branch);
     mdp_free(engine->cosine);
     mdp_free(engine->sine);
@@ -78,8 +80,15 @@ void mdp_engine_destroy_all(mdp_engine *engine) {
 
 /* ---- layers ---- */
 
-/* Set every branch's view of the layer and make room for its routes. */
+/* Set every branch's view of the layer, list who computes in them, and make room for routes. */
 static mdp_status set_views(mdp_engine *engine, int64_t layer) {
+    mdp_layer_view *views = NULL;
+    MDP_TRY(MDP_ALLOC(&views, engine->n_branch, "views"));
+    for (int s = 0; s < engine->n_branch; s++) views[s] = mdp_engine_view(engine, engine->branches[s].leader, layer);
+    mdp_roster_clear(&engine->roster);
+    mdp_status status = mdp_roster_new(&engine->model->layers[layer].moe, views, engine->n_branch, &engine->roster);
+    mdp_free(views);
+    MDP_TRY(status);
     for (int s = 0; s < engine->n_branch; s++) {
         mdp_branch *branch = &engine->branches[s];
         mdp_layer_view view = mdp_engine_view(engine, branch->leader, layer);

@@ -2,6 +2,7 @@
 #ifndef MDP_SRC_ENGINE_ENGINE_H
 #define MDP_SRC_ENGINE_ENGINE_H
 
+#include "engine/roster.h"
 #include "engine/team.h"
 
 #define MDP_MESSAGE_BYTES (8 << 20) /* of memory for rows on their way */
@@ -18,7 +19,7 @@ typedef struct mdp_branch {
     float *weight;              /* [n_token, top_k] */
 } mdp_branch;
 
-/* Number in the model of an expert that is numbered in the branch's view. */
+/* Number in the model of the router row of an expert that is numbered in the branch's view. */
 static inline mdp_expert_t mdp_model_expert(const mdp_branch *branch, mdp_expert_t index) {
     return branch->source ? branch->source[index] : index;
 }
@@ -51,6 +52,7 @@ struct mdp_engine {
     int n_branch;
     mdp_branch *branches; /* [n_stream], the first n_branch in use */
     int *stream_branch;   /* [n_stream] */
+    mdp_roster roster;    /* of the layer at hand; its views are the branches */
 
     int64_t away_row_wanted; /* (token row, rank of another node that needs it) in all rounds so far */
     int64_t away_row;        /* token rows that were sent to other nodes for that */

@@ -44,10 +44,10 @@ static mdp_status observe_tile(void *context, int64_t number, const float *x, co
     if (finite && engine->observers.tile) {
         mdp_tile tile = {.layer = tiles->layer_number,
                          .branch = place->branch,
-                         .expert = place->expert,
+                         .expert = engine->roster.number[place->expert],
                          .n_row = place->n_row,
                          .d_model = engine->model->d_model,
-                         .d_ff = moe->d_ff,
+                         .d_ff = engine->roster.experts[place->expert]->gate.n_row,
                          .x = x,
                          .h = h,
                          .y = y,
@@ -83,8 +83,8 @@ static mdp_status make_room(mdp_expert_scratch *scratch, int64_t n) {
 }
 
 /* This rank's tiles of a round. Those that lie side by side and have one expert are a group, of n_tile at most. */
-static mdp_status list_tiles(const mdp_engine *engine, const mdp_moe *moe, const mdp_placement *placement,
-                             int32_t number, const mdp_round *round, mdp_expert_scratch *scratch) {
+static mdp_status list_tiles(const mdp_engine *engine, const mdp_placement *placement, int32_t number,
+                             const mdp_round *round, mdp_expert_scratch *scratch) {
     const mdp_tile_place *before = NULL; /* the last one of the group at hand */
     int64_t n = 0;
     for (int64_t t = 0; t < placement->n_tile; t++)
@@ -95,7 +95,8 @@ static mdp_status list_tiles(const mdp_engine *engine, const mdp_moe *moe, const
         if (tile->owner != engine->comm->rank || tile->round != number) continue;
         bool joins = before && before + 1 == tile && before->expert == tile->expert &&
                      scratch->groups[scratch->n_group - 1].n_tile < scratch->n_tile;
-        if (!joins) scratch->groups[scratch->n_group++] = (mdp_gated_group){.expert = &moe->experts[tile->expert]};
+        if (!joins)
+            scratch->groups[scratch->n_group++] = (mdp_gated_group){.expert = engine->roster.experts[tile->expert]};
         scratch->groups[scratch->n_group - 1].n_tile++;
         scratch->own[scratch->n_own] = before = tile;
         scratch->tiles[scratch->n_own++] =
@@ -125,11 +126,14 @@ static mdp_status run_groups(mdp_engine *engine, const mdp_moe *moe, mdp_expert_
     };
     if (scratch->bias) {
         walk.gating.gate_bias = scratch->bias;
-        walk.gating.up_bias = scratch->bias + moe->d_ff;
-        walk.down_bias = scratch->bias + 2 * moe->d_ff;
     }
     for (; walk.groups < scratch->groups + n_group; walk.groups += step) {
-        if (scratch->bias) MDP_TRY(load_biases(engine, walk.groups->expert, scratch));
+        if (scratch->bias) {
+            int64_t d_ff = walk.groups->expert->gate.n_row;
+            MDP_TRY(load_biases(engine, walk.groups->expert, scratch));
+            walk.gating.up_bias = scratch->bias + d_ff;
+            walk.down_bias = scratch->bias + 2 * d_ff;
+        }
         MDP_TRY(mdp_gated_run(&walk));
         walk.tiles += walk.groups->n_tile;
         context->own += walk.groups->n_tile;
@@ -141,7 +145,7 @@ mdp_status mdp_experts_compute(mdp_engine *engine, const mdp_layer *layer, int64
                                const mdp_placement *placement, int32_t number, mdp_round *round,
                                mdp_expert_scratch *scratch) {
     mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_EXPERTS);
-    mdp_status status = list_tiles(engine, &layer->moe, placement, number, round, scratch);
+    mdp_status status = list_tiles(engine, placement, number, round, scratch);
     expert_tiles context = {.engine = engine, .layer_number = layer_number, .round = round, .own = scratch->own};
     if (status.code == MDP_OK) status = run_groups(engine, &layer->moe, scratch, &context);
     mdp_panel_feed_stop(engine->feed);

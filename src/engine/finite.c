@@ -156,8 +156,8 @@ mdp_status mdp_finite_agree_all(mdp_engine *engine, int64_t layer) {
     if (engine->comm->rank == 0) {
         char blame[400] = "", what[64];
         mdp_expert_t e = (mdp_expert_t)(key >> TOKEN_BITS);
-        const mdp_expert *expert = &engine->model->layers[layer].moe.experts[e];
-        snprintf(what, sizeof what, "the output of expert %d", (int)e);
+        const mdp_expert *expert = engine->roster.experts[e];
+        snprintf(what, sizeof what, "the output of expert %d", (int)engine->roster.number[e]);
         blame_matrix(engine, &expert->gate, blame, sizeof blame);
         blame_matrix(engine, &expert->up, blame, sizeof blame);
         blame_matrix(engine, &expert->down, blame, sizeof blame);

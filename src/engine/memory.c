@@ -44,7 +44,16 @@ static void meet_mlp(const mdp_expert *mlp, mdp_panel_size *out) {
     meet(&mlp->down, out);
 }
 
-mdp_panel_size mdp_largest_panel(const mdp_model *model) {
+/* Of the experts that a view makes. */
+static void meet_view(const mdp_view *view, mdp_panel_size *out) {
+    for (int64_t l = 0; l < view->n_layer; l++) {
+        const mdp_layer_view *layer = &view->layers[l];
+        for (int32_t e = 0; layer->made && e < layer->n_expert; e++)
+            if (layer->made[e]) meet_mlp(layer->made[e], out);
+    }
+}
+
+mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *views, int n_view) {
     mdp_panel_size out = {0};
     meet(&model->head, &out);
     for (int64_t l = 0; l < model->n_layer; l++) {
@@ -57,6 +66,8 @@ mdp_panel_size mdp_largest_panel(const mdp_model *model) {
         if (layer->is_moe) meet_mlp(&layer->moe.shared, &out);
         for (int32_t e = 0; layer->is_moe && e < layer->moe.n_expert; e++) meet_mlp(&layer->moe.experts[e], &out);
     }
+    for (int v = 0; views && v < n_view; v++)
+        if (views[v]) meet_view(views[v], &out);
     return out;
 }
 
@@ -122,6 +133,7 @@ typedef struct work {
     int64_t attention;    /* bytes that attention takes */
     int64_t kept;         /* tokens of a rank in a wave, at most */
     int64_t n_block;      /* of the largest batch */
+    int32_t n_roster;     /* experts and those that views make, of any layer */
 } work;
 
 /* Tokens of a rank whose outputs are kept until they are combined: a wave is one block, or keeps to its bound. */
@@ -136,7 +148,7 @@ static void find_wave(work *w) {
 
 /* Lists of rows, tiles and routes: see mdp_moe_all and prepare_wave. */
 static int64_t list_bytes(const work *w, const mdp_moe *moe, int64_t n_row) {
-    int64_t n_cell = (int64_t)w->n_stream * w->n_block * moe->n_expert, size = w->comm->size;
+    int64_t n_cell = (int64_t)w->n_stream * w->n_block * w->n_roster, size = w->comm->size;
     int64_t n_round = n_row / size / (mdp_round_rows(w->n_thread) - MDP_TILE_ROWS) + 2;
     return (7 * n_cell + 15 * MDP_ROUNDS_AT_ONCE * size + n_round * (7 * size + 3 * w->comm->n_node)) *
                (int64_t)sizeof(int64_t) +
@@ -147,12 +159,12 @@ static int64_t list_bytes(const work *w, const mdp_moe *moe, int64_t n_row) {
 /* Rows that the placement can give a rank. */
 static int64_t placed_rows(const work *w, const mdp_moe *moe) {
     int64_t n_row = w->n_stream * w->partition->batch_tokens * moe->top_k;
-    return mdp_placement_most_rows(w->comm, n_row, (int64_t)w->n_stream * w->n_block * moe->n_expert);
+    return mdp_placement_most_rows(w->comm, n_row, (int64_t)w->n_stream * w->n_block * w->n_roster);
 }
 
 /* What of them a round has room for, and the tiles of a group. */
 static mdp_moe_room room_of(const work *w, const mdp_moe *moe) {
-    return mdp_moe_room_of(w->comm, w->partition, moe->top_k, moe->n_expert, w->n_thread, w->n_stream);
+    return mdp_moe_room_of(w->comm, w->partition, moe->top_k, moe->n_expert, w->n_roster, w->n_thread, w->n_stream);
 }
 
 /* Buffers of rounds. Where there is one round, a token's row is there once; else three arrays change places. */
@@ -225,12 +237,14 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     find_wave(&w);
     for (int64_t l = 0; l < model->n_layer; l++)
         if (model->layers[l].is_moe) top_k = larger(top_k, model->layers[l].moe.top_k);
+    for (int64_t l = 0; l < model->n_layer; l++)
+        w.n_roster = (int32_t)larger(w.n_roster, mdp_roster_most(model, l, pass->views, pass->n_stream));
     int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
     if (pass->with_head) token += pass->n_stream * MDP_LOSS_ROW;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);
     if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
-    const mdp_panel_size panel = mdp_largest_panel(model);
+    const mdp_panel_size panel = mdp_largest_panel(model, pass->views, pass->n_stream);
     int64_t weights = mdp_feed_depth(n_thread) * panel.n_value * (int64_t)sizeof(float) + panel.n_byte;
     return w.share.n_token * token + angles + weights + most + SHARED_BYTE + message_bytes(&w) +
            shared_bytes(comm, model, partition, pass->n_stream) +

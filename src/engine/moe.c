@@ -20,7 +20,7 @@ static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_
             int64_t first = pack->first_token - engine->batch.first_token;
             int64_t *row = rows + (s * n_block + pack->block - first_block) * n_expert;
             for (int64_t i = first * branch->top_k; i < (first + pack->n_token) * branch->top_k; i++) {
-                row[mdp_model_expert(branch, branch->index[i])]++;
+                row[mdp_roster_of(&engine->roster, s, branch->index[i])]++;
             }
         }
     }
@@ -82,7 +82,7 @@ static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, en
             int64_t first = pack->first_token - engine->batch.first_token;
             for (int64_t local = first; local < first + pack->n_token; local++) {
                 for (int32_t slot = 0; slot < branch->top_k; slot++) {
-                    mdp_expert_t e = mdp_model_expert(branch, branch->index[local * branch->top_k + slot]);
+                    mdp_expert_t e = mdp_roster_of(&engine->roster, s, branch->index[local * branch->top_k + slot]);
                     int64_t row = next[at + e]++;
                     const mdp_tile_place *tile = &placement->tiles[placement->first_tile[at + e] + row / MDP_TILE_ROWS];
                     mdp_route_entry entry = {.local = local,
@@ -244,7 +244,7 @@ static mdp_status check_room(const mdp_placement *placement, int64_t n_row) {
 static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows, const int64_t *start,
                            int64_t layer_number, const float *norm, mdp_moe_buffers *buffers) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
-    mdp_status status = prepare_wave(engine, w, rows, start, layer->moe.n_expert);
+    mdp_status status = prepare_wave(engine, w, rows, start, engine->roster.n);
     if (status.code == MDP_OK) status = check_room(w->placement, buffers->rounds[0].capacity);
     status = mdp_engine_agree_all(engine, status);
     if (status.code != MDP_OK) return status;
@@ -275,7 +275,7 @@ int64_t mdp_moe_thread_scratch(int64_t d_model) {
 }
 
 mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partition, int32_t top_k, int32_t n_expert,
-                             int n_thread, int n_stream) {
+                             int32_t n_roster, int n_thread, int n_stream) {
     mdp_moe_room out = {.n_row = n_stream * partition->batch_tokens * top_k};
     int64_t most_block = 0;
     for (int64_t batch = 0; batch < partition->n_batch; batch++) {
@@ -289,7 +289,7 @@ mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partitio
         if (n_tile > out.n_tile) out.n_tile = n_tile;
     }
     out.ahead = comm->size > 1 && out.n_row > mdp_round_rows(n_thread);
-    int64_t placed = mdp_placement_most_rows(comm, out.n_row, (int64_t)n_stream * most_block * n_expert);
+    int64_t placed = mdp_placement_most_rows(comm, out.n_row, (int64_t)n_stream * most_block * n_roster);
     if (out.n_row > placed) out.n_row = placed; /* capacity that nobody fills would be room for another step's pages */
     if (out.n_row > mdp_round_rows(n_thread)) out.n_row = mdp_round_rows(n_thread);
     int64_t wanted = n_thread > 1 ? 2 * n_thread : 1; /* so that threads find a tile while others go down */
@@ -321,13 +321,15 @@ static mdp_status new_rounds(const mdp_engine *engine, const mdp_moe_room *room,
     return mdp_ok();
 }
 
-static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_buffers *buffers) {
+static mdp_status new_buffers(mdp_engine *engine, int64_t layer, mdp_moe_buffers *buffers) {
+    const mdp_moe *moe = &engine->model->layers[layer].moe;
     int32_t top_k = 0;
     for (int s = 0; s < engine->n_branch; s++)
         if (engine->branches[s].top_k > top_k) top_k = engine->branches[s].top_k;
-    const mdp_moe_room room =
-        mdp_moe_room_of(engine->comm, engine->partition, top_k, moe->n_expert, engine->n_thread, engine->n_stream);
-    int64_t d_ff = moe->d_ff, d = engine->model->d_model;
+    const mdp_moe_room room = mdp_moe_room_of(engine->comm, engine->partition, top_k, moe->n_expert,
+                                              mdp_roster_most(engine->model, layer, engine->views, engine->n_stream),
+                                              engine->n_thread, engine->n_stream);
+    int64_t d_ff = engine->roster.largest_ff, d = engine->model->d_model;
     mdp_expert_scratch *scratch = &buffers->scratch;
     MDP_TRY(new_rounds(engine, &room, buffers));
     scratch->n_tile = room.n_tile;
@@ -345,25 +347,25 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_bu
 }
 
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm) {
-    const mdp_moe *moe = &engine->model->layers[layer_number].moe;
     const mdp_partition *partition = engine->partition;
+    int32_t n_expert = engine->roster.n;
     int64_t first = partition->batch_block[engine->batch_number],
             end = partition->batch_block[engine->batch_number + 1];
-    int64_t n_block = end - first, n_cell = engine->n_branch * n_block * moe->n_expert;
+    int64_t n_block = end - first, n_cell = engine->n_branch * n_block * n_expert;
     int64_t *cells = NULL; /* [5, n_cell]: local rows, rows over all ranks, rows on lower ranks, and two for a wave */
     mdp_moe_buffers buffers = {0};
     mdp_mark mark = mdp_stack_mark(engine->stack);
     mdp_status status = MDP_ALLOC(&cells, 5 * n_cell, "row counts");
-    if (status.code == MDP_OK) status = new_buffers(engine, moe, &buffers);
+    if (status.code == MDP_OK) status = new_buffers(engine, layer_number, &buffers);
     MDP_TRY_GOTO(status, done, mdp_agree_all(engine->comm, status));
-    count_rows(engine, first, n_block, moe->n_expert, cells);
+    count_rows(engine, first, n_block, n_expert, cells);
     MDP_TRY_GOTO(status, done, number_rows_all(engine, cells, n_cell, cells + n_cell, cells + 2 * n_cell));
     for (int64_t block = first; block < end && status.code == MDP_OK;) {
         mdp_wave w = {.first_block = block,
                       .n_block = mdp_wave_blocks(engine->comm, partition, engine->batch_number, block, end)};
         int64_t *rows = cells + 3 * n_cell, *start = cells + 4 * n_cell;
-        wave_cells(engine, &w, cells + n_cell, first, n_block, moe->n_expert, rows);
-        wave_cells(engine, &w, cells + 2 * n_cell, first, n_block, moe->n_expert, start);
+        wave_cells(engine, &w, cells + n_cell, first, n_block, n_expert, rows);
+        wave_cells(engine, &w, cells + 2 * n_cell, first, n_block, n_expert, start);
         mdp_mark wave = mdp_stack_mark(engine->stack);
         status = run_wave(engine, &w, rows, start, layer_number, norm, &buffers);
         block += w.n_block;

@@ -16,13 +16,13 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
 int64_t mdp_wave_blocks(const mdp_comm *comm, const mdp_partition *partition, int64_t batch, int64_t first,
                         int64_t end);
 /* Room for rows of a round and tiles of a group: no more than the largest batch has, and no more tiles than an expert
- * has when tokens choose evenly, and a quarter, or than keep the threads busy. */
+ * has when tokens choose evenly, and a quarter, or than keep the threads busy. n_roster: see mdp_roster_most. */
 typedef struct mdp_moe_room {
     int64_t n_row, n_tile;
     bool ahead; /* there can be more than one round, and other ranks */
 } mdp_moe_room;
 mdp_moe_room mdp_moe_room_of(const mdp_comm *comm, const mdp_partition *partition, int32_t top_k, int32_t n_expert,
-                             int n_thread, int n_stream);
+                             int32_t n_roster, int n_thread, int n_stream);
 /* Values of scratch.up for one thread: a panel of products, or a row of the combine. */
 int64_t mdp_moe_thread_scratch(int64_t d_model);
 

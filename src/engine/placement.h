@@ -6,7 +6,7 @@
 
 /* One tile of the wave: rows first .. first+n_row-1 (in token order) of an expert in a block of a branch. */
 typedef struct mdp_tile_place {
-    mdp_expert_t expert; /* number in the model */
+    mdp_expert_t expert; /* number in the layer's roster */
     int32_t branch;
     int64_t block;
     int32_t n_row;

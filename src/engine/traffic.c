@@ -119,10 +119,10 @@ static const mdp_tile_place *next_tile(const drawing *d, int64_t cell) {
 }
 
 /* Rows with their notes and outputs; returns where the token itself is needed. `cells`: the first of its block. */
-static int32_t send_rows(drawing *d, const mdp_layer_view *view, int home, int64_t cells) {
+static int32_t send_rows(drawing *d, int branch, int home, int64_t cells) {
     int32_t n_stop = 0;
-    for (int32_t i = 0; i < view->top_k; i++) {
-        int64_t cell = cells + expert_of(view, d->chosen[i]);
+    for (int32_t i = 0; i < d->of->views[branch].top_k; i++) {
+        int64_t cell = cells + mdp_roster_of(d->of->roster, branch, d->chosen[i]);
         if (d->of->rows[cell] == 0) continue;
         const mdp_tile_place *tile = next_tile(d, cell);
         int32_t s = 0;
@@ -189,7 +189,7 @@ static void draw_rank(drawing *d, int home, int branch, const mdp_pack *packs, i
         int64_t cells = (branch * placement->n_block + block) * placement->n_expert;
         for (int64_t t = 0; t < packs[p].n_token; t += d->stride) {
             choose(d, view);
-            send_token(d, home, send_rows(d, view, home, cells));
+            send_token(d, home, send_rows(d, branch, home, cells));
         }
     }
 }

@@ -3,6 +3,7 @@
 #define MDP_SRC_ENGINE_TRAFFIC_H
 
 #include "engine/placement.h"
+#include "engine/roster.h"
 
 /* A wave whose rows are to be sent; all borrowed. */
 typedef struct mdp_traffic {
@@ -13,6 +14,7 @@ typedef struct mdp_traffic {
     const mdp_placement *placement;
     const int64_t *rows;                 /* [n_branch, n_block, n_expert] what the placement was made of */
     const mdp_layer_view *views;         /* [n_branch] */
+    const mdp_roster *roster;            /* of these views */
     int32_t n_group, n_open, group_size; /* of the router's rule */
 } mdp_traffic;
 
