@@ -145,7 +145,7 @@ typedef struct mdp_exchange {
 } mdp_exchange;
 
 #define MDP_EXCHANGE_SLOTS 2 /* pieces in flight in each direction */
-#define MDP_EXCHANGE_QUEUE 3 /* exchanges begun between two calls that finish, at most */
+#define MDP_EXCHANGE_QUEUE 4 /* exchanges begun between two calls that finish, at most */
 
 /* How far the pieces of an exchange have come. */
 typedef struct mdp_exchange_cursor {

@@ -114,11 +114,27 @@ typedef struct mdp_combined_token {
     float scale;               /* routed + shared are multiplied by it when they join the residual stream */
 } mdp_combined_token;
 
+/* Tokens of a branch in whole blocks, with what their experts computed, at their owners. */
+typedef struct mdp_wave_rows {
+    int64_t layer;
+    int branch;
+    int64_t first_block, n_block;
+    int64_t first_local, n_local; /* rows of this rank, in the current batch */
+    int32_t n_expert, top_k;      /* of the branch's view */
+    const mdp_expert_t *index;    /* [n_local, top_k] numbered in the view, best first */
+    const float *weight;          /* [n_local, top_k] */
+    const float *h;               /* [n_local, top_k, stride] activations before the down projection */
+    int64_t stride;               /* values of the widest expert */
+} mdp_wave_rows;
+
 /* Any may be NULL. Called from worker threads, several at once; what they add must not depend on the order. */
 typedef struct mdp_observers {
     mdp_status (*tile)(void *context, const mdp_tile *tile);
     void (*routed)(void *context, const mdp_routed_token *token);
     void (*combined)(void *context, const mdp_combined_token *token);
+    /* After all tokens of some blocks are combined, where a pass brings activations back (mdp_pass): those of the last
+     * stream. From the main thread of every rank. Collective. */
+    mdp_status (*wave_all)(void *context, const mdp_wave_rows *rows);
     void *context;
 } mdp_observers;
 
@@ -130,7 +146,8 @@ typedef struct mdp_engine mdp_engine;
 typedef struct mdp_pass {
     int n_stream;                 /* streams, >= 1 */
     bool with_head;               /* mdp_engine_head_all will be called */
-    bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer: there is one stream */
+    bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer */
+    bool activations;             /* those of the last stream come back to the tokens' owners */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;
 
@@ -187,9 +204,9 @@ mdp_status mdp_engine_restore_batch_all(mdp_engine *engine, int64_t batch, int n
 /* Attention and MoE block of a layer, for all branches; branches fork where views first differ. Collective. Errors:
  * MDP_BAD_INPUT for activations that are not finite, naming layer, expert, token and weight. */
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
-/* The MoE block of the layer just computed once more, from the same input, as the stream's view of it is by now; this
- * result goes on and observers see nothing of it. For passes that redo blocks. Collective. */
-mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer);
+/* The MoE block of the layer just computed once more for the last stream, from the same input, as its view of the layer
+ * is by now; this result goes on, seen by `observers` only (NULL: by none). For passes that redo blocks. Collective. */
+mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer, const mdp_observers *observers);
 
 /* What the current batch is on this rank. */
 typedef struct mdp_local_batch {

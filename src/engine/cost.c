@@ -15,6 +15,7 @@
 typedef struct expert_share {
     int64_t layer;       /* a layer of that shape; -1: nothing yet */
     int n_branch;        /* and what it was made for */
+    int kept;            /* the branch whose activations come back; -1: none */
     int64_t *flop;       /* [size] of products */
     int64_t *bytes_read; /* [size] of experts */
     mdp_rank_cost *sent; /* [size] bytes and messages */
@@ -239,6 +240,7 @@ static mdp_status send_wave(work *w, int64_t layer, const mdp_layer_view *views,
                                  .rows = rows,
                                  .views = views,
                                  .roster = roster,
+                                 .kept = w->share.kept,
                                  .n_group = rule->n_group,
                                  .n_open = rule->n_open,
                                  .group_size = rule->group_size};
@@ -268,10 +270,23 @@ static mdp_status place_wave(work *w, int64_t layer, const mdp_layer_view *views
     return status;
 }
 
+/* Which branches a block is computed for. */
+typedef enum block_kind { BLOCK_ALL, BLOCK_ORIGINAL, BLOCK_REDONE } block_kind;
+
+/* Their views: of every branch, as the model has the layer, or of the last stream. */
+static int list_views(const work *w, int64_t layer, block_kind kind, mdp_layer_view *views) {
+    int n = kind == BLOCK_REDONE ? 1 : w->n_branch;
+    for (int s = 0; s < n; s++) {
+        int leader = kind == BLOCK_REDONE ? w->pass->n_stream - 1 : w->leader[s];
+        views[s] = kind == BLOCK_ORIGINAL ? mdp_view_layer(w->model, NULL, layer) : view_of(w, leader, layer);
+    }
+    return n;
+}
+
 /* Would the experts of two layers be shared out alike? Which experts a view keeps does not matter, how many does. */
-static bool is_alike(const work *w, int64_t layer, int n_branch, bool original) {
+static bool is_alike(const work *w, int64_t layer, int n_branch, block_kind kind) {
     int64_t other = w->share.layer;
-    if (other < 0 || original || n_branch != w->share.n_branch ||
+    if (other < 0 || kind != BLOCK_ALL || n_branch != w->share.n_branch ||
         w->model->layers[layer].moe.n_expert != w->model->layers[other].moe.n_expert ||
         w->model->layers[layer].moe.rule.n_group != w->model->layers[other].moe.rule.n_group ||
         w->model->layers[layer].moe.rule.n_open != w->model->layers[other].moe.rule.n_open)
@@ -283,22 +298,21 @@ static bool is_alike(const work *w, int64_t layer, int n_branch, bool original) 
     return true;
 }
 
-/* Fill the shares of the experts of a layer; `original`: before it is decided what is left of it. */
-static mdp_status share_experts(work *w, int64_t layer, int n_branch, bool original) {
+/* Fill the shares of the experts of a layer. */
+static mdp_status share_experts(work *w, int64_t layer, block_kind kind) {
     const mdp_partition *partition = w->partition;
     size_t size = (size_t)w->layout->size;
     mdp_layer_view *views = NULL;
     mdp_roster roster = {0};
-    if (is_alike(w, layer, n_branch, original)) return mdp_ok();
-    w->share.layer = original ? -1 : layer;
-    w->share.n_branch = n_branch;
+    if (is_alike(w, layer, w->n_branch, kind)) return mdp_ok();
     memset(w->share.flop, 0, size * sizeof *w->share.flop);
     memset(w->share.bytes_read, 0, size * sizeof *w->share.bytes_read);
     memset(w->share.sent, 0, size * sizeof *w->share.sent);
-    MDP_TRY(MDP_ALLOC(&views, n_branch, "views"));
-    for (int s = 0; s < n_branch; s++)
-        views[s] = original ? mdp_view_layer(w->model, NULL, layer) : view_of(w, w->leader[s], layer);
-    mdp_status status = mdp_roster_new(&w->model->layers[layer].moe, views, n_branch, &roster);
+    MDP_TRY(MDP_ALLOC(&views, w->n_branch, "views"));
+    w->share.layer = kind == BLOCK_ALL ? layer : -1;
+    w->share.n_branch = list_views(w, layer, kind, views);
+    w->share.kept = kind == BLOCK_ALL && w->pass->activations ? w->branch[w->pass->n_stream - 1] : -1;
+    mdp_status status = mdp_roster_new(&w->model->layers[layer].moe, views, w->share.n_branch, &roster);
     int64_t end = partition->batch_block[w->batch + 1];
     for (int64_t block = partition->batch_block[w->batch]; block < end && status.code == MDP_OK;) {
         int64_t n = mdp_wave_blocks(w->layout, partition, w->batch, block, end);
@@ -336,25 +350,31 @@ static void add_dense(work *w, const mdp_layer *layer) {
     }
 }
 
-/* The MoE block of every branch; `original`: as the model has it. */
-static mdp_status add_block(work *w, int64_t number, bool original) {
+/* Experts that the router rows of a block's branches stand for, all together. */
+static int64_t count_routed(const work *w, int64_t number, block_kind kind) {
+    int64_t n = 0;
+    if (kind == BLOCK_REDONE) return view_of(w, w->pass->n_stream - 1, number).n_expert;
+    for (int s = 0; s < w->n_branch; s++)
+        n += kind == BLOCK_ORIGINAL ? w->model->layers[number].moe.n_expert : view_of(w, w->leader[s], number).n_expert;
+    return n;
+}
+
+static mdp_status add_block(work *w, int64_t number, block_kind kind) {
     const mdp_layer *layer = &w->model->layers[number];
     const mdp_moe *moe = &layer->moe;
-    int64_t d = w->model->d_model, routed = 0;
+    int64_t d = w->model->d_model, routed = count_routed(w, number, kind);
     int64_t fixed = norm_bytes(&layer->norm2) + loaded_bytes(&moe->router) + loaded_bytes(&moe->router_bias) +
                     loaded_bytes(&moe->choice_bias) + loaded_bytes(&moe->shared_gate);
     int64_t shared_bytes = mlp_bytes(&moe->shared);
     int64_t per_token = moe->shared.gate.tensor ? 6 * d * moe->shared_ff + (moe->shared_gate.tensor ? 2 * d : 0) : 0;
-    for (int s = 0; s < w->n_branch; s++)
-        routed += original ? moe->n_expert : view_of(w, w->leader[s], number).n_expert;
-    MDP_TRY(share_experts(w, number, w->n_branch, original));
+    MDP_TRY(share_experts(w, number, kind));
     for (int r = 0; r < w->layout->size; r++) {
         int64_t n_pack;
         const mdp_pack *packs = packs_of(w, r, &n_pack);
         mdp_rank_cost *rank = &w->ranks[r];
-        rank->flop += tokens_of(packs, n_pack) * (2 * d * routed + w->n_branch * per_token) + w->share.flop[r];
+        rank->flop += tokens_of(packs, n_pack) * (2 * d * routed + w->share.n_branch * per_token) + w->share.flop[r];
         rank->bytes_read += fixed + w->share.bytes_read[r];
-        if (shared_bytes > 0) rank->bytes_read += w->n_branch * shared_bytes * shared_groups(w, packs, n_pack);
+        if (shared_bytes > 0) rank->bytes_read += w->share.n_branch * shared_bytes * shared_groups(w, packs, n_pack);
         rank->bytes_sent += w->share.sent[r].bytes_sent;
         rank->bytes_away += w->share.sent[r].bytes_away;
         rank->n_message += w->share.sent[r].n_message;
@@ -369,9 +389,13 @@ static mdp_status add_layer(work *w, int64_t number) {
         add_dense(w, layer);
         return mdp_ok();
     }
-    if (w->pass->redo_block) MDP_TRY(add_block(w, number, true));
-    if (!w->pass->redo_block) part(w, number);
-    return add_block(w, number, false);
+    if (!w->pass->redo_block) {
+        part(w, number);
+        return add_block(w, number, BLOCK_ALL);
+    }
+    if (w->pass->n_stream > 1) part(w, number);
+    MDP_TRY(add_block(w, number, w->pass->n_stream > 1 ? BLOCK_ALL : BLOCK_ORIGINAL));
+    return add_block(w, number, BLOCK_REDONE);
 }
 
 static void add_ends(work *w) {

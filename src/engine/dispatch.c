@@ -12,9 +12,10 @@
 /* A round, and where packing of token rows stands for the peer being served. */
 typedef struct packing {
     const mdp_round_context *round;
-    int64_t landed; /* landed rows looked at */
-    int64_t entry;  /* entries looked at */
-    int64_t unique; /* token rows among them, less one */
+    int64_t landed;     /* landed rows looked at */
+    int64_t entry;      /* entries looked at */
+    int64_t unique;     /* token rows among them, less one */
+    int64_t note, back; /* notes and entries looked at for activations that go back, and that come back */
 } packing;
 
 const mdp_route_entry *mdp_round_entries(const mdp_round_context *round, int owner, int64_t *n) {
@@ -24,9 +25,10 @@ const mdp_route_entry *mdp_round_entries(const mdp_round_context *round, int own
     return round->w->entries + first;
 }
 
-int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model) {
+int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model, int64_t n_activation) {
     int64_t row = mdp_dispatch_row_bytes(model, mdp_landing_words(comm)), note = sizeof(mdp_row_note);
-    return row > note ? row : note;
+    int64_t longest = row > note ? row : note, activations = n_activation * (int64_t)sizeof(float);
+    return longest > activations ? longest : activations;
 }
 
 static int64_t count_unique(const mdp_route_entry *entries, int64_t n) {
@@ -175,6 +177,75 @@ static void stay_outputs(void *opaque, int64_t n) {
         memcpy(output_place(round, &entries[i]), buffers->round.y + notes[i].position * d, (size_t)d * sizeof(float));
 }
 
+/* ---- activations that come back ---- */
+
+/* The next row from a peer whose activations go back to it. */
+static const float *next_kept(packing *p, int peer) {
+    const mdp_round_buffers *buffers = p->round->buffers;
+    const mdp_row_note *notes = buffers->notes + buffers->counts.note_first[peer];
+    while (!buffers->round.comes_back[notes[p->note].position]) p->note++;
+    return buffers->round.h + notes[p->note++].position * buffers->round.h_stride;
+}
+
+/* Where the next activations that come back from a peer belong. */
+static float *next_back(packing *p, int peer) {
+    const mdp_wave *w = p->round->w;
+    int64_t n_entry;
+    const mdp_route_entry *entries = mdp_round_entries(p->round, peer, &n_entry);
+    while (entries[p->back].branch != w->kept) p->back++;
+    const mdp_route_entry *entry = &entries[p->back++];
+    int64_t row = (entry->local - w->first_local) * p->round->engine->branches[w->kept].top_k + entry->slot;
+    return w->h + row * w->h_stride;
+}
+
+static void pack_activations(void *opaque, int peer, int64_t first, int64_t n, void *buffer) {
+    packing *p = opaque;
+    int64_t stride = p->round->w->h_stride;
+    if (first == 0) p->note = 0;
+    for (int64_t i = 0; i < n; i++)
+        memcpy((float *)buffer + i * stride, next_kept(p, peer), (size_t)stride * sizeof(float));
+}
+
+static void unpack_activations(void *opaque, int peer, int64_t first, int64_t n, const void *buffer) {
+    packing *p = opaque;
+    int64_t stride = p->round->w->h_stride;
+    if (first == 0) p->back = 0;
+    for (int64_t i = 0; i < n; i++)
+        memcpy(next_back(p, peer), (const float *)buffer + i * stride, (size_t)stride * sizeof(float));
+}
+
+static void stay_activations(void *opaque, int64_t n) {
+    packing own = *(packing *)opaque;
+    int self = own.round->engine->comm->rank;
+    own.note = own.back = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float *from = next_kept(&own, self);
+        memcpy(next_back(&own, self), from, (size_t)own.round->w->h_stride * sizeof(float));
+    }
+}
+
+/* Which rows of a round are of the branch whose activations come back, before anything is computed that could fail. */
+static void mark_kept(const mdp_round_context *round) {
+    const mdp_engine *engine = round->engine;
+    const mdp_placement *placement = round->w->placement;
+    mdp_round_buffers *buffers = round->buffers;
+    if (!round->w->h) return;
+    for (int64_t t = 0; t < placement->n_tile; t++) {
+        const mdp_tile_place *tile = &placement->tiles[t];
+        if (tile->owner != engine->comm->rank || tile->round != round->number) continue;
+        memset(buffers->round.comes_back + tile->position, tile->branch == round->w->kept, (size_t)tile->n_row);
+    }
+    for (int peer = 0; peer < engine->comm->size; peer++) {
+        int64_t n_entry;
+        const mdp_route_entry *entries = mdp_round_entries(round, peer, &n_entry);
+        const mdp_row_note *notes = buffers->notes + buffers->counts.note_first[peer];
+        buffers->counts.kept_out[peer] = buffers->counts.kept_in[peer] = 0;
+        for (int64_t i = 0; i < buffers->counts.notes_in[peer]; i++)
+            buffers->counts.kept_out[peer] += buffers->round.comes_back[notes[i].position];
+        for (int64_t i = 0; i < n_entry; i++) buffers->counts.kept_in[peer] += entries[i].branch == round->w->kept;
+    }
+}
+
 /* Spread the notes of all sources over the round's arrays by position. */
 static void spread_notes(const mdp_engine *engine, const mdp_round_buffers *buffers) {
     const mdp_round *round = &buffers->round;
@@ -312,7 +383,23 @@ static mdp_status take_tokens_all(packing *p) {
         MDP_TRY(mdp_dispatch_finish_all(engine));
     }
     spread_notes(engine, p->round->buffers);
+    mark_kept(p->round);
     return mdp_ok();
+}
+
+/* Activations, where they come back. Collective. */
+static mdp_status begin_activations_all(packing *p) {
+    const mdp_round_counts *counts = &p->round->buffers->counts;
+    if (!p->round->w->h) return mdp_ok();
+    const mdp_exchange exchange = {.room = p->round->engine->room,
+                                   .row_byte = p->round->w->h_stride * (int64_t)sizeof(float),
+                                   .n_send = counts->kept_out,
+                                   .n_recv = counts->kept_in,
+                                   .pack = pack_activations,
+                                   .unpack = unpack_activations,
+                                   .stay = stay_activations,
+                                   .context = p};
+    return mdp_dispatch_begin_all(p->round->engine, &exchange);
 }
 
 /* Outputs back to the owners of the tokens. Collective. */
@@ -326,7 +413,8 @@ static mdp_status begin_outputs_all(packing *p) {
                                    .unpack = unpack_outputs,
                                    .stay = stay_outputs,
                                    .context = p};
-    return mdp_dispatch_begin_all(p->round->engine, &exchange);
+    MDP_TRY(mdp_dispatch_begin_all(p->round->engine, &exchange));
+    return begin_activations_all(p);
 }
 
 /* Begin a round: which rows it has where. Ahead, three arrays go round: while a round computes from one into another,
@@ -338,6 +426,9 @@ static void open_round(mdp_round_context *context, const mdp_moe_buffers *buffer
     own->round.x = buffers->rows[buffers->ahead && !lands ? number % 3 : 0];
     own->round.y = buffers->rows[!buffers->ahead ? 1 : lands ? 1 + number % 2 : (number + 2) % 3];
     own->landing.x = own->round.y;
+    own->round.h = buffers->h[buffers->ahead ? number % 2 : 0];
+    own->round.comes_back = buffers->comes_back[buffers->ahead ? number % 2 : 0];
+    own->round.h_stride = buffers->h_stride;
     context->number = number;
 }
 

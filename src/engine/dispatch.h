@@ -20,10 +20,13 @@ typedef struct mdp_wave {
     int64_t *bucket;          /* [n_round * size + 1] first entry of each (round, owner) */
     int64_t *branch_first;    /* [n_branch] first row of y of each branch */
     float *y;                 /* [sum over branches of n_local * top_k, d_model] returned rows */
-    int64_t *told, *heard;    /* [size, n_round, 3] to and from each rank: notes, its token rows, those of its node */
-    int64_t *node_row;        /* [n_round, n_node] rows that go to another node; see landing.c */
-    int64_t *node_start;      /* [n_round, n_node] of them, on lower ranks */
-    int64_t *node_total;      /* [n_round, n_node] and on all */
+    float *h;                 /* [n_local * top_k of the kept branch, h_stride] returned activations; NULL: none */
+    int64_t h_stride;
+    int kept;              /* the branch */
+    int64_t *told, *heard; /* [size, n_round, 3] to and from each rank: notes, its token rows, those of its node */
+    int64_t *node_row;     /* [n_round, n_node] rows that go to another node; see landing.c */
+    int64_t *node_start;   /* [n_round, n_node] of them, on lower ranks */
+    int64_t *node_total;   /* [n_round, n_node] and on all */
 } mdp_wave;
 
 /* What is told to, or heard from, a rank about a round. */
@@ -51,6 +54,7 @@ typedef struct mdp_round_counts {
     int64_t *hand_out, *hand_in;   /* [size] landed rows that are handed on */
     int64_t *hand_first;           /* [size] first row in round.x of those that a rank hands on */
     int64_t *send, *recv;          /* [size] of the exchange of token rows */
+    int64_t *kept_out, *kept_in;   /* [size] activations that go back, and that come back */
     int64_t *walk;                 /* [2 * largest node] */
 } mdp_round_counts;
 mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts);
@@ -88,7 +92,10 @@ typedef struct mdp_moe_buffers {
     mdp_round_buffers rounds[MDP_ROUNDS_AT_ONCE]; /* round r in place r % MDP_ROUNDS_AT_ONCE */
     float *rows[3]; /* [capacity, d_model] what the rounds have as x and y, the third only with `ahead` */
     mdp_expert_scratch scratch;
-    float *shared_gate; /* [d_model]; NULL: none */
+    float *h[2]; /* [capacity, h_stride] activations of rounds that come back, the second only with `ahead` */
+    int64_t h_stride;
+    unsigned char *comes_back[2]; /* [capacity] */
+    float *shared_gate;           /* [d_model]; NULL: none */
 } mdp_moe_buffers;
 
 /* One round, as the functions that pack and unpack see it. */
@@ -104,8 +111,8 @@ typedef struct mdp_round_context {
 static inline int64_t mdp_dispatch_row_bytes(const mdp_model *model, int n_word) {
     return model->d_model * (int64_t)sizeof(float) + n_word * (int64_t)sizeof(uint64_t);
 }
-/* The longest row that an exchange of the engine has. */
-int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model);
+/* The longest row that an exchange of the engine has, when n_activation values of a row come back. */
+int64_t mdp_dispatch_longest_row(const mdp_comm *comm, const mdp_model *model, int64_t n_activation);
 /* This rank's routes of the round to one owner. */
 const mdp_route_entry *mdp_round_entries(const mdp_round_context *round, int owner, int64_t *n);
 

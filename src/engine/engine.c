@@ -22,6 +22,11 @@ static mdp_status new_local(mdp_engine *engine) {
     return mdp_attention_prepare(engine);
 }
 
+/* Values of a row of activations that comes back, at most; 0: none do. */
+static int64_t activation_values(const mdp_engine *engine) {
+    return engine->activations ? mdp_widest_expert(engine->model, engine->views, engine->n_stream) : 0;
+}
+
 mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
                               const mdp_tokens *tokens, const mdp_partition *partition,
                               const mdp_engine_options *options, mdp_engine **out) {
@@ -38,6 +43,7 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->gemm = options->gemm;
         engine->n_stream = options->pass.n_stream;
         engine->redo_block = options->pass.redo_block;
+        engine->activations = options->pass.activations;
         engine->views = options->views;
         if (options->observers) engine->observers = *options->observers;
         engine->allow_nonfinite = options->allow_nonfinite;
@@ -49,8 +55,8 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
     }
     status = mdp_agree_all(comm, status);
     if (status.code == MDP_OK)
-        status =
-            mdp_exchange_room_new_all(comm, MDP_MESSAGE_BYTES, mdp_dispatch_longest_row(comm, model), &engine->room);
+        status = mdp_exchange_room_new_all(
+            comm, MDP_MESSAGE_BYTES, mdp_dispatch_longest_row(comm, model, activation_values(engine)), &engine->room);
     if (status.code == MDP_OK) status = mdp_team_prepare_all(engine);
     if (status.code != MDP_OK) {
         mdp_engine_destroy_all(engine);
@@ -175,6 +181,11 @@ static size_t residual_bytes(const mdp_engine *engine) {
     return (size_t)(engine->batch.n_token * engine->model->d_model) * sizeof(float);
 }
 
+/* The branch that is redone: the last stream's. */
+static mdp_branch *last_branch(const mdp_engine *engine) {
+    return &engine->branches[engine->stream_branch[engine->n_stream - 1]];
+}
+
 mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
     mdp_profile_switch(engine->profile, MDP_PHASE_READ);
@@ -182,7 +193,7 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     mdp_status status = attend_all(engine, layer, layer_number);
     if (layer->is_moe) {
         if (engine->redo_block && status.code == MDP_OK)
-            memcpy(engine->input, engine->branches[0].x, residual_bytes(engine));
+            memcpy(engine->input, last_branch(engine)->x, residual_bytes(engine));
         return moe_all(engine, layer_number, status);
     }
     status = mdp_engine_agree_all(engine, status);
@@ -190,12 +201,16 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer_number) {
     return status;
 }
 
-mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer_number) {
-    mdp_observers observers = engine->observers;
+mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer_number, const mdp_observers *observers) {
+    const mdp_observers own = engine->observers;
     if (!engine->model->layers[layer_number].is_moe) return mdp_ok();
-    memcpy(engine->branches[0].x, engine->input, residual_bytes(engine));
-    engine->observers = (mdp_observers){0};
-    mdp_status status = moe_all(engine, layer_number, mdp_ok());
-    engine->observers = observers;
+    mdp_status status = mdp_agree_all(engine->comm, mdp_branches_fork(engine, layer_number));
+    if (status.code != MDP_OK) return status;
+    memcpy(last_branch(engine)->x, engine->input, residual_bytes(engine));
+    for (int s = 0; s < engine->n_branch; s++) engine->branches[s].idle = &engine->branches[s] != last_branch(engine);
+    engine->observers = observers ? *observers : (mdp_observers){0};
+    status = moe_all(engine, layer_number, mdp_ok());
+    engine->observers = own;
+    for (int s = 0; s < engine->n_branch; s++) engine->branches[s].idle = false;
     return status;
 }

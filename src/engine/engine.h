@@ -17,6 +17,7 @@ typedef struct mdp_branch {
     const unsigned char *zero;  /* [n_expert] or NULL: those that return 0 */
     mdp_expert_t *index;        /* [n_token, top_k] chosen, numbered in the view; best first */
     float *weight;              /* [n_token, top_k] */
+    bool idle;                  /* nothing is computed for it, while another's block is redone */
 } mdp_branch;
 
 /* Number in the model of the router row of an expert that is numbered in the branch's view. */
@@ -49,6 +50,7 @@ struct mdp_engine {
     int32_t *category; /* [batch.n_token] */
     float *input;      /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */
     bool redo_block;   /* keep it */
+    bool activations;  /* those of the last stream come back */
     int n_branch;
     mdp_branch *branches; /* [n_stream], the first n_branch in use */
     int *stream_branch;   /* [n_stream] */
@@ -62,6 +64,11 @@ struct mdp_engine {
     int64_t n_nonfinite;     /* values set to 0 on this rank */
     int64_t first_nonfinite; /* first layer in which; -1: none */
 };
+
+/* The branch whose activations come back in the block at hand; -1: none do. */
+static inline int mdp_engine_kept_branch(const mdp_engine *engine) {
+    return engine->activations && engine->observers.wave_all ? engine->stream_branch[engine->n_stream - 1] : -1;
+}
 
 /* ---- views ---------------------------------------------------------------------------------------------------- */
 

@@ -29,6 +29,15 @@ static void gather_tile(void *context, int64_t number, float *x) {
     }
 }
 
+/* Activations [n_row, width] of a tile that come back to the tokens' owners. */
+static void keep_activations(const expert_tiles *tiles, const mdp_tile_place *place, const float *h) {
+    const mdp_round *round = tiles->round;
+    int64_t width = tiles->engine->roster.experts[place->expert]->gate.n_row;
+    if (!round->h || !round->comes_back[place->position]) return;
+    for (int64_t at = place->position; at < place->position + place->n_row; at++, h += width)
+        memcpy(round->h + at * round->h_stride, h, (size_t)width * sizeof *h);
+}
+
 /* Observers see finite tiles only. */
 static mdp_status observe_tile(void *context, int64_t number, const float *x, const float *h) {
     const expert_tiles *tiles = context;
@@ -39,6 +48,7 @@ static mdp_status observe_tile(void *context, int64_t number, const float *x, co
     int32_t at = place->position;
     float *y = round->y + at * engine->model->d_model;
     mdp_status status = mdp_ok();
+    keep_activations(tiles, place, h);
     mdp_phase before = mdp_engine_begin_observing(engine);
     bool finite = mdp_finite_outputs(engine, tiles->layer_number, place->expert, y, round->token + at, place->n_row);
     if (finite && engine->observers.tile) {

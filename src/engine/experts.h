@@ -23,6 +23,9 @@ typedef struct mdp_round {
     float *gate;       /* [capacity] by position */
     int32_t *category; /* [capacity] by position */
     int64_t *token;    /* [capacity] by position */
+    float *h;          /* [capacity, h_stride] activations by position, where they come back; NULL: none do */
+    int64_t h_stride;
+    unsigned char *comes_back; /* [capacity] by position: they do of this row; set where h is */
 } mdp_round;
 
 /* Scratch of the expert loop of one rank. */

@@ -28,7 +28,8 @@ mdp_status mdp_round_counts_new(const mdp_comm *comm, mdp_round_counts *counts) 
     int64_t **arrays[] = {&counts->notes_out,  &counts->notes_in,     &counts->rows_out, &counts->rows_in,
                           &counts->note_first, &counts->row_first,    &counts->land_out, &counts->land_in,
                           &counts->land_first, &counts->landed_first, &counts->hand_out, &counts->hand_in,
-                          &counts->hand_first, &counts->send,         &counts->recv};
+                          &counts->hand_first, &counts->send,         &counts->recv,     &counts->kept_out,
+                          &counts->kept_in};
     const size_t n_array = sizeof arrays / sizeof *arrays;
     MDP_TRY(MDP_ALLOC(&counts->memory, (int64_t)n_array * size + 2 * (int64_t)largest_node(comm), "row counts"));
     for (size_t i = 0; i < n_array; i++) *arrays[i] = counts->memory + (int64_t)i * size;

@@ -71,6 +71,20 @@ mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *
     return out;
 }
 
+int64_t mdp_widest_expert(const mdp_model *model, const mdp_view *const *views, int n_view) {
+    int64_t most = 0;
+    for (int64_t l = 0; l < model->n_layer; l++)
+        if (model->layers[l].is_moe) most = larger(most, model->layers[l].moe.d_ff);
+    for (int v = 0; views && v < n_view; v++) {
+        for (int64_t l = 0; views[v] && l < views[v]->n_layer; l++) {
+            const mdp_layer_view *layer = &views[v]->layers[l];
+            for (int32_t e = 0; layer->made && e < layer->n_expert; e++)
+                if (layer->made[e]) most = larger(most, layer->made[e]->gate.n_row);
+        }
+    }
+    return most;
+}
+
 /* ---- a rank's tokens ----------------------------------------------------------------------------------------- */
 
 static void enlarge(const mdp_rank_share *share, mdp_rank_share *out) {
@@ -134,6 +148,8 @@ typedef struct work {
     int64_t kept;         /* tokens of a rank in a wave, at most */
     int64_t n_block;      /* of the largest batch */
     int32_t n_roster;     /* experts and those that views make, of any layer */
+    int64_t widest;       /* neurons of any of them */
+    bool activations;     /* come back */
 } work;
 
 /* Tokens of a rank whose outputs are kept until they are combined: a wave is one block, or keeps to its bound. */
@@ -150,7 +166,7 @@ static void find_wave(work *w) {
 static int64_t list_bytes(const work *w, const mdp_moe *moe, int64_t n_row) {
     int64_t n_cell = (int64_t)w->n_stream * w->n_block * w->n_roster, size = w->comm->size;
     int64_t n_round = n_row / size / (mdp_round_rows(w->n_thread) - MDP_TILE_ROWS) + 2;
-    return (7 * n_cell + 15 * MDP_ROUNDS_AT_ONCE * size + n_round * (7 * size + 3 * w->comm->n_node)) *
+    return (7 * n_cell + 17 * MDP_ROUNDS_AT_ONCE * size + n_round * (7 * size + 3 * w->comm->n_node)) *
                (int64_t)sizeof(int64_t) +
            (n_cell + n_row / MDP_TILE_ROWS) * (int64_t)sizeof(mdp_tile_place) +
            w->n_stream * w->kept * moe->top_k * (int64_t)sizeof(mdp_route_entry);
@@ -177,8 +193,16 @@ static int64_t round_bytes(const work *w, const mdp_moe *moe) {
     int64_t one = taken(most, most, row), inputs = taken(most, smaller(most, n_token), row);
     if (room.ahead && placed_rows(w, moe) > most) inputs = 2 * one;
     return one + inputs + most * (20 + n_note + 8 * mdp_landing_words(w->comm)) + taken(tiles, group, row) +
-           taken(tiles, group, moe->d_ff * (int64_t)sizeof(float)) +
+           taken(tiles, group, w->widest * (int64_t)sizeof(float)) +
            w->n_thread * mdp_moe_thread_scratch(w->model->d_model) * (int64_t)sizeof(float);
+}
+
+/* Activations that come back: of rounds, and of the tokens of a wave. */
+static int64_t activation_bytes(const work *w, const mdp_moe *moe) {
+    int64_t row = w->widest * (int64_t)sizeof(float);
+    const mdp_moe_room room = room_of(w, moe);
+    if (!w->activations) return 0;
+    return (room.ahead ? 2 : 1) * taken(room.n_row, room.n_row, row + 1) + w->kept * moe->top_k * row;
 }
 
 /* What a layer's block takes while tokens are with the experts, or with the shared expert. */
@@ -188,14 +212,16 @@ static int64_t block_bytes(const work *w, const mdp_moe *moe) {
     int64_t shared = 0;
     if (moe->shared.gate.tensor)
         shared = w->kept * row + mdp_mlp_memory(w->model, moe->shared_ff, &w->share, w->n_thread);
-    return w->n_stream * w->kept * moe->top_k * row + list_bytes(w, moe, n_row) + round_bytes(w, moe) + shared;
+    return w->n_stream * w->kept * moe->top_k * row + list_bytes(w, moe, n_row) + round_bytes(w, moe) +
+           activation_bytes(w, moe) + shared;
 }
 
 /* ---- a pass -------------------------------------------------------------------------------------------------- */
 
 /* Of the buffers of the exchange: two in each direction, filled in turn; rows that stay go through none. */
 static int64_t message_bytes(const work *w) {
-    int64_t slot = MDP_MESSAGE_BYTES / 4, row = mdp_dispatch_longest_row(w->comm, w->model), most = 0;
+    int64_t slot = MDP_MESSAGE_BYTES / 4,
+            row = mdp_dispatch_longest_row(w->comm, w->model, w->activations ? w->widest : 0), most = 0;
     for (int64_t l = 0; l < w->model->n_layer; l++)
         if (w->model->layers[l].is_moe) most = larger(most, room_of(w, &w->model->layers[l].moe).n_row * row);
     if (w->comm->size == 1) return 0;
@@ -231,6 +257,8 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
               .partition = partition,
               .n_thread = n_thread,
               .n_stream = pass->n_stream,
+              .widest = mdp_widest_expert(model, pass->views, pass->n_stream),
+              .activations = pass->activations,
               .share = most_of.all,
               .attention = attention_bytes(model, &most_of, pass->n_stream, n_thread)};
     int64_t top_k = 0, row = model->d_model * (int64_t)sizeof(float);

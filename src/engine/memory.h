@@ -17,6 +17,8 @@ typedef struct mdp_panel_size {
     int64_t n_value, n_byte;
 } mdp_panel_size;
 mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *views, int n_view);
+/* Neurons of the widest expert of the model or of views (NULL: none). */
+int64_t mdp_widest_expert(const mdp_model *model, const mdp_view *const *views, int n_view);
 /* Panels in the feed: a gate and an up panel for each thread, as where experts have one tile each, and one read
  * ahead. */
 int mdp_feed_depth(int n_thread);

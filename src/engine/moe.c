@@ -15,7 +15,7 @@ static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_
                        int64_t *rows) {
     for (int s = 0; s < engine->n_branch; s++) {
         const mdp_branch *branch = &engine->branches[s];
-        for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        for (int64_t p = 0; !branch->idle && p < engine->batch.n_pack; p++) {
             const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
             int64_t first = pack->first_token - engine->batch.first_token;
             int64_t *row = rows + (s * n_block + pack->block - first_block) * n_expert;
@@ -75,7 +75,7 @@ static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, en
     const mdp_placement *placement = w->placement;
     for (int32_t s = 0; s < engine->n_branch; s++) {
         const mdp_branch *branch = &engine->branches[s];
-        for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        for (int64_t p = 0; !branch->idle && p < engine->batch.n_pack; p++) {
             const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
             if (pack->block < w->first_block || pack->block >= w->first_block + w->n_block) continue;
             int64_t at = (s * w->n_block + pack->block - w->first_block) * placement->n_expert;
@@ -96,12 +96,17 @@ static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, en
     }
 }
 
+/* Rows of a branch in a wave. */
+static int64_t outputs_of(const mdp_engine *engine, const mdp_wave *w, int branch) {
+    return engine->branches[branch].idle ? 0 : w->n_local * engine->branches[branch].top_k;
+}
+
 /* Sort this rank's routes into buckets of (round, owner): count, prefix, store. */
 static mdp_status list_entries(const mdp_engine *engine, mdp_wave *w, const int64_t *start) {
     int64_t n_bucket = (int64_t)w->placement->n_round * engine->comm->size;
     int64_t n_cell = (int64_t)engine->n_branch * w->n_block * w->placement->n_expert, n_entry = 0;
     int64_t *next = NULL;
-    for (int s = 0; s < engine->n_branch; s++) n_entry += w->n_local * engine->branches[s].top_k;
+    for (int s = 0; s < engine->n_branch; s++) n_entry += outputs_of(engine, w, s);
     MDP_TRY(MDP_TAKE(engine->stack, &w->entries, n_entry, "the list of routes"));
     MDP_TRY(MDP_ALLOC(&w->bucket, n_bucket + 2, "the list of routes"));
     MDP_TRY(MDP_ALLOC(&next, n_cell, "row numbers"));
@@ -174,9 +179,13 @@ static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int6
     MDP_TRY(MDP_ALLOC(&w->branch_first, engine->n_branch, "expert outputs"));
     for (int s = 0; s < engine->n_branch; s++) {
         w->branch_first[s] = n_output;
-        n_output += w->n_local * engine->branches[s].top_k;
+        n_output += outputs_of(engine, w, s);
     }
     MDP_TRY(MDP_TAKE(engine->stack, &w->y, n_output * engine->model->d_model, "expert outputs"));
+    w->kept = mdp_engine_kept_branch(engine);
+    w->h_stride = engine->roster.largest_ff;
+    if (w->kept >= 0)
+        MDP_TRY(MDP_TAKE(engine->stack, &w->h, outputs_of(engine, w, w->kept) * w->h_stride, "activations of experts"));
     int64_t n_told = 3 * (int64_t)w->placement->n_round * engine->comm->size;
     int64_t n_node = (int64_t)w->placement->n_round * engine->comm->n_node;
     MDP_TRY(MDP_TAKE(engine->stack, &w->told, n_told, "row counts"));
@@ -241,6 +250,27 @@ static mdp_status check_room(const mdp_placement *placement, int64_t n_row) {
     return mdp_ok();
 }
 
+/* The wave's activations to who asked for them. Collective. */
+static mdp_status show_wave_all(mdp_engine *engine, const mdp_wave *w, int64_t layer_number) {
+    const mdp_branch *branch = &engine->branches[w->kept];
+    const mdp_wave_rows rows = {.layer = layer_number,
+                                .branch = w->kept,
+                                .first_block = w->first_block,
+                                .n_block = w->n_block,
+                                .first_local = w->first_local,
+                                .n_local = w->n_local,
+                                .n_expert = branch->n_expert,
+                                .top_k = branch->top_k,
+                                .index = branch->index + w->first_local * branch->top_k,
+                                .weight = branch->weight + w->first_local * branch->top_k,
+                                .h = w->h,
+                                .stride = w->h_stride};
+    mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_OBSERVERS);
+    mdp_status status = engine->observers.wave_all(engine->observers.context, &rows);
+    mdp_profile_switch(engine->profile, before);
+    return status;
+}
+
 static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows, const int64_t *start,
                            int64_t layer_number, const float *norm, mdp_moe_buffers *buffers) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
@@ -250,10 +280,10 @@ static mdp_status run_wave(mdp_engine *engine, mdp_wave *w, const int64_t *rows,
     if (status.code != MDP_OK) return status;
     MDP_TRY(mdp_dispatch_wave_all(engine, w, layer, layer_number, norm, buffers, &status));
     for (int s = 0; s < engine->n_branch && status.code == MDP_OK; s++) {
-        status = finish_branch(engine, w, layer_number, s, norm, buffers);
+        if (!engine->branches[s].idle) status = finish_branch(engine, w, layer_number, s, norm, buffers);
     }
     status = mdp_engine_agree_all(engine, status);
-    return status;
+    return status.code == MDP_OK && w->kept >= 0 ? show_wave_all(engine, w, layer_number) : status;
 }
 
 /* ---- the block ---- */
@@ -315,6 +345,11 @@ static mdp_status new_rounds(const mdp_engine *engine, const mdp_moe_room *room,
     for (int i = 0; i < n_place; i++) {
         MDP_TRY(MDP_TAKE(engine->stack, &buffers->rounds[i].notes, n, "notes of a round"));
         MDP_TRY(mdp_round_counts_new(engine->comm, &buffers->rounds[i].counts));
+    }
+    buffers->h_stride = engine->roster.largest_ff;
+    for (int i = 0; mdp_engine_kept_branch(engine) >= 0 && i < (room->ahead ? 2 : 1); i++) {
+        MDP_TRY(MDP_TAKE(engine->stack, &buffers->h[i], n * buffers->h_stride, "activations of a round"));
+        MDP_TRY(MDP_TAKE(engine->stack, &buffers->comes_back[i], n, "activations of a round"));
     }
     for (int i = 0; i < (room->ahead ? 3 : 2); i++)
         MDP_TRY(MDP_TAKE(engine->stack, &buffers->rows[i], n * engine->model->d_model, "rows of a round"));

@@ -189,6 +189,7 @@ mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_
     if (status.code == MDP_OK) {
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
         for (int64_t row = 0; row < n_row; row++) {
+            if (engine->branches[row / n_token].idle) continue;
             int thread = omp_get_thread_num();
             router_scratch scratch = {.x = x + thread * d,
                                       .logits = logits + 3 * thread * n_expert,
@@ -196,7 +197,8 @@ mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_
             route_token(engine, layer_number, (int)(row / n_token), row % n_token, rows, &scratch);
         }
         for (int s = 0; s < engine->n_branch; s++)
-            mdp_profile_flop(engine->profile, 2 * n_token * engine->branches[s].n_expert * d);
+            if (!engine->branches[s].idle)
+                mdp_profile_flop(engine->profile, 2 * n_token * engine->branches[s].n_expert * d);
     }
     mdp_stack_return(engine->stack, mark);
     return status;

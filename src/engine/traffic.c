@@ -131,6 +131,7 @@ static int32_t send_rows(drawing *d, int branch, int home, int64_t cells) {
         if (!d->counts) continue;
         send(d, home, tile->owner, sizeof(mdp_row_note));
         send(d, tile->owner, home, mdp_dispatch_row_bytes(d->of->model, 0));
+        if (branch == d->of->kept) send(d, tile->owner, home, d->of->roster->largest_ff * (int64_t)sizeof(float));
     }
     return n_stop;
 }

@@ -15,6 +15,7 @@ typedef struct mdp_traffic {
     const int64_t *rows;                 /* [n_branch, n_block, n_expert] what the placement was made of */
     const mdp_layer_view *views;         /* [n_branch] */
     const mdp_roster *roster;            /* of these views */
+    int kept;                            /* the branch whose activations come back; -1: none */
     int32_t n_group, n_open, group_size; /* of the router's rule */
 } mdp_traffic;
 

@@ -156,15 +156,16 @@ static void a_room_serves_many_exchanges(mdp_comm *comm) {
     mdp_exchange_room_destroy(room);
 }
 
-/* Three at a time, one after the other, while every rank looks as often as it likes, or not at all, before it waits. */
+/* As many at a time as there may be, one after the other, while every rank looks as often as it likes, or not at all,
+ * before it waits. */
 static void exchanges_travel_while_ranks_look(mdp_comm *comm) {
-    const int64_t row_byte[] = {24, 300, 7};
+    const int64_t row_byte[MDP_EXCHANGE_QUEUE] = {24, 300, 7, 160};
     mdp_exchange_room *room = NULL;
     CHECK_OK(mdp_exchange_room_new_all(comm, 5000, 300, &room));
     for (uint64_t seed = 0; seed < 30; seed++) {
         trial t[MDP_EXCHANGE_QUEUE];
         for (int i = 0; i < MDP_EXCHANGE_QUEUE; i++) {
-            t[i] = (trial){.seed = 200 + 3 * seed + (uint64_t)i,
+            t[i] = (trial){.seed = 200 + MDP_EXCHANGE_QUEUE * seed + (uint64_t)i,
                            .pattern = (int)((seed + (uint64_t)i) % 5),
                            .most = 40,
                            .row_byte = row_byte[i],
