@@ -47,7 +47,7 @@ static mdp_digest digest_of_all(const mdp_work *work) {
 static mdp_status write_journal(const mdp_work *work) {
     json_t *list = json_array();
     char *text = NULL;
-    for (int64_t i = 0; i < work->n_all; i++) json_array_append_new(list, json_string(work->all_digests[i].hex));
+    for (int64_t i = 0; i < work->n_all; i++) mdp_json_add(&list, json_string(work->all_digests[i].hex));
     json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "format", FORMAT, "version", "1.0", "identity",
                              work->identity, "checksum", digest_of_all(work).hex, "items", list);
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the journal of %s.", work->target);

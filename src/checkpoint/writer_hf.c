@@ -167,7 +167,7 @@ static mdp_status make_index(const hf_writer *writer, const int64_t *by_name, ch
     json_t *map = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++) {
         const mdp_hf_file *file = &writer->layout.files[writer->layout.item_file[by_name[i]]];
-        json_object_set_new(map, writer->output->tensors[i].name, json_string(file->name));
+        mdp_json_put(&map, writer->output->tensors[i].name, json_string(file->name));
     }
     json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)writer->output->tensor_byte,
                              "weight_map", map);
@@ -175,35 +175,37 @@ static mdp_status make_index(const hf_writer *writer, const int64_t *by_name, ch
 }
 
 /* A text of the output as a member of the manifest; nothing when it is absent. */
-static mdp_status add_member(json_t *root, const char *key, const char *text) {
+static mdp_status add_member(json_t **root, const char *key, const char *text) {
     if (!text) return mdp_ok();
     json_t *value = NULL;
     MDP_TRY(mdp_json_parse(text, (int64_t)strlen(text), key, &value));
-    json_object_set_new(root, key, value);
+    mdp_json_put(root, key, value);
     return mdp_ok();
 }
 
 /* Checksums of all that is not a tensor: shards' headers, and the other files whole. */
-static mdp_status add_headers(const hf_writer *writer, json_t *headers) {
+static mdp_status add_headers(const hf_writer *writer, json_t **headers) {
     for (int64_t i = 0; i < writer->layout.n_shard; i++) {
         char *header = NULL;
         int64_t n_byte;
         MDP_TRY(mdp_hf_layout_header(&writer->layout, i, &header, &n_byte));
-        json_object_set_new(headers, writer->layout.files[i].name, json_string(mdp_hash_bytes(header, n_byte).hex));
+        mdp_json_put(headers, writer->layout.files[i].name, json_string(mdp_hash_bytes(header, n_byte).hex));
         mdp_free(header);
     }
     return mdp_ok();
 }
 
-static void add_files(const hf_writer *writer, const char *index, json_t *files) {
+static json_t *list_files(const hf_writer *writer, const char *index) {
+    json_t *files = json_object();
     const mdp_output *output = writer->output;
     mdp_digest config = mdp_hash_bytes(output->config_text, output->config_byte);
-    json_object_set_new(files, "config.json", json_string(config.hex));
-    if (index) json_object_set_new(files, INDEX, json_string(mdp_hash_bytes(index, (int64_t)strlen(index)).hex));
+    mdp_json_put(&files, "config.json", json_string(config.hex));
+    if (index) mdp_json_put(&files, INDEX, json_string(mdp_hash_bytes(index, (int64_t)strlen(index)).hex));
     for (int64_t i = writer->layout.n_shard; i < writer->layout.n_file; i++) {
         const mdp_hf_file *file = &writer->layout.files[i];
-        json_object_set_new(files, file->name, json_string(writer->work.all_digests[file->first_item].hex));
+        mdp_json_put(&files, file->name, json_string(writer->work.all_digests[file->first_item].hex));
     }
+    return files;
 }
 
 /* The manifest ends with the checksum of everything before that, so that nothing in it can change unseen. */
@@ -221,17 +223,16 @@ static mdp_status print_sealed(json_t *root, char **out) {
 /* The text of the manifest, new; `index`: that of the index, or NULL. */
 static mdp_status make_manifest(const hf_writer *writer, const int64_t *by_name, const char *index, char **out) {
     json_t *root = json_pack("{s:s, s:s}", "format", "moe-dist-prune manifest", "version", "1.0"),
-           *checksums = json_object(), *files = json_object(), *headers = json_object();
+           *checksums = json_object(), *headers = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++)
-        json_object_set_new(checksums, writer->output->tensors[i].name,
-                            json_string(writer->work.all_digests[by_name[i]].hex));
-    mdp_status status = add_member(root, "provenance", writer->output->provenance_text);
-    if (status.code == MDP_OK) status = add_member(root, "plan", writer->output->plan_text);
-    if (status.code == MDP_OK) status = add_headers(writer, headers);
-    add_files(writer, index, files);
-    json_object_set_new(root, "files", files);
-    json_object_set_new(root, "headers", headers);
-    json_object_set_new(root, "checksums", checksums);
+        mdp_json_put(&checksums, writer->output->tensors[i].name,
+                     json_string(writer->work.all_digests[by_name[i]].hex));
+    mdp_status status = add_member(&root, "provenance", writer->output->provenance_text);
+    if (status.code == MDP_OK) status = add_member(&root, "plan", writer->output->plan_text);
+    if (status.code == MDP_OK) status = add_headers(writer, &headers);
+    mdp_json_put(&root, "files", list_files(writer, index));
+    mdp_json_put(&root, "headers", headers);
+    mdp_json_put(&root, "checksums", checksums);
     if (status.code == MDP_OK) return print_sealed(root, out);
     json_decref(root);
     return status;

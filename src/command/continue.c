@@ -79,9 +79,10 @@ static json_t *list_options(const mdp_session *session) {
     for (int i = 0; i < N_OPTION; i++) {
         const mdp_option_value *value = mdp_session_option(session, (mdp_option_id)i);
         if (!(mdp_option_table[i].commands & session->options->bit) || is_neutral(i)) continue;
-        json_t *texts = mdp_option_table[i].type == MDP_OPTION_FLAG ? json_boolean(value->flag) : json_array();
-        for (int t = 0; t < value->n_text; t++) json_array_append_new(texts, json_string(value->texts[t]));
-        json_object_set_new(list, mdp_option_table[i].name, texts);
+        bool flag = mdp_option_table[i].type == MDP_OPTION_FLAG;
+        json_t *texts = flag ? json_boolean(value->flag) : json_array();
+        for (int t = 0; !flag && t < value->n_text; t++) mdp_json_add(&texts, json_string(value->texts[t]));
+        mdp_json_put(&list, mdp_option_table[i].name, texts);
     }
     return list;
 }
@@ -276,21 +277,12 @@ mdp_status mdp_session_end_resume_all(mdp_session *session) {
 
 /* ---- words ----------------------------------------------------------------------------------------------------- */
 
-/* A word as a shell reads it. */
-static void add_word(char *line, size_t most, const char *word) {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%";
-    size_t used = strlen(line);
-    bool quote = *word == '\0' || word[strspn(word, plain)] != '\0';
-    snprintf(line + used, most - used, quote ? " '%s'" : " %s", word);
-}
-
 void mdp_session_say_how_to_go_on(const mdp_session *session) {
-    char line[1800] = "";
+    char *line = NULL;
     bool given = false;
-    for (int i = 0; i < session->n_word; i++) {
-        given = given || strcmp(session->words[i], "--resume") == 0;
-        add_word(line, sizeof line, session->words[i]);
-    }
-    if (!given) add_word(line, sizeof line, "--resume");
-    mdp_log_message(session->log, MDP_LEVEL_INFO, "to go on, on any number of ranks:%s", line);
+    for (int i = 0; i < session->n_word; i++) given = given || strcmp(session->words[i], "--resume") == 0;
+    if (mdp_shell_line(session->n_word, (const char *const *)session->words, &line).code != MDP_OK) return;
+    mdp_log_message(session->log, MDP_LEVEL_INFO, "to go on, on any number of ranks: %s%s", line,
+                    given ? "" : " --resume");
+    mdp_free(line);
 }

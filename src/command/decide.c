@@ -200,9 +200,9 @@ mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *pl
                              plan ? plan->recipe : NULL, "compute", compute_of(plan));
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the provenance of a checkpoint.");
-    if (session->mtp_plan) json_object_set(root, "mtp", session->mtp_plan->recipe);
+    if (session->mtp_plan) mdp_json_put(&root, "mtp", json_incref(session->mtp_plan->recipe));
     const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
-    if (layers->present) json_object_set_new(root, "layers", json_string(layers->text));
+    if (layers->present) mdp_json_put(&root, "layers", json_string(layers->text));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

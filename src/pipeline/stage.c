@@ -12,7 +12,7 @@
 
 static json_t *int_list(int n, int (*of)(const mdp_engine *engine, int i), const mdp_engine *engine) {
     json_t *list = json_array();
-    for (int i = 0; i < n; i++) json_array_append_new(list, json_integer(of(engine, i)));
+    for (int i = 0; i < n; i++) mdp_json_add(&list, json_integer(of(engine, i)));
     return list;
 }
 
