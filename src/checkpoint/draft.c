@@ -1,4 +1,5 @@
-/* draft.c - growing lists behind a catalogue. Errors: out of memory only; all checks of content are the callers'. */
+/* draft.c - growing lists behind a catalogue. Names of tensors and side files go from here into records, tables and
+ * sentences, whatever the container: those that are not plain are refused. All other checks are the callers'. */
 #include "checkpoint/draft.h"
 
 #include <string.h>
@@ -54,6 +55,7 @@ mdp_status mdp_draft_add_file(mdp_draft *draft, const char *path, int64_t n_byte
 }
 
 mdp_status mdp_draft_add_tensor(mdp_draft *draft, const char *name, const mdp_tensor *tensor) {
+    MDP_TRY(mdp_name_check(mdp_draft_file(draft, tensor->file), "a tensor", name));
     if (draft->n_tensor == draft->tensor_capacity) {
         int64_t capacity = larger_capacity(draft->tensor_capacity, 0);
         MDP_TRY(MDP_GROW(&draft->tensors, draft->n_tensor, capacity, "list of tensors"));
@@ -68,6 +70,7 @@ mdp_status mdp_draft_add_tensor(mdp_draft *draft, const char *name, const mdp_te
 }
 
 mdp_status mdp_draft_add_side_file(mdp_draft *draft, const char *name, const mdp_side_file *side_file) {
+    MDP_TRY(mdp_name_check(mdp_draft_file(draft, side_file->file), "a side file", name));
     if (draft->n_side_file == draft->side_file_capacity) {
         int64_t capacity = larger_capacity(draft->side_file_capacity, 0);
         MDP_TRY(MDP_GROW(&draft->side_files, draft->n_side_file, capacity, "list of side files"));

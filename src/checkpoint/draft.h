@@ -29,7 +29,7 @@ void mdp_draft_clear(mdp_draft *draft); /* frees what the draft owns */
 /* Put n_byte bytes and a 0 byte in the pool; *at is their place. */
 mdp_status mdp_draft_add_text(mdp_draft *draft, const char *text, int64_t n_byte, int64_t *at);
 mdp_status mdp_draft_add_file(mdp_draft *draft, const char *path, int64_t n_byte, int32_t *index);
-/* The name is copied; tensor->name is not looked at. */
+/* The name is copied; tensor->name is not looked at. MDP_BAD_INPUT: it is not plain (mdp_name_check). */
 mdp_status mdp_draft_add_tensor(mdp_draft *draft, const char *name, const mdp_tensor *tensor);
 mdp_status mdp_draft_add_side_file(mdp_draft *draft, const char *name, const mdp_side_file *side_file);
 /* Path of a file of the draft; valid until text is added. */

@@ -122,7 +122,7 @@ static mdp_status list_shards(const char *path, json_t *weight_map, listing *sha
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {
         const char *name = json_string_value(value);
-        if (name == NULL || !is_plain_name(name)) {
+        if (name == NULL || !is_plain_name(name) || !mdp_text_is_plain(name)) {
             status =
                 MDP_ERROR(MDP_BAD_INPUT,
                           "%s: '%s' is mapped to %s%s%s, which is not the plain name of a file in the same folder.",
@@ -130,10 +130,8 @@ static mdp_status list_shards(const char *path, json_t *weight_map, listing *sha
             break;
         }
         if (json_object_get(seen, name) != NULL) continue;
-        if (json_object_set(seen, name, value) != 0) {
-            status = MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
-            break;
-        }
+        mdp_json_put(&seen, name, json_incref(value));
+        if (seen == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
         MDP_TRY_GOTO(status, done, add_name(shards, name));
     }
 done:
@@ -170,8 +168,9 @@ static mdp_status check_missing(const mdp_draft *draft, const char *index, json_
     mdp_status status = mdp_ok();
     json_t *stored = json_object();
     for (int64_t i = 0; stored != NULL && i < draft->n_tensor; i++) {
-        json_object_set_new(stored, draft->pool + draft->tensor_at[i], json_true());
+        mdp_json_put(&stored, draft->pool + draft->tensor_at[i], json_true());
     }
+    if (stored == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of tensors.", index);
     const char *tensor;
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {

@@ -61,14 +61,15 @@ static mdp_status open_all(mdp_session *session, streams *all) {
 }
 
 static void print_row(const char *name, int n, const double *values) {
-    printf("%-24.24s", name);
+    char start[25];
+    mdp_print("%-24s", mdp_text_show(start, sizeof start, name));
     for (int s = 0; s < n; s++) {
         if (isfinite(values[s]))
-            printf(" %12.4g", values[s]);
+            mdp_print(" %12.4g", values[s]);
         else
-            printf(" %12s", "-");
+            mdp_print(" %12s", "-");
     }
-    printf("\n");
+    mdp_print("\n");
 }
 
 /* A measure over all categories, and over each when there are several. */
@@ -98,9 +99,9 @@ static void print_tasks(const mdp_evaluation *evaluation, double *values) {
 static mdp_status print_table(const mdp_evaluation *evaluation) {
     double *values = NULL;
     MDP_TRY(MDP_ALLOC(&values, evaluation->n_stream, "the table"));
-    printf("%-24s", "");
-    for (int s = 0; s < evaluation->n_stream; s++) printf(" %12s", s == 0 ? "original" : "plan");
-    printf(evaluation->n_stream > 2 ? "   (plans in the order given)\n" : "\n");
+    mdp_print("%-24s", "");
+    for (int s = 0; s < evaluation->n_stream; s++) mdp_print(" %12s", s == 0 ? "original" : "plan");
+    mdp_print(evaluation->n_stream > 2 ? "   (plans in the order given)\n" : "\n");
     for (int m = 0; m < MDP_N_MEASURE; m++) {
         if (mdp_measures[m].of != mdp_evaluation_loss) print_measure(evaluation, &mdp_measures[m], values);
     }
@@ -117,7 +118,7 @@ static mdp_status write_result_all(const mdp_session *session, const mdp_evaluat
     mdp_status shown = mdp_ok();
     if (status.code == MDP_OK && session->comm->rank == 0) {
         if (mdp_session_option(session, OPTION_JSON)->flag)
-            fputs(text, stdout);
+            mdp_print_text(text);
         else if (!mdp_session_option(session, OPTION_QUIET)->flag)
             shown = print_table(evaluation);
     }

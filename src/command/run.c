@@ -387,6 +387,39 @@ typedef struct paths {
     char *next;
 } paths;
 
+/* A path as Python reads it between quotes: like JSON. */
+static mdp_status say_how_to_load(const mdp_session *session, char **out) {
+    char *path = NULL;
+    MDP_TRY(mdp_session_path(session, "hf", &path));
+    json_t *value = json_string(path);
+    char *text = value ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
+    mdp_status status = text ? mdp_format(out,
+                                          "AutoModelForCausalLM.from_pretrained(%s)     (transformers; vLLM and "
+                                          "llama.cpp load it too)",
+                                          text)
+                             : MDP_ERROR(MDP_INTERNAL, "out of memory for the last line.");
+    mdp_json_free(text);
+    json_decref(value);
+    mdp_free(path);
+    return status;
+}
+
+static mdp_status say_how_to_export(const mdp_session *session, char **out) {
+    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
+    char *native = NULL, *hf = NULL, *line = NULL;
+    size_t n = strlen(folder);
+    while (n > 1 && folder[n - 1] == '/') n--;
+    mdp_status status = mdp_session_path(session, "model.h5", &native);
+    if (status.code == MDP_OK) status = mdp_format(&hf, "%.*s-hf", (int)n, folder);
+    const char *const words[] = {"moe-dist-prune", "export", "--model", native, "--out", hf};
+    if (status.code == MDP_OK) status = mdp_shell_line(6, words, &line);
+    if (status.code == MDP_OK) status = mdp_format(out, "%s     (loads in transformers, vLLM, llama.cpp)", line);
+    mdp_free(native);
+    mdp_free(hf);
+    mdp_free(line);
+    return status;
+}
+
 static mdp_status name_results(const mdp_session *session, paths *out) {
     const char *names[7];
     int n = 0;
@@ -401,16 +434,8 @@ static mdp_status name_results(const mdp_session *session, paths *out) {
         MDP_TRY(mdp_session_path(session, names[i], &out->path[out->n]));
         out->n++;
     }
-    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
-    if (mdp_session_wants_hf(session))
-        return mdp_format(&out->next,
-                          "AutoModelForCausalLM.from_pretrained(\"%s/hf\")     (transformers; vLLM and "
-                          "llama.cpp load it too)",
-                          folder);
-    return mdp_format(&out->next,
-                      "moe-dist-prune export --model %s/model.h5 --out %s-hf     (loads in transformers, "
-                      "vLLM, llama.cpp)",
-                      folder, folder);
+    return mdp_session_wants_hf(session) ? say_how_to_load(session, &out->next)
+                                         : say_how_to_export(session, &out->next);
 }
 
 static mdp_status write_text(const mdp_session *session, const char *name, const char *text) {
@@ -430,9 +455,9 @@ static mdp_status tell(const mdp_session *session, const mdp_report *report) {
     if (status.code == MDP_OK) status = write_text(session, "report.json", json);
     if (status.code == MDP_OK) status = write_text(session, "report.html", page);
     if (status.code == MDP_OK && mdp_session_option(session, OPTION_JSON)->flag)
-        fputs(json, stdout);
+        mdp_print_text(json);
     else if (status.code == MDP_OK && !mdp_session_option(session, OPTION_QUIET)->flag)
-        fputs(table, stdout);
+        mdp_print_text(table);
     mdp_free(json);
     mdp_free(page);
     mdp_free(table);

@@ -26,9 +26,9 @@ static void tell(const mdp_session *session, const mdp_verified *verified) {
     if (!tells(session)) return;
     if (verified->n_without > 0)
         snprintf(others, sizeof others, "; %lld side files have none", (long long)verified->n_without);
-    printf("%s: %s bytes read; %s tensors and %lld side files equal their checksums%s\n", catalogue->path,
-           mdp_print_count(n_byte, verified->n_byte), mdp_print_count(n_tensor, catalogue->n_tensor),
-           (long long)(catalogue->n_side_file - verified->n_without), others);
+    mdp_print("%s: %s bytes read; %s tensors and %lld side files equal their checksums%s\n", catalogue->path,
+              mdp_print_count(n_byte, verified->n_byte), mdp_print_count(n_tensor, catalogue->n_tensor),
+              (long long)(catalogue->n_side_file - verified->n_without), others);
 }
 
 static mdp_status verify_checkpoint_all(mdp_session *session, const char *path) {
@@ -52,7 +52,8 @@ static mdp_status verify_stats(const mdp_session *session, const char *path) {
     MDP_TRY(mdp_stats_read(path, &stats));
     mdp_stats_destroy(stats);
     MDP_TRY(mdp_verify_sealed(path, &n_byte));
-    if (tells(session)) printf("%s: %s bytes read; they equal their checksum\n", path, mdp_print_count(count, n_byte));
+    if (tells(session))
+        mdp_print("%s: %s bytes read; they equal their checksum\n", path, mdp_print_count(count, n_byte));
     return mdp_ok();
 }
 
