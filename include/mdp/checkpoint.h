@@ -61,6 +61,7 @@ typedef struct mdp_tensor {
     int32_t file;   /* index into catalogue->files */
     int64_t offset; /* bytes from the start of that file */
     int64_t n_byte;
+    const char *digest; /* checksum that the checkpoint has of it, 32 hex digits; NULL: not known; borrowed */
 } mdp_tensor;
 
 typedef enum mdp_container { MDP_HF_FOLDER, MDP_NATIVE } mdp_container;
@@ -70,6 +71,7 @@ typedef struct mdp_side_file {
     const char *name; /* plain basename; borrowed from the catalogue */
     int32_t file;     /* index into catalogue->files */
     int64_t offset, n_byte;
+    const char *digest; /* as of a tensor */
 } mdp_side_file;
 
 typedef struct mdp_catalogue {
@@ -89,6 +91,7 @@ typedef struct mdp_catalogue {
     int64_t tensor_byte;   /* sum over tensors */
     char fingerprint[33];  /* model fingerprint (formats.md); set by mdp_catalogue_fingerprint_all, "" before */
     void *memory;          /* backing store of names; private */
+    mdp_digest *digests;   /* what digests of tensors and side files point to, or NULL; private */
 } mdp_catalogue;
 
 /* Open a HF folder (single file, shards, index) or one of our .h5 files: rank 0 reads the headers, checks them by the
@@ -119,8 +122,9 @@ mdp_status mdp_reader_check(mdp_reader *reader);
 /* Bytes that somebody on this node will read soon: the system may begin. Only a hint: a failure shows when they are
  * read. From any thread. */
 void mdp_reader_announce(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte);
-int64_t mdp_reader_bytes(const mdp_reader *reader);  /* bytes read so far */
-double mdp_reader_seconds(const mdp_reader *reader); /* that this took, of all threads together */
+const mdp_catalogue *mdp_reader_catalogue(const mdp_reader *reader); /* borrowed */
+int64_t mdp_reader_bytes(const mdp_reader *reader);                  /* bytes read so far */
+double mdp_reader_seconds(const mdp_reader *reader);                 /* that this took, of all threads together */
 
 /* Weights stored as codes of few bits: a value is its code's times the scale of its block. The stored tensor is a run
  * of matrices [n_row, n_col] (one, or one for each expert), each cut into blocks from its first value; the last blocks
@@ -207,6 +211,12 @@ typedef void mdp_verified_fn(void *context, int64_t n_byte_done, int64_t n_byte_
  * Errors: MDP_BAD_INPUT naming the first text, tensor or file that differs, is missing, or has no checksum. */
 mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, mdp_verified_fn *shown, void *context,
                           mdp_verified *out);
+
+/* For those who copy from a catalogue: let its tensors and side files know the checksums that the checkpoint has of
+ * them, so that the writers compare what they copy; a folder without moe-dist-prune.json has none. What is no tensor is
+ * compared now; of a model.h5 *unsealed (rank 0) says that its structure is not as it was written (h5repack changes
+ * it), which is for the caller to tell. Collective on `comm`. Errors: as of mdp_verify_all. */
+mdp_status mdp_catalogue_checksums_all(const mdp_comm *comm, mdp_catalogue *catalogue, bool *unsealed);
 
 /* Every byte of another HDF5 file of ours (stats.h5) against its seal; *n_byte: how many. Local: rank 0; main thread.
  */
@@ -316,7 +326,10 @@ typedef struct mdp_write_options {
     mdp_profile *profile;      /* counts times and bytes; NULL: not wanted */
 } mdp_write_options;
 
-/* Write path (model.h5): rank 0 creates all datasets under path.partial; all ranks copy the tensors they own (balanced
+/* Writers compare what they copy with the checksums that its source has (mdp_catalogue_checksums_all): MDP_BAD_INPUT
+ * names the tensor or side file that differs. Of a tensor of which a part is copied all is read for that.
+ *
+ * Write path (model.h5): rank 0 creates all datasets under path.partial; all ranks copy the tensors they own (balanced
  * by bytes) with parallel HDF5, independent transfers; rank 0 writes checksums and last `complete`; agree; fsync;
  * rename; fsync of the folder. On any error nothing is left under the final name. With options->resume, path.partial
  * stays for a run that goes on. Collective on `comm`. */

@@ -197,6 +197,7 @@ failed:
 
 void mdp_catalogue_destroy(mdp_catalogue *catalogue) {
     if (catalogue == NULL) return;
+    mdp_free(catalogue->digests);
     mdp_free(catalogue->memory);
     mdp_free(catalogue);
 }

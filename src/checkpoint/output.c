@@ -81,6 +81,7 @@ mdp_status mdp_output_side_segments(const mdp_catalogue *source, mdp_tensor **te
         tensor->file = side->file;
         tensor->offset = side->offset;
         tensor->n_byte = side->n_byte;
+        tensor->digest = side->digest;
         (*segments)[i] = (mdp_segment){.source = tensor, .offset = 0, .n_byte = side->n_byte};
     }
     return mdp_ok();

@@ -176,6 +176,10 @@ void mdp_reader_announce(mdp_reader *reader, int32_t file, int64_t offset, int64
     release(reader, file);
 }
 
+const mdp_catalogue *mdp_reader_catalogue(const mdp_reader *reader) {
+    return reader->catalogue;
+}
+
 int64_t mdp_reader_bytes(const mdp_reader *reader) {
     return (int64_t)atomic_load_explicit(&reader->n_byte, memory_order_relaxed);
 }

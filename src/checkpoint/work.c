@@ -251,6 +251,7 @@ static void add_shares(const mdp_copy_item *items, int64_t n_all, const int *own
     for (int64_t i = 0; i < n_all; i++) {
         mdp_write_share *share = &shares[owner[i]];
         share->bytes_written += items[i].n_byte;
+        share->bytes_read += mdp_copy_check_bytes(&items[i]);
         for (int64_t s = 0; s < items[i].n_segment; s++)
             if (items[i].segments[s].source) share->bytes_read += items[i].segments[s].n_byte;
     }

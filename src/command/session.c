@@ -111,9 +111,23 @@ static mdp_status bind(mdp_session *session) {
     return mdp_reader_new(session->catalogue, &session->reader);
 }
 
+/* A result must not vouch for damage: what is copied is compared, and what is no tensor now, before anything long. */
+static mdp_status note_checksums_all(const mdp_session *session) {
+    bool unsealed;
+    MDP_TRY(mdp_catalogue_checksums_all(session->comm, session->catalogue, &unsealed));
+    if (unsealed)
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "%s: its structure was changed after it was written, as h5repack does; tensors, texts and side "
+                        "files are compared with their checksums one by one.",
+                        session->catalogue->path);
+    return mdp_ok();
+}
+
 mdp_status mdp_session_open_model_all(mdp_session *session) {
     const char *path = mdp_session_option(session, OPTION_MODEL)->text;
+    bool copies = (session->options->bit & (COMMAND_RUN | COMMAND_APPLY | COMMAND_EXPORT)) != 0;
     MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
+    if (copies) MDP_TRY(note_checksums_all(session));
     MDP_AGREE(session->comm, bind(session));
     return mdp_catalogue_fingerprint_all(session->comm, session->catalogue);
 }
