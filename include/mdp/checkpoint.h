@@ -83,11 +83,12 @@ typedef struct mdp_catalogue {
     int64_t n_tensor;
     mdp_tensor *tensors; /* [n_tensor] ascending by name (strcmp) */
     int64_t n_side_file;
-    mdp_side_file *side_files; /* ascending by name; no weights, no index, no config.json, no moe-dist-prune.json */
+    mdp_side_file *side_files; /* ascending by name; by the rule of side_files.c */
     char *config_text;         /* config.json, config_byte bytes and a 0 byte */
     int64_t config_byte;
     char *plan_text;       /* model.h5: the plan that made it; NULL when there is none */
     char *provenance_text; /* model.h5: what determined its bytes; NULL when there is none */
+    char *left_out;        /* HF folder: names of what is neither model nor side file, for people; NULL: nothing */
     int64_t tensor_byte;   /* sum over tensors */
     char fingerprint[33];  /* model fingerprint (formats.md); set by mdp_catalogue_fingerprint_all, "" before */
     void *memory;          /* backing store of names; private */
@@ -114,8 +115,8 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out);
 /* Another of the same catalogue, which counts for itself. */
 mdp_status mdp_reader_twin(const mdp_reader *reader, mdp_reader **out);
 void mdp_reader_destroy(mdp_reader *reader);
-/* n_byte bytes of file `file` from `offset`. Thread-safe. A file shorter than when it was catalogued is an error that
- * says so. */
+/* n_byte bytes of file `file` from `offset`. Thread-safe. A file of another size than when it was catalogued is an
+ * error that says so. */
 mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out);
 /* Are the files that were read as they were when they were first opened? MDP_BAD_INPUT names one that is not. Local. */
 mdp_status mdp_reader_check(mdp_reader *reader);

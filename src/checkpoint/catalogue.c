@@ -17,7 +17,7 @@
 typedef struct packed {
     int64_t n_byte; /* of all of it */
     int64_t container, n_file, n_tensor, n_side_file, tensor_byte;
-    int64_t path_at, config_at, config_byte, plan_at, plan_byte, provenance_at, provenance_byte;
+    int64_t path_at, config_at, config_byte, plan_at, plan_byte, provenance_at, provenance_byte, left_out_at;
     int64_t pool_byte;
 } packed;
 
@@ -122,6 +122,7 @@ static mdp_status pack(mdp_draft *draft, const char *path, char **out, int64_t *
     head.plan_byte = draft->plan_byte;
     head.provenance_at = draft->provenance_at;
     head.provenance_byte = draft->provenance_byte;
+    head.left_out_at = draft->left_out_at;
     head.pool_byte = draft->pool_byte;
     head.n_byte = divide(NULL, &head).n_byte;
     MDP_TRY(MDP_ALLOC(out, head.n_byte, "catalogue of tensors"));
@@ -165,6 +166,7 @@ static void point(mdp_catalogue *catalogue, char *base) {
     catalogue->config_byte = head->config_byte;
     catalogue->plan_text = head->plan_at < 0 ? NULL : p.pool + head->plan_at;
     catalogue->provenance_text = head->provenance_at < 0 ? NULL : p.pool + head->provenance_at;
+    catalogue->left_out = head->left_out_at < 0 ? NULL : p.pool + head->left_out_at;
     catalogue->tensor_byte = head->tensor_byte;
 }
 

@@ -9,6 +9,7 @@ void mdp_draft_init(mdp_draft *draft, mdp_container container) {
     draft->container = container;
     draft->plan_at = -1;
     draft->provenance_at = -1;
+    draft->left_out_at = -1;
 }
 
 void mdp_draft_clear(mdp_draft *draft) {

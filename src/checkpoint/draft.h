@@ -22,6 +22,7 @@ typedef struct mdp_draft {
     int64_t config_at, config_byte;
     int64_t plan_at, plan_byte;             /* plan_at is -1 when there is none */
     int64_t provenance_at, provenance_byte; /* the same */
+    int64_t left_out_at;                    /* the same */
 } mdp_draft;
 
 void mdp_draft_init(mdp_draft *draft, mdp_container container);

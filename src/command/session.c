@@ -128,6 +128,8 @@ mdp_status mdp_session_open_model_all(mdp_session *session) {
     bool copies = (session->options->bit & (COMMAND_RUN | COMMAND_APPLY | COMMAND_EXPORT)) != 0;
     MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
     if (copies) MDP_TRY(note_checksums_all(session));
+    if (copies && session->catalogue->left_out)
+        mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: not for the result: %s", path, session->catalogue->left_out);
     MDP_AGREE(session->comm, bind(session));
     return mdp_catalogue_fingerprint_all(session->comm, session->catalogue);
 }
