@@ -12,6 +12,13 @@ static mdp_status check_options(const mdp_session *session) {
     return MDP_ERROR(MDP_USAGE, "apply takes one --plan, found %d; eval compares several.", n_plan);
 }
 
+/* Will experts have other numbers? */
+static bool renumbers(const mdp_plan *plan) {
+    bool dropped = false;
+    for (int64_t i = 0; i < plan->n_layer; i++) dropped = dropped || plan->layers[i].n_dropped > 0;
+    return dropped;
+}
+
 /* Describe the result on every rank. Local. */
 static mdp_status describe(const mdp_session *session, const mdp_plan *plan, const char *text, mdp_output **out) {
     char *provenance = NULL;
@@ -53,7 +60,8 @@ mdp_status mdp_command_apply_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan, &text));
-    mdp_status status = mdp_session_plan_mtp_all(session, plan);
+    mdp_status status = renumbers(plan) ? mdp_session_check_names_all(session) : mdp_ok();
+    if (status.code == MDP_OK) status = mdp_session_plan_mtp_all(session, plan);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
     if (status.code == MDP_OK && output) status = write_result_all(session, plan, output);
     mdp_output_destroy(output);

@@ -7,6 +7,7 @@
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/mtp.h"
+#include "command/next.h"
 #include "command/opening.h"
 #include "command/write.h"
 #include "mdp/report.h"
@@ -93,6 +94,12 @@ static mdp_status check_propagation(const mdp_session *session) {
     return mdp_ok();
 }
 
+/* Will experts have other numbers? */
+static bool renumbers(const mdp_session *session, const mdp_budget_options *budget) {
+    if (mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer == MDP_ROUTE_ZERO) return false;
+    return budget->budget == MDP_BUDGET_LIST || budget->keep < mdp_census_of_model(session->model).largest;
+}
+
 static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_budget(session));
     MDP_TRY(mdp_session_read_keep_file_all(session));
@@ -103,6 +110,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_choose_compute_all(session, true));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
+    if (renumbers(session, &made->budget)) MDP_TRY(mdp_session_check_names_all(session));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     if (mdp_session_option(session, OPTION_EVAL_TOKENS)->present)
@@ -387,39 +395,6 @@ typedef struct paths {
     char *next;
 } paths;
 
-/* A path as Python reads it between quotes: like JSON. */
-static mdp_status say_how_to_load(const mdp_session *session, char **out) {
-    char *path = NULL;
-    MDP_TRY(mdp_session_path(session, "hf", &path));
-    json_t *value = json_string(path);
-    char *text = value ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
-    mdp_status status = text ? mdp_format(out,
-                                          "AutoModelForCausalLM.from_pretrained(%s)     (transformers; vLLM and "
-                                          "llama.cpp load it too)",
-                                          text)
-                             : MDP_ERROR(MDP_INTERNAL, "out of memory for the last line.");
-    mdp_json_free(text);
-    json_decref(value);
-    mdp_free(path);
-    return status;
-}
-
-static mdp_status say_how_to_export(const mdp_session *session, char **out) {
-    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
-    char *native = NULL, *hf = NULL, *line = NULL;
-    size_t n = strlen(folder);
-    while (n > 1 && folder[n - 1] == '/') n--;
-    mdp_status status = mdp_session_path(session, "model.h5", &native);
-    if (status.code == MDP_OK) status = mdp_format(&hf, "%.*s-hf", (int)n, folder);
-    const char *const words[] = {"moe-dist-prune", "export", "--model", native, "--out", hf};
-    if (status.code == MDP_OK) status = mdp_shell_line(6, words, &line);
-    if (status.code == MDP_OK) status = mdp_format(out, "%s     (loads in transformers, vLLM, llama.cpp)", line);
-    mdp_free(native);
-    mdp_free(hf);
-    mdp_free(line);
-    return status;
-}
-
 static mdp_status name_results(const mdp_session *session, paths *out) {
     const char *names[7];
     int n = 0;
@@ -434,8 +409,7 @@ static mdp_status name_results(const mdp_session *session, paths *out) {
         MDP_TRY(mdp_session_path(session, names[i], &out->path[out->n]));
         out->n++;
     }
-    return mdp_session_wants_hf(session) ? say_how_to_load(session, &out->next)
-                                         : say_how_to_export(session, &out->next);
+    return mdp_session_next_step(session, &out->next);
 }
 
 static mdp_status write_text(const mdp_session *session, const char *name, const char *text) {

@@ -111,6 +111,14 @@ static mdp_status write_below_all(mdp_container container, const mdp_session *se
     return status;
 }
 
+mdp_status mdp_session_check_names_all(const mdp_session *session) {
+    mdp_extra extra;
+    mdp_status status = mdp_transform_check_names(session->model, mdp_session_extra(session, &extra));
+    if (status.code == MDP_OK && session->comm->rank == 0)
+        status = mdp_transform_check_side_files(session->catalogue, session->reader);
+    return mdp_agree_all(session->comm, status);
+}
+
 mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output) {
     const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
     long long first = 0, last = 0;

@@ -4,6 +4,8 @@
 
 #include "command/opening.h"
 
+/* Experts will be numbered anew: refuse what names them by number and cannot follow. Collective. MDP_BAD_INPUT. */
+mdp_status mdp_session_check_names_all(const mdp_session *session);
 /* Leave the layers of --layers in a result, all where it is not given. MDP_USAGE when they are not layers. Local. */
 mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output);
 /* Add what writing `output`, which `plan` makes, takes in each container that --format asks for, and fit the buffers of
