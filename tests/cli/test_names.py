@@ -20,20 +20,6 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 CHOICE = ["--method", "reap", "--keep", 4]
 
 
-@pytest.fixture
-def model(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(mdp.GOLDEN / "mixtral" / name, folder / name)
-    return folder
-
-
-@pytest.fixture
-def tokens(tmp_path):
-    return mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
-
-
 def refuse(ranks, shown, *words, code=BAD_INPUT):
     """The sentence has the name as `shown`, and no letter that steers."""
     result = mdp.refuse(ranks, code, re.escape(shown), *words)

@@ -16,20 +16,6 @@ BAD_INPUT = 65
 CHOICE = ["--method", "reap", "--keep", 4]
 
 
-@pytest.fixture
-def model(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(mdp.GOLDEN / "mixtral" / name, folder / name)
-    return folder
-
-
-@pytest.fixture
-def tokens(tmp_path):
-    return mdp.golden_tokens("mixtral", tmp_path / "tokens.h5")
-
-
 def run(model, tokens, out, *more):
     return ["run", "--model", model, "--tokens", tokens, *CHOICE, "--format", "both", "--out", out, *more]
 
