@@ -1,4 +1,5 @@
-/* draft.c - growing lists behind a catalogue. Errors: out of memory only; all checks of content are the callers'. */
+/* draft.c - growing lists behind a catalogue. Errors: out of memory, and a file that cannot be looked at; all checks of
+ * content are the callers'. */
 #include "checkpoint/draft.h"
 
 #include <string.h>
@@ -14,6 +15,7 @@ void mdp_draft_clear(mdp_draft *draft) {
     mdp_free(draft->pool);
     mdp_free(draft->file_at);
     mdp_free(draft->file_bytes);
+    mdp_free(draft->stamps);
     mdp_free(draft->tensors);
     mdp_free(draft->tensor_at);
     mdp_free(draft->side_files);
@@ -45,10 +47,12 @@ mdp_status mdp_draft_add_file(mdp_draft *draft, const char *path, int64_t n_byte
         int64_t capacity = larger_capacity(draft->file_capacity, 0);
         MDP_TRY(MDP_GROW(&draft->file_at, draft->n_file, capacity, "list of files"));
         MDP_TRY(MDP_GROW(&draft->file_bytes, draft->n_file, capacity, "list of files"));
+        MDP_TRY(MDP_GROW(&draft->stamps, draft->n_file, capacity, "list of files"));
         draft->file_capacity = capacity;
     }
     MDP_TRY(mdp_draft_add_text(draft, path, (int64_t)strlen(path), &draft->file_at[draft->n_file]));
     draft->file_bytes[draft->n_file] = n_byte;
+    MDP_TRY(mdp_stamp_take(path, &draft->stamps[draft->n_file]));
     *index = (int32_t)draft->n_file++;
     return mdp_ok();
 }

@@ -72,6 +72,10 @@ void mdp_reader_destroy(mdp_reader *reader) {
     mdp_free(reader);
 }
 
+const mdp_catalogue *mdp_reader_catalogue(const mdp_reader *reader) {
+    return reader->catalogue;
+}
+
 /* Close the file unused for longest. Called with the lock held. */
 static void make_room(mdp_reader *reader) {
     int32_t oldest = -1;

@@ -22,7 +22,9 @@ static const note notes[] = {
     {"run",
      "Runs the model on the tokens of --tokens and sums what the method needs, decides which experts stay, compares "
      "original and result on --eval-tokens when they are given, and writes the pruned checkpoint with plan.json, "
-     "stats.h5, report.json, report.html, effective-config.json and run.log into the folder --out.",
+     "stats.h5, report.json, report.html, effective-config.json, run.log and the record moe-dist-prune.json into the "
+     "folder --out. With --overwrite all results of an earlier run there go, when the first new one is complete; files "
+     "that are not on the record stay. Unfinished results lie in DIR/.state, which one run owns at a time.",
      "mpirun -n 64 moe-dist-prune --model mixtral-8x22b --tokens calib.h5 --eval-tokens eval.h5 --method reap "
      "--keep-ratio 0.5 --out pruned"},
     {"observe",

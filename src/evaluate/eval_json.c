@@ -74,13 +74,14 @@ static json_t *print_stream(const mdp_evaluation *evaluation, int s) {
     return object;
 }
 
-mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, char **out) {
+mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, const char *identity, char **out) {
     json_t *streams = json_array();
     for (int s = 0; s < evaluation->n_stream; s++) json_array_append_new(streams, print_stream(evaluation, s));
     json_t *root = json_pack("{s:s, s:s, s:i, s:o, s:o, s:o}", "format", "moe-dist-prune eval", "version", "1.0",
                              "n_ranks", evaluation->n_rank, "seconds", number(evaluation->seconds), "tokens_per_second",
                              number(evaluation->tokens_per_second), "streams", streams);
     if (!root) return MDP_ERROR(MDP_INTERNAL, "eval.json: a name is not valid UTF-8, or memory ran out.");
+    if (identity) json_object_set_new(root, "identity", json_string(identity));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;
