@@ -209,8 +209,10 @@ void mdp_panel_stream_stop(mdp_panel_stream *stream);
 
 /* What was read. */
 typedef struct mdp_verified {
-    int64_t n_byte;    /* of all that was compared */
-    int64_t n_without; /* side files of a folder that have no checksum */
+    int64_t n_byte;      /* of all that was compared */
+    int64_t n_without;   /* side files of a folder that have no checksum */
+    mdp_digest *digests; /* [tensors, then side files] that they equal, "" where there is none; to be freed; NULL after
+                          * an error */
 } mdp_verified;
 
 typedef void mdp_verified_fn(void *context, int64_t n_byte_done, int64_t n_byte_total);
@@ -342,6 +344,11 @@ mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_
 
 /* Is `folder` complete and what mdp_write_hf_all would write, as far as its record and sizes tell? Local: rank 0. */
 mdp_status mdp_hf_is_of(const char *folder, const mdp_output *output, int64_t shard_byte, bool *same);
+
+/* The checksums that the tensors of `output`, and then the side files of its source, would have: all is read, nothing
+ * written. *out is new on rank 0, NULL elsewhere. Collective on `comm`. */
+mdp_status mdp_output_hash_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, int64_t buffer_byte,
+                               mdp_digest **out);
 
 /* What a rank does of writing. */
 typedef struct mdp_write_share {

@@ -45,8 +45,10 @@ static const note notes[] = {
      "mpirun -n 16 moe-dist-prune export --model pruned/model.h5 --out pruned-hf"},
     {"inspect", "Reads headers only.", "moe-dist-prune inspect pruned/model.h5"},
     {"verify",
-     "PATH is a model.h5 or a folder with moe-dist-prune.json. Names the first tensor or file that differs and ends "
-     "with exit code 65; ranks share the reading.",
+     "PATH is a model.h5 or a folder with moe-dist-prune.json, or a stats.h5. Names the first tensor or file that "
+     "differs and ends with exit code 65; ranks share the reading. With --model the checkpoint is also made anew from "
+     "that model and the plan in PATH, in memory, and every tensor compared: a result of other weights, or of two "
+     "models, does not pass. Statistics are compared with --model and --tokens by fingerprint.",
      "mpirun -n 16 moe-dist-prune verify pruned/model.h5"},
     {"info", "Prints the whole resolved configuration; with --peak also a measured speed.",
      "mpirun -n 4 moe-dist-prune info --peak"},
