@@ -141,6 +141,11 @@ def digests(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
+def unfinished(state):
+    """{name: path} of the unfinished outputs in a state folder."""
+    return {path.name: path for path in pathlib.Path(state).glob("making.*/*.partial")}
+
+
 def info():
     """What the program says it can do."""
     return json.loads(subprocess.run([PROGRAM, "info", "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)
