@@ -43,7 +43,10 @@ typedef enum kernel_word { KERNEL_FREE, KERNEL_HELD, KERNEL_MUTE } kernel_word;
 static kernel_word try_lock(int fd) {
 #ifdef F_OFD_SETLK
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    if (fcntl(fd, F_OFD_SETLK, &whole) == 0) return KERNEL_FREE;
+    int code;
+    do code = fcntl(fd, F_OFD_SETLK, &whole);
+    while (code != 0 && errno == EINTR);
+    if (code == 0) return KERNEL_FREE;
     if (errno == EAGAIN || errno == EACCES) return KERNEL_HELD;
 #else
     (void)fd;
@@ -155,7 +158,7 @@ static mdp_status judge(int fd, kernel_word word, const char *output, bool take_
                          output);
     }
     mdp_alive lives = mdp_owner_lives(&owner, &self);
-    if (lives == MDP_UNKNOWN && word == KERNEL_FREE && !locks_stay_here(fd)) lives = MDP_GONE;
+    if (lives == MDP_UNKNOWN && word == KERNEL_FREE && owner.locked && !locks_stay_here(fd)) lives = MDP_GONE;
     if (lives == MDP_GONE || (lives == MDP_UNKNOWN && take_over)) return mdp_ok();
     return refuse(fd, output, &owner, lives);
 }
@@ -176,11 +179,13 @@ static mdp_status cannot(const mdp_lock *lock, const char *verb, int error) {
                      strerror(error));
 }
 
-static mdp_status sign(mdp_lock *lock) {
+/* locked: by the file system. */
+static mdp_status sign(mdp_lock *lock, bool locked) {
     mdp_owner self;
     char *text = NULL, unique[64];
     struct timespec now = {0};
     mdp_owner_self(&self);
+    self.locked = locked;
     MDP_TRY(mdp_owner_print(&self, &text));
     clock_gettime(CLOCK_REALTIME, &now);
     snprintf(unique, sizeof unique, "%s%09ld", mdp_hash_bytes(text, (int64_t)strlen(text)).hex, now.tv_nsec);
@@ -217,9 +222,10 @@ static mdp_status try_once(mdp_lock *lock, bool created, bool take_over, bool *d
     *held = status.code != MDP_OK;
     MDP_TRY(status);
     if (word == KERNEL_FREE || (word == KERNEL_MUTE && created)) {
-        MDP_TRY(sign(lock));
-        *done = is_at(lock->path, lock->fd);
-        return mdp_ok();
+        status = sign(lock, word == KERNEL_FREE);
+        *done = status.code == MDP_OK && is_at(lock->path, lock->fd);
+        if (status.code != MDP_OK && is_at(lock->path, lock->fd)) unlink(lock->path);
+        return status;
     }
     return created ? mdp_ok() : move_away(lock);
 }
@@ -276,6 +282,7 @@ mdp_status mdp_lock_take(const char *folder, const char *output, bool take_over,
         *out = lock;
     else if (lock)
         destroy(lock);
+    if (status.code != MDP_OK) rmdir(folder); /* unless something is in it */
     return status;
 }
 

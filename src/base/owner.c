@@ -70,10 +70,11 @@ static json_t *text_of(const char *text) {
 }
 
 mdp_status mdp_owner_print(const mdp_owner *owner, char **out) {
-    json_t *root = json_pack("{s:s, s:s, s:o, s:s, s:s, s:I, s:I, s:o, s:I, s:s}", "format", FORMAT, "version", "1.0",
-                             "host", text_of(owner->host), "boot", owner->boot, "space", owner->space, "pid",
-                             (json_int_t)owner->pid, "begun", (json_int_t)owner->begun, "job", text_of(owner->job),
-                             "restarts", (json_int_t)owner->restarts, "since", owner->since);
+    json_t *root =
+        json_pack("{s:s, s:s, s:o, s:s, s:s, s:I, s:I, s:o, s:I, s:s, s:b}", "format", FORMAT, "version", "1.0", "host",
+                  text_of(owner->host), "boot", owner->boot, "space", owner->space, "pid", (json_int_t)owner->pid,
+                  "begun", (json_int_t)owner->begun, "job", text_of(owner->job), "restarts",
+                  (json_int_t)owner->restarts, "since", owner->since, "locked", (int)owner->locked);
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the lock.");
     mdp_status status = mdp_json_print(root, out);
@@ -100,6 +101,7 @@ bool mdp_owner_parse(const char *text, int64_t n_byte, mdp_owner *out) {
         out->pid = json_integer_value(json_object_get(root, "pid"));
         out->begun = json_integer_value(json_object_get(root, "begun"));
         out->restarts = json_integer_value(json_object_get(root, "restarts"));
+        out->locked = json_is_true(json_object_get(root, "locked"));
     }
     json_decref(root);
     return ours;

@@ -13,6 +13,7 @@ typedef struct mdp_owner {
     char job[100];    /* of the batch system; empty: none */
     int64_t restarts; /* of that job before */
     char since[32];   /* UTC, when it became owner */
+    bool locked;      /* it holds a lock of the file system, not the name alone */
 } mdp_owner;
 
 void mdp_owner_self(mdp_owner *out);

@@ -166,34 +166,58 @@ static bool is_whole_folder(const mdp_target *target) {
     return target->kind == MDP_TARGET_FOLDER || target->kind == MDP_TARGET_STATE;
 }
 
-/* One file or folder that is read. */
-static mdp_status check_apart(const mdp_target *target, const char *input) {
-    struct stat in, out;
-    if (stat(input, &in) != 0) return mdp_ok(); /* opening it says why */
-    if (is_same(target->path, &in)) return refuse(target, "is the input", input);
-    if (S_ISDIR(in.st_mode) && lies_below(target->path, &in)) return refuse(target, "lies inside the input", input);
-    if (is_whole_folder(target) && stat(target->path, &out) == 0 && lies_below(input, &out))
+/* A target, looked at once: a model may have hundreds of files on a slow file system. */
+typedef struct sight {
+    const mdp_target *target;
+    bool there;
+    struct stat info; /* when it is */
+} sight;
+
+/* One file or folder that is read, and what it is. */
+static mdp_status check_apart(const sight *out, const char *input, const struct stat *in) {
+    const mdp_target *target = out->target;
+    if (out->there && out->info.st_dev == in->st_dev && out->info.st_ino == in->st_ino)
+        return refuse(target, "is the input", input);
+    if (S_ISDIR(in->st_mode) && lies_below(target->path, in)) return refuse(target, "lies inside the input", input);
+    if (is_whole_folder(target) && out->there && lies_below(input, &out->info))
         return refuse(target, "contains the input", input);
     return mdp_ok();
 }
 
+static mdp_status check_one(const sight *sights, int n, const char *input) {
+    struct stat in;
+    if (stat(input, &in) != 0) return mdp_ok(); /* opening it says why */
+    for (int t = 0; t < n; t++) MDP_TRY(check_apart(&sights[t], input, &in));
+    return mdp_ok();
+}
+
 /* An input, and of a folder all that is in it: it may consist of links into a cache. */
-static mdp_status check_input(const mdp_places *places, const char *input) {
+static mdp_status check_input(const sight *sights, int n, const char *input) {
     mdp_names names = {0};
-    mdp_status status = mdp_ok();
-    for (int t = 0; t < places->n_target && status.code == MDP_OK; t++)
-        status = check_apart(&places->targets[t], input);
-    MDP_TRY(status);
+    MDP_TRY(check_one(sights, n, input));
     if (!mdp_path_is_folder(input)) return mdp_ok();
-    status = mdp_folder_list(input, &names);
+    mdp_status status = mdp_folder_list(input, &names);
     for (int64_t i = 0; i < names.n && status.code == MDP_OK; i++) {
         char *path = NULL;
         status = mdp_path_join(&path, input, names.name[i]);
-        for (int t = 0; t < places->n_target && status.code == MDP_OK; t++)
-            status = check_apart(&places->targets[t], path);
+        if (status.code == MDP_OK) status = check_one(sights, n, path);
         mdp_free(path);
     }
     mdp_names_clear(&names);
+    return status;
+}
+
+static mdp_status check_inputs(const mdp_places *places) {
+    sight *sights = NULL;
+    MDP_TRY(MDP_ALLOC(&sights, places->n_target, "outputs"));
+    for (int t = 0; t < places->n_target; t++) {
+        sights[t].target = &places->targets[t];
+        sights[t].there = stat(places->targets[t].path, &sights[t].info) == 0;
+    }
+    mdp_status status = mdp_ok();
+    for (int i = 0; i < places->n_input && status.code == MDP_OK; i++)
+        status = check_input(sights, places->n_target, places->inputs[i]);
+    mdp_free(sights);
     return status;
 }
 
@@ -221,7 +245,7 @@ static mdp_status check_all_pairs(const mdp_places *places) {
 
 mdp_status mdp_places_check_apart(const mdp_places *places) {
     for (int i = 0; i < places->n_target; i++) MDP_TRY(check_kind(&places->targets[i]));
-    for (int i = 0; i < places->n_input; i++) MDP_TRY(check_input(places, places->inputs[i]));
+    MDP_TRY(check_inputs(places));
     return check_all_pairs(places);
 }
 

@@ -341,7 +341,7 @@ def lock(state, **changes):
     boot, space = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
     begun = int((HERE / "stat").read_text().rsplit(")", 1)[1].split()[19])
     text = {"format": "moe-dist-prune lock", "version": "1.0", "host": os.uname().nodename, "boot": boot, "space": space, "pid": os.getpid(), "begun": begun,
-            "job": "", "restarts": 0, "since": "2026-01-02 03:04:05 UTC"}
+            "job": "", "restarts": 0, "since": "2026-01-02 03:04:05 UTC", "locked": True}
     (state / "lock").write_text(json.dumps({**text, **changes}))
     os.utime(state / "lock", (time.time() - 7200, time.time() - 7200))
 
@@ -352,6 +352,7 @@ def lock(state, **changes):
     (True, {"begun": 1}, {}, True),  # another process has its number
     (True, {"host": "n17", "boot": "x"}, {}, None),
     (False, {"host": "n17", "boot": "x"}, {}, True),  # the kernel says that nobody holds it
+    (False, {"host": "n17", "boot": "x", "locked": False}, {}, None),  # where it ran it had no locks
     (True, {"boot": "x"}, {}, None),
     (True, {"host": "n17", "boot": "x", "job": "4711"}, {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "1"}, True),
     (True, {"host": "n17", "boot": "x", "job": "4711", "restarts": 1}, {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "1"}, None),

@@ -88,12 +88,14 @@ static void owners_are_read_as_they_were_written(void **state) {
     char *text = NULL;
     mdp_owner_self(&self);
     snprintf(self.job, sizeof self.job, "17[3]");
+    self.locked = true;
     assert_ok(mdp_owner_print(&self, &text));
     assert_true(mdp_owner_parse(text, (int64_t)strlen(text), &found));
     assert_int_equal(found.pid, self.pid);
     assert_int_equal(found.begun, self.begun);
     assert_string_equal(found.host, self.host);
     assert_string_equal(found.job, self.job);
+    assert_true(found.locked);
     assert_int_equal(mdp_owner_lives(&found, &self), MDP_ALIVE);
     found.begun++; /* another process of that number */
     assert_int_equal(mdp_owner_lives(&found, &self), MDP_GONE);
