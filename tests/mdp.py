@@ -173,6 +173,9 @@ def folder_places(path):
     header = json.loads(content[8:8 + n])
     return {name: (8 + n + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
             for name, entry in header.items() if name != "__metadata__"}
+def unfinished(state):
+    """{name: path} of the unfinished outputs in a state folder."""
+    return {path.name: path for path in pathlib.Path(state).glob("making.*/*.partial")}
 
 
 def info():

@@ -179,10 +179,23 @@ void mdp_file_begin_sync(int fd, int64_t offset, int64_t n_byte);
 mdp_status mdp_file_sync(const char *path, int fd);
 mdp_status mdp_folder_sync(const char *path); /* fsync of a directory, after a rename in it */
 mdp_status mdp_file_rename(const char *from, const char *to);
+/* The same, where nothing is at `to`; MDP_CANNOT_CREATE when something has appeared there. */
+mdp_status mdp_file_rename_new(const char *from, const char *to);
 /* Whole small file into a new buffer with a 0 byte added; refused when larger than max_byte. */
 mdp_status mdp_file_read_all(const char *path, int64_t max_byte, char **text, int64_t *n_byte);
 /* Write a whole small file through path.partial, fsync, rename, fsync of the folder. */
 mdp_status mdp_file_write_all(const char *path, const void *data, int64_t n_byte);
+/* What lies at a path, itself: links are not followed. */
+typedef enum mdp_path_kind {
+    MDP_PATH_NOTHING,
+    MDP_PATH_FILE,
+    MDP_PATH_FOLDER,
+    MDP_PATH_LINK,
+    MDP_PATH_SPECIAL
+} mdp_path_kind;
+mdp_path_kind mdp_path_look(const char *path);
+/* What something special is, for sentences: "a device", "a FIFO", "a socket". Links are followed. */
+const char *mdp_path_special(const char *path);
 bool mdp_path_exists(const char *path);
 bool mdp_path_is_folder(const char *path); /* or a link to one */
 bool mdp_path_is_link(const char *path);
@@ -192,6 +205,17 @@ mdp_status mdp_path_join(char **out, const char *folder, const char *name);
 const char *mdp_path_name(const char *path);
 /* Folder part of a path ("." when there is none) as a new text. */
 mdp_status mdp_path_folder(char **out, const char *path);
+/* The path without slashes at its end, as a new text. */
+mdp_status mdp_path_trim(char **out, const char *path);
+/* Names in a folder but for "." and "..", in byte order. */
+typedef struct mdp_names {
+    int64_t n, capacity;
+    char **name; /* [n] owned */
+} mdp_names;
+mdp_status mdp_names_add(mdp_names *names, const char *name); /* at the end */
+void mdp_names_clear(mdp_names *names);
+/* *out is to be cleared on error too. MDP_IO. */
+mdp_status mdp_folder_list(const char *path, mdp_names *out);
 /* Create a folder (its parents must exist); existing folder is fine. */
 mdp_status mdp_folder_create(const char *path);
 /* Remove a folder and the regular files in it, not recursive; a missing folder is fine; of a symbolic link, itself

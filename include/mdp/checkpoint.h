@@ -74,12 +74,21 @@ typedef struct mdp_side_file {
     const char *digest; /* as of a tensor */
 } mdp_side_file;
 
+/* What tells a file from another that takes its place, and from itself after a change. */
+typedef struct mdp_stamp {
+    int64_t n_byte, changed; /* changed: nanoseconds */
+    uint64_t device, inode;
+} mdp_stamp;
+/* Of what is at `path`; links are followed. MDP_IO. */
+mdp_status mdp_stamp_take(const char *path, mdp_stamp *out);
+
 typedef struct mdp_catalogue {
     char *path; /* as given by the user */
     mdp_container container;
     int32_t n_file;
     char **files;        /* [n_file] paths; entry used by tensors and side files */
     int64_t *file_bytes; /* [n_file] sizes when opened */
+    mdp_stamp *stamps;   /* [n_file] of them, then */
     int64_t n_tensor;
     mdp_tensor *tensors; /* [n_tensor] ascending by name (strcmp) */
     int64_t n_side_file;
@@ -100,6 +109,9 @@ typedef struct mdp_catalogue {
  * broadcasts. No weight is read. Collective on `comm`. Errors: MDP_BAD_INPUT naming file, tensor and byte. */
 mdp_status mdp_catalogue_open_all(const mdp_comm *comm, const char *path, mdp_catalogue **out);
 void mdp_catalogue_destroy(mdp_catalogue *catalogue);
+/* Are all files as they were when they were listed? MDP_BAD_INPUT names one that is not. Local: for rank 0, which has
+ * listed them; on other nodes the same file may look different. */
+mdp_status mdp_catalogue_check(const mdp_catalogue *catalogue);
 /* The tensor of that HF name, or NULL. Binary search. Local. */
 const mdp_tensor *mdp_catalogue_find(const mdp_catalogue *catalogue, const char *name);
 /* Fill catalogue->fingerprint: xxh3_128 over config.json and, by name, type, shape and the digest of the first 4,096
@@ -201,8 +213,10 @@ void mdp_panel_stream_stop(mdp_panel_stream *stream);
 
 /* What was read. */
 typedef struct mdp_verified {
-    int64_t n_byte;    /* of all that was compared */
-    int64_t n_without; /* side files of a folder that have no checksum */
+    int64_t n_byte;      /* of all that was compared */
+    int64_t n_without;   /* side files of a folder that have no checksum */
+    mdp_digest *digests; /* [tensors, then side files] that they equal, "" where there is none; to be freed; NULL after
+                          * an error */
 } mdp_verified;
 
 typedef void mdp_verified_fn(void *context, int64_t n_byte_done, int64_t n_byte_total);
@@ -318,7 +332,7 @@ typedef void mdp_written_fn(void *context, int64_t n_byte_done,
                             int64_t n_byte_total); /* progress on rank 0; may be NULL */
 
 typedef struct mdp_write_options {
-    bool overwrite;      /* replace an existing output */
+    const char *name;    /* what the result will be called, for words and the journal; NULL: its path */
     int64_t shard_byte;  /* HF: largest shard, bytes */
     int64_t buffer_byte; /* memory for copying per rank, bytes */
     mdp_written_fn *written;
@@ -330,16 +344,24 @@ typedef struct mdp_write_options {
 /* Writers compare what they copy with the checksums that its source has (mdp_catalogue_checksums_all): MDP_BAD_INPUT
  * names the tensor or side file that differs. Of a tensor of which a part is copied all is read for that.
  *
- * Write path (model.h5): rank 0 creates all datasets under path.partial; all ranks copy the tensors they own (balanced
- * by bytes) with parallel HDF5, independent transfers; rank 0 writes checksums and last `complete`; agree; fsync;
- * rename; fsync of the folder. On any error nothing is left under the final name. With options->resume, path.partial
- * stays for a run that goes on. Collective on `comm`. */
+ * Write a model.h5 at `path`, a place of the caller's own (mdp_workshop_path), where what an earlier try has left is
+ * removed: rank 0 creates all datasets; all ranks copy the tensors they own (balanced by bytes) with parallel HDF5,
+ * independent transfers; rank 0 writes checksums and last `complete`; agree; fsync. On any error nothing is left, but
+ * with options->resume what a run that goes on can use. Collective on `comm`. */
 mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
                                 const mdp_write_options *options);
-/* Write a HF folder (safetensors shards, index, config.json, side files, moe-dist-prune.json with provenance and
- * checksums) under folder.partial by all ranks, then rename. Collective on `comm`. */
+/* The same for a HF folder (safetensors shards, index, config.json, side files, moe-dist-prune.json with provenance and
+ * checksums). Collective on `comm`. */
 mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *folder,
                             const mdp_write_options *options);
+
+/* Is `folder` complete and what mdp_write_hf_all would write, as far as its record and sizes tell? Local: rank 0. */
+mdp_status mdp_hf_is_of(const char *folder, const mdp_output *output, int64_t shard_byte, bool *same);
+
+/* The checksums that the tensors of `output`, and then the side files of its source, would have: all is read, nothing
+ * written. *out is new on rank 0, NULL elsewhere. Collective on `comm`. */
+mdp_status mdp_output_hash_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, int64_t buffer_byte,
+                               mdp_digest **out);
 
 /* What a rank does of writing. */
 typedef struct mdp_write_share {
@@ -374,9 +396,4 @@ mdp_status mdp_seal_write(const char *path, const mdp_run *covered, int64_t n);
 /* Does the file hold all values of a dataset (its hid_t)? A shape costs a file nothing, but reading by it costs memory:
  * ask before that is taken. Compressed bytes are believed as far as deflate can compress. Local; main thread. */
 bool mdp_hdf5_is_written(int64_t dataset);
-/* Refuse now what a writer would refuse later: output exists and overwrite is not set (MDP_CANNOT_CREATE), its folder
- * is missing or not writable, it equals or contains the input, less than n_byte free. Rank 0 looks. Collective. */
-mdp_status mdp_output_check_all(const mdp_comm *comm, const char *path, const mdp_catalogue *input, bool overwrite,
-                                int64_t n_byte);
-
 #endif

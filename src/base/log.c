@@ -44,7 +44,8 @@ void mdp_log_destroy(mdp_log *log) {
 mdp_status mdp_log_open_file(mdp_log *log, const char *path) {
     if (!log->speaks) return mdp_ok();
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, "open the log"));
-    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+    /* What is special is refused before; not to wait for a reader that a FIFO has not is one more guard. */
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
     FILE *file = fd < 0 ? NULL : fdopen(fd, "a");
     if (!file) {
         int error = errno;

@@ -1,5 +1,6 @@
 /* draft.c - growing lists behind a catalogue. Names of tensors and side files go from here into records, tables and
- * sentences, whatever the container: those that are not plain are refused. All other checks are the callers'. */
+ * sentences, whatever the container: those that are not plain are refused, and files that cannot be looked at. All
+ * other checks are the callers'. */
 #include "checkpoint/draft.h"
 
 #include <string.h>
@@ -16,6 +17,7 @@ void mdp_draft_clear(mdp_draft *draft) {
     mdp_free(draft->pool);
     mdp_free(draft->file_at);
     mdp_free(draft->file_bytes);
+    mdp_free(draft->stamps);
     mdp_free(draft->tensors);
     mdp_free(draft->tensor_at);
     mdp_free(draft->side_files);
@@ -47,10 +49,12 @@ mdp_status mdp_draft_add_file(mdp_draft *draft, const char *path, int64_t n_byte
         int64_t capacity = larger_capacity(draft->file_capacity, 0);
         MDP_TRY(MDP_GROW(&draft->file_at, draft->n_file, capacity, "list of files"));
         MDP_TRY(MDP_GROW(&draft->file_bytes, draft->n_file, capacity, "list of files"));
+        MDP_TRY(MDP_GROW(&draft->stamps, draft->n_file, capacity, "list of files"));
         draft->file_capacity = capacity;
     }
     MDP_TRY(mdp_draft_add_text(draft, path, (int64_t)strlen(path), &draft->file_at[draft->n_file]));
     draft->file_bytes[draft->n_file] = n_byte;
+    MDP_TRY(mdp_stamp_take(path, &draft->stamps[draft->n_file]));
     *index = (int32_t)draft->n_file++;
     return mdp_ok();
 }

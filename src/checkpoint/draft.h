@@ -13,6 +13,7 @@ typedef struct mdp_draft {
     int64_t n_file, file_capacity;
     int64_t *file_at;    /* [n_file] place of the path in the pool; owned */
     int64_t *file_bytes; /* [n_file]; owned */
+    mdp_stamp *stamps;   /* [n_file]; owned */
     int64_t n_tensor, tensor_capacity;
     mdp_tensor *tensors; /* [n_tensor] name is NULL; owned */
     int64_t *tensor_at;  /* [n_tensor] place of the name; owned */

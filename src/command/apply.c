@@ -32,20 +32,21 @@ static mdp_status describe(const mdp_session *session, const mdp_plan *plan, con
     return status;
 }
 
-static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) {
+static mdp_status open_outputs_all(mdp_session *session) {
     const char *names[3] = {NULL};
-    int n_container = 0;
-    if (mdp_session_wants_native(session)) names[n_container++] = "model.h5";
-    if (mdp_session_wants_hf(session)) names[n_container++] = "hf";
-    return mdp_session_check_folder_all(session, names, n_byte);
+    int n = 0;
+    if (mdp_session_wants_native(session)) names[n++] = "model.h5";
+    if (mdp_session_wants_hf(session)) names[n++] = "hf";
+    return mdp_session_open_outputs_all(session, &(mdp_results){.members = names});
 }
 
 static mdp_status write_result_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     mdp_estimate estimate = {.phase = "apply"};
-    MDP_TRY(mdp_session_open_resume_all(session, true));
+    MDP_TRY(open_outputs_all(session));
+    if (session->finished) return mdp_ok();
     MDP_TRY(mdp_session_add_writes_all(session, plan, output, &estimate));
-    MDP_TRY(check_outputs_all(session, estimate.bytes_written));
-    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
+    MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written));
+    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_begin_all(session));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     MDP_TRY(mdp_session_write_all(session, plan, output));

@@ -116,7 +116,7 @@ static mdp_status perform_all(mdp_session *session) {
     MDP_AGREE(session->comm, mdp_session_listen(session));
     MDP_TRY(command->run_all(session));
     MDP_TRY(mdp_session_write_profiles_all(session));
-    return mdp_session_end_resume_all(session);
+    return mdp_session_end_all(session);
 }
 
 /* One rank speaks, with its log when there is one already. */

@@ -80,24 +80,19 @@ static void free_evidence(evidence *found) {
 
 /* The model before fine-tuning. */
 typedef struct pretrained {
-    mdp_catalogue *catalogue;
     mdp_model *model;
     mdp_reader *reader;
 } pretrained;
 
-static mdp_status bind(pretrained *other) {
-    MDP_TRY(mdp_model_bind(other->catalogue, &other->model));
-    return mdp_reader_new(other->catalogue, &other->reader);
+static mdp_status bind(const mdp_catalogue *catalogue, pretrained *other) {
+    if (!catalogue) return mdp_ok();
+    MDP_TRY(mdp_model_bind(catalogue, &other->model));
+    return mdp_reader_new(catalogue, &other->reader);
 }
 
 static mdp_status read_routers_all(const mdp_session *session, mdp_weights **out) {
-    const mdp_option_value *path = mdp_session_option(session, OPTION_PRETRAINED);
-    pretrained other = {NULL, NULL, NULL};
-    mdp_status status = mdp_ok();
-    if (path->present) {
-        status = mdp_catalogue_open_all(session->comm, path->text, &other.catalogue);
-        if (status.code == MDP_OK) status = mdp_agree_all(session->comm, bind(&other));
-    }
+    pretrained other = {NULL, NULL};
+    mdp_status status = mdp_agree_all(session->comm, bind(session->pretrained, &other));
     if (status.code == MDP_OK) {
         if (session->comm->rank == 0)
             status = mdp_weights_of_routers(session->model, session->reader, other.model, other.reader, out);
@@ -105,7 +100,6 @@ static mdp_status read_routers_all(const mdp_session *session, mdp_weights **out
     }
     mdp_reader_destroy(other.reader);
     mdp_model_destroy(other.model);
-    mdp_catalogue_destroy(other.catalogue);
     return status;
 }
 

@@ -68,7 +68,7 @@ static json_t *print_stream(const mdp_evaluation *evaluation, int s) {
     return object;
 }
 
-mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, char **out) {
+mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, const char *identity, char **out) {
     json_t *streams = json_array();
     for (int s = 0; s < evaluation->n_stream; s++) mdp_json_add(&streams, print_stream(evaluation, s));
     json_t *root =
@@ -76,6 +76,7 @@ mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, char **out) {
                   evaluation->n_rank, "seconds", mdp_json_number_or_null(evaluation->seconds), "tokens_per_second",
                   mdp_json_number_or_null(evaluation->tokens_per_second), "streams", streams);
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for eval.json.");
+    if (identity) mdp_json_put(&root, "identity", json_string(identity));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

@@ -128,10 +128,11 @@ static mdp_status visit_member(scanner *s, int64_t *at, bool *goes) {
     else if (status.code == MDP_OK)
         status = visit_value(s, at, &value_goes);
     if (value_goes)
-        status = MDP_ERROR(MDP_BAD_INPUT,
-                           "%s: config.json: '%s' is the name of an expert that goes, and nothing else can stand there; "
-                           "change or remove it.",
-                           s->path, s->place);
+        status =
+            MDP_ERROR(MDP_BAD_INPUT,
+                      "%s: config.json: '%s' is the name of an expert that goes, and nothing else can stand there; "
+                      "change or remove it.",
+                      s->path, s->place);
     s->place[used] = '\0';
     return status;
 }

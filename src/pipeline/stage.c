@@ -219,7 +219,7 @@ static mdp_status write_point_all(const mdp_stage *stage, const mdp_engine *engi
     mdp_status status = describe(stage, inside, false, &point);
     if (status.code == MDP_OK) status = print_text(stage, inside, nonfinite, &text);
     status = mdp_agree_all(comm, status);
-    if (status.code == MDP_OK) status = mdp_resume_make_folder_all(comm, stage->resume);
+    if (status.code == MDP_OK) status = mdp_resume_prepare_all(comm, stage->resume);
     if (status.code == MDP_OK) status = mdp_point_write_all(comm, stage->path, text, &point);
     mdp_point_clear(&point);
     mdp_free(text);

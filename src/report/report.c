@@ -181,7 +181,7 @@ static mdp_status print_streams(const mdp_evaluation *evaluation, json_t **out) 
     json_t *root = NULL;
     *out = json_null();
     if (!evaluation) return mdp_ok();
-    MDP_TRY(mdp_evaluation_print(evaluation, &text));
+    MDP_TRY(mdp_evaluation_print(evaluation, NULL, &text));
     mdp_status status = mdp_json_parse(text, (int64_t)strlen(text), "eval.json", &root);
     if (status.code == MDP_OK) {
         *out = json_incref(json_object_get(root, "streams"));
