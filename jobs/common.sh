@@ -199,7 +199,11 @@ mdp_copy_model() {
   else
     cd "$(dirname "$model")" || return 74
   fi
-  mdp_list_model "$model" -print0 | xargs -0 -r -n 1 -P 8 cp -L --parents -t "$to" || return 74
+  mdp_list_model "$model" -print0 | xargs -0 -r -n 1 -P 8 cp -L --preserve=timestamps --parents -t "$to" || return 74
+  # Links to nothing stay so, for the program to name them.
+  if [ -d "$model" ]; then
+    find -L . -mindepth 1 -name '.*' -prune -o -type l -print0 | xargs -0 -r cp -P --parents -t "$to" || return 74
+  fi
 }
 
 # mdp_stage MODEL: sets MDP_STAGED, the folder of the copy on each node, unless MODEL lies there already.

@@ -141,6 +141,43 @@ def digests(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x10
+    path.write_bytes(content)
+
+
+def native_places(path):
+    """{tensor or side file: (first byte, number of bytes)} of a model.h5, one for each expert of a stack."""
+    places = {}
+
+    def visit(name, item):
+        if not isinstance(item, h5py.Dataset) or item.id.get_offset() is None or item.dtype.kind in "SO" or name == "seal":
+            return
+        begin, size = item.id.get_offset(), item.id.get_storage_size()
+        hf_name = item.attrs.get("hf_name", name.split("/")[-1].encode())
+        hf_name = hf_name.decode() if isinstance(hf_name, bytes) else str(hf_name)
+        n = item.shape[0] if "{expert}" in hf_name else 1
+        for e in range(n):
+            places[hf_name.replace("{expert}", str(e))] = (begin + e * size // n, size // n)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return places
+
+
+def folder_places(path):
+    """The same of a safetensors file, by its header."""
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + n])
+    return {name: (8 + n + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in header.items() if name != "__metadata__"}
+def unfinished(state):
+    """{name: path} of the unfinished outputs in a state folder."""
+    return {path.name: path for path in pathlib.Path(state).glob("making.*/*.partial")}
+
+
 def info():
     """What the program says it can do."""
     return json.loads(subprocess.run([PROGRAM, "info", "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)

@@ -179,10 +179,23 @@ void mdp_file_begin_sync(int fd, int64_t offset, int64_t n_byte);
 mdp_status mdp_file_sync(const char *path, int fd);
 mdp_status mdp_folder_sync(const char *path); /* fsync of a directory, after a rename in it */
 mdp_status mdp_file_rename(const char *from, const char *to);
+/* The same, where nothing is at `to`; MDP_CANNOT_CREATE when something has appeared there. */
+mdp_status mdp_file_rename_new(const char *from, const char *to);
 /* Whole small file into a new buffer with a 0 byte added; refused when larger than max_byte. */
 mdp_status mdp_file_read_all(const char *path, int64_t max_byte, char **text, int64_t *n_byte);
 /* Write a whole small file through path.partial, fsync, rename, fsync of the folder. */
 mdp_status mdp_file_write_all(const char *path, const void *data, int64_t n_byte);
+/* What lies at a path, itself: links are not followed. */
+typedef enum mdp_path_kind {
+    MDP_PATH_NOTHING,
+    MDP_PATH_FILE,
+    MDP_PATH_FOLDER,
+    MDP_PATH_LINK,
+    MDP_PATH_SPECIAL
+} mdp_path_kind;
+mdp_path_kind mdp_path_look(const char *path);
+/* What something special is, for sentences: "a device", "a FIFO", "a socket". Links are followed. */
+const char *mdp_path_special(const char *path);
 bool mdp_path_exists(const char *path);
 bool mdp_path_is_folder(const char *path); /* or a link to one */
 bool mdp_path_is_link(const char *path);
@@ -192,6 +205,17 @@ mdp_status mdp_path_join(char **out, const char *folder, const char *name);
 const char *mdp_path_name(const char *path);
 /* Folder part of a path ("." when there is none) as a new text. */
 mdp_status mdp_path_folder(char **out, const char *path);
+/* The path without slashes at its end, as a new text. */
+mdp_status mdp_path_trim(char **out, const char *path);
+/* Names in a folder but for "." and "..", in byte order. */
+typedef struct mdp_names {
+    int64_t n, capacity;
+    char **name; /* [n] owned */
+} mdp_names;
+mdp_status mdp_names_add(mdp_names *names, const char *name); /* at the end */
+void mdp_names_clear(mdp_names *names);
+/* *out is to be cleared on error too. MDP_IO. */
+mdp_status mdp_folder_list(const char *path, mdp_names *out);
 /* Create a folder (its parents must exist); existing folder is fine. */
 mdp_status mdp_folder_create(const char *path);
 /* Remove a folder and the regular files in it, not recursive; a missing folder is fine; of a symbolic link, itself
@@ -242,6 +266,22 @@ char *mdp_print_seconds(char out[32], double seconds); /* "4.2 s", "3 min 10 s",
 const char *mdp_nearest(const char *text, const char *const *names, int n);
 double mdp_seconds(void); /* monotonic clock */
 
+/* ---- texts of other people (show.c) -------------------------------------------------------------------------- */
+
+/* UTF-8 that can move no cursor and hide no letter: no control characters, line separators, marks of direction? */
+bool mdp_text_is_plain(const char *text);
+/* A text with all that is not plain as \u001b or \xff, cut where `out` [n_byte] ends; returns out. Sentences of errors
+ * and messages of the log have gone through it. */
+char *mdp_text_show(char *out, size_t n_byte, const char *text);
+/* Names that come into records must be plain: MDP_BAD_INPUT says that in `path` the name of `what` ("a side file") is
+ * not. */
+mdp_status mdp_name_check(const char *path, const char *what, const char *name);
+/* To stdout, shown: printf, and a text as it is; newlines stay. The only ways there. */
+void mdp_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void mdp_print_text(const char *text);
+/* Words as a line that a shell reads as them, each in quotes where it must be. New text. */
+mdp_status mdp_shell_line(int n_word, const char *const *words, char **out);
+
 /* ---- log ----------------------------------------------------------------------------------------------------- */
 
 /* Messages and progress go to stderr and, with time stamps, to run.log once it is opened. Only rank 0's log speaks. */
@@ -274,9 +314,17 @@ mdp_status mdp_json_int(const json_t *object, const char *key, const char *path,
 mdp_status mdp_json_real(const json_t *object, const char *key, const char *path, double *out);
 mdp_status mdp_json_text(const json_t *object, const char *key, const char *path, const char **out); /* borrowed */
 mdp_status mdp_json_array(const json_t *object, const char *key, const char *path, json_t **out);    /* borrowed */
-/* Print with 1-space indent, keys in insertion order, reals as %.9g, a newline at the end. New text. */
 /* What a value is, for error sentences: "null", "a text", ...; "missing" for NULL. */
 const char *mdp_json_kind(const json_t *value);
+/* Building: `value` (taken over in any case) as a member of an object, or at the end of a list. Nothing is lost unseen:
+ * where a value is NULL (no memory, or a text that is no UTF-8) or cannot be put in, *container is released and becomes
+ * NULL, and with it what it is put into, up to the root, which mdp_json_print refuses. */
+void mdp_json_put(json_t **container, const char *key, json_t *value);
+void mdp_json_add(json_t **container, json_t *value);
+/* JSON has no infinity and no NaN: what does not exist, or is beyond numbers, is null. */
+json_t *mdp_json_number_or_null(double value);
+/* Print with 1-space indent, keys in insertion order, reals as %.9g, a newline at the end. New text. MDP_INTERNAL for
+ * NULL. */
 mdp_status mdp_json_print(const json_t *value, char **out);
 void mdp_json_free(char *text); /* what json_dumps gave; NULL is allowed */
 

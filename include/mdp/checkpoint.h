@@ -61,6 +61,7 @@ typedef struct mdp_tensor {
     int32_t file;   /* index into catalogue->files */
     int64_t offset; /* bytes from the start of that file */
     int64_t n_byte;
+    const char *digest; /* checksum that the checkpoint has of it, 32 hex digits; NULL: not known; borrowed */
 } mdp_tensor;
 
 typedef enum mdp_container { MDP_HF_FOLDER, MDP_NATIVE } mdp_container;
@@ -70,7 +71,16 @@ typedef struct mdp_side_file {
     const char *name; /* plain basename; borrowed from the catalogue */
     int32_t file;     /* index into catalogue->files */
     int64_t offset, n_byte;
+    const char *digest; /* as of a tensor */
 } mdp_side_file;
+
+/* What tells a file from another that takes its place, and from itself after a change. */
+typedef struct mdp_stamp {
+    int64_t n_byte, changed; /* changed: nanoseconds */
+    uint64_t device, inode;
+} mdp_stamp;
+/* Of what is at `path`; links are followed. MDP_IO. */
+mdp_status mdp_stamp_take(const char *path, mdp_stamp *out);
 
 typedef struct mdp_catalogue {
     char *path; /* as given by the user */
@@ -78,17 +88,20 @@ typedef struct mdp_catalogue {
     int32_t n_file;
     char **files;        /* [n_file] paths; entry used by tensors and side files */
     int64_t *file_bytes; /* [n_file] sizes when opened */
+    mdp_stamp *stamps;   /* [n_file] of them, then */
     int64_t n_tensor;
     mdp_tensor *tensors; /* [n_tensor] ascending by name (strcmp) */
     int64_t n_side_file;
-    mdp_side_file *side_files; /* ascending by name; no weights, no index, no config.json, no moe-dist-prune.json */
+    mdp_side_file *side_files; /* ascending by name; by the rule of side_files.c */
     char *config_text;         /* config.json, config_byte bytes and a 0 byte */
     int64_t config_byte;
     char *plan_text;       /* model.h5: the plan that made it; NULL when there is none */
     char *provenance_text; /* model.h5: what determined its bytes; NULL when there is none */
+    char *left_out;        /* HF folder: names of what is neither model nor side file, for people; NULL: nothing */
     int64_t tensor_byte;   /* sum over tensors */
     char fingerprint[33];  /* model fingerprint (formats.md); set by mdp_catalogue_fingerprint_all, "" before */
     void *memory;          /* backing store of names; private */
+    mdp_digest *digests;   /* what digests of tensors and side files point to, or NULL; private */
 } mdp_catalogue;
 
 /* Open a HF folder (single file, shards, index) or one of our .h5 files: rank 0 reads the headers, checks them by the
@@ -96,6 +109,9 @@ typedef struct mdp_catalogue {
  * broadcasts. No weight is read. Collective on `comm`. Errors: MDP_BAD_INPUT naming file, tensor and byte. */
 mdp_status mdp_catalogue_open_all(const mdp_comm *comm, const char *path, mdp_catalogue **out);
 void mdp_catalogue_destroy(mdp_catalogue *catalogue);
+/* Are all files as they were when they were listed? MDP_BAD_INPUT names one that is not. Local: for rank 0, which has
+ * listed them; on other nodes the same file may look different. */
+mdp_status mdp_catalogue_check(const mdp_catalogue *catalogue);
 /* The tensor of that HF name, or NULL. Binary search. Local. */
 const mdp_tensor *mdp_catalogue_find(const mdp_catalogue *catalogue, const char *name);
 /* Fill catalogue->fingerprint: xxh3_128 over config.json and, by name, type, shape and the digest of the first 4,096
@@ -111,16 +127,17 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out);
 /* Another of the same catalogue, which counts for itself. */
 mdp_status mdp_reader_twin(const mdp_reader *reader, mdp_reader **out);
 void mdp_reader_destroy(mdp_reader *reader);
-/* n_byte bytes of file `file` from `offset`. Thread-safe. A file shorter than when it was catalogued is an error that
- * says so. */
+/* n_byte bytes of file `file` from `offset`. Thread-safe. A file of another size than when it was catalogued is an
+ * error that says so. */
 mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte, void *out);
 /* Are the files that were read as they were when they were first opened? MDP_BAD_INPUT names one that is not. Local. */
 mdp_status mdp_reader_check(mdp_reader *reader);
 /* Bytes that somebody on this node will read soon: the system may begin. Only a hint: a failure shows when they are
  * read. From any thread. */
 void mdp_reader_announce(mdp_reader *reader, int32_t file, int64_t offset, int64_t n_byte);
-int64_t mdp_reader_bytes(const mdp_reader *reader);  /* bytes read so far */
-double mdp_reader_seconds(const mdp_reader *reader); /* that this took, of all threads together */
+const mdp_catalogue *mdp_reader_catalogue(const mdp_reader *reader); /* borrowed */
+int64_t mdp_reader_bytes(const mdp_reader *reader);                  /* bytes read so far */
+double mdp_reader_seconds(const mdp_reader *reader);                 /* that this took, of all threads together */
 
 /* Weights stored as codes of few bits: a value is its code's times the scale of its block. The stored tensor is a run
  * of matrices [n_row, n_col] (one, or one for each expert), each cut into blocks from its first value; the last blocks
@@ -196,8 +213,10 @@ void mdp_panel_feed_stop(mdp_panel_feed *feed);
 
 /* What was read. */
 typedef struct mdp_verified {
-    int64_t n_byte;    /* of all that was compared */
-    int64_t n_without; /* side files of a folder that have no checksum */
+    int64_t n_byte;      /* of all that was compared */
+    int64_t n_without;   /* side files of a folder that have no checksum */
+    mdp_digest *digests; /* [tensors, then side files] that they equal, "" where there is none; to be freed; NULL after
+                          * an error */
 } mdp_verified;
 
 typedef void mdp_verified_fn(void *context, int64_t n_byte_done, int64_t n_byte_total);
@@ -207,6 +226,12 @@ typedef void mdp_verified_fn(void *context, int64_t n_byte_done, int64_t n_byte_
  * Errors: MDP_BAD_INPUT naming the first text, tensor or file that differs, is missing, or has no checksum. */
 mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, mdp_verified_fn *shown, void *context,
                           mdp_verified *out);
+
+/* For those who copy from a catalogue: let its tensors and side files know the checksums that the checkpoint has of
+ * them, so that the writers compare what they copy; a folder without moe-dist-prune.json has none. What is no tensor is
+ * compared now; of a model.h5 *unsealed (rank 0) says that its structure is not as it was written (h5repack changes
+ * it), which is for the caller to tell. Collective on `comm`. Errors: as of mdp_verify_all. */
+mdp_status mdp_catalogue_checksums_all(const mdp_comm *comm, mdp_catalogue *catalogue, bool *unsealed);
 
 /* Every byte of another HDF5 file of ours (stats.h5) against its seal; *n_byte: how many. Local: rank 0; main thread.
  */
@@ -307,7 +332,7 @@ typedef void mdp_written_fn(void *context, int64_t n_byte_done,
                             int64_t n_byte_total); /* progress on rank 0; may be NULL */
 
 typedef struct mdp_write_options {
-    bool overwrite;      /* replace an existing output */
+    const char *name;    /* what the result will be called, for words and the journal; NULL: its path */
     int64_t shard_byte;  /* HF: largest shard, bytes */
     int64_t buffer_byte; /* memory for copying per rank, bytes */
     mdp_written_fn *written;
@@ -316,16 +341,27 @@ typedef struct mdp_write_options {
     mdp_profile *profile;      /* counts times and bytes; NULL: not wanted */
 } mdp_write_options;
 
-/* Write path (model.h5): rank 0 creates all datasets under path.partial; all ranks copy the tensors they own (balanced
- * by bytes) with parallel HDF5, independent transfers; rank 0 writes checksums and last `complete`; agree; fsync;
- * rename; fsync of the folder. On any error nothing is left under the final name. With options->resume, path.partial
- * stays for a run that goes on. Collective on `comm`. */
+/* Writers compare what they copy with the checksums that its source has (mdp_catalogue_checksums_all): MDP_BAD_INPUT
+ * names the tensor or side file that differs. Of a tensor of which a part is copied all is read for that.
+ *
+ * Write a model.h5 at `path`, a place of the caller's own (mdp_workshop_path), where what an earlier try has left is
+ * removed: rank 0 creates all datasets; all ranks copy the tensors they own (balanced by bytes) with parallel HDF5,
+ * independent transfers; rank 0 writes checksums and last `complete`; agree; fsync. On any error nothing is left, but
+ * with options->resume what a run that goes on can use. Collective on `comm`. */
 mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
                                 const mdp_write_options *options);
-/* Write a HF folder (safetensors shards, index, config.json, side files, moe-dist-prune.json with provenance and
- * checksums) under folder.partial by all ranks, then rename. Collective on `comm`. */
+/* The same for a HF folder (safetensors shards, index, config.json, side files, moe-dist-prune.json with provenance and
+ * checksums). Collective on `comm`. */
 mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *folder,
                             const mdp_write_options *options);
+
+/* Is `folder` complete and what mdp_write_hf_all would write, as far as its record and sizes tell? Local: rank 0. */
+mdp_status mdp_hf_is_of(const char *folder, const mdp_output *output, int64_t shard_byte, bool *same);
+
+/* The checksums that the tensors of `output`, and then the side files of its source, would have: all is read, nothing
+ * written. *out is new on rank 0, NULL elsewhere. Collective on `comm`. */
+mdp_status mdp_output_hash_all(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, int64_t buffer_byte,
+                               mdp_digest **out);
 
 /* What a rank does of writing. */
 typedef struct mdp_write_share {
@@ -360,9 +396,4 @@ mdp_status mdp_seal_write(const char *path, const mdp_run *covered, int64_t n);
 /* Does the file hold all values of a dataset (its hid_t)? A shape costs a file nothing, but reading by it costs memory:
  * ask before that is taken. Compressed bytes are believed as far as deflate can compress. Local; main thread. */
 bool mdp_hdf5_is_written(int64_t dataset);
-/* Refuse now what a writer would refuse later: output exists and overwrite is not set (MDP_CANNOT_CREATE), its folder
- * is missing or not writable, it equals or contains the input, less than n_byte free. Rank 0 looks. Collective. */
-mdp_status mdp_output_check_all(const mdp_comm *comm, const char *path, const mdp_catalogue *input, bool overwrite,
-                                int64_t n_byte);
-
 #endif

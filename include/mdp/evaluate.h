@@ -61,8 +61,8 @@ typedef struct mdp_measure {
 extern const mdp_measure mdp_measures[MDP_N_MEASURE];
 extern const char *const mdp_choice_names[MDP_N_CHOICE_BY]; /* members of a task in eval.json */
 
-/* eval.json, new text. */
-mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, char **out);
+/* eval.json, new text. `identity`: digest of what it depends on; NULL: left out. */
+mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, const char *identity, char **out);
 
 /* ---- measuring ----------------------------------------------------------------------------------------------- */
 
@@ -105,8 +105,8 @@ mdp_status mdp_evaluation_gather_all(const mdp_comm *comm, mdp_evaluation *evalu
 /* What they are, rank 0's. Local. */
 mdp_status mdp_evaluation_describe(const mdp_comm *comm, mdp_evaluation *evaluation, bool tasks, mdp_point *point);
 
-/* --dump: the arrays of a forward pass, sequence by sequence (cli.md), in parallel HDF5. Refused (MDP_USAGE) above
- * 1 GiB. Collective on `comm`. */
+/* --dump: the arrays of a forward pass, sequence by sequence (cli.md), in parallel HDF5, at
+ * `path`, a place of the caller's own (mdp_workshop_path). Refused (MDP_USAGE) above 1 GiB. Collective on `comm`. */
 mdp_status mdp_dump_new_all(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
                             const mdp_eval_request *requests, int n_request, const char *path, mdp_dump **out);
 /* What the engine must call so that the dump sees routes and outputs. */
@@ -116,8 +116,7 @@ mdp_status mdp_dump_begin_batch(mdp_dump *dump, const mdp_engine *engine);
 /* Write what the layer, and after the head the final rows, left behind. Local; main thread. */
 mdp_status mdp_dump_layer(mdp_dump *dump, int64_t layer);
 mdp_status mdp_dump_head(mdp_dump *dump);
-/* Close; rename the file into place when `status` is good on all ranks, else remove it. Destroys the dump. Collective.
- */
+/* Close and sync the file when `status` is good on all ranks, else remove it. Destroys the dump. Collective. */
 mdp_status mdp_dump_finish_all(mdp_dump *dump, mdp_status status);
 
 #endif

@@ -212,6 +212,16 @@ bool mdp_rope_is_stretched(const mdp_rope *rope, int64_t length);
 /* cos and sin [n_pair] of a position, for a sequence of `length` tokens, in the library's f32 arithmetic. Local. */
 void mdp_rope_angles(const mdp_rope *rope, int64_t length, int64_t position, float *cosine, float *sine);
 
+/* How experts are numbered anew. */
+typedef struct mdp_numbering {
+    /* The new number of the expert `number` that a name speaks of (a tensor's, or the beginning of one), -1: it goes.
+     * false: no tensor of that expert is called so. */
+    bool (*find)(const void *context, const char *name, mdp_expert_t number, mdp_expert_t *out);
+    const void *context;
+} mdp_numbering;
+/* Does a name or pattern speak of experts by number? */
+bool mdp_names_expert(const char *name);
+
 /* What config.json is to say. */
 typedef struct mdp_config_change {
     int64_t n_expert;
@@ -219,9 +229,11 @@ typedef struct mdp_config_change {
     bool without_extra;      /* layers that predict tokens further ahead are left out */
     const int32_t *of_layer; /* [n_layer] experts of each, 0: it has none; NULL: all have n_expert */
     bool list_layers; /* say in per_layer_config what differs from n_expert; where there is one, it is kept right */
+    const mdp_numbering *numbering; /* of experts that config.json names; NULL: their numbers stay */
 } mdp_config_change;
 /* config.json with the keys of a change (as spelled in it; every spelling present) set; all other bytes kept; an absent
- * key is inserted after the first brace. New text. */
+ * key is inserted after the first brace. Names of experts are renumbered. New text. Errors: MDP_BAD_INPUT, naming the
+ * key, for names of experts that cannot be. */
 mdp_status mdp_model_patch_config(const mdp_model *model, const mdp_config_change *change, char **out, int64_t *n_byte);
 
 #endif

@@ -123,8 +123,8 @@ mdp_status mdp_collector_finish_all(const mdp_comm *comm, mdp_collector *collect
 
 /* ---- stats.h5 -------------------------------------------------------------------------------------------------- */
 
-/* Write to path.partial, then rename; byte-identical for equal content. Rank 0 writes; vectors come from the ranks that
- * hold them, layer by layer. Collective on `comm`. */
+/* Write a new file at `path`, a place of the caller's own (mdp_workshop_path); byte-identical for equal content. Rank 0
+ * writes; vectors come from the ranks that hold them, layer by layer. Collective on `comm`. */
 mdp_status mdp_stats_write_all(const mdp_comm *comm, const mdp_stats *stats, const char *path);
 /* Read and check a stats.h5, without its vectors. Local: rank 0 calls it. MDP_BAD_INPUT: not such a file, newer
  * version, incomplete. */

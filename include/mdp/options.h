@@ -30,6 +30,7 @@ typedef struct mdp_option {
     unsigned commands; /* bit per command that takes it */
     unsigned required; /* bit per command that cannot do without */
     int group;         /* nonzero: at most one option of the group may be given */
+    bool reads;        /* its texts name files or folders that the command reads */
 } mdp_option;
 
 typedef struct mdp_option_value {

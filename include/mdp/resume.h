@@ -1,33 +1,32 @@
 /* resume.h - resume points: what an unfinished command leaves, so that --resume can go on with it on any number of
  * ranks.
  *
- * They lie in one folder beside the result (DIR/.state, or FILE.state), which is made when the first is taken and
- * removed when the command succeeds. identity.json in it says what the results depend on; it is compared before
- * anything is used. A pass of the forward has a file of its own (mdp_point); a checkpoint that is being written has a
- * journal of the tensors that are safe on disk. Each is complete or absent, and replaced only by a complete one. */
+ * They lie in the state folder beside the result (mdp_workshop), which is removed when the command succeeds.
+ * identity.json in it says what the results depend on and of which files; it is compared before anything is used. A
+ * pass of the forward has a file of its own (mdp_point); a checkpoint that is being written has a journal of the
+ * tensors that are safe on disk. Each is complete or absent, and replaced only by a complete one. */
 #ifndef MDP_RESUME_H
 #define MDP_RESUME_H
 
 #include "mdp/checkpoint.h"
+#include "mdp/outputs.h"
 
 typedef struct mdp_resume mdp_resume;
 struct mdp_resume {
-    char *folder;   /* without slashes at its end; owned */
-    char *identity; /* what identity.json holds or would hold; owned */
-    char digest[33];
-    bool exists;    /* the folder is there, of this very command; the same on every rank */
-    bool saved;     /* there is something in it to go on from; the same on every rank */
-    bool continues; /* it was there when the command began, and --resume was given */
+    const mdp_workshop *workshop; /* borrowed */
+    char *identity;               /* what identity.json holds or would hold; owned */
+    char digest[33];              /* of what the results depend on */
+    bool exists;                  /* identity.json is there, of this very command; the same on every rank */
+    bool saved;                   /* there is something in it to go on from; the same on every rank */
+    bool continues;               /* it was there when the command began, and --resume was given */
     mdp_watch watch;
     int n_pass; /* forward passes begun: they come in the same order in every run */
     mdp_log *log;
 };
 
 void mdp_resume_destroy(mdp_resume *resume); /* NULL is allowed */
-/* Make the folder, unless it is there. Collective on `comm`. */
-mdp_status mdp_resume_make_folder_all(const mdp_comm *comm, mdp_resume *resume);
-/* Remove the folder and what is in it. Rank 0. */
-mdp_status mdp_resume_remove(const mdp_resume *resume);
+/* Before something is saved: the folder is this job's still, and says what it is of. Collective on `comm`. */
+mdp_status mdp_resume_prepare_all(const mdp_comm *comm, mdp_resume *resume);
 /* Are the files that the reader has read as they were (mdp_reader_check)? If not, what was saved from them is removed,
  * since it may be of two models. `resume` may be NULL. Collective on `comm`. */
 mdp_status mdp_resume_check_inputs_all(const mdp_comm *comm, mdp_resume *resume, mdp_reader *reader);

@@ -26,6 +26,12 @@ typedef enum mdp_unequal {
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
                                 const char *plan_text, const char *provenance_text, mdp_unequal unequal,
                                 mdp_output **out);
+/* Experts are to be numbered anew: can config.json follow, wherever it names them by number? `extra` as above.
+ * MDP_BAD_INPUT, naming the key. Local. */
+mdp_status mdp_transform_check_names(const mdp_model *model, const mdp_extra *extra);
+/* And is there no side file that names them, which cannot follow? MDP_BAD_INPUT, naming file and key. Local: it reads.
+ */
+mdp_status mdp_transform_check_side_files(const mdp_catalogue *catalogue, mdp_reader *reader);
 /* Can config.json say how many experts each layer has? MDP_USAGE, saying why not. Local. */
 mdp_status mdp_transform_check_list(const mdp_model *model);
 /* The number of experts of a layer that config.json says where a plan is carried out: the largest of all layers.

@@ -1,8 +1,10 @@
 /* json.c - JSON through jansson: strict parsing, members with their type checked, printing in one form.
  *
- * Every refusal names the file and the key, or the line and column. Refuses: duplicate keys, numbers that do not fit,
- * text after the value. */
+ * A tree is built by mdp_json_put and mdp_json_add alone, which lose nothing unseen. Every refusal names the file and
+ * the key, or the line and column. Refuses: duplicate keys, numbers that do not fit, text after the value. */
 #include "mdp/base.h"
+
+#include <math.h>
 
 mdp_status mdp_json_parse(const char *text, int64_t n_byte, const char *path, json_t **out) {
     *out = NULL;
@@ -84,8 +86,30 @@ mdp_status mdp_json_array(const json_t *object, const char *key, const char *pat
     return mdp_ok();
 }
 
+/* The container whole, or not at all. */
+static void keep_if(bool good, json_t **container) {
+    if (good) return;
+    json_decref(*container);
+    *container = NULL;
+}
+
+void mdp_json_put(json_t **container, const char *key, json_t *value) {
+    keep_if(json_object_set_new(*container, key, value) == 0, container); /* NULL for either is refused */
+}
+
+void mdp_json_add(json_t **container, json_t *value) {
+    keep_if(json_array_append_new(*container, value) == 0, container);
+}
+
+json_t *mdp_json_number_or_null(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
 mdp_status mdp_json_print(const json_t *value, char **out) {
     *out = NULL;
+    if (!value)
+        return MDP_ERROR(MDP_INTERNAL,
+                         "a text of JSON cannot be made: memory ran out, or a number in it is not finite.");
     MDP_TRY(mdp_fault(MDP_INTERNAL, "print JSON"));
     char *text = json_dumps(value, JSON_INDENT(1) | JSON_REAL_PRECISION(9) | JSON_ENCODE_ANY);
     if (!text) return MDP_ERROR(MDP_INTERNAL, "cannot print a JSON value: it is not valid or memory ran out.");

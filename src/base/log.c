@@ -44,7 +44,8 @@ void mdp_log_destroy(mdp_log *log) {
 mdp_status mdp_log_open_file(mdp_log *log, const char *path) {
     if (!log->speaks) return mdp_ok();
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, "open the log"));
-    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+    /* What is special is refused before; not to wait for a reader that a FIFO has not is one more guard. */
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
     FILE *file = fd < 0 ? NULL : fdopen(fd, "a");
     if (!file) {
         int error = errno;
@@ -86,14 +87,23 @@ static void say(mdp_log *log, mdp_level level, const char *text) {
     if (level <= MDP_LEVEL_INFO || level <= log->level) write_file(log, level, text);
 }
 
+/* A text of any length: command lines are meant to be pasted whole. */
 void mdp_log_message(mdp_log *log, mdp_level level, const char *format, ...) {
     if (!log || !log->speaks) return;
-    char text[2000];
+    char text[2000], shown[6 * sizeof text], *more = NULL;
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
+    int n = vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    say(log, level, text);
+    if (n < (int)sizeof text || MDP_ALLOC(&more, 7 * (int64_t)n + 1, "a message").code != MDP_OK) {
+        say(log, level, mdp_text_show(shown, sizeof shown, text));
+        return;
+    }
+    va_start(arguments, format);
+    (void)vsnprintf(more, (size_t)n + 1, format, arguments);
+    va_end(arguments);
+    say(log, level, mdp_text_show(more + n + 1, 6 * (size_t)n, more));
+    mdp_free(more);
 }
 
 void mdp_log_error(mdp_log *log, const mdp_status *status) {

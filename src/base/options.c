@@ -88,16 +88,16 @@ static mdp_status parse_flag(const mdp_option *option, const char *text, bool *o
     return mdp_ok();
 }
 
-/* Values end up in JSON records (configuration, reports), which are UTF-8; better refused now than after hours. */
-static mdp_status check_utf8(const char *text) {
-    json_t *probe = json_string(text);
-    if (!probe) return MDP_ERROR(MDP_USAGE, "'%s' on the command line is not valid UTF-8; use another name.", text);
-    json_decref(probe);
-    return mdp_ok();
+/* Values end up in JSON records (configuration, reports), which are UTF-8, and on terminals; better refused now than
+ * after hours. */
+static mdp_status check_plain(const char *text) {
+    if (mdp_text_is_plain(text)) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE,
+                     "'%s' on the command line is not valid UTF-8, or has control characters; use another name.", text);
 }
 
 static mdp_status append_text(mdp_option_value *value, const char *text) {
-    MDP_TRY(check_utf8(text));
+    MDP_TRY(check_plain(text));
     MDP_TRY(MDP_GROW(&value->texts, value->n_text, value->n_text + 1, "the value of an option"));
     MDP_TRY(mdp_copy_text(&value->texts[value->n_text], text));
     value->n_text++;
@@ -202,7 +202,7 @@ static mdp_status parse_option(mdp_options *options, int n_word, char *const *wo
 }
 
 static mdp_status append_argument(mdp_options *options, const char *word) {
-    MDP_TRY(check_utf8(word));
+    MDP_TRY(check_plain(word));
     MDP_TRY(MDP_GROW(&options->arguments, options->n_argument, options->n_argument + 1, "the command line"));
     MDP_TRY(mdp_copy_text(&options->arguments[options->n_argument], word));
     options->n_argument++;
@@ -342,7 +342,7 @@ mdp_status mdp_options_complete(const mdp_options *options) {
 
 static json_t *print_list(const mdp_option_value *value) {
     json_t *list = json_array();
-    for (int i = 0; i < value->n_text; i++) json_array_append_new(list, json_string(value->texts[i]));
+    for (int i = 0; i < value->n_text; i++) mdp_json_add(&list, json_string(value->texts[i]));
     return list;
 }
 
@@ -363,7 +363,7 @@ mdp_status mdp_options_print(const mdp_options *options, char **out) {
     json_t *list = json_object();
     for (int i = 0; i < options->n_option; i++) {
         if (is_for(options, i))
-            json_object_set_new(list, options->table[i].name, print_value(&options->table[i], &options->values[i]));
+            mdp_json_put(&list, options->table[i].name, print_value(&options->table[i], &options->values[i]));
     }
     json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "format", CONFIG_FORMAT, "version", "1.0", "writer",
                              PROGRAM " " MDP_VERSION, "command", options->command, "options", list);

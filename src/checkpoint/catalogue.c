@@ -12,12 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Head of the packed form. Then come, each at a multiple of 8 bytes: tensors, side files, places of their names, sizes
- * and places of files, room for the pointers to them, and the pool of texts. A place counts from the pool's start. */
+/* Head of the packed form. Then come, each at a multiple of 8 bytes: tensors, side files, places of their names, sizes,
+ * places and stamps of files, room for the pointers to them, and the pool of texts. A place counts from the pool's
+ * start. */
 typedef struct packed {
     int64_t n_byte; /* of all of it */
     int64_t container, n_file, n_tensor, n_side_file, tensor_byte;
-    int64_t path_at, config_at, config_byte, plan_at, plan_byte, provenance_at, provenance_byte;
+    int64_t path_at, config_at, config_byte, plan_at, plan_byte, provenance_at, provenance_byte, left_out_at;
     int64_t pool_byte;
 } packed;
 
@@ -27,6 +28,7 @@ typedef struct parts {
     mdp_side_file *side_files;
     int64_t *tensor_at, *side_file_at;
     int64_t *file_bytes, *file_at;
+    mdp_stamp *stamps;
     char **files;
     char *pool;
     int64_t n_byte;
@@ -48,6 +50,7 @@ static parts divide(char *base, const packed *head) {
     p.side_file_at = take(base, &at, head->n_side_file * (int64_t)sizeof *p.side_file_at);
     p.file_bytes = take(base, &at, head->n_file * (int64_t)sizeof *p.file_bytes);
     p.file_at = take(base, &at, head->n_file * (int64_t)sizeof *p.file_at);
+    p.stamps = take(base, &at, head->n_file * (int64_t)sizeof *p.stamps);
     p.files = take(base, &at, head->n_file * (int64_t)sizeof *p.files);
     p.pool = take(base, &at, head->pool_byte);
     p.n_byte = at;
@@ -100,6 +103,7 @@ static void fill(const mdp_draft *draft, const packed *head, char *base) {
     copy_array(p.side_file_at, draft->side_file_at, draft->n_side_file, sizeof *p.side_file_at);
     copy_array(p.file_bytes, draft->file_bytes, draft->n_file, sizeof *p.file_bytes);
     copy_array(p.file_at, draft->file_at, draft->n_file, sizeof *p.file_at);
+    copy_array(p.stamps, draft->stamps, draft->n_file, sizeof *p.stamps);
     copy_array(p.pool, draft->pool, draft->pool_byte, 1);
 }
 
@@ -122,6 +126,7 @@ static mdp_status pack(mdp_draft *draft, const char *path, char **out, int64_t *
     head.plan_byte = draft->plan_byte;
     head.provenance_at = draft->provenance_at;
     head.provenance_byte = draft->provenance_byte;
+    head.left_out_at = draft->left_out_at;
     head.pool_byte = draft->pool_byte;
     head.n_byte = divide(NULL, &head).n_byte;
     MDP_TRY(MDP_ALLOC(out, head.n_byte, "catalogue of tensors"));
@@ -157,6 +162,7 @@ static void point(mdp_catalogue *catalogue, char *base) {
     catalogue->n_file = (int32_t)head->n_file;
     catalogue->files = p.files;
     catalogue->file_bytes = p.file_bytes;
+    catalogue->stamps = p.stamps;
     catalogue->n_tensor = head->n_tensor;
     catalogue->tensors = p.tensors;
     catalogue->n_side_file = head->n_side_file;
@@ -165,6 +171,7 @@ static void point(mdp_catalogue *catalogue, char *base) {
     catalogue->config_byte = head->config_byte;
     catalogue->plan_text = head->plan_at < 0 ? NULL : p.pool + head->plan_at;
     catalogue->provenance_text = head->provenance_at < 0 ? NULL : p.pool + head->provenance_at;
+    catalogue->left_out = head->left_out_at < 0 ? NULL : p.pool + head->left_out_at;
     catalogue->tensor_byte = head->tensor_byte;
 }
 
@@ -197,6 +204,7 @@ failed:
 
 void mdp_catalogue_destroy(mdp_catalogue *catalogue) {
     if (catalogue == NULL) return;
+    mdp_free(catalogue->digests);
     mdp_free(catalogue->memory);
     mdp_free(catalogue);
 }

@@ -2,8 +2,11 @@
  *
  * In: items (lists of byte runs inside stored tensors) and a function that puts bytes where they belong. An I/O thread
  * reads pieces ahead into two buffers and computes each item's checksum; the main thread puts them, because only it may
- * call HDF5. Refuses nothing by itself: errors are those of reading and of putting. Memory is the two buffers. */
+ * call HDF5. Where a source has a checksum, an item that is all of it must have the same; a source of which an item has
+ * a part is read through for it. Refuses a source that differs; other errors are those of reading and of putting.
+ * Memory is the two buffers. */
 #include "checkpoint/copy.h"
+#include "checkpoint/checksums.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -34,7 +37,8 @@ typedef struct copy_pump {
     copy_slot slots[N_SLOT];
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    int64_t n_read;              /* bytes from files; of the I/O thread, like the times */
+    int64_t n_read;              /* bytes from files; of the I/O thread, like what follows */
+    int64_t n_checked;           /* bytes that were read once more for their checksum */
     double read_time, hash_time; /* seconds */
     bool done;                   /* the I/O thread has read everything, or failed */
     bool stop;                   /* the main thread wants no more */
@@ -154,6 +158,75 @@ static void announce_full(copy_pump *pump, copy_slot *slot) {
     pthread_mutex_unlock(&pump->lock);
 }
 
+/* ---- comparing ----------------------------------------------------------------------------------------------- */
+
+/* The next source with a checksum among the segments from *at on that is not `last`; NULL: there is none. */
+static const mdp_tensor *next_source(const mdp_copy_item *item, int64_t *at, const mdp_tensor *last) {
+    for (; *at < item->n_segment; (*at)++) {
+        const mdp_tensor *source = item->segments[*at].source;
+        if (source && source != last && source->digest) return source;
+    }
+    return NULL;
+}
+
+/* Is the item one source and nothing else? */
+static bool is_whole(const mdp_copy_item *item) {
+    const mdp_segment *only = item->segments;
+    return item->n_segment == 1 && only->source && only->offset == 0 && only->n_byte == only->source->n_byte;
+}
+
+int64_t mdp_copy_check_bytes(const mdp_copy_item *item) {
+    int64_t n_byte = 0, at = 0;
+    if (is_whole(item)) return 0;
+    for (const mdp_tensor *source = NULL; (source = next_source(item, &at, source));) n_byte += source->n_byte;
+    return n_byte;
+}
+
+/* Hash a source through an empty slot, which stays empty. */
+static mdp_status hash_source(copy_pump *pump, const mdp_tensor *source, const copy_slot *slot, bool *stopped) {
+    mdp_hash_reset(pump->hash);
+    for (int64_t done = 0, n; done < source->n_byte; done += n) {
+        n = source->n_byte - done < pump->slot_byte ? source->n_byte - done : pump->slot_byte;
+        *stopped = !await_empty(pump, slot);
+        if (*stopped) return mdp_ok();
+        double start = mdp_seconds();
+        MDP_TRY(mdp_reader_read(pump->copy->reader, source->file, source->offset + done, n, slot->data));
+        double read = mdp_seconds();
+        mdp_hash_update(pump->hash, slot->data, n);
+        pump->n_checked += n;
+        pump->read_time += read - start;
+        pump->hash_time += mdp_seconds() - read;
+    }
+    return mdp_ok();
+}
+
+static mdp_status compare(const copy_pump *pump, const mdp_tensor *source, const mdp_digest *found) {
+    if (strcmp(found->hex, source->digest) == 0) return mdp_ok();
+    const mdp_catalogue *catalogue = mdp_reader_catalogue(pump->copy->reader);
+    bool side = source < catalogue->tensors || source >= catalogue->tensors + catalogue->n_tensor;
+    const mdp_item what = {.kind = side ? "side file" : "tensor",
+                           .name = source->name,
+                           .file = source->file,
+                           .offset = source->offset,
+                           .n_byte = source->n_byte};
+    return mdp_checksum_differs(catalogue->files[source->file], &what, found->hex, source->digest);
+}
+
+/* Are the item's sources as their checkpoint says? `digest`: of the item. */
+static mdp_status check_sources(copy_pump *pump, const mdp_copy_item *item, const mdp_digest *digest,
+                                const copy_slot *slot, bool *stopped) {
+    int64_t at = 0;
+    for (const mdp_tensor *source = NULL; (source = next_source(item, &at, source)) && !*stopped;) {
+        if (is_whole(item)) return compare(pump, source, digest);
+        MDP_TRY(hash_source(pump, source, slot, stopped));
+        mdp_digest found = mdp_hash_digest(pump->hash);
+        if (!*stopped) MDP_TRY(compare(pump, source, &found));
+    }
+    return mdp_ok();
+}
+
+/* ---- the two threads ----------------------------------------------------------------------------------------- */
+
 /* Read one item piece by piece; *turn counts pieces over all items. Sets *stopped when the main thread wants no more.
  */
 static mdp_status read_item(copy_pump *pump, int64_t item, int64_t *turn, bool *stopped) {
@@ -175,7 +248,9 @@ static mdp_status read_item(copy_pump *pump, int64_t item, int64_t *turn, bool *
         pump->hash_time += mdp_seconds() - read;
         announce_full(pump, slot);
     }
-    pump->copy->digests[item - pump->copy->first] = mdp_hash_digest(pump->hash);
+    mdp_digest digest = mdp_hash_digest(pump->hash);
+    MDP_TRY(check_sources(pump, &pump->copy->items[item], &digest, &pump->slots[*turn % N_SLOT], stopped));
+    pump->copy->digests[item - pump->copy->first] = digest;
     return mdp_ok();
 }
 
@@ -227,7 +302,7 @@ static void count_reading(const copy_pump *pump) {
     mdp_profile *profile = pump->copy->profile;
     if (!profile) return;
     mdp_phase before = mdp_profile_switch(profile, MDP_PHASE_READ);
-    mdp_profile_read(profile, pump->n_read);
+    mdp_profile_read(profile, pump->n_read + pump->n_checked);
     mdp_profile_switch(profile, before);
     profile->read_ahead += pump->read_time;
     profile->hash_ahead += pump->hash_time;
@@ -249,11 +324,14 @@ static mdp_status run_threads(copy_pump *pump) {
     return status.code != MDP_OK ? status : pump->status;
 }
 
-/* Half of the memory, but no more than the largest item needs. */
+/* Half of the memory, but no more than the largest item, or what it is compared with, needs. */
 static int64_t choose_slot_bytes(const mdp_copy_item *items, int64_t n_item, int64_t buffer_byte) {
     int64_t largest = 0;
-    for (int64_t i = 0; i < n_item; i++)
+    for (int64_t i = 0; i < n_item; i++) {
+        int64_t n_check = mdp_copy_check_bytes(&items[i]);
         if (items[i].n_byte > largest) largest = items[i].n_byte;
+        if (n_check > largest) largest = n_check;
+    }
     int64_t n_byte = buffer_byte / N_SLOT;
     if (n_byte > largest) n_byte = largest;
     return n_byte < SMALLEST_SLOT ? SMALLEST_SLOT : n_byte;
@@ -266,6 +344,9 @@ int64_t mdp_copy_memory(const mdp_copy_item *items, int64_t n_item, int64_t buff
             int64_t piece = left < slot_byte ? left : slot_byte;
             if (piece > used[turn % N_SLOT]) used[turn % N_SLOT] = piece;
         }
+        int64_t n_check = mdp_copy_check_bytes(&items[i]);
+        if (n_check > slot_byte) n_check = slot_byte;
+        if (n_check > used[turn % N_SLOT]) used[turn % N_SLOT] = n_check;
     }
     for (int i = 0; i < N_SLOT; i++) n_byte += mdp_memory_taken(slot_byte, used[i]);
     return n_byte;

@@ -32,9 +32,13 @@ typedef struct mdp_copy {
 void mdp_copy_share(const mdp_copy_item *items, int64_t n_item, int size, int rank, int64_t *first, int64_t *last);
 /* The same for all ranks: owner [n_item] of each item. */
 void mdp_copy_owners(const mdp_copy_item *items, int64_t n_item, int size, int *owner);
+/* Bytes that are read once more to compare their checksum: all of each source that an item has a part of, or changes.
+ */
+int64_t mdp_copy_check_bytes(const mdp_copy_item *item);
 /* What of two buffers of at most buffer_byte together comes into use when these items are copied. */
 int64_t mdp_copy_memory(const mdp_copy_item *items, int64_t n_item, int64_t buffer_byte);
-/* Copy this rank's items. Local: nothing here communicates, so ranks may fail alone. */
+/* Copy this rank's items, and compare what they are made of with the checksums that it has (mdp_tensor). Local: nothing
+ * here communicates, so ranks may fail alone. MDP_BAD_INPUT: a source differs; its item has been put. */
 mdp_status mdp_copy_run(const mdp_copy *copy);
 
 #endif

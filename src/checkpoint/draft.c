@@ -1,4 +1,6 @@
-/* draft.c - growing lists behind a catalogue. Errors: out of memory only; all checks of content are the callers'. */
+/* draft.c - growing lists behind a catalogue. Names of tensors and side files go from here into records, tables and
+ * sentences, whatever the container: those that are not plain are refused, and files that cannot be looked at. All
+ * other checks are the callers'. */
 #include "checkpoint/draft.h"
 
 #include <string.h>
@@ -8,12 +10,14 @@ void mdp_draft_init(mdp_draft *draft, mdp_container container) {
     draft->container = container;
     draft->plan_at = -1;
     draft->provenance_at = -1;
+    draft->left_out_at = -1;
 }
 
 void mdp_draft_clear(mdp_draft *draft) {
     mdp_free(draft->pool);
     mdp_free(draft->file_at);
     mdp_free(draft->file_bytes);
+    mdp_free(draft->stamps);
     mdp_free(draft->tensors);
     mdp_free(draft->tensor_at);
     mdp_free(draft->side_files);
@@ -45,15 +49,18 @@ mdp_status mdp_draft_add_file(mdp_draft *draft, const char *path, int64_t n_byte
         int64_t capacity = larger_capacity(draft->file_capacity, 0);
         MDP_TRY(MDP_GROW(&draft->file_at, draft->n_file, capacity, "list of files"));
         MDP_TRY(MDP_GROW(&draft->file_bytes, draft->n_file, capacity, "list of files"));
+        MDP_TRY(MDP_GROW(&draft->stamps, draft->n_file, capacity, "list of files"));
         draft->file_capacity = capacity;
     }
     MDP_TRY(mdp_draft_add_text(draft, path, (int64_t)strlen(path), &draft->file_at[draft->n_file]));
     draft->file_bytes[draft->n_file] = n_byte;
+    MDP_TRY(mdp_stamp_take(path, &draft->stamps[draft->n_file]));
     *index = (int32_t)draft->n_file++;
     return mdp_ok();
 }
 
 mdp_status mdp_draft_add_tensor(mdp_draft *draft, const char *name, const mdp_tensor *tensor) {
+    MDP_TRY(mdp_name_check(mdp_draft_file(draft, tensor->file), "a tensor", name));
     if (draft->n_tensor == draft->tensor_capacity) {
         int64_t capacity = larger_capacity(draft->tensor_capacity, 0);
         MDP_TRY(MDP_GROW(&draft->tensors, draft->n_tensor, capacity, "list of tensors"));
@@ -68,6 +75,7 @@ mdp_status mdp_draft_add_tensor(mdp_draft *draft, const char *name, const mdp_te
 }
 
 mdp_status mdp_draft_add_side_file(mdp_draft *draft, const char *name, const mdp_side_file *side_file) {
+    MDP_TRY(mdp_name_check(mdp_draft_file(draft, side_file->file), "a side file", name));
     if (draft->n_side_file == draft->side_file_capacity) {
         int64_t capacity = larger_capacity(draft->side_file_capacity, 0);
         MDP_TRY(MDP_GROW(&draft->side_files, draft->n_side_file, capacity, "list of side files"));

@@ -63,7 +63,14 @@ mdp_status mdp_hdf5_text_attribute(const char *path, const char *place, hid_t ob
     if (status.code == MDP_OK) status = MDP_ALLOC(out, (int64_t)H5Tget_size(type) + 1, "attribute");
     if (status.code == MDP_OK && H5Aread(attribute, type, *out) < 0) {
         mdp_free(*out);
+        *out = NULL;
         status = MDP_ERROR(MDP_IO, "%s: attribute '%s' of %s cannot be read.", path, name, place);
+    }
+    if (status.code == MDP_OK && !mdp_text_is_plain(*out)) {
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: attribute '%s' of %s, '%s', is not UTF-8, or has control characters.",
+                           path, name, place, *out);
+        mdp_free(*out);
+        *out = NULL;
     }
     H5Sclose(space);
     H5Tclose(type);
@@ -186,12 +193,14 @@ mdp_status mdp_hdf5_integers(const char *path, hid_t file, const char *place, in
 /* ---- groups -------------------------------------------------------------------------------------------------- */
 
 typedef struct group_list {
+    const char *path;
     char **names;
     int n, capacity;
     mdp_status status;
 } group_list;
 
 static mdp_status add_group(group_list *list, const char *name) {
+    MDP_TRY(mdp_name_check(list->path, "a group", name));
     if (list->n == list->capacity) {
         int capacity = list->capacity == 0 ? 16 : 2 * list->capacity;
         MDP_TRY(MDP_GROW(&list->names, list->n, capacity, "groups"));
@@ -217,7 +226,7 @@ static int compare_names(const void *left, const void *right) {
 }
 
 mdp_status mdp_hdf5_groups(const char *path, hid_t file, char ***names, int *n) {
-    group_list list = {.status = mdp_ok()};
+    group_list list = {.path = path, .status = mdp_ok()};
     MDP_TRY(mdp_fault(MDP_IO, "list a file"));
     if (H5Literate(file, H5_INDEX_NAME, H5_ITER_INC, NULL, visit_link, &list) < 0) {
         list.status = MDP_ERROR(MDP_IO, "%s: the file cannot be listed; it is damaged.", path);

@@ -2,18 +2,18 @@
  *
  * model.safetensors is the model when it is there (transformers prefers it to an index too); otherwise
  * model.safetensors.index.json says in which file each tensor is. The index must be exact: plain file names in the same
- * folder, every mapped tensor in its file and nowhere else, no tensor that it does not map. Everything else at the top
- * level is a side file, except other weights and what our own writer makes. Symbolic links are followed. */
+ * folder, every mapped tensor in its file and nowhere else, no tensor that it does not map. What becomes of all else
+ * is decided in side_files.c. Symbolic links are followed. */
 #include "checkpoint/hf_folder.h"
 
 #include "checkpoint/safetensors.h"
+#include "checkpoint/side_files.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define SINGLE "model.safetensors"
 #define INDEX "model.safetensors.index.json"
@@ -68,43 +68,9 @@ done:
     return status;
 }
 
-/* ---- side files ---------------------------------------------------------------------------------------------- */
-
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), m = strlen(end);
     return n >= m && strcmp(text + n - m, end) == 0;
-}
-
-/* Weights in any container and their indexes; config.json and our own record travel in their own ways. */
-static bool is_side_file(const char *name) {
-    static const char *const weights[] = {
-        ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf"};
-    for (size_t i = 0; i < sizeof weights / sizeof *weights; i++) {
-        if (ends_with(name, weights[i])) return false;
-    }
-    if (strncmp(name, "consolidated", strlen("consolidated")) == 0) return false;
-    return strcmp(name, "config.json") != 0 && strcmp(name, "moe-dist-prune.json") != 0;
-}
-
-static mdp_status add_side_file(mdp_draft *draft, const char *folder, const char *name) {
-    char *path = NULL;
-    struct stat info;
-    MDP_TRY(mdp_path_join(&path, folder, name));
-    mdp_status status = mdp_ok();
-    if (stat(path, &info) == 0 && S_ISREG(info.st_mode)) {
-        mdp_side_file side_file = {.n_byte = info.st_size};
-        status = mdp_draft_add_file(draft, path, info.st_size, &side_file.file);
-        if (status.code == MDP_OK) status = mdp_draft_add_side_file(draft, name, &side_file);
-    }
-    mdp_free(path);
-    return status;
-}
-
-static mdp_status add_side_files(mdp_draft *draft, const char *folder, const listing *list) {
-    for (int64_t i = 0; i < list->n; i++) {
-        if (is_side_file(list->names[i])) MDP_TRY(add_side_file(draft, folder, list->names[i]));
-    }
-    return mdp_ok();
 }
 
 /* ---- the index ----------------------------------------------------------------------------------------------- */
@@ -122,7 +88,7 @@ static mdp_status list_shards(const char *path, json_t *weight_map, listing *sha
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {
         const char *name = json_string_value(value);
-        if (name == NULL || !is_plain_name(name)) {
+        if (name == NULL || !is_plain_name(name) || !mdp_text_is_plain(name)) {
             status =
                 MDP_ERROR(MDP_BAD_INPUT,
                           "%s: '%s' is mapped to %s%s%s, which is not the plain name of a file in the same folder.",
@@ -130,10 +96,8 @@ static mdp_status list_shards(const char *path, json_t *weight_map, listing *sha
             break;
         }
         if (json_object_get(seen, name) != NULL) continue;
-        if (json_object_set(seen, name, value) != 0) {
-            status = MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
-            break;
-        }
+        mdp_json_put(&seen, name, json_incref(value));
+        if (seen == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
         MDP_TRY_GOTO(status, done, add_name(shards, name));
     }
 done:
@@ -170,8 +134,9 @@ static mdp_status check_missing(const mdp_draft *draft, const char *index, json_
     mdp_status status = mdp_ok();
     json_t *stored = json_object();
     for (int64_t i = 0; stored != NULL && i < draft->n_tensor; i++) {
-        json_object_set_new(stored, draft->pool + draft->tensor_at[i], json_true());
+        mdp_json_put(&stored, draft->pool + draft->tensor_at[i], json_true());
     }
+    if (stored == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of tensors.", index);
     const char *tensor;
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {
@@ -285,7 +250,7 @@ mdp_status mdp_hf_folder_add(mdp_draft *draft, const char *folder) {
     MDP_TRY_GOTO(status, done, list_folder(folder, &list));
     MDP_TRY_GOTO(status, done, add_weights(draft, folder, &list));
     MDP_TRY_GOTO(status, done, add_config(draft, folder, &list));
-    MDP_TRY_GOTO(status, done, add_side_files(draft, folder, &list));
+    MDP_TRY_GOTO(status, done, mdp_side_files_add(draft, folder, list.names, list.n));
 done:
     clear_listing(&list);
     return status;

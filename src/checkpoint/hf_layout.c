@@ -120,20 +120,17 @@ void mdp_hf_layout_destroy(mdp_hf_layout *layout) {
 /* {"dtype": ..., "shape": [...], "data_offsets": [begin, end]}; NULL when memory ran out. */
 static json_t *describe_tensor(const mdp_output_tensor *tensor, int64_t offset) {
     json_t *shape = json_array();
-    for (int d = 0; d < tensor->n_dim; d++) json_array_append_new(shape, json_integer(tensor->shape[d]));
+    for (int d = 0; d < tensor->n_dim; d++) mdp_json_add(&shape, json_integer(tensor->shape[d]));
     return json_pack("{s:s, s:o, s:[I, I]}", "dtype", mdp_dtype_name(tensor->type), "shape", shape, "data_offsets",
                      (json_int_t)offset, (json_int_t)offset + tensor->n_byte);
 }
 
-static mdp_status describe_shard(const mdp_hf_layout *layout, const mdp_hf_file *file, json_t *root) {
-    json_object_set_new(root, "__metadata__", json_pack("{s:s}", "format", "pt"));
-    for (int64_t i = file->first_item; i < file->first_item + file->n_item; i++) {
-        const mdp_output_tensor *tensor = layout->tensors[i];
-        if (json_object_set_new(root, tensor->name, describe_tensor(tensor, layout->item_offset[i])) != 0)
-            return MDP_ERROR(MDP_BAD_INPUT, "the tensor name \"%s\" cannot be written as JSON; names are UTF-8.",
-                             tensor->name);
-    }
-    return mdp_ok();
+static json_t *describe_shard(const mdp_hf_layout *layout, const mdp_hf_file *file) {
+    json_t *root = json_object();
+    mdp_json_put(&root, "__metadata__", json_pack("{s:s}", "format", "pt"));
+    for (int64_t i = file->first_item; i < file->first_item + file->n_item; i++)
+        mdp_json_put(&root, layout->tensors[i]->name, describe_tensor(layout->tensors[i], layout->item_offset[i]));
+    return root;
 }
 
 /* Length, text and spaces as one block. */
@@ -155,12 +152,10 @@ static mdp_status frame_header(const mdp_hf_file *file, const char *text, char *
 mdp_status mdp_hf_layout_header(const mdp_hf_layout *layout, int64_t shard, char **out, int64_t *n_byte) {
     const mdp_hf_file *file = &layout->files[shard];
     MDP_TRY(mdp_fault(MDP_INTERNAL, "make JSON"));
-    json_t *root = json_object();
-    mdp_status status = describe_shard(layout, file, root);
-    char *text = status.code == MDP_OK ? json_dumps(root, JSON_COMPACT) : NULL;
-    if (status.code == MDP_OK)
-        status = text ? frame_header(file, text, out, n_byte)
-                      : MDP_ERROR(MDP_INTERNAL, "no memory for the header of %s.", file->name);
+    json_t *root = describe_shard(layout, file);
+    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    mdp_status status = text ? frame_header(file, text, out, n_byte)
+                             : MDP_ERROR(MDP_INTERNAL, "no memory for the header of %s.", file->name);
     mdp_json_free(text);
     json_decref(root);
     return status;

@@ -2,7 +2,7 @@
  *
  * Descriptors are opened at first use and at most MAX_OPEN are kept: a sharded model may have more files than a process
  * may have open. A descriptor in use is never closed; when all are in use the number is exceeded for a moment. A read
- * beyond the size that the catalogue saw, and a file that has become shorter since, are errors that say so; and so is a
+ * beyond the size that the catalogue saw, and a file that has another size since, are errors that say so; and so is a
  * file that was changed between its first and its last use. */
 #include "mdp/checkpoint.h"
 
@@ -118,7 +118,7 @@ static mdp_status open_catalogued(mdp_reader *reader, int32_t file) {
     reader->files[file].fd = fd;
     reader->n_open++;
     mdp_status status = mdp_file_size(path, fd, &n_byte);
-    if (status.code == MDP_OK && n_byte < reader->catalogue->file_bytes[file]) {
+    if (status.code == MDP_OK && n_byte != reader->catalogue->file_bytes[file]) {
         status = MDP_ERROR(MDP_BAD_INPUT,
                            "%s: the file has %" PRId64 " bytes, but had %" PRId64
                            " when the run began; it was changed in between. Run again when it is complete.",
@@ -174,6 +174,10 @@ void mdp_reader_announce(mdp_reader *reader, int32_t file, int64_t offset, int64
     if (n_byte <= 0 || acquire(reader, file, &fd).code != MDP_OK) return;
     mdp_file_announce(fd, offset, n_byte);
     release(reader, file);
+}
+
+const mdp_catalogue *mdp_reader_catalogue(const mdp_reader *reader) {
+    return reader->catalogue;
 }
 
 int64_t mdp_reader_bytes(const mdp_reader *reader) {

@@ -1,10 +1,10 @@
-/* verify.c - every byte of a checkpoint of ours against the checksums in it.
+/* verify.c - what a checkpoint of ours says of its own bytes, and all bytes that belong to no tensor.
  *
- * In: a model.h5, or a HF folder with moe-dist-prune.json. What the file says about itself is read by rank 0, with all
- * bytes that belong to no tensor: those of a model.h5 under its seal, those of a folder as headers of shards, whole
- * files, and the record itself. Every tensor and side file is read once, in order, by the rank to which it falls, each
- * rank having one run of them, so that the first fault is the same for any number of ranks. Refused: checksums of what
- * is not there, tensors without one. Shares nothing with the writers but the hash. */
+ * In: a model.h5, or a HF folder with moe-dist-prune.json. Out: the checksums of tensors and side files (checksums.h).
+ * All other bytes are compared on the way: those of a model.h5 under its seal, those of a folder as headers of shards,
+ * whole files, and the record itself. Refused: checksums of what is not there, tensors without one. Rank 0 alone does
+ * this. Shares nothing with the writers but the hash. */
+#include "checkpoint/checksums.h"
 #include "checkpoint/hdf5_read.h"
 #include "checkpoint/native.h"
 
@@ -22,31 +22,9 @@
 #define SEAL "/seal"
 #define SEAL_BYTE 32
 
-/* What the checkpoint says: items are the tensors of the catalogue, then its side files. */
-typedef struct verifier {
-    const mdp_catalogue *catalogue;
-    int64_t n_item;
-    mdp_digest *digests; /* [n_item]; "" where none is known */
-    int64_t n_byte;      /* rank 0: compared beside the items */
-} verifier;
+typedef mdp_checksums verifier;
 
 /* ---- items --------------------------------------------------------------------------------------------------- */
-
-typedef struct item {
-    const char *kind, *name;
-    int32_t file;
-    int64_t offset, n_byte;
-} item;
-
-static item item_at(const verifier *v, int64_t i) {
-    const mdp_catalogue *catalogue = v->catalogue;
-    if (i < catalogue->n_tensor) {
-        const mdp_tensor *tensor = &catalogue->tensors[i];
-        return (item){"tensor", tensor->name, tensor->file, tensor->offset, tensor->n_byte};
-    }
-    const mdp_side_file *side = &catalogue->side_files[i - catalogue->n_tensor];
-    return (item){"side file", side->name, side->file, side->offset, side->n_byte};
-}
 
 /* Index of a side file among the items, or -1. */
 static int64_t find_side_file(const verifier *v, const char *name) {
@@ -375,16 +353,18 @@ static mdp_status check_seal(const char *path, hid_t file, mdp_run *runs, int64_
     return status.code != MDP_OK ? status : closed;
 }
 
+/* Of a file that was not damaged, but given another structure, all that is copied has checksums still. */
 static mdp_status check_native_seal(verifier *v, hid_t file) {
     mdp_run *runs = NULL;
     MDP_TRY(MDP_ALLOC(&runs, v->n_item + 1, "places of tensors"));
     for (int64_t i = 0; i < v->n_item; i++) {
-        item it = item_at(v, i);
+        mdp_item it = mdp_item_at(v->catalogue, i);
         runs[i] = (mdp_run){.offset = it.offset, .n_byte = it.n_byte};
     }
     mdp_status status = check_seal(v->catalogue->path, file, runs, v->n_item + 1, &v->n_byte);
     mdp_free(runs);
-    return status;
+    v->unsealed = status.code == MDP_BAD_INPUT;
+    return v->unsealed && v->seal_may_be_broken ? mdp_ok() : status;
 }
 
 mdp_status mdp_verify_sealed(const char *path, int64_t *n_byte) {
@@ -446,7 +426,7 @@ static mdp_status note_native(verifier *v) {
     return MDP_ERROR(MDP_IO, "%s: the contents cannot be listed; the file is damaged.", v->catalogue->path);
 }
 
-/* ---- all ranks ----------------------------------------------------------------------------------------------- */
+/* ---- the whole ----------------------------------------------------------------------------------------------- */
 
 /* Every tensor has a checksum; side files of a folder need none, they may be the user's own. */
 static mdp_status check_known(const verifier *v) {
@@ -458,103 +438,7 @@ static mdp_status check_known(const verifier *v) {
     return mdp_ok();
 }
 
-static mdp_status note_checksums(verifier *v) {
+mdp_status mdp_checksums_read(mdp_checksums *v) {
     MDP_TRY(v->catalogue->container == MDP_NATIVE ? note_native(v) : note_folder(v));
     return check_known(v);
-}
-
-typedef struct share {
-    int64_t first, last; /* items */
-    int64_t n_byte;      /* of them */
-    int64_t n_byte_all;  /* of all items */
-} share;
-
-/* Items of this rank: a run of them, cut where the bytes before it pass this rank's part of all bytes. */
-static share share_of(const verifier *v, const mdp_comm *comm) {
-    share mine = {.first = v->n_item, .last = v->n_item};
-    for (int64_t i = 0; i < v->n_item; i++) mine.n_byte_all += item_at(v, i).n_byte;
-    int64_t before = 0, n_own = 0;
-    for (int64_t i = 0; i < v->n_item; i++) {
-        int64_t n_byte = item_at(v, i).n_byte;
-        int owner = mine.n_byte_all > 0 ? (int)((double)before / (double)mine.n_byte_all * comm->size) : 0;
-        if (owner >= comm->size) owner = comm->size - 1;
-        before += n_byte;
-        if (owner != comm->rank) continue;
-        if (n_own++ == 0) mine.first = i;
-        mine.last = i + 1;
-        mine.n_byte += n_byte;
-    }
-    return mine;
-}
-
-typedef struct reading {
-    mdp_reader *reader;
-    mdp_hash *hash;
-    char *buffer; /* [CHUNK_BYTE] */
-    share mine;
-    int64_t n_byte_done;
-    mdp_verified_fn *shown; /* NULL: nobody looks */
-    void *context;
-} reading;
-
-static mdp_status hash_item(reading *r, const item *it, mdp_digest *out) {
-    mdp_hash_reset(r->hash);
-    for (int64_t at = 0; at < it->n_byte; at += CHUNK_BYTE) {
-        int64_t n = it->n_byte - at < CHUNK_BYTE ? it->n_byte - at : CHUNK_BYTE;
-        MDP_TRY(mdp_reader_read(r->reader, it->file, it->offset + at, n, r->buffer));
-        mdp_hash_update(r->hash, r->buffer, n);
-        r->n_byte_done += n;
-        if (r->shown)
-            r->shown(r->context,
-                     (int64_t)((double)r->n_byte_done / (double)r->mine.n_byte * (double)r->mine.n_byte_all),
-                     r->mine.n_byte_all);
-    }
-    *out = mdp_hash_digest(r->hash);
-    return mdp_ok();
-}
-
-static mdp_status check_item(const verifier *v, reading *r, int64_t i) {
-    item it = item_at(v, i);
-    mdp_digest found;
-    char n_byte[32], offset[32];
-    MDP_TRY(hash_item(r, &it, &found));
-    if (v->digests[i].hex[0] == '\0' || strcmp(found.hex, v->digests[i].hex) == 0) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT,
-                     "%s: %s '%s' (%s bytes from byte %s) has checksum %s; expected %s. The file is damaged; copy or "
-                     "write it again.",
-                     v->catalogue->files[it.file], it.kind, it.name, mdp_print_count(n_byte, it.n_byte),
-                     mdp_print_count(offset, it.offset), found.hex, v->digests[i].hex);
-}
-
-static mdp_status check_share(const verifier *v, reading *r) {
-    MDP_TRY(mdp_reader_new(v->catalogue, &r->reader));
-    MDP_TRY(mdp_hash_new(&r->hash));
-    MDP_TRY(MDP_ALLOC(&r->buffer, CHUNK_BYTE, "the bytes to verify"));
-    for (int64_t i = r->mine.first; i < r->mine.last; i++) MDP_TRY(check_item(v, r, i));
-    return mdp_ok();
-}
-
-static mdp_status verify_all(const mdp_comm *comm, verifier *v, mdp_verified_fn *shown, void *context) {
-    MDP_AGREE(comm, MDP_ALLOC(&v->digests, v->n_item, "checksums"));
-    MDP_AGREE(comm, comm->rank == 0 ? note_checksums(v) : mdp_ok());
-    MDP_TRY(mdp_bcast_all(comm, v->digests, v->n_item * (int64_t)sizeof *v->digests, 0));
-    reading r = {.mine = share_of(v, comm), .shown = comm->rank == 0 ? shown : NULL, .context = context};
-    mdp_status status = check_share(v, &r);
-    mdp_free(r.buffer);
-    mdp_hash_destroy(r.hash);
-    mdp_reader_destroy(r.reader);
-    return mdp_agree_all(comm, status);
-}
-
-mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, mdp_verified_fn *shown, void *context,
-                          mdp_verified *out) {
-    verifier v = {.catalogue = catalogue, .n_item = catalogue->n_tensor + catalogue->n_side_file};
-    mdp_status status = verify_all(comm, &v, shown, context);
-    *out = (mdp_verified){.n_byte = v.n_byte};
-    for (int64_t i = 0; i < v.n_item && status.code == MDP_OK; i++) {
-        out->n_byte += item_at(&v, i).n_byte;
-        out->n_without += v.digests[i].hex[0] == '\0';
-    }
-    mdp_free(v.digests);
-    return status;
 }

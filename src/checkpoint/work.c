@@ -47,7 +47,7 @@ static mdp_digest digest_of_all(const mdp_work *work) {
 static mdp_status write_journal(const mdp_work *work) {
     json_t *list = json_array();
     char *text = NULL;
-    for (int64_t i = 0; i < work->n_all; i++) json_array_append_new(list, json_string(work->all_digests[i].hex));
+    for (int64_t i = 0; i < work->n_all; i++) mdp_json_add(&list, json_string(work->all_digests[i].hex));
     json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "format", FORMAT, "version", "1.0", "identity",
                              work->identity, "checksum", digest_of_all(work).hex, "items", list);
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the journal of %s.", work->target);
@@ -142,8 +142,8 @@ mdp_status mdp_work_open_all(const mdp_comm *comm, const mdp_write_options *opti
                              const char *target, bool partial_is_whole, const mdp_copy_item *items, int64_t n_all,
                              mdp_work *out) {
     mdp_digest *known = NULL;
-    *out = (mdp_work){
-        .comm = comm, .resume = options->resume, .profile = options->profile, .target = target, .n_all = n_all};
+    *out = (mdp_work){.comm = comm, .resume = options->resume, .profile = options->profile, .n_all = n_all};
+    out->target = options->name ? options->name : target;
     MDP_AGREE(comm, prepare(output, partial_is_whole, items, out));
     mdp_status status = share_journal_all(out, &known);
     if (status.code == MDP_OK) status = mdp_agree_all(comm, list_items(items, known, out));
@@ -175,7 +175,7 @@ static mdp_status save_all(mdp_work *work, void *context, mdp_settle_fn *settle)
     double start = mdp_seconds();
     MDP_AGREE(work->comm, settle(context));
     MDP_TRY(collect_all(work));
-    MDP_TRY(mdp_resume_make_folder_all(work->comm, work->resume));
+    MDP_TRY(mdp_resume_prepare_all(work->comm, work->resume));
     MDP_AGREE(work->comm, work->comm->rank == 0 ? write_journal(work) : mdp_ok());
     work->recorded = work->resume->saved = true;
     mdp_watch_saved(&work->resume->watch, start);
@@ -251,6 +251,7 @@ static void add_shares(const mdp_copy_item *items, int64_t n_all, const int *own
     for (int64_t i = 0; i < n_all; i++) {
         mdp_write_share *share = &shares[owner[i]];
         share->bytes_written += items[i].n_byte;
+        share->bytes_read += mdp_copy_check_bytes(&items[i]);
         for (int64_t s = 0; s < items[i].n_segment; s++)
             if (items[i].segments[s].source) share->bytes_read += items[i].segments[s].n_byte;
     }

@@ -25,9 +25,9 @@ typedef struct mdp_work {
     int64_t n_byte, n_byte_own;
 } mdp_work;
 
-/* Deal the n_all items of a layout. With options->resume, those that the journal of `target` has are left out, when
- * `partial_is_whole` says on rank 0 that the partial output is there still. `output` decides what the journal is for.
- * Collective on `comm`. */
+/* Deal the n_all items of a layout. With options->resume, those that the journal of options->name (or `target`) has are
+ * left out, when `partial_is_whole` says on rank 0 that the partial output is there still. `output` decides what the
+ * journal is for. Collective on `comm`. */
 mdp_status mdp_work_open_all(const mdp_comm *comm, const mdp_write_options *options, const mdp_output *output,
                              const char *target, bool partial_is_whole, const mdp_copy_item *items, int64_t n_all,
                              mdp_work *out);

@@ -1,9 +1,9 @@
 /* writer_hf.c - a HF checkpoint folder, written by all ranks at once.
  *
- * In: an mdp_output and a reader of its source. Out: the folder under its final name, complete, or nothing. Rank 0
- * makes folder.partial with every file at its full size and the safetensors headers in place; all ranks write the
+ * In: an mdp_output and a reader of its source. Out: the folder under the name given, complete, or nothing. Rank 0
+ * makes it with every file at its full size and the safetensors headers in place; all ranks write the
  * tensors (and side files) that they own where they belong; rank 0 adds config.json, the index and moe-dist-prune.json;
- * every file is synced by who wrote it; rank 0 renames. The bytes depend on the output and the shard size alone. */
+ * every file is synced by who wrote it. The bytes depend on the output and the shard size alone. */
 #include "checkpoint/hf_layout.h"
 #include "checkpoint/output.h"
 #include "checkpoint/work.h"
@@ -21,9 +21,8 @@ typedef struct hf_writer {
     const mdp_comm *comm;
     const mdp_output *output;
     const mdp_write_options *options;
-    char *folder;  /* without slashes at its end */
-    char *partial; /* folder.partial */
-    bool made;     /* rank 0: the partial folder is ours and to be removed on error */
+    char *folder; /* without slashes at its end */
+    bool made;    /* rank 0: the folder is ours and to be removed on error */
     mdp_hf_layout layout;
     mdp_work work;
     int64_t n_byte; /* that this rank has written */
@@ -59,7 +58,7 @@ static mdp_status make_one_file(const hf_writer *writer, int64_t index) {
     char *path = NULL;
     int fd = -1;
     mdp_status status;
-    MDP_TRY(mdp_path_join(&path, writer->partial, writer->layout.files[index].name));
+    MDP_TRY(mdp_path_join(&path, writer->folder, writer->layout.files[index].name));
     MDP_TRY_GOTO(status, end, mdp_file_create(path, &fd));
     status = fill_new_file(writer, index, path, fd);
     mdp_status closed = mdp_file_close(path, fd);
@@ -71,10 +70,9 @@ end:
 
 static mdp_status make_files(void *context) {
     hf_writer *writer = context;
-    MDP_TRY(mdp_output_check_target(writer->folder, true, writer->options->overwrite));
-    MDP_TRY(mdp_folder_remove(writer->partial));
+    MDP_TRY(mdp_folder_remove(writer->folder));
     writer->made = true;
-    MDP_TRY(mdp_folder_create(writer->partial));
+    MDP_TRY(mdp_folder_create(writer->folder));
     for (int64_t i = 0; i < writer->layout.n_file; i++) MDP_TRY(make_one_file(writer, i));
     return mdp_ok();
 }
@@ -97,7 +95,7 @@ static mdp_status enter_file(hf_writer *writer, int64_t index) {
     MDP_TRY(leave_file(writer));
     mdp_free(writer->path);
     writer->path = NULL;
-    MDP_TRY(mdp_path_join(&writer->path, writer->partial, writer->layout.files[index].name));
+    MDP_TRY(mdp_path_join(&writer->path, writer->folder, writer->layout.files[index].name));
     MDP_TRY(mdp_file_open_write(writer->path, &writer->fd));
     writer->file = index;
     return mdp_ok();
@@ -136,7 +134,7 @@ static mdp_status fill_files_all(hf_writer *writer, mdp_reader *reader) {
 
 static mdp_status write_text(const hf_writer *writer, const char *name, const char *text, int64_t n_byte) {
     char *path = NULL;
-    MDP_TRY(mdp_path_join(&path, writer->partial, name));
+    MDP_TRY(mdp_path_join(&path, writer->folder, name));
     mdp_status status = mdp_file_write_all(path, text, n_byte);
     mdp_free(path);
     if (status.code == MDP_OK) mdp_profile_written(writer->options->profile, n_byte);
@@ -167,7 +165,7 @@ static mdp_status make_index(const hf_writer *writer, const int64_t *by_name, ch
     json_t *map = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++) {
         const mdp_hf_file *file = &writer->layout.files[writer->layout.item_file[by_name[i]]];
-        json_object_set_new(map, writer->output->tensors[i].name, json_string(file->name));
+        mdp_json_put(&map, writer->output->tensors[i].name, json_string(file->name));
     }
     json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)writer->output->tensor_byte,
                              "weight_map", map);
@@ -175,35 +173,37 @@ static mdp_status make_index(const hf_writer *writer, const int64_t *by_name, ch
 }
 
 /* A text of the output as a member of the manifest; nothing when it is absent. */
-static mdp_status add_member(json_t *root, const char *key, const char *text) {
+static mdp_status add_member(json_t **root, const char *key, const char *text) {
     if (!text) return mdp_ok();
     json_t *value = NULL;
     MDP_TRY(mdp_json_parse(text, (int64_t)strlen(text), key, &value));
-    json_object_set_new(root, key, value);
+    mdp_json_put(root, key, value);
     return mdp_ok();
 }
 
 /* Checksums of all that is not a tensor: shards' headers, and the other files whole. */
-static mdp_status add_headers(const hf_writer *writer, json_t *headers) {
+static mdp_status add_headers(const hf_writer *writer, json_t **headers) {
     for (int64_t i = 0; i < writer->layout.n_shard; i++) {
         char *header = NULL;
         int64_t n_byte;
         MDP_TRY(mdp_hf_layout_header(&writer->layout, i, &header, &n_byte));
-        json_object_set_new(headers, writer->layout.files[i].name, json_string(mdp_hash_bytes(header, n_byte).hex));
+        mdp_json_put(headers, writer->layout.files[i].name, json_string(mdp_hash_bytes(header, n_byte).hex));
         mdp_free(header);
     }
     return mdp_ok();
 }
 
-static void add_files(const hf_writer *writer, const char *index, json_t *files) {
+static json_t *list_files(const hf_writer *writer, const char *index) {
+    json_t *files = json_object();
     const mdp_output *output = writer->output;
     mdp_digest config = mdp_hash_bytes(output->config_text, output->config_byte);
-    json_object_set_new(files, "config.json", json_string(config.hex));
-    if (index) json_object_set_new(files, INDEX, json_string(mdp_hash_bytes(index, (int64_t)strlen(index)).hex));
+    mdp_json_put(&files, "config.json", json_string(config.hex));
+    if (index) mdp_json_put(&files, INDEX, json_string(mdp_hash_bytes(index, (int64_t)strlen(index)).hex));
     for (int64_t i = writer->layout.n_shard; i < writer->layout.n_file; i++) {
         const mdp_hf_file *file = &writer->layout.files[i];
-        json_object_set_new(files, file->name, json_string(writer->work.all_digests[file->first_item].hex));
+        mdp_json_put(&files, file->name, json_string(writer->work.all_digests[file->first_item].hex));
     }
+    return files;
 }
 
 /* The manifest ends with the checksum of everything before that, so that nothing in it can change unseen. */
@@ -221,17 +221,16 @@ static mdp_status print_sealed(json_t *root, char **out) {
 /* The text of the manifest, new; `index`: that of the index, or NULL. */
 static mdp_status make_manifest(const hf_writer *writer, const int64_t *by_name, const char *index, char **out) {
     json_t *root = json_pack("{s:s, s:s}", "format", "moe-dist-prune manifest", "version", "1.0"),
-           *checksums = json_object(), *files = json_object(), *headers = json_object();
+           *checksums = json_object(), *headers = json_object();
     for (int64_t i = 0; i < writer->output->n_tensor; i++)
-        json_object_set_new(checksums, writer->output->tensors[i].name,
-                            json_string(writer->work.all_digests[by_name[i]].hex));
-    mdp_status status = add_member(root, "provenance", writer->output->provenance_text);
-    if (status.code == MDP_OK) status = add_member(root, "plan", writer->output->plan_text);
-    if (status.code == MDP_OK) status = add_headers(writer, headers);
-    add_files(writer, index, files);
-    json_object_set_new(root, "files", files);
-    json_object_set_new(root, "headers", headers);
-    json_object_set_new(root, "checksums", checksums);
+        mdp_json_put(&checksums, writer->output->tensors[i].name,
+                     json_string(writer->work.all_digests[by_name[i]].hex));
+    mdp_status status = add_member(&root, "provenance", writer->output->provenance_text);
+    if (status.code == MDP_OK) status = add_member(&root, "plan", writer->output->plan_text);
+    if (status.code == MDP_OK) status = add_headers(writer, &headers);
+    mdp_json_put(&root, "files", list_files(writer, index));
+    mdp_json_put(&root, "headers", headers);
+    mdp_json_put(&root, "checksums", checksums);
     if (status.code == MDP_OK) return print_sealed(root, out);
     json_decref(root);
     return status;
@@ -258,26 +257,20 @@ static mdp_status describe_files(void *context) {
     mdp_free(index);
     mdp_free(manifest);
     MDP_TRY(status);
-    return mdp_folder_sync(writer->partial);
-}
-
-static mdp_status publish(void *context) {
-    const hf_writer *writer = context;
-    return mdp_output_publish(writer->partial, writer->folder);
+    return mdp_folder_sync(writer->folder);
 }
 
 /* Twice if need be: on network file systems the first try may only rename what another node has open still. */
-static void remove_partial(const hf_writer *writer) {
-    if (mdp_folder_remove(writer->partial).code == MDP_OK) return;
-    mdp_status ignored = mdp_folder_remove(writer->partial);
+static void remove_rest(const hf_writer *writer) {
+    if (mdp_folder_remove(writer->folder).code == MDP_OK) return;
+    mdp_status ignored = mdp_folder_remove(writer->folder);
     (void)ignored; /* the error that led here is the one to tell */
 }
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
 static mdp_status prepare(hf_writer *writer, const char *folder) {
-    MDP_TRY(mdp_output_trim(&writer->folder, folder));
-    MDP_TRY(mdp_format(&writer->partial, "%s.partial", writer->folder));
+    MDP_TRY(mdp_path_trim(&writer->folder, folder));
     return mdp_hf_layout_make(writer->output, writer->options->shard_byte, &writer->layout);
 }
 
@@ -286,7 +279,7 @@ static bool partial_is_whole(const hf_writer *writer) {
     for (int64_t i = 0; i < writer->layout.n_file; i++) {
         char *path = NULL;
         struct stat info;
-        if (mdp_path_join(&path, writer->partial, writer->layout.files[i].name).code != MDP_OK) return false;
+        if (mdp_path_join(&path, writer->folder, writer->layout.files[i].name).code != MDP_OK) return false;
         bool whole = stat(path, &info) == 0 && info.st_size == writer->layout.files[i].n_byte;
         mdp_free(path);
         if (!whole) return false;
@@ -308,7 +301,6 @@ static mdp_status write_all(hf_writer *writer, mdp_reader *reader, const char *f
         MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_WRITE, make_files, writer) : mdp_ok());
     MDP_TRY(fill_files_all(writer, reader));
     MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_WRITE, describe_files, writer) : mdp_ok());
-    MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_SYNC, publish, writer) : mdp_ok());
     return mdp_ok();
 }
 
@@ -316,11 +308,10 @@ mdp_status mdp_write_hf_all(const mdp_comm *comm, mdp_reader *reader, const mdp_
                             const mdp_write_options *options) {
     hf_writer writer = {.comm = comm, .output = output, .options = options, .file = -1, .fd = -1};
     mdp_status status = write_all(&writer, reader, folder);
-    if (status.code != MDP_OK && writer.made && !writer.work.recorded) remove_partial(&writer);
+    if (status.code != MDP_OK && writer.made && !writer.work.recorded) remove_rest(&writer);
     mdp_hf_layout_destroy(&writer.layout);
     mdp_work_close(&writer.work);
     mdp_free(writer.path);
-    mdp_free(writer.partial);
     mdp_free(writer.folder);
     return status;
 }

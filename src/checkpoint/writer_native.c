@@ -1,10 +1,9 @@
 /* writer_native.c - model.h5, written by all ranks at once.
  *
- * In: an mdp_output and a reader of its source. Out: the file under its final name, complete, or nothing. Steps: rank 0
- * makes path.partial with every dataset and attribute in it; all ranks open it with the MPI driver and write the
- * tensors they own, each for itself; rank 0 fills in the checksums, adds `complete` and seals; all sync; rank 0
- * renames. Which rank wrote what leaves no trace: metadata is rank 0's alone and every dataset has its place before
- * ranks start. */
+ * In: an mdp_output and a reader of its source. Out: the file under the name given, complete, or nothing. Steps: rank 0
+ * makes it with every dataset and attribute in it; all ranks open it with the MPI driver and write the
+ * tensors they own, each for itself; rank 0 fills in the checksums, adds `complete` and seals; all sync. Which rank
+ * wrote what leaves no trace: metadata is rank 0's alone and every dataset has its place before ranks start. */
 #include "checkpoint/h5_make.h"
 #include "checkpoint/h5_parallel.h"
 #include "checkpoint/native_layout.h"
@@ -25,8 +24,7 @@ typedef struct native_writer {
     const mdp_output *output;
     const mdp_write_options *options;
     const char *path;
-    char *partial;
-    bool made; /* rank 0: path.partial is ours and to be removed on error */
+    bool made; /* rank 0: the file is ours and to be removed on error */
     mdp_native_layout layout;
     mdp_work work;
     int64_t n_byte;             /* that this rank has written */
@@ -38,7 +36,7 @@ typedef struct native_writer {
 /* ---- rank 0 makes the file ----------------------------------------------------------------------------------- */
 
 static mdp_status make_tensor_attributes(const native_writer *writer, const mdp_native_set *set, hid_t dataset) {
-    const char *path = writer->partial;
+    const char *path = writer->path;
     hid_t digest_type = mdp_h5_text_type(32);
     mdp_status status;
     MDP_TRY_GOTO(status, end,
@@ -59,9 +57,9 @@ end:
 }
 
 static mdp_status make_set(const native_writer *writer, hid_t file, const mdp_native_set *set) {
-    MDP_TRY(mdp_h5_make_groups(file, set->path, writer->partial));
+    MDP_TRY(mdp_h5_make_groups(file, set->path, writer->path));
     hid_t type = mdp_h5_number_type(set->type, set->as_bytes), dataset = -1;
-    mdp_status status = mdp_h5_make_dataset(file, set->path, type, set->n_dim, set->shape, writer->partial, &dataset);
+    mdp_status status = mdp_h5_make_dataset(file, set->path, type, set->n_dim, set->shape, writer->path, &dataset);
     if (status.code == MDP_OK) status = make_tensor_attributes(writer, set, dataset);
     if (dataset >= 0) H5Dclose(dataset);
     if (type >= 0) H5Tclose(type);
@@ -70,7 +68,7 @@ static mdp_status make_set(const native_writer *writer, hid_t file, const mdp_na
 
 static mdp_status make_root(const native_writer *writer, hid_t file) {
     const mdp_output *output = writer->output;
-    const char *path = writer->partial;
+    const char *path = writer->path;
     int64_t n_layer = output->n_layer;
     MDP_TRY(mdp_h5_make_text_attribute(file, "format", "moe-dist-prune checkpoint", path));
     MDP_TRY(mdp_h5_make_text_attribute(file, "version", "1.0", path));
@@ -89,18 +87,17 @@ static mdp_status make_content(const native_writer *writer, hid_t file) {
     mdp_status status = make_root(writer, file);
     for (int64_t i = 0; i < writer->layout.n_set && status.code == MDP_OK; i++)
         status = make_set(writer, file, &writer->layout.sets[i]);
-    return mdp_hdf5_close_written(file, writer->partial, status);
+    return mdp_hdf5_close_written(file, writer->path, status);
 }
 
 static mdp_status make_file(void *context) {
     native_writer *writer = context;
-    MDP_TRY(mdp_output_check_target(writer->path, false, writer->options->overwrite));
-    if (unlink(writer->partial) != 0 && errno != ENOENT)
-        return MDP_ERROR(MDP_CANNOT_CREATE, "cannot remove %s, left by a run that did not end: %s.", writer->partial,
+    if (unlink(writer->path) != 0 && errno != ENOENT)
+        return MDP_ERROR(MDP_CANNOT_CREATE, "cannot remove %s, left by a run that did not end: %s.", writer->path,
                          strerror(errno));
     hid_t file;
     writer->made = true;
-    MDP_TRY(mdp_h5_create_file(writer->partial, &file));
+    MDP_TRY(mdp_h5_create_file(writer->path, &file));
     return make_content(writer, file);
 }
 
@@ -124,7 +121,7 @@ static mdp_status open_set(native_writer *writer, int64_t index) {
     /* Not the type of the file: the one we made it with, so that a mix-up shows as a conversion error, not as data. */
     writer->type = mdp_h5_number_type(set->type, set->as_bytes);
     if (writer->dataset < 0 || writer->space < 0 || writer->type < 0)
-        return mdp_h5_error(MDP_IO, "open the dataset", set->path, writer->partial);
+        return mdp_h5_error(MDP_IO, "open the dataset", set->path, writer->path);
     writer->set = index;
     return mdp_ok();
 }
@@ -150,12 +147,12 @@ static int64_t choose_block(const mdp_native_set *set, int64_t at, int64_t n, hs
 }
 
 static mdp_status write_error(const native_writer *writer, const mdp_native_set *set, int64_t n_byte) {
-    if (mdp_output_is_full(writer->partial, n_byte))
+    if (mdp_output_is_full(writer->path, n_byte))
         return MDP_ERROR(MDP_IO,
                          "%s: cannot write %s: no space left on the file system. Free some space or choose another "
                          "--out.",
-                         writer->partial, set->path);
-    return mdp_h5_error(MDP_IO, "write", set->path, writer->partial);
+                         writer->path, set->path);
+    return mdp_h5_error(MDP_IO, "write", set->path, writer->path);
 }
 
 /* n elements to the open dataset from element `at` on. */
@@ -205,14 +202,14 @@ static mdp_status settle(void *context) {
     native_writer *writer = context;
     mdp_phase before = mdp_profile_switch(writer->options->profile, MDP_PHASE_SYNC);
     close_set(writer);
-    mdp_status status = writer->comm->node_rank == 0 ? mdp_h5_sync(writer->partial) : mdp_ok();
+    mdp_status status = writer->comm->node_rank == 0 ? mdp_h5_sync(writer->path) : mdp_ok();
     mdp_profile_switch(writer->options->profile, before);
     return status;
 }
 
 /* Collective on writer->comm. */
 static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
-    MDP_TRY(mdp_h5_open_all(writer->comm, writer->partial, &writer->file));
+    MDP_TRY(mdp_h5_open_all(writer->comm, writer->path, &writer->file));
     mdp_copy copy = {.reader = reader,
                      .buffer_byte = writer->options->buffer_byte,
                      .count_max = writer->comm->count_max,
@@ -221,7 +218,7 @@ static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
     mdp_status status = mdp_work_run_all(&writer->work, &copy, settle);
     close_set(writer);
     /* No rank has metadata to write. */
-    return mdp_h5_close_all(writer->comm, writer->partial, writer->file, status);
+    return mdp_h5_close_all(writer->comm, writer->path, writer->file, status);
 }
 
 /* ---- rank 0 completes it ------------------------------------------------------------------------------------- */
@@ -238,7 +235,7 @@ static mdp_status write_digests(const native_writer *writer, hid_t file, const m
     if (dataset >= 0) attribute = H5Aopen(dataset, "xxh3_128", H5P_DEFAULT);
     mdp_status status = mdp_ok();
     if (type < 0 || attribute < 0 || H5Awrite(attribute, type, scratch) < 0)
-        status = mdp_h5_error(MDP_IO, "write the checksums of", set->path, writer->partial);
+        status = mdp_h5_error(MDP_IO, "write the checksums of", set->path, writer->path);
     run->n_byte = set->n_item * set->n_element * set->unit;
     run->offset = status.code == MDP_OK && run->n_byte > 0 ? (int64_t)H5Dget_offset(dataset) : 0;
     if (attribute >= 0) H5Aclose(attribute);
@@ -257,7 +254,7 @@ static mdp_status write_marks(const native_writer *writer, hid_t file, mdp_run *
     mdp_free(scratch);
     MDP_TRY(status);
     const int32_t one = 1;
-    return mdp_h5_make_attribute(file, "complete", H5T_STD_I32LE, -1, &one, writer->partial);
+    return mdp_h5_make_attribute(file, "complete", H5T_STD_I32LE, -1, &one, writer->path);
 }
 
 /* runs [layout.n_set]: where the datasets lie, for the seal. */
@@ -265,20 +262,20 @@ static mdp_status mark_file(const native_writer *writer, mdp_run *runs) {
     MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
     if (access >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
-        file = H5Fopen(writer->partial, H5F_ACC_RDWR, access);
-    mdp_status status = file >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "open", "the file again", writer->partial);
+        file = H5Fopen(writer->path, H5F_ACC_RDWR, access);
+    mdp_status status = file >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "open", "the file again", writer->path);
     if (access >= 0) H5Pclose(access);
     MDP_TRY(status);
     status = write_marks(writer, file, runs);
-    return mdp_hdf5_close_written(file, writer->partial, status);
+    return mdp_hdf5_close_written(file, writer->path, status);
 }
 
-/* Size of the file at writer->partial. */
+/* Size of the file at writer->path. */
 static mdp_status size_of_file(const native_writer *writer, int64_t *n_byte) {
     int fd = -1;
-    MDP_TRY(mdp_file_open_read(writer->partial, &fd));
-    mdp_status status = mdp_file_size(writer->partial, fd, n_byte);
-    mdp_status closed = mdp_file_close(writer->partial, fd);
+    MDP_TRY(mdp_file_open_read(writer->path, &fd));
+    mdp_status status = mdp_file_size(writer->path, fd, n_byte);
+    mdp_status closed = mdp_file_close(writer->path, fd);
     return status.code == MDP_OK ? closed : status;
 }
 
@@ -303,25 +300,19 @@ static mdp_status complete_file(void *context) {
     MDP_TRY(mdp_work_forget(&writer->work)); /* from here on the metadata may be half written */
     MDP_TRY(MDP_ALLOC(&runs, writer->layout.n_set, "places of datasets"));
     mdp_status status = mark_file(writer, runs);
-    if (status.code == MDP_OK) status = mdp_seal_write(writer->partial, runs, writer->layout.n_set);
+    if (status.code == MDP_OK) status = mdp_seal_write(writer->path, runs, writer->layout.n_set);
     mdp_free(runs);
     return status.code == MDP_OK ? count_rest(writer) : status;
 }
 
 static mdp_status sync_file(void *context) {
     const native_writer *writer = context;
-    return mdp_h5_sync(writer->partial);
-}
-
-static mdp_status publish(void *context) {
-    const native_writer *writer = context;
-    return mdp_output_publish(writer->partial, writer->path);
+    return mdp_h5_sync(writer->path);
 }
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
 static mdp_status prepare(native_writer *writer) {
-    MDP_TRY(mdp_format(&writer->partial, "%s.partial", writer->path));
     return mdp_native_layout_make(writer->output, &writer->layout);
 }
 
@@ -331,7 +322,7 @@ static mdp_status write_all(native_writer *writer, mdp_reader *reader) {
     mdp_profile *profile = writer->options->profile;
     MDP_AGREE(comm, prepare(writer));
     mdp_profile_switch(profile, MDP_PHASE_WAIT_RANKS); /* but for the steps below */
-    bool there = comm->rank == 0 && mdp_path_exists(writer->partial);
+    bool there = comm->rank == 0 && mdp_path_exists(writer->path);
     MDP_TRY(mdp_work_open_all(comm, writer->options, writer->output, writer->path, there, writer->layout.items,
                               writer->layout.n_item, &writer->work));
     writer->made = comm->rank == 0 && writer->work.continues;
@@ -340,7 +331,6 @@ static mdp_status write_all(native_writer *writer, mdp_reader *reader) {
     MDP_TRY(fill_file_all(writer, reader));
     MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_WRITE, complete_file, writer) : mdp_ok());
     MDP_AGREE(comm, comm->node_rank == 0 ? mdp_profile_step(profile, MDP_PHASE_SYNC, sync_file, writer) : mdp_ok());
-    MDP_AGREE(comm, comm->rank == 0 ? mdp_profile_step(profile, MDP_PHASE_SYNC, publish, writer) : mdp_ok());
     return mdp_ok();
 }
 
@@ -350,11 +340,10 @@ mdp_status mdp_write_native_all(const mdp_comm *comm, mdp_reader *reader, const 
     writer.set = writer.file = writer.dataset = writer.space = writer.type = -1;
     mdp_h5_silence silence = mdp_h5_silence_begin();
     mdp_status status = write_all(&writer, reader);
-    if (status.code != MDP_OK && writer.made && !writer.work.recorded) unlink(writer.partial);
+    if (status.code != MDP_OK && writer.made && !writer.work.recorded) unlink(writer.path);
     mdp_h5_silence_end(silence);
     mdp_native_layout_destroy(&writer.layout);
     mdp_work_close(&writer.work);
-    mdp_free(writer.partial);
     return status;
 }
 
@@ -367,14 +356,14 @@ static mdp_status measure_file(native_writer *writer, int64_t *n_byte) {
     char path[MDP_H5_SCRATCH_PATH];
     mdp_status status = mdp_h5_create_scratch(path, &file);
     if (status.code == MDP_CANNOT_CREATE && path[0] == '\0') return mdp_ok();
-    writer->partial = path;
+    writer->path = path;
     if (status.code == MDP_OK) status = make_content(writer, file);
     if (status.code == MDP_OK) status = MDP_ALLOC(&runs, writer->layout.n_set, "places of datasets");
     if (status.code == MDP_OK) status = mark_file(writer, runs);
     if (status.code == MDP_OK) status = size_of_file(writer, n_byte);
     unlink(path);
     mdp_free(runs);
-    writer->partial = NULL;
+    writer->path = NULL;
     return status;
 }
 

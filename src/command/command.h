@@ -4,6 +4,7 @@
 #define MDP_COMMAND_H
 
 #include "mdp/options.h"
+#include "mdp/outputs.h"
 #include "mdp/pipeline.h"
 
 /* Index of each option in mdp_option_table. */
@@ -40,6 +41,7 @@ typedef enum mdp_option_id {
     OPTION_LAYERS,
     OPTION_SHARD_SIZE,
     OPTION_OVERWRITE,
+    OPTION_BREAK_LOCK,
     OPTION_DUMP,
     OPTION_JSON,
     OPTION_PEAK,
@@ -122,13 +124,23 @@ typedef struct mdp_session {
     mdp_tasks *tasks;
     mdp_keep_entry *keep_list; /* [n_keep] of --keep-file, or made from --top-k alone; owned */
     int64_t n_keep;
-    json_t *foretold;      /* what each pass will take, one item a pass; owned */
-    json_t *profiles;      /* what --profile writes, one item a pass; NULL: not asked for; owned */
-    mdp_resume *resume;    /* resume points; NULL: the command takes none; owned */
-    char plans_digest[33]; /* of the texts of all plans read */
-    char *recipe;          /* what --method stands for, when it names a recipe; owned */
-    bool folder_created;   /* this run made the folder --out (rank 0) */
-    bool result_kept;      /* something in it is worth keeping when the run fails later (rank 0) */
+    json_t *foretold;          /* what each pass will take, one item a pass; owned */
+    json_t *profiles;          /* what --profile writes, one item a pass; NULL: not asked for; owned */
+    mdp_resume *resume;        /* resume points; NULL: the command takes none; owned */
+    char plans_digest[33];     /* of the texts of all plans read */
+    char *recipe;              /* what --method stands for, when it names a recipe; owned */
+    mdp_catalogue *pretrained; /* of --pretrained; NULL: not given; owned */
+    mdp_places places;         /* what is read and written (rank 0) */
+    mdp_workshop *workshop;    /* where --out is made; NULL: nothing is written, or no more; owned */
+    mdp_workshop *dump;        /* the same for --dump; owned */
+    mdp_names members;         /* results in the folder --out; none: it is the result itself (rank 0) */
+    mdp_names stale;           /* results of earlier commands that go with the first of them (rank 0) */
+    bool finished;             /* an earlier run of this command has done all */
+    bool adopted;              /* what the state folder holds is this command's (rank 0) */
+    bool begun;                /* the generation of results is on the record (rank 0) */
+    bool published;            /* a result has appeared in this run (rank 0) */
+    bool folder_created;       /* this run made the folder --out (rank 0) */
+    bool log_created;          /* and its run.log (rank 0) */
 } mdp_session;
 
 typedef struct mdp_command {

@@ -54,18 +54,19 @@ static mdp_status find_command(int n_word, char **words, const mdp_command **out
 /* ---- help ---------------------------------------------------------------------------------------------------- */
 
 static void print_help(const mdp_command *command, const mdp_options *options, bool general) {
-    printf("moe-dist-prune %s: prunes Mixture-of-Experts checkpoints on CPU clusters.\n\n", MDP_VERSION);
+    mdp_print("moe-dist-prune %s: prunes Mixture-of-Experts checkpoints on CPU clusters.\n\n", MDP_VERSION);
     if (general) {
-        printf("usage: mpirun -n P moe-dist-prune [COMMAND] [OPTION ...]\n\ncommands (COMMAND --help tells more):\n");
-        for (int i = 0; i < N_COMMAND; i++) printf("  %-10s %s\n", mdp_commands[i].name, mdp_commands[i].summary);
-        printf("\noptions of run:\n");
+        mdp_print(
+            "usage: mpirun -n P moe-dist-prune [COMMAND] [OPTION ...]\n\ncommands (COMMAND --help tells more):\n");
+        for (int i = 0; i < N_COMMAND; i++) mdp_print("  %-10s %s\n", mdp_commands[i].name, mdp_commands[i].summary);
+        mdp_print("\noptions of run:\n");
     } else {
-        printf("usage: mpirun -n P moe-dist-prune %s%s%s [OPTION ...]\n  %s\n\noptions:\n", command->name,
-               command->argument ? " " : "", command->argument ? command->argument : "", command->summary);
+        mdp_print("usage: mpirun -n P moe-dist-prune %s%s%s [OPTION ...]\n  %s\n\noptions:\n", command->name,
+                  command->argument ? " " : "", command->argument ? command->argument : "", command->summary);
     }
     mdp_options_help(options, stdout);
-    printf("\nSizes take units (512k, 5GB, 8GiB). Exit codes: 0 ok, 2 usage, 65 bad input, 70 bug, 73 cannot create "
-           "output, 74 I/O, 75 stopped.\n");
+    mdp_print("\nSizes take units (512k, 5GB, 8GiB). Exit codes: 0 ok, 2 usage, 65 bad input, 70 bug, 73 cannot create "
+              "output, 74 I/O, 75 stopped.\n");
 }
 
 /* ---- from words to a session --------------------------------------------------------------------------------- */
@@ -115,7 +116,7 @@ static mdp_status perform_all(mdp_session *session) {
     MDP_AGREE(session->comm, mdp_session_listen(session));
     MDP_TRY(command->run_all(session));
     MDP_TRY(mdp_session_write_profiles_all(session));
-    return mdp_session_end_resume_all(session);
+    return mdp_session_end_all(session);
 }
 
 /* One rank speaks, with its log when there is one already. */
@@ -131,7 +132,7 @@ mdp_status mdp_command_main_all(const mdp_comm *comm, int n_word, char **words) 
     mdp_session session = {.comm = comm, .n_word = n_word, .words = words, .start = mdp_seconds()};
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* errors are one sentence of ours, not a stack of HDF5's */
     if (n_word == 2 && strcmp(words[1], "--version") == 0) {
-        if (comm->rank == 0) printf("moe-dist-prune %s\n", MDP_VERSION);
+        if (comm->rank == 0) mdp_print("moe-dist-prune %s\n", MDP_VERSION);
         return mdp_ok();
     }
     mdp_status status = perform_all(&session);

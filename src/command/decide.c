@@ -80,24 +80,19 @@ static void free_evidence(evidence *found) {
 
 /* The model before fine-tuning. */
 typedef struct pretrained {
-    mdp_catalogue *catalogue;
     mdp_model *model;
     mdp_reader *reader;
 } pretrained;
 
-static mdp_status bind(pretrained *other) {
-    MDP_TRY(mdp_model_bind(other->catalogue, &other->model));
-    return mdp_reader_new(other->catalogue, &other->reader);
+static mdp_status bind(const mdp_catalogue *catalogue, pretrained *other) {
+    if (!catalogue) return mdp_ok();
+    MDP_TRY(mdp_model_bind(catalogue, &other->model));
+    return mdp_reader_new(catalogue, &other->reader);
 }
 
 static mdp_status read_routers_all(const mdp_session *session, mdp_weights **out) {
-    const mdp_option_value *path = mdp_session_option(session, OPTION_PRETRAINED);
-    pretrained other = {NULL, NULL, NULL};
-    mdp_status status = mdp_ok();
-    if (path->present) {
-        status = mdp_catalogue_open_all(session->comm, path->text, &other.catalogue);
-        if (status.code == MDP_OK) status = mdp_agree_all(session->comm, bind(&other));
-    }
+    pretrained other = {NULL, NULL};
+    mdp_status status = mdp_agree_all(session->comm, bind(session->pretrained, &other));
     if (status.code == MDP_OK) {
         if (session->comm->rank == 0)
             status = mdp_weights_of_routers(session->model, session->reader, other.model, other.reader, out);
@@ -105,7 +100,6 @@ static mdp_status read_routers_all(const mdp_session *session, mdp_weights **out
     }
     mdp_reader_destroy(other.reader);
     mdp_model_destroy(other.model);
-    mdp_catalogue_destroy(other.catalogue);
     return status;
 }
 
@@ -200,9 +194,9 @@ mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *pl
                              plan ? plan->recipe : NULL, "compute", compute_of(plan));
     *out = NULL;
     if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the provenance of a checkpoint.");
-    if (session->mtp_plan) json_object_set(root, "mtp", session->mtp_plan->recipe);
+    if (session->mtp_plan) mdp_json_put(&root, "mtp", json_incref(session->mtp_plan->recipe));
     const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
-    if (layers->present) json_object_set_new(root, "layers", json_string(layers->text));
+    if (layers->present) mdp_json_put(&root, "layers", json_string(layers->text));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

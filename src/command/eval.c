@@ -6,6 +6,9 @@
 #include "command/opening.h"
 
 #include <math.h>
+#include <string.h>
+
+#define MAX_EVAL (INT64_C(1) << 30)
 
 /* The original and one stream for each plan; all [n] with n = 1 + plans. */
 typedef struct streams {
@@ -44,6 +47,23 @@ static mdp_status add_plan_all(mdp_session *session, const char *path, int strea
     return status;
 }
 
+/* Is this the evaluation that is to be written? */
+static mdp_status is_done(const mdp_session *session, const void *context, const char *path, bool *done) {
+    char *text = NULL;
+    int64_t n_byte;
+    json_t *root = NULL;
+    (void)context;
+    *done = false;
+    if (mdp_file_read_all(path, MAX_EVAL, &text, &n_byte).code != MDP_OK) return mdp_ok(); /* refused as it is */
+    if (mdp_json_parse(text, n_byte, path, &root).code == MDP_OK) {
+        const char *identity = json_string_value(json_object_get(root, "identity"));
+        *done = identity && strcmp(identity, session->resume->digest) == 0;
+    }
+    json_decref(root);
+    mdp_free(text);
+    return mdp_ok();
+}
+
 static mdp_status open_all(mdp_session *session, streams *all) {
     const mdp_option_value *plans = mdp_session_option(session, OPTION_PLAN);
     const char *dump = mdp_session_option(session, OPTION_DUMP)->text;
@@ -56,19 +76,19 @@ static mdp_status open_all(mdp_session *session, streams *all) {
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     MDP_TRY(mdp_session_open_tasks_all(session));
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
-    MDP_TRY(mdp_session_open_resume_all(session, false));
-    return dump ? mdp_session_check_output_all(session, dump, 0) : mdp_ok();
+    return mdp_session_open_outputs_all(session, &(mdp_results){.is_done = is_done});
 }
 
 static void print_row(const char *name, int n, const double *values) {
-    printf("%-24.24s", name);
+    char start[25];
+    mdp_print("%-24s", mdp_text_show(start, sizeof start, name));
     for (int s = 0; s < n; s++) {
         if (isfinite(values[s]))
-            printf(" %12.4g", values[s]);
+            mdp_print(" %12.4g", values[s]);
         else
-            printf(" %12s", "-");
+            mdp_print(" %12s", "-");
     }
-    printf("\n");
+    mdp_print("\n");
 }
 
 /* A measure over all categories, and over each when there are several. */
@@ -98,9 +118,9 @@ static void print_tasks(const mdp_evaluation *evaluation, double *values) {
 static mdp_status print_table(const mdp_evaluation *evaluation) {
     double *values = NULL;
     MDP_TRY(MDP_ALLOC(&values, evaluation->n_stream, "the table"));
-    printf("%-24s", "");
-    for (int s = 0; s < evaluation->n_stream; s++) printf(" %12s", s == 0 ? "original" : "plan");
-    printf(evaluation->n_stream > 2 ? "   (plans in the order given)\n" : "\n");
+    mdp_print("%-24s", "");
+    for (int s = 0; s < evaluation->n_stream; s++) mdp_print(" %12s", s == 0 ? "original" : "plan");
+    mdp_print(evaluation->n_stream > 2 ? "   (plans in the order given)\n" : "\n");
     for (int m = 0; m < MDP_N_MEASURE; m++) {
         if (mdp_measures[m].of != mdp_evaluation_loss) print_measure(evaluation, &mdp_measures[m], values);
     }
@@ -109,15 +129,14 @@ static mdp_status print_table(const mdp_evaluation *evaluation) {
     return mdp_ok();
 }
 
-static mdp_status write_result_all(const mdp_session *session, const mdp_evaluation *evaluation) {
+static mdp_status write_result_all(mdp_session *session, const mdp_evaluation *evaluation) {
     char *text = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_evaluation_print(evaluation, &text));
-    if (status.code == MDP_OK)
-        status = mdp_session_write_text_all(session, mdp_session_option(session, OPTION_OUT)->text, text);
+    mdp_status status = mdp_agree_all(session->comm, mdp_evaluation_print(evaluation, session->resume->digest, &text));
+    if (status.code == MDP_OK) status = mdp_session_put_text_all(session, NULL, text);
     mdp_status shown = mdp_ok();
     if (status.code == MDP_OK && session->comm->rank == 0) {
         if (mdp_session_option(session, OPTION_JSON)->flag)
-            fputs(text, stdout);
+            mdp_print_text(text);
         else if (!mdp_session_option(session, OPTION_QUIET)->flag)
             shown = print_table(evaluation);
     }
@@ -125,23 +144,35 @@ static mdp_status write_result_all(const mdp_session *session, const mdp_evaluat
     return status.code == MDP_OK ? mdp_agree_all(session->comm, shown) : status;
 }
 
+/* Both forward passes, and the dump of the first. */
+static mdp_status measure_all(mdp_session *session, const streams *all, mdp_evaluation **out) {
+    mdp_forward_options options = mdp_session_forward_options(session);
+    char *dump = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_dump_path(session, &dump));
+    if (status.code == MDP_OK)
+        status = mdp_evaluate_all(session->comm, session->model, session->reader, session->tokens, all->requests,
+                                  all->n, &options, dump, out);
+    mdp_free(dump);
+    if (status.code == MDP_OK) status = mdp_session_publish_dump_all(session);
+    if (status.code == MDP_OK && session->tasks)
+        status = mdp_evaluate_tasks_all(session->comm, session->model, session->reader, session->tasks, all->requests,
+                                        &options, *out);
+    return status;
+}
+
 static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_estimate estimate = {.phase = "eval"};
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
+    if (session->finished) return mdp_ok();
     mdp_pass pass = {.n_stream = all->n, .with_head = true, .views = all->views};
     MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, pass, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, pass, &estimate));
-    MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, estimate.bytes_saved));
+    MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_saved));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    mdp_forward_options options = mdp_session_forward_options(session);
-    mdp_status status = mdp_evaluate_all(session->comm, session->model, session->reader, session->tokens, all->requests,
-                                         all->n, &options, mdp_session_option(session, OPTION_DUMP)->text, &evaluation);
-    if (status.code == MDP_OK && session->tasks)
-        status = mdp_evaluate_tasks_all(session->comm, session->model, session->reader, session->tasks, all->requests,
-                                        &options, evaluation);
+    mdp_status status = measure_all(session, all, &evaluation);
     if (status.code == MDP_OK) status = write_result_all(session, evaluation);
     mdp_evaluation_destroy(evaluation);
     MDP_TRY(status);

@@ -40,15 +40,21 @@ static mdp_status describe(const mdp_session *session, mdp_output **out) {
     return status;
 }
 
+/* Is the folder the one that is to be written? */
+static mdp_status is_done(const mdp_session *session, const void *context, const char *path, bool *done) {
+    return mdp_hf_is_of(path, context, mdp_session_option(session, OPTION_SHARD_SIZE)->integer, done);
+}
+
 static mdp_status write_all(mdp_session *session, const mdp_output *output) {
-    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
     mdp_estimate estimate = {.phase = "export"};
-    MDP_TRY(mdp_session_open_resume_all(session, false));
+    MDP_TRY(mdp_session_open_outputs_all(session,
+                                         &(mdp_results){.is_folder = true, .is_done = is_done, .context = output}));
+    if (session->finished) return mdp_ok();
     MDP_TRY(mdp_session_add_hf_all(session, output, &estimate));
-    MDP_TRY(mdp_session_check_output_all(session, folder, estimate.bytes_written));
+    MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    MDP_TRY(mdp_session_write_hf_all(session, output, folder));
+    MDP_TRY(mdp_session_write_hf_all(session, output));
     return mdp_session_log_memory_all(session);
 }
 

@@ -1,4 +1,4 @@
-/* feasible.h - what is checked before anything heavy runs: the budget, the outputs, the shape of the result. */
+/* feasible.h - what is checked before anything heavy runs: the budget, the shape of the result. */
 #ifndef MDP_FEASIBLE_H
 #define MDP_FEASIBLE_H
 
@@ -29,16 +29,6 @@ mdp_status mdp_session_check_budget(const mdp_session *session);
 /* Does --format ask for this container? */
 bool mdp_session_wants_native(const mdp_session *session);
 bool mdp_session_wants_hf(const mdp_session *session);
-
-/* Refuse a single output file or folder now that would be refused later; n_byte: what will be written. Collective. */
-mdp_status mdp_session_check_output_all(const mdp_session *session, const char *path, int64_t n_byte);
-/* The same for the folder --out with `names` in it (NULL at the end), n_byte in all. The folder need not exist, its
- * parent must. Collective. */
-mdp_status mdp_session_check_folder_all(const mdp_session *session, const char *const *names, int64_t n_byte);
-/* Make the folder --out, start its run.log, and write effective-config.json (a record that is there already stays,
- * unless
- * --overwrite). Collective. */
-mdp_status mdp_session_make_folder_all(mdp_session *session);
 
 /* What --non-uniform asks for. Local. */
 mdp_unequal mdp_session_unequal(const mdp_session *session);

@@ -8,13 +8,13 @@
 
 static json_t *list_methods(void) {
     json_t *list = json_array();
-    for (int i = 0; i < mdp_n_criterion; i++) json_array_append_new(list, json_string(mdp_criteria[i].name));
+    for (int i = 0; i < mdp_n_criterion; i++) mdp_json_add(&list, json_string(mdp_criteria[i].name));
     return list;
 }
 
 static json_t *list_names(const char *const *names) {
     json_t *list = json_array();
-    for (int i = 0; names[i]; i++) json_array_append_new(list, json_string(names[i]));
+    for (int i = 0; names[i]; i++) mdp_json_add(&list, json_string(names[i]));
     return list;
 }
 
@@ -42,7 +42,7 @@ static json_t *describe(const mdp_session *session, double flop_per_second) {
                   "cores_of_rank_0", mdp_threads_cores(), "libraries", describe_libraries(), "compute",
                   session->compute, "families", list_names(mdp_family_names()), "methods", list_methods(), "budgets",
                   list_names(mdp_budget_names), "normalise", list_names(mdp_score_normalise_names));
-    if (root && flop_per_second > 0.0) json_object_set_new(root, "gflops", json_real(flop_per_second / 1e9));
+    if (root && flop_per_second > 0.0) mdp_json_put(&root, "gflops", json_real(flop_per_second / 1e9));
     return root;
 }
 
@@ -54,12 +54,13 @@ static void show_table(const json_t *root) {
             show_table(value);
             continue;
         }
-        printf("%-16s", key);
-        if (json_is_string(value)) printf(" %s", json_string_value(value));
-        if (json_is_integer(value)) printf(" %lld", (long long)json_integer_value(value));
-        if (json_is_real(value)) printf(" %.4g", json_real_value(value));
-        for (size_t i = 0; i < json_array_size(value); i++) printf(" %s", json_string_value(json_array_get(value, i)));
-        printf("\n");
+        mdp_print("%-16s", key);
+        if (json_is_string(value)) mdp_print(" %s", json_string_value(value));
+        if (json_is_integer(value)) mdp_print(" %lld", (long long)json_integer_value(value));
+        if (json_is_real(value)) mdp_print(" %.4g", json_real_value(value));
+        for (size_t i = 0; i < json_array_size(value); i++)
+            mdp_print(" %s", json_string_value(json_array_get(value, i)));
+        mdp_print("\n");
     }
 }
 
@@ -71,12 +72,12 @@ static mdp_status show(const mdp_session *session, double flop_per_second) {
     mdp_status status = mdp_ok();
     if (mdp_session_option(session, OPTION_JSON)->flag) {
         status = mdp_families_list(&families);
-        if (status.code == MDP_OK) json_object_set_new(root, "family_table", families);
+        if (status.code == MDP_OK) mdp_json_put(&root, "family_table", families);
         if (status.code == MDP_OK) status = mdp_json_print(root, &text);
     } else {
         show_table(root);
     }
-    if (text) fputs(text, stdout);
+    if (text) mdp_print_text(text);
     mdp_free(text);
     json_decref(root);
     return status;

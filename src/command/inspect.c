@@ -14,9 +14,9 @@ static json_t *describe_layers(const mdp_model *model) {
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
         if (!layer->is_moe) continue;
-        json_array_append_new(list, json_pack("{s:I, s:i, s:i, s:I}", "layer", (json_int_t)l, "experts",
-                                              (int)layer->moe.n_expert, "top_k", (int)layer->moe.top_k, "d_ff",
-                                              (json_int_t)layer->moe.d_ff));
+        mdp_json_add(&list,
+                     json_pack("{s:I, s:i, s:i, s:I}", "layer", (json_int_t)l, "experts", (int)layer->moe.n_expert,
+                               "top_k", (int)layer->moe.top_k, "d_ff", (json_int_t)layer->moe.d_ff));
     }
     return list;
 }
@@ -43,9 +43,9 @@ static json_t *describe_tokens(const mdp_tokens *tokens) {
             sequence++;
             n_sequence++;
         }
-        json_array_append_new(
-            list, json_pack("{s:s, s:I, s:I}", "name", tokens->category[c], "n_sequences", (json_int_t)n_sequence,
-                            "n_tokens", (json_int_t)(tokens->category_offset[c + 1] - tokens->category_offset[c])));
+        mdp_json_add(&list,
+                     json_pack("{s:s, s:I, s:I}", "name", tokens->category[c], "n_sequences", (json_int_t)n_sequence,
+                               "n_tokens", (json_int_t)(tokens->category_offset[c + 1] - tokens->category_offset[c])));
     }
     return json_pack("{s:s, s:s, s:s, s:I, s:I, s:o}", "kind", "tokens", "path", tokens->path, "fingerprint",
                      tokens->fingerprint, "n_tokens", (json_int_t)tokens->n_token, "n_sequences",
@@ -55,15 +55,15 @@ static json_t *describe_tokens(const mdp_tokens *tokens) {
 static json_t *describe_stats(const mdp_stats *stats, const char *path) {
     json_t *categories = json_array(), *layers = json_array();
     for (int c = 0; c < stats->n_category; c++)
-        json_array_append_new(categories, json_pack("{s:s, s:I}", "name", stats->category[c], "n_tokens",
-                                                    (json_int_t)stats->category_token[c]));
+        mdp_json_add(&categories, json_pack("{s:s, s:I}", "name", stats->category[c], "n_tokens",
+                                            (json_int_t)stats->category_token[c]));
     for (int64_t i = 0; i < stats->n_layer; i++) {
         json_t *counts = json_array();
         for (mdp_expert_t e = 0; e < stats->layers[i].n_expert; e++)
-            json_array_append_new(counts, json_integer((json_int_t)mdp_stats_count(stats, i, e, NULL)));
-        json_array_append_new(layers, json_pack("{s:I, s:i, s:i, s:o}", "layer", (json_int_t)stats->layers[i].layer,
-                                                "experts", (int)stats->layers[i].n_expert, "top_k",
-                                                (int)stats->layers[i].top_k, "counts", counts));
+            mdp_json_add(&counts, json_integer((json_int_t)mdp_stats_count(stats, i, e, NULL)));
+        mdp_json_add(&layers,
+                     json_pack("{s:I, s:i, s:i, s:o}", "layer", (json_int_t)stats->layers[i].layer, "experts",
+                               (int)stats->layers[i].n_expert, "top_k", (int)stats->layers[i].top_k, "counts", counts));
     }
     return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "kind", "statistics", "path", path, "model_type",
                      stats->model_type, "model_fingerprint", stats->model_fingerprint, "tokens_fingerprint",
@@ -77,10 +77,9 @@ static json_t *describe_plan(const mdp_plan *plan, const char *path) {
         json_t *kept = json_array(), *zeroed = json_array();
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             const mdp_plan_expert *expert = &plan->layers[i].kept[j];
-            json_array_append_new(expert->action == MDP_ZERO ? zeroed : kept, json_integer(expert->from[0]));
+            mdp_json_add(expert->action == MDP_ZERO ? &zeroed : &kept, json_integer(expert->from[0]));
         }
-        json_array_append_new(layers,
-                              json_pack("{s:I, s:i, s:o, s:o}", "layer", (json_int_t)plan->layers[i].layer, "experts",
+        mdp_json_add(&layers, json_pack("{s:I, s:i, s:o, s:o}", "layer", (json_int_t)plan->layers[i].layer, "experts",
                                         (int)plan->layers[i].n_expert, "kept", kept, "zeroed", zeroed));
     }
     return json_pack("{s:s, s:s, s:s, s:s, s:O, s:b, s:o}", "kind", "plan", "path", path, "model_type",
@@ -90,16 +89,16 @@ static json_t *describe_plan(const mdp_plan *plan, const char *path) {
 
 /* ---- showing it ---------------------------------------------------------------------------------------------- */
 
-/* A value on one line: texts bare, numbers grouped in thousands, the rest as compact JSON. */
+/* A value on one line: plain texts bare, numbers grouped in thousands, the rest as compact JSON. */
 static void show_value(const json_t *value) {
     char number[32];
-    if (json_is_string(value)) {
-        printf("%s", json_string_value(value));
+    if (json_is_string(value) && mdp_text_is_plain(json_string_value(value))) {
+        mdp_print_text(json_string_value(value));
     } else if (json_is_integer(value)) {
-        printf("%s", mdp_print_count(number, json_integer_value(value)));
+        mdp_print("%s", mdp_print_count(number, json_integer_value(value)));
     } else {
         char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
-        printf("%s", text ? text : "");
+        mdp_print("%s", text ? text : "");
         mdp_json_free(text);
     }
 }
@@ -110,11 +109,11 @@ static void show_entry(const json_t *object) {
     json_t *value;
     bool first = true;
     json_object_foreach((json_t *)object, key, value) {
-        printf("%s%s ", first ? "  " : ", ", key);
+        mdp_print("%s%s ", first ? "  " : ", ", key);
         show_value(value);
         first = false;
     }
-    printf("\n");
+    mdp_print("\n");
 }
 
 static void show_table(const json_t *root) {
@@ -122,9 +121,9 @@ static void show_table(const json_t *root) {
     json_t *value;
     json_object_foreach((json_t *)root, key, value) {
         bool entries = json_is_array(value) && json_is_object(json_array_get(value, 0));
-        printf("%-20s", key);
+        mdp_print("%-20s", key);
         if (!entries) show_value(value);
-        printf("\n");
+        mdp_print("\n");
         for (size_t i = 0; entries && i < json_array_size(value); i++) show_entry(json_array_get(value, i));
     }
 }
@@ -136,7 +135,7 @@ static mdp_status show(const mdp_session *session, json_t *description) {
     if (mdp_session_option(session, OPTION_JSON)->flag) {
         char *text = NULL;
         status = mdp_json_print(description, &text);
-        if (status.code == MDP_OK) fputs(text, stdout);
+        if (status.code == MDP_OK) mdp_print_text(text);
         mdp_free(text);
     } else {
         show_table(description);

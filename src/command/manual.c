@@ -22,7 +22,9 @@ static const note notes[] = {
     {"run",
      "Runs the model on the tokens of --tokens and sums what the method needs, decides which experts stay, compares "
      "original and result on --eval-tokens when they are given, and writes the pruned checkpoint with plan.json, "
-     "stats.h5, report.json, report.html, effective-config.json and run.log into the folder --out.",
+     "stats.h5, report.json, report.html, effective-config.json, run.log and the record moe-dist-prune.json into the "
+     "folder --out. With --overwrite all results of an earlier run there go, when the first new one is complete; files "
+     "that are not on the record stay. Unfinished results lie in DIR/.state, which one run owns at a time.",
      "mpirun -n 64 moe-dist-prune --model mixtral-8x22b --tokens calib.h5 --eval-tokens eval.h5 --method reap "
      "--keep-ratio 0.5 --out pruned"},
     {"observe",
@@ -43,8 +45,10 @@ static const note notes[] = {
      "mpirun -n 16 moe-dist-prune export --model pruned/model.h5 --out pruned-hf"},
     {"inspect", "Reads headers only.", "moe-dist-prune inspect pruned/model.h5"},
     {"verify",
-     "PATH is a model.h5 or a folder with moe-dist-prune.json. Names the first tensor or file that differs and ends "
-     "with exit code 65; ranks share the reading.",
+     "PATH is a model.h5 or a folder with moe-dist-prune.json, or a stats.h5. Names the first tensor or file that "
+     "differs and ends with exit code 65; ranks share the reading. With --model the checkpoint is also made anew from "
+     "that model and the plan in PATH, in memory, and every tensor compared: a result of other weights, or of two "
+     "models, does not pass. Statistics are compared with --model and --tokens by fingerprint.",
      "mpirun -n 16 moe-dist-prune verify pruned/model.h5"},
     {"info", "Prints the whole resolved configuration; with --peak also a measured speed.",
      "mpirun -n 4 moe-dist-prune info --peak"},

@@ -310,7 +310,7 @@ static mdp_status print_json(const mdp_session *session, const mdp_estimate *est
 
 static void say(const mdp_session *session, const line *what) {
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag)
-        printf("%s\n", what->text);
+        mdp_print("%s\n", what->text);
     else
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", what->text);
 }
@@ -320,7 +320,7 @@ static mdp_status say_lines(const mdp_session *session, const mdp_estimate *esti
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag && mdp_session_option(session, OPTION_JSON)->flag) {
         char *text = NULL;
         MDP_TRY(print_json(session, estimate, &text));
-        fputs(text, stdout);
+        mdp_print_text(text);
         mdp_free(text);
         return mdp_ok();
     }

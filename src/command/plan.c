@@ -3,6 +3,7 @@
 #include "command/compute.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/outputs.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -119,9 +120,8 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
     const char *path = mdp_session_option(session, OPTION_OUT)->text;
     mdp_plan *plan = NULL;
     char *text = NULL;
-    MDP_TRY(mdp_session_check_output_all(session, path, 0));
     MDP_TRY(mdp_session_decide_all(session, stats, budget, (mdp_round){0, NULL}, &plan, &text));
-    mdp_status status = mdp_session_write_text_all(session, path, text);
+    mdp_status status = mdp_session_put_text_all(session, NULL, text);
     if (status.code == MDP_OK)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: %lld layers, %s", path, (long long)plan->n_layer,
                         plan->uniform ? "the same number of experts in each" : "different numbers of experts");
@@ -141,6 +141,8 @@ mdp_status mdp_command_plan_all(mdp_session *session) {
         MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                             mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     }
+    MDP_TRY(mdp_session_open_pretrained_all(session));
+    MDP_TRY(mdp_session_open_outputs_all(session, &(mdp_results){.members = NULL}));
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0 && mdp_session_option(session, OPTION_STATS)->present)
         status = read_stats(session, &stats);

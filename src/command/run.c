@@ -7,6 +7,7 @@
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/mtp.h"
+#include "command/next.h"
 #include "command/opening.h"
 #include "command/write.h"
 #include "mdp/report.h"
@@ -46,13 +47,14 @@ static bool evaluates(const mdp_session *session) {
 
 /* ---- before anything heavy ----------------------------------------------------------------------------------- */
 
-static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) {
-    const char *names[9] = {"stats.h5", "plan.json", "report.json", "report.html", "effective-config.json"};
-    int n = 5;
+/* Everything beside run.log and effective-config.json. */
+static mdp_status open_outputs_all(mdp_session *session) {
+    const char *names[8] = {"stats.h5", "plan.json", "report.json", "report.html"};
+    int n = 4;
     if (evaluates(session)) names[n++] = "eval.json";
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
-    return mdp_session_check_folder_all(session, names, n_byte);
+    return mdp_session_open_outputs_all(session, &(mdp_results){.members = names});
 }
 
 /* Rounds are for criteria that see what is left; vectors are read back from stats.h5, which is that of the first. */
@@ -93,6 +95,12 @@ static mdp_status check_propagation(const mdp_session *session) {
     return mdp_ok();
 }
 
+/* Will experts have other numbers? */
+static bool renumbers(const mdp_session *session, const mdp_budget_options *budget) {
+    if (mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer == MDP_ROUTE_ZERO) return false;
+    return budget->budget == MDP_BUDGET_LIST || budget->keep < mdp_census_of_model(session->model).largest;
+}
+
 static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_budget(session));
     MDP_TRY(mdp_session_read_keep_file_all(session));
@@ -100,9 +108,11 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, check_rounds(session));
     MDP_AGREE(session->comm, check_propagation(session));
     MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_choose_compute_all(session, true));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
+    if (renumbers(session, &made->budget)) MDP_TRY(mdp_session_check_names_all(session));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     if (mdp_session_option(session, OPTION_EVAL_TOKENS)->present)
@@ -203,7 +213,8 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     mdp_estimate estimate = {.phase = name_phases(session)};
     mdp_view *view = NULL;
     MDP_TRY(open_all(session, made));
-    MDP_TRY(mdp_session_open_resume_all(session, true));
+    MDP_TRY(open_outputs_all(session));
+    if (session->finished) return mdp_ok();
     int64_t result_byte = mdp_transform_estimate(session->model, session->mtp_model, made->budget.keep);
     int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(mdp_session_weigh_all(
@@ -215,24 +226,24 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
     /* Sums are as large in a resume point as in stats.h5; there may be two points beside it. */
     int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category);
-    MDP_TRY(check_outputs_all(session, estimate.bytes_written + estimate.bytes_saved + 3 * stats_byte));
-    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
+    MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written + estimate.bytes_saved + 3 * stats_byte));
+    if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_begin_all(session));
     return mdp_session_open_lines_all(session, &estimate);
 }
 
 /* ---- the steps ----------------------------------------------------------------------------------------------- */
 
 /* Write the statistics; a criterion that wants vectors reads them again, since no rank has them all. */
-static mdp_status write_stats_all(const mdp_session *session, mdp_stats *stats) {
+static mdp_status write_stats_all(mdp_session *session, mdp_stats *stats) {
     char *path = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "stats.h5", &path));
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_make_path(session, "stats.h5", &path));
     if (status.code == MDP_OK) status = mdp_stats_write_all(session->comm, stats, path);
     if (status.code == MDP_OK && criterion_of(session)->needs_vectors) {
         if (session->comm->rank == 0) status = mdp_stats_read_vectors(path, stats);
         status = mdp_agree_all(session->comm, status);
     }
     mdp_free(path);
-    return status;
+    return status.code == MDP_OK ? mdp_session_publish_all(session, "stats.h5") : status;
 }
 
 /* What pruned propagation decides with. */
@@ -275,17 +286,7 @@ static mdp_status observe_all(mdp_session *session, products *made) {
     else
         MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options,
                                 &made->stats));
-    MDP_TRY(write_stats_all(session, made->stats));
-    session->result_kept = true;
-    return mdp_ok();
-}
-
-static mdp_status write_below_all(const mdp_session *session, const char *name, const char *text) {
-    char *path = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, name, &path));
-    if (status.code == MDP_OK) status = mdp_session_write_text_all(session, path, text);
-    mdp_free(path);
-    return status;
+    return write_stats_all(session, made->stats);
 }
 
 /* The described result and its view. Local. */
@@ -353,7 +354,7 @@ static mdp_status decide_all(mdp_session *session, products *made) {
     mdp_free(layers);
     mdp_free(list);
     MDP_TRY(status);
-    MDP_TRY(write_below_all(session, "plan.json", made->plan_text));
+    MDP_TRY(mdp_session_put_text_all(session, "plan.json", made->plan_text));
     MDP_TRY(mdp_session_plan_mtp_all(session, made->plan));
     return mdp_agree_all(session->comm, transform(session, made));
 }
@@ -371,8 +372,9 @@ static mdp_status evaluate_all(mdp_session *session, products *made) {
     if (status.code == MDP_OK && session->tasks)
         status = mdp_evaluate_tasks_all(session->comm, session->model, session->reader, session->tasks, requests,
                                         &options, made->evaluation);
-    if (status.code == MDP_OK) status = mdp_agree_all(session->comm, mdp_evaluation_print(made->evaluation, &text));
-    if (status.code == MDP_OK) status = write_below_all(session, "eval.json", text);
+    if (status.code == MDP_OK)
+        status = mdp_agree_all(session->comm, mdp_evaluation_print(made->evaluation, session->resume->digest, &text));
+    if (status.code == MDP_OK) status = mdp_session_put_text_all(session, "eval.json", text);
     mdp_free(plan_path);
     mdp_free(text);
     return status;
@@ -401,45 +403,28 @@ static mdp_status name_results(const mdp_session *session, paths *out) {
         MDP_TRY(mdp_session_path(session, names[i], &out->path[out->n]));
         out->n++;
     }
-    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
-    if (mdp_session_wants_hf(session))
-        return mdp_format(&out->next,
-                          "AutoModelForCausalLM.from_pretrained(\"%s/hf\")     (transformers; vLLM and "
-                          "llama.cpp load it too)",
-                          folder);
-    return mdp_format(&out->next,
-                      "moe-dist-prune export --model %s/model.h5 --out %s-hf     (loads in transformers, "
-                      "vLLM, llama.cpp)",
-                      folder, folder);
-}
-
-static mdp_status write_text(const mdp_session *session, const char *name, const char *text) {
-    char *path = NULL;
-    MDP_TRY(mdp_session_path(session, name, &path));
-    mdp_status status = mdp_file_write_all(path, text, (int64_t)strlen(text));
-    mdp_free(path);
-    return status;
+    return mdp_session_next_step(session, &out->next);
 }
 
 /* Rank 0: report.json, report.html and stdout. */
-static mdp_status tell(const mdp_session *session, const mdp_report *report) {
+static mdp_status tell(mdp_session *session, const mdp_report *report) {
     char *json = NULL, *page = NULL, *table = NULL;
     mdp_status status = mdp_report_print(report, &json);
     if (status.code == MDP_OK) status = mdp_report_page(json, &page);
     if (status.code == MDP_OK) status = mdp_report_table(report, &table);
-    if (status.code == MDP_OK) status = write_text(session, "report.json", json);
-    if (status.code == MDP_OK) status = write_text(session, "report.html", page);
+    if (status.code == MDP_OK) status = mdp_session_put_text(session, "report.json", json);
+    if (status.code == MDP_OK) status = mdp_session_put_text(session, "report.html", page);
     if (status.code == MDP_OK && mdp_session_option(session, OPTION_JSON)->flag)
-        fputs(json, stdout);
+        mdp_print_text(json);
     else if (status.code == MDP_OK && !mdp_session_option(session, OPTION_QUIET)->flag)
-        fputs(table, stdout);
+        mdp_print_text(table);
     mdp_free(json);
     mdp_free(page);
     mdp_free(table);
     return status;
 }
 
-static mdp_status name_and_tell(const mdp_session *session, mdp_report *report) {
+static mdp_status name_and_tell(mdp_session *session, mdp_report *report) {
     paths results = {0};
     mdp_status status = name_results(session, &results);
     report->n_written = results.n;
@@ -483,7 +468,7 @@ static void end_phase(const mdp_session *session, products *made, const char *na
 
 static mdp_status perform_all(mdp_session *session, products *made) {
     MDP_TRY(prepare_all(session, made));
-    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    if (session->finished || mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
     end_phase(session, made, "prepare");
     MDP_TRY(observe_all(session, made));
     end_phase(session, made, "observe");

@@ -70,22 +70,12 @@ mdp_status mdp_session_start_all(mdp_session *session) {
     return mdp_threads_default_all(session->comm, &session->n_thread);
 }
 
-/* A run that failed before it had any result leaves nothing behind. Failing to clean up is not worth a second error. */
-static void remove_rest(const mdp_session *session) {
-    mdp_fault_configure(0, 0);
-    mdp_status status = mdp_ok();
-    if (session->resume && session->resume->exists && session->comm->rank == 0)
-        status = mdp_resume_remove(session->resume);
-    if (session->folder_created) status = mdp_folder_remove(mdp_session_option(session, OPTION_OUT)->text);
-    (void)status;
-}
-
 void mdp_session_close(mdp_session *session, bool failed) {
     if (mdp_fault_count() > 0)
         mdp_log_message(session->log, MDP_LEVEL_DEBUG, "%" PRId64 " fallible operations", mdp_fault_count());
+    mdp_fault_configure(0, 0); /* cleaning up is not tested, but what is cleaned */
     mdp_log_destroy(session->log);
-    bool kept = session->result_kept || (session->resume && session->resume->saved);
-    if (failed && !kept) remove_rest(session);
+    mdp_session_close_outputs(session, failed);
     mdp_tokens_destroy(session->tokens);
     mdp_tokens_destroy(session->eval_tokens);
     mdp_tasks_destroy(session->tasks);
@@ -94,6 +84,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_model_destroy(session->mtp_model);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
+    mdp_catalogue_destroy(session->pretrained);
     mdp_resume_destroy(session->resume);
     json_decref(session->foretold);
     json_decref(session->profiles);
@@ -111,11 +102,34 @@ static mdp_status bind(mdp_session *session) {
     return mdp_reader_new(session->catalogue, &session->reader);
 }
 
+/* A result must not vouch for damage: what is copied is compared, and what is no tensor now, before anything long. */
+static mdp_status note_checksums_all(const mdp_session *session) {
+    bool unsealed;
+    MDP_TRY(mdp_catalogue_checksums_all(session->comm, session->catalogue, &unsealed));
+    if (unsealed)
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "%s: its structure was changed after it was written, as h5repack does; tensors, texts and side "
+                        "files are compared with their checksums one by one.",
+                        session->catalogue->path);
+    return mdp_ok();
+}
+
 mdp_status mdp_session_open_model_all(mdp_session *session) {
     const char *path = mdp_session_option(session, OPTION_MODEL)->text;
+    bool copies = (session->options->bit & (COMMAND_RUN | COMMAND_APPLY | COMMAND_EXPORT)) != 0;
     MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
+    if (copies) MDP_TRY(note_checksums_all(session));
+    if (copies && session->catalogue->left_out)
+        mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: not for the result: %s", path, session->catalogue->left_out);
     MDP_AGREE(session->comm, bind(session));
     return mdp_catalogue_fingerprint_all(session->comm, session->catalogue);
+}
+
+mdp_status mdp_session_open_pretrained_all(mdp_session *session) {
+    const mdp_option_value *path = mdp_session_option(session, OPTION_PRETRAINED);
+    if (!path->present) return mdp_ok();
+    MDP_TRY(mdp_catalogue_open_all(session->comm, path->text, &session->pretrained));
+    return mdp_catalogue_fingerprint_all(session->comm, session->pretrained);
 }
 
 /* Names without weights; only where experts are chosen do weights mean anything. */
@@ -199,12 +213,6 @@ mdp_status mdp_session_path(const mdp_session *session, const char *name, char *
     return mdp_path_join(out, mdp_session_option(session, OPTION_OUT)->text, name);
 }
 
-mdp_status mdp_session_write_text_all(const mdp_session *session, const char *path, const char *text) {
-    mdp_status status = mdp_ok();
-    if (session->comm->rank == 0) status = mdp_file_write_all(path, text, (int64_t)strlen(text));
-    return mdp_agree_all(session->comm, status);
-}
-
 static mdp_status print_profiles(const mdp_session *session, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:O}", "format", "moe-dist-prune profile", "version", "1.0",
                              "threads", session->n_thread, "blas", session->compute, "passes", session->profiles);
@@ -214,24 +222,19 @@ static mdp_status print_profiles(const mdp_session *session, char **out) {
     return status;
 }
 
-/* profile.json in a folder of results, OUT.profile.json beside a file and beside a checkpoint. */
-static mdp_status name_profiles(const mdp_session *session, char **out) {
-    const char *path = mdp_session_option(session, OPTION_OUT)->text;
-    size_t n = strlen(path);
-    if (session->options->bit != COMMAND_EXPORT && mdp_path_is_folder(path))
-        return mdp_path_join(out, path, "profile.json");
-    while (n > 1 && path[n - 1] == '/') n--;
-    return mdp_format(out, "%.*s.profile.json", (int)n, path);
+/* profile.json in a folder of results, OUT.profile.json beside a file and beside a checkpoint. Rank 0. */
+static mdp_status put_profiles(mdp_session *session, const char *text) {
+    if (session->members.n > 0) return mdp_session_put_text(session, "profile.json", text);
+    return mdp_session_put_beside(session, ".profile.json", text);
 }
 
-mdp_status mdp_session_write_profiles_all(const mdp_session *session) {
-    char *path = NULL, *text = NULL;
-    if (!session->profiles || mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    mdp_status status = name_profiles(session, &path);
-    if (status.code == MDP_OK) status = print_profiles(session, &text);
-    status = mdp_agree_all(session->comm, status);
-    if (status.code == MDP_OK && text) status = mdp_session_write_text_all(session, path, text);
-    mdp_free(path);
+mdp_status mdp_session_write_profiles_all(mdp_session *session) {
+    char *text = NULL;
+    if (!session->profiles || !session->workshop || session->finished) return mdp_ok();
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    mdp_status status = mdp_agree_all(session->comm, print_profiles(session, &text));
+    if (status.code == MDP_OK)
+        status = mdp_agree_all(session->comm, session->comm->rank == 0 ? put_profiles(session, text) : mdp_ok());
     mdp_free(text);
     return status;
 }

@@ -7,12 +7,14 @@
 
 /* Log, faults on request, BLAS and threads, from the options. Collective on session->comm. */
 mdp_status mdp_session_start_all(mdp_session *session);
-/* Release everything; after a failure also remove the folder --out when this run made it and nothing in it is worth
- * keeping. */
+/* Release everything; after a failure also remove what this run made and is not worth keeping
+ * (mdp_session_close_outputs). */
 void mdp_session_close(mdp_session *session, bool failed);
 
 /* --model: catalogue with fingerprint, model, reader. Collective. */
 mdp_status mdp_session_open_model_all(mdp_session *session);
+/* --pretrained, when it is given: catalogue with fingerprint. Collective. */
+mdp_status mdp_session_open_pretrained_all(mdp_session *session);
 /* A tokens file for the open model; `categories` NULL: all. Collective. */
 mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
                                        mdp_tokens **out);
@@ -27,10 +29,8 @@ mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp
 mdp_forward_options mdp_session_forward_options(const mdp_session *session);
 /* name below the folder --out, new text. */
 mdp_status mdp_session_path(const mdp_session *session, const char *name, char **out);
-/* Write a text file by rank 0; the status is common. Collective. */
-mdp_status mdp_session_write_text_all(const mdp_session *session, const char *path, const char *text);
 /* What --profile asks for, when all passes are done. Collective. */
-mdp_status mdp_session_write_profiles_all(const mdp_session *session);
+mdp_status mdp_session_write_profiles_all(mdp_session *session);
 /* Largest and smallest peak memory of a rank, bytes. Collective. */
 mdp_status mdp_session_memory_all(const mdp_session *session, int64_t *largest, int64_t *smallest);
 /* Say the peak memory on stderr. Collective. */

@@ -26,27 +26,28 @@ static const char *name_of(mdp_container container) {
 }
 
 static mdp_write_options options_of(const mdp_session *session) {
-    return (mdp_write_options){.overwrite = mdp_session_may_replace(session),
-                               .shard_byte = mdp_session_option(session, OPTION_SHARD_SIZE)->integer,
+    return (mdp_write_options){.shard_byte = mdp_session_option(session, OPTION_SHARD_SIZE)->integer,
                                .buffer_byte = session->copy_byte > 0 ? session->copy_byte : COPY_BYTE,
                                .resume = session->resume};
 }
 
+/* `path`: what the result will be called; `made`: where it is made. */
 static mdp_status copy_all(mdp_container container, const mdp_session *session, const mdp_output *output,
-                           const char *path) {
+                           const char *path, const char *made) {
     mdp_progress *progress = NULL;
     mdp_profile profile;
     mdp_profile_begin(&profile);
     mdp_status status = mdp_agree_all(session->comm, mdp_progress_new(&progress, session->log, "write", "MB",
                                                                       count_steps(output->tensor_byte), "bytes"));
     mdp_write_options options = options_of(session);
+    options.name = path;
     options.written = show;
     options.context = progress;
     options.profile = session->profiles ? &profile : NULL;
     if (status.code == MDP_OK && container == MDP_NATIVE)
-        status = mdp_write_native_all(session->comm, session->reader, output, path, &options);
+        status = mdp_write_native_all(session->comm, session->reader, output, made, &options);
     else if (status.code == MDP_OK)
-        status = mdp_write_hf_all(session->comm, session->reader, output, path, &options);
+        status = mdp_write_hf_all(session->comm, session->reader, output, made, &options);
     mdp_progress_destroy(progress);
     if (status.code == MDP_OK && session->profiles)
         status = mdp_profile_tell_all(session->comm, &profile, name_of(container), session->log, session->profiles);
@@ -74,41 +75,56 @@ static mdp_status mark_all(const mdp_session *session, const char *mark, double 
     bool worth = session->resume->saved;
     if (!worth) MDP_TRY(mdp_watch_worth_all(session->comm, &session->resume->watch, start, &worth));
     if (!worth) return mdp_ok();
-    MDP_TRY(mdp_resume_make_folder_all(session->comm, session->resume));
+    MDP_TRY(mdp_resume_prepare_all(session->comm, session->resume));
     session->resume->saved = true;
     return mdp_agree_all(session->comm, session->comm->rank == 0 ? mdp_file_write_all(mark, "", 0) : mdp_ok());
 }
 
-/* Write a checkpoint unless an earlier run of the command has. */
-static mdp_status write_with_all(mdp_container container, const mdp_session *session, const mdp_output *output,
-                                 const char *path) {
+/* Make a checkpoint and give it its name, unless an earlier run of the command has. `name`: in --out, or NULL. */
+static mdp_status make_all(mdp_container container, mdp_session *session, const mdp_output *output, const char *name,
+                           const char *path) {
+    char *made = NULL;
+    MDP_AGREE(session->comm, mdp_session_make_path(session, name, &made));
+    mdp_status status = copy_all(container, session, output, path, made);
+    mdp_free(made);
+    return status.code == MDP_OK ? mdp_session_publish_all(session, name) : status;
+}
+
+static mdp_status write_at_all(mdp_container container, mdp_session *session, const mdp_output *output,
+                               const char *name, const char *path) {
     char *mark = NULL;
     bool done = false;
     double start = mdp_seconds();
     mdp_status status = mdp_agree_all(session->comm, name_mark(session, path, &mark));
     if (status.code == MDP_OK) status = is_done_all(session, path, mark, &done);
     if (status.code == MDP_OK && done) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s is written already", path);
-    if (status.code == MDP_OK && !done) status = copy_all(container, session, output, path);
+    if (status.code == MDP_OK && !done) status = make_all(container, session, output, name, path);
     if (status.code == MDP_OK && !done) status = mark_all(session, mark, start);
     mdp_free(mark);
     return status;
 }
 
-mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_output *output, const char *path) {
-    return write_with_all(MDP_NATIVE, session, output, path);
-}
-
-mdp_status mdp_session_write_hf_all(const mdp_session *session, const mdp_output *output, const char *folder) {
-    return write_with_all(MDP_HF_FOLDER, session, output, folder);
-}
-
-static mdp_status write_below_all(mdp_container container, const mdp_session *session, const mdp_output *output,
-                                  const char *name) {
+static mdp_status write_with_all(mdp_container container, mdp_session *session, const mdp_output *output,
+                                 const char *name) {
     char *path = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, name, &path));
-    if (status.code == MDP_OK) status = write_with_all(container, session, output, path);
+    const char *out = mdp_session_option(session, OPTION_OUT)->text;
+    mdp_status status =
+        mdp_agree_all(session->comm, name ? mdp_session_path(session, name, &path) : mdp_path_trim(&path, out));
+    if (status.code == MDP_OK) status = write_at_all(container, session, output, name, path);
     mdp_free(path);
     return status;
+}
+
+mdp_status mdp_session_write_hf_all(mdp_session *session, const mdp_output *output) {
+    return write_with_all(MDP_HF_FOLDER, session, output, NULL);
+}
+
+mdp_status mdp_session_check_names_all(const mdp_session *session) {
+    mdp_extra extra;
+    mdp_status status = mdp_transform_check_names(session->model, mdp_session_extra(session, &extra));
+    if (status.code == MDP_OK && session->comm->rank == 0)
+        status = mdp_transform_check_side_files(session->catalogue, session->reader);
+    return mdp_agree_all(session->comm, status);
 }
 
 mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output) {
@@ -199,23 +215,17 @@ mdp_status mdp_session_add_hf_all(mdp_session *session, const mdp_output *output
 
 /* ---- both containers ------------------------------------------------------------------------------------------- */
 
-static mdp_status write_unequal_all(const mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
+static mdp_status write_unequal_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     mdp_output *unequal = NULL;
     mdp_status status = mdp_agree_all(session->comm, describe_folder(session, plan, output, &unequal));
-    if (status.code == MDP_OK && unequal) status = write_below_all(MDP_HF_FOLDER, session, unequal, "hf");
+    if (status.code == MDP_OK && unequal) status = write_with_all(MDP_HF_FOLDER, session, unequal, "hf");
     mdp_output_destroy(unequal);
     return status;
 }
 
 mdp_status mdp_session_write_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
-    if (mdp_session_wants_native(session)) {
-        MDP_TRY(write_below_all(MDP_NATIVE, session, output, "model.h5"));
-        session->result_kept = true;
-    }
-    if (mdp_session_wants_hf(session)) {
-        MDP_TRY(output->uniform ? write_below_all(MDP_HF_FOLDER, session, output, "hf")
-                                : write_unequal_all(session, plan, output));
-        session->result_kept = true;
-    }
-    return mdp_ok();
+    if (mdp_session_wants_native(session)) MDP_TRY(write_with_all(MDP_NATIVE, session, output, "model.h5"));
+    if (!mdp_session_wants_hf(session)) return mdp_ok();
+    return output->uniform ? write_with_all(MDP_HF_FOLDER, session, output, "hf")
+                           : write_unequal_all(session, plan, output);
 }

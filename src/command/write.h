@@ -4,6 +4,8 @@
 
 #include "command/opening.h"
 
+/* Experts will be numbered anew: refuse what names them by number and cannot follow. Collective. MDP_BAD_INPUT. */
+mdp_status mdp_session_check_names_all(const mdp_session *session);
 /* Leave the layers of --layers in a result, all where it is not given. MDP_USAGE when they are not layers. Local. */
 mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output);
 /* Add what writing `output`, which `plan` makes, takes in each container that --format asks for, and fit the buffers of
@@ -12,10 +14,8 @@ mdp_status mdp_session_add_writes_all(mdp_session *session, const mdp_plan *plan
                                       mdp_estimate *estimate);
 /* The same for one Hugging Face folder. Collective. */
 mdp_status mdp_session_add_hf_all(mdp_session *session, const mdp_output *output, mdp_estimate *estimate);
-/* Write `output` as model.h5. Collective. */
-mdp_status mdp_session_write_native_all(const mdp_session *session, const mdp_output *output, const char *path);
-/* Write `output` as a Hugging Face folder. Collective. */
-mdp_status mdp_session_write_hf_all(const mdp_session *session, const mdp_output *output, const char *folder);
+/* Write `output` as the Hugging Face folder --out. Collective. */
+mdp_status mdp_session_write_hf_all(mdp_session *session, const mdp_output *output);
 /* Write `output`, which `plan` makes, below --out in the containers that --format asks for: model.h5, hf. The latter
  * as --non-uniform says where layers differ. Collective. */
 mdp_status mdp_session_write_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output);

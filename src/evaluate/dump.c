@@ -34,7 +34,7 @@ struct mdp_dump {
     const mdp_eval_request *requests;
     int n_stream;
     const mdp_engine *engine;
-    char *path, *partial;
+    char *path;
     hid_t file;
     int64_t most_expert, most_k;
     int64_t n_local;            /* rows of the current batch */
@@ -123,9 +123,9 @@ static bool create_sequence(const mdp_dump *dump, int stream, int64_t sequence) 
 
 /* Rank 0's part: all datasets, empty. */
 static mdp_status lay_out(mdp_dump *dump) {
-    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, dump->partial));
-    unlink(dump->partial); /* what a killed run left, or a link */
-    dump->file = H5Fcreate(dump->partial, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
+    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, dump->path));
+    unlink(dump->path); /* what a killed run left */
+    dump->file = H5Fcreate(dump->path, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
     if (dump->file < 0) {
         return mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", dump->path);
     }
@@ -160,7 +160,6 @@ static mdp_status new_local(mdp_dump *dump, const char *path) {
     }
     MDP_TRY(check_size(dump));
     MDP_TRY(mdp_copy_text(&dump->path, path));
-    MDP_TRY(mdp_format(&dump->partial, "%s.partial", path));
     MDP_TRY(MDP_ALLOC(&dump->n_expert, dump->n_stream, "the dump"));
     MDP_TRY(MDP_ALLOC(&dump->top_k, dump->n_stream, "the dump"));
     return dump->comm->rank == 0 ? lay_out(dump) : mdp_ok();
@@ -178,7 +177,7 @@ mdp_status mdp_dump_new_all(const mdp_comm *comm, const mdp_model *model, const 
     *dump = (mdp_dump){
         .comm = comm, .model = model, .tokens = tokens, .requests = requests, .n_stream = n_request, .file = -1};
     status = mdp_agree_all(comm, new_local(dump, path));
-    if (status.code == MDP_OK) status = mdp_h5_open_all(comm, dump->partial, &dump->file);
+    if (status.code == MDP_OK) status = mdp_h5_open_all(comm, dump->path, &dump->file);
     if (status.code != MDP_OK) return mdp_dump_finish_all(dump, status);
     *out = dump;
     return mdp_ok();
@@ -295,21 +294,14 @@ mdp_status mdp_dump_head(mdp_dump *dump) {
     return write_arrays(dump, -1, DUMP_N_LAYER_ARRAY, DUMP_N_ARRAY);
 }
 
-static mdp_status put_in_place(const mdp_dump *dump) {
-    return dump->comm->rank == 0 ? mdp_file_rename(dump->partial, dump->path) : mdp_ok();
-}
-
 mdp_status mdp_dump_finish_all(mdp_dump *dump, mdp_status status) {
-    if (dump->file >= 0) status = mdp_h5_close_all(dump->comm, dump->partial, dump->file, status);
-    if (status.code == MDP_OK) {
-        status = mdp_agree_all(dump->comm, put_in_place(dump));
-    }
-    if (status.code != MDP_OK && dump->partial && dump->comm->rank == 0) unlink(dump->partial);
+    if (dump->file >= 0) status = mdp_h5_close_all(dump->comm, dump->path, dump->file, status);
+    if (status.code == MDP_OK) status = mdp_h5_sync_all(dump->comm, dump->path);
+    if (status.code != MDP_OK && dump->path && dump->comm->rank == 0) unlink(dump->path);
     for (int array = 0; array < DUMP_N_ARRAY; array++) mdp_free(dump->arrays[array]);
     mdp_free(dump->n_expert);
     mdp_free(dump->top_k);
     mdp_free(dump->path);
-    mdp_free(dump->partial);
     mdp_free(dump);
     return status;
 }

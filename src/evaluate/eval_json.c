@@ -1,27 +1,21 @@
 /* eval_json.c - eval.json: what was measured, for programs. */
 #include "mdp/evaluate.h"
 
-#include <math.h>
-
-/* A number, or null where nothing was predicted or the exponential is infinite. */
-static json_t *number(double value) {
-    return isfinite(value) ? json_real(value) : json_null();
-}
-
 /* {"total": ..., "categories": {...}} of one measure. */
 static json_t *print_measure(const mdp_evaluation *evaluation, int stream, mdp_measure_fn *of) {
     json_t *categories = json_object();
     for (int c = 0; c < evaluation->n_category; c++) {
-        json_object_set_new(categories, evaluation->category[c], number(of(evaluation, stream, c)));
+        mdp_json_put(&categories, evaluation->category[c], mdp_json_number_or_null(of(evaluation, stream, c)));
     }
-    return json_pack("{s:o, s:o}", "total", number(of(evaluation, stream, -1)), "categories", categories);
+    return json_pack("{s:o, s:o}", "total", mdp_json_number_or_null(of(evaluation, stream, -1)), "categories",
+                     categories);
 }
 
 /* One number for each layer of the model; empty without text. */
 static json_t *print_layers(const mdp_evaluation *evaluation, int stream) {
     json_t *list = json_array();
     for (int64_t l = 0; evaluation->n_category > 0 && l < evaluation->n_layer; l++)
-        json_array_append_new(list, number(mdp_evaluation_layer_error(evaluation, stream, l)));
+        mdp_json_add(&list, mdp_json_number_or_null(mdp_evaluation_layer_error(evaluation, stream, l)));
     return list;
 }
 
@@ -29,7 +23,7 @@ static json_t *print_predicted(const mdp_evaluation *evaluation) {
     json_t *categories = json_object();
     int64_t total = 0;
     for (int c = 0; c < evaluation->n_category; c++) {
-        json_object_set_new(categories, evaluation->category[c], json_integer(evaluation->n_predicted[c]));
+        mdp_json_put(&categories, evaluation->category[c], json_integer(evaluation->n_predicted[c]));
         total += evaluation->n_predicted[c];
     }
     return json_pack("{s:I, s:o}", "total", (json_int_t)total, "categories", categories);
@@ -41,23 +35,23 @@ static json_t *print_task(const mdp_evaluation *evaluation, int stream, int task
     for (int64_t i = tasks->task_item[task]; i < tasks->task_item[task + 1]; i++) {
         json_t *choices = json_array();
         for (int64_t c = tasks->item_choice[i]; c < tasks->item_choice[i + 1]; c++) {
-            json_array_append_new(choices, number(evaluation->streams[stream].loglikelihood[c]));
+            mdp_json_add(&choices, mdp_json_number_or_null(evaluation->streams[stream].loglikelihood[c]));
         }
-        json_array_append_new(items, choices);
+        mdp_json_add(&items, choices);
     }
-    json_object_set_new(object, "n", json_integer(tasks->task_item[task + 1] - tasks->task_item[task]));
+    mdp_json_put(&object, "n", json_integer(tasks->task_item[task + 1] - tasks->task_item[task]));
     for (int by = 0; by < MDP_N_CHOICE_BY; by++) {
         double accuracy = mdp_evaluation_accuracy(evaluation, stream, task, (mdp_choice_by)by);
-        json_object_set_new(object, mdp_choice_names[by], number(accuracy));
+        mdp_json_put(&object, mdp_choice_names[by], mdp_json_number_or_null(accuracy));
     }
-    json_object_set_new(object, "loglikelihood", items);
+    mdp_json_put(&object, "loglikelihood", items);
     return object;
 }
 
 static json_t *print_tasks(const mdp_evaluation *evaluation, int stream) {
     json_t *tasks = json_object();
     for (int t = 0; evaluation->tasks && t < evaluation->tasks->tokens->n_category; t++) {
-        json_object_set_new(tasks, evaluation->tasks->tokens->category[t], print_task(evaluation, stream, t));
+        mdp_json_put(&tasks, evaluation->tasks->tokens->category[t], print_task(evaluation, stream, t));
     }
     return tasks;
 }
@@ -67,20 +61,22 @@ static json_t *print_stream(const mdp_evaluation *evaluation, int s) {
     json_t *object = json_pack("{s:s, s:s?, s:o}", "name", stream->name, "plan", stream->plan, "n_predicted",
                                print_predicted(evaluation));
     for (int m = 0; m < MDP_N_MEASURE; m++) {
-        json_object_set_new(object, mdp_measures[m].name, print_measure(evaluation, s, mdp_measures[m].of));
+        mdp_json_put(&object, mdp_measures[m].name, print_measure(evaluation, s, mdp_measures[m].of));
     }
-    json_object_set_new(object, "layer_error", print_layers(evaluation, s));
-    json_object_set_new(object, "tasks", print_tasks(evaluation, s));
+    mdp_json_put(&object, "layer_error", print_layers(evaluation, s));
+    mdp_json_put(&object, "tasks", print_tasks(evaluation, s));
     return object;
 }
 
-mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, char **out) {
+mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, const char *identity, char **out) {
     json_t *streams = json_array();
-    for (int s = 0; s < evaluation->n_stream; s++) json_array_append_new(streams, print_stream(evaluation, s));
-    json_t *root = json_pack("{s:s, s:s, s:i, s:o, s:o, s:o}", "format", "moe-dist-prune eval", "version", "1.0",
-                             "n_ranks", evaluation->n_rank, "seconds", number(evaluation->seconds), "tokens_per_second",
-                             number(evaluation->tokens_per_second), "streams", streams);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "eval.json: a name is not valid UTF-8, or memory ran out.");
+    for (int s = 0; s < evaluation->n_stream; s++) mdp_json_add(&streams, print_stream(evaluation, s));
+    json_t *root =
+        json_pack("{s:s, s:s, s:i, s:o, s:o, s:o}", "format", "moe-dist-prune eval", "version", "1.0", "n_ranks",
+                  evaluation->n_rank, "seconds", mdp_json_number_or_null(evaluation->seconds), "tokens_per_second",
+                  mdp_json_number_or_null(evaluation->tokens_per_second), "streams", streams);
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for eval.json.");
+    if (identity) mdp_json_put(&root, "identity", json_string(identity));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

@@ -26,7 +26,7 @@ static json_t *list_layout(const mdp_expert_layout *layout) {
 static json_t *list_family(const mdp_family *family) {
     json_t *layouts = json_array();
     for (int i = 0; i < MDP_MAX_LAYOUT && family->layouts[i].router; i++)
-        json_array_append_new(layouts, list_layout(&family->layouts[i]));
+        mdp_json_add(&layouts, list_layout(&family->layouts[i]));
     return json_pack("{s:s, s:o, s:s, s:o, s:s, s:b, s:b, s:b, s:b, s:o}", "model_type", family->model_type, "scope",
                      name_or_null(family->scope), "count_key", family->n_expert.name, "other_count_key",
                      name_or_null(family->n_expert.other), "choice", CHOICES[family->score], "groups",
@@ -36,19 +36,16 @@ static json_t *list_family(const mdp_family *family) {
 
 mdp_status mdp_families_list(json_t **out) {
     json_t *list = json_array();
-    bool complete = list != NULL;
-    for (const char *const *name = mdp_family_names(); complete && *name; name++) {
+    for (const char *const *name = mdp_family_names(); *name; name++) {
         const mdp_family *family = NULL;
         mdp_status status = mdp_family_find(*name, "the family table", &family);
         if (status.code != MDP_OK) {
             json_decref(list);
             return status;
         }
-        complete = json_array_append_new(list, list_family(family)) == 0;
+        mdp_json_add(&list, list_family(family));
     }
     *out = list;
-    if (complete) return mdp_ok();
-    json_decref(list);
-    *out = NULL;
+    if (list) return mdp_ok();
     return MDP_ERROR(MDP_INTERNAL, "out of memory for the list of families.");
 }

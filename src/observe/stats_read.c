@@ -25,7 +25,7 @@ static mdp_status unlikely(const char *path, const mdp_layer_stats *layer, const
         (long long)layer->layer, what);
 }
 
-/* A text attribute into out; false when absent or longer than n_byte - 1. */
+/* A text attribute into out; false when absent, longer than n_byte - 1, or not plain. */
 static bool read_text_attribute(hid_t object, const char *name, char *out, size_t n_byte) {
     if (H5Aexists(object, name) <= 0) return false;
     hid_t attribute = H5Aopen(object, name, H5P_DEFAULT);
@@ -33,7 +33,7 @@ static bool read_text_attribute(hid_t object, const char *name, char *out, size_
     bool good =
         type >= 0 && H5Tget_class(type) == H5T_STRING && !H5Tis_variable_str(type) && H5Tget_size(type) <= n_byte;
     memset(out, 0, n_byte);
-    good = good && H5Aread(attribute, type, out) >= 0 && out[n_byte - 1] == '\0';
+    good = good && H5Aread(attribute, type, out) >= 0 && out[n_byte - 1] == '\0' && mdp_text_is_plain(out);
     if (type >= 0) H5Tclose(type);
     if (attribute >= 0) H5Aclose(attribute);
     return good;
@@ -208,6 +208,7 @@ static mdp_status read_categories(hid_t file, mdp_stats *stats, const char *path
     for (int64_t c = 0; status.code == MDP_OK && c < n; c++) {
         status = mdp_format(&stats->category[c], "%.*s", (int)width, names + (size_t)c * width);
         if (status.code == MDP_OK) stats->n_category++;
+        if (status.code == MDP_OK) status = mdp_name_check(path, "a category", stats->category[c]);
     }
     hsize_t shape = (hsize_t)n;
     if (status.code == MDP_OK && !read_numbers(file, "category_tokens", 1, &shape, stats->category_token)) {

@@ -3,6 +3,7 @@
  *
  * Layout in doc/formats.md. A reader takes the limbs; the f64 beside them is for people and h5py. */
 #include "checkpoint/h5_make.h"
+#include "checkpoint/h5_parallel.h"
 #include "observe/stats_file.h"
 
 #include <hdf5.h>
@@ -178,21 +179,21 @@ static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *
 }
 
 /* Create the file with all but its vectors. Rank 0. */
-static mdp_status write_scalars(const mdp_stats *stats, const char *partial, hid_t *file) {
-    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, partial));
+static mdp_status write_scalars(const mdp_stats *stats, const char *path, hid_t *file) {
+    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, path));
     hid_t create = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_obj_track_times(create, false);
-    unlink(partial); /* what a killed run left, or a link */
-    *file = H5Fcreate(partial, H5F_ACC_EXCL, create, H5P_DEFAULT);
-    mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", partial);
+    unlink(path); /* what a killed run left */
+    *file = H5Fcreate(path, H5F_ACC_EXCL, create, H5P_DEFAULT);
+    mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", path);
     H5Pclose(create);
     MDP_TRY(status);
-    return write_content(*file, stats, partial);
+    return write_content(*file, stats, path);
 }
 
 /* One layer's vectors; sums [n_expert, d_model], NULL when no rank holds any. Rank 0. */
 static mdp_status write_vectors(hid_t file, const mdp_stats *stats, const mdp_layer_stats *layer,
-                                const mdp_short_sum *sums, const char *partial) {
+                                const mdp_short_sum *sums, const char *path) {
     int64_t n = layer->n_expert * stats->d_model;
     double *values = NULL;
     char name[64];
@@ -209,64 +210,45 @@ static mdp_status write_vectors(hid_t file, const mdp_stats *stats, const mdp_la
                             "the same sums as fixed-point limbs: limb i has weight 2^(32 i - 64)");
     if (group >= 0) good = H5Gclose(group) >= 0 && good;
     mdp_free(values);
-    return good ? mdp_ok() : broken(partial, "the vectors of a layer");
+    return good ? mdp_ok() : broken(path, "the vectors of a layer");
 }
 
 /* Vectors of every layer, from the rank that has them through rank 0 to the file. */
-static mdp_status write_vectors_all(const mdp_comm *comm, hid_t file, const mdp_stats *stats, const char *partial) {
+static mdp_status write_vectors_all(const mdp_comm *comm, hid_t file, const mdp_stats *stats, const char *path) {
     for (int64_t l = 0; l < stats->n_layer; l++) {
         const mdp_layer_stats *layer = &stats->layers[l];
         int64_t n_byte = layer->n_expert * stats->d_model * (int64_t)sizeof(mdp_short_sum), n_got = 0;
         void *got = NULL;
         MDP_TRY(mdp_gather_bytes_all(comm, layer->output_sum, layer->output_sum ? n_byte : 0, 0, &got, &n_got));
         mdp_status status = mdp_ok();
-        if (comm->rank == 0) status = write_vectors(file, stats, layer, n_got == n_byte ? got : NULL, partial);
+        if (comm->rank == 0) status = write_vectors(file, stats, layer, n_got == n_byte ? got : NULL, path);
         mdp_free(got);
         MDP_AGREE(comm, status);
     }
     return mdp_ok();
 }
 
-static mdp_status write_partial_all(const mdp_comm *comm, const mdp_stats *stats, const char *partial) {
+static mdp_status write_file_all(const mdp_comm *comm, const mdp_stats *stats, const char *path) {
     hid_t file = -1;
     mdp_status status = mdp_ok();
-    if (comm->rank == 0) status = write_scalars(stats, partial, &file);
+    if (comm->rank == 0) status = write_scalars(stats, path, &file);
     status = mdp_agree_all(comm, status);
-    if (status.code == MDP_OK) status = write_vectors_all(comm, file, stats, partial);
+    if (status.code == MDP_OK) status = write_vectors_all(comm, file, stats, path);
     if (comm->rank == 0 && status.code == MDP_OK && !write_number_attribute(file, "complete", 1))
-        status = broken(partial, "its last part");
+        status = broken(path, "its last part");
     if (comm->rank == 0 && file >= 0) {
-        if (status.code == MDP_OK) status = mdp_seal_make(file, partial);
-        status = mdp_hdf5_close_written(file, partial, status);
-        if (status.code == MDP_OK) status = mdp_seal_write(partial, NULL, 0);
+        if (status.code == MDP_OK) status = mdp_seal_make(file, path);
+        status = mdp_hdf5_close_written(file, path, status);
+        if (status.code == MDP_OK) status = mdp_seal_write(path, NULL, 0);
     }
     return mdp_agree_all(comm, status);
 }
 
-/* fsync and rename of a finished partial file. */
-static mdp_status put_in_place(const char *partial, const char *path) {
-    int fd;
-    char *folder = NULL;
-    MDP_TRY(mdp_file_open_write(partial, &fd));
-    mdp_status status = mdp_file_sync(partial, fd);
-    mdp_status closed = mdp_file_close(partial, fd);
-    MDP_TRY(status);
-    MDP_TRY(closed);
-    MDP_TRY(mdp_file_rename(partial, path));
-    MDP_TRY(mdp_path_folder(&folder, path));
-    status = mdp_folder_sync(folder);
-    mdp_free(folder);
-    return status;
-}
-
 mdp_status mdp_stats_write_all(const mdp_comm *comm, const mdp_stats *stats, const char *path) {
-    char *partial = NULL;
-    mdp_status status = mdp_agree_all(comm, mdp_format(&partial, "%s.partial", path));
-    if (status.code == MDP_OK) status = write_partial_all(comm, stats, partial);
-    if (comm->rank == 0 && partial) {
-        if (status.code == MDP_OK) status = put_in_place(partial, path);
-        if (status.code != MDP_OK) unlink(partial);
+    mdp_status status = write_file_all(comm, stats, path);
+    if (comm->rank == 0) {
+        if (status.code == MDP_OK) status = mdp_h5_sync(path);
+        if (status.code != MDP_OK) unlink(path);
     }
-    mdp_free(partial);
     return mdp_agree_all(comm, status);
 }

@@ -123,33 +123,27 @@ static json_t *describe_cell(const merged *all, int cell, bool is_time) {
 
 static json_t *describe_row(const merged *all, int row) {
     json_t *out = json_object();
-    for (int c = 0; out && c < N_COLUMN; c++) {
+    for (int c = 0; c < N_COLUMN; c++) {
         bool beside = row >= READ_AHEAD && row < PASS;
         if (beside && c != SECONDS) continue;
-        if (json_object_set_new(out, column_names[c], describe_cell(all, row * N_COLUMN + c, c == SECONDS)) != 0) {
-            json_decref(out);
-            return NULL;
-        }
+        mdp_json_put(&out, column_names[c], describe_cell(all, row * N_COLUMN + c, c == SECONDS));
     }
     return out;
 }
 
+static json_t *describe_rows(const merged *all, int first, int end) {
+    json_t *out = json_object();
+    for (int row = first; row < end; row++) mdp_json_put(&out, row_name(row), describe_row(all, row));
+    return out;
+}
+
 static mdp_status add_pass(const merged *all, const char *pass, json_t *passes) {
-    json_t *root = json_pack("{s:s, s:i, s:{}}", "pass", pass, "ranks", all->n_rank, "phases");
-    json_t *phases = json_object_get(root, "phases");
-    bool good = root != NULL;
-    for (int row = 0; good && row < MDP_N_PHASE; row++)
-        good = json_object_set_new(phases, row_name(row), describe_row(all, row)) == 0;
-    good = good && json_object_set_new(root, "beside", json_object()) == 0;
-    for (int row = READ_AHEAD; good && row < PASS; row++)
-        good = json_object_set_new(json_object_get(root, "beside"), row_name(row), describe_row(all, row)) == 0;
-    good = good && json_object_set_new(root, "all", describe_row(all, PASS)) == 0;
-    if (good && json_array_append(passes, root) == 0) {
-        json_decref(root);
-        return mdp_ok();
-    }
-    json_decref(root);
-    return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    json_t *root = json_pack("{s:s, s:i}", "pass", pass, "ranks", all->n_rank);
+    mdp_json_put(&root, "phases", describe_rows(all, 0, MDP_N_PHASE));
+    mdp_json_put(&root, "beside", describe_rows(all, READ_AHEAD, PASS));
+    mdp_json_put(&root, "all", describe_row(all, PASS));
+    if (json_array_append_new(passes, root) != 0) return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    return mdp_ok();
 }
 
 mdp_status mdp_profile_tell_all(const mdp_comm *comm, mdp_profile *profile, const char *pass, mdp_log *log,

@@ -12,7 +12,7 @@
 
 static json_t *int_list(int n, int (*of)(const mdp_engine *engine, int i), const mdp_engine *engine) {
     json_t *list = json_array();
-    for (int i = 0; i < n; i++) json_array_append_new(list, json_integer(of(engine, i)));
+    for (int i = 0; i < n; i++) mdp_json_add(&list, json_integer(of(engine, i)));
     return list;
 }
 
@@ -219,7 +219,7 @@ static mdp_status write_point_all(const mdp_stage *stage, const mdp_engine *engi
     mdp_status status = describe(stage, inside, false, &point);
     if (status.code == MDP_OK) status = print_text(stage, inside, nonfinite, &text);
     status = mdp_agree_all(comm, status);
-    if (status.code == MDP_OK) status = mdp_resume_make_folder_all(comm, stage->resume);
+    if (status.code == MDP_OK) status = mdp_resume_prepare_all(comm, stage->resume);
     if (status.code == MDP_OK) status = mdp_point_write_all(comm, stage->path, text, &point);
     mdp_point_clear(&point);
     mdp_free(text);

@@ -120,8 +120,8 @@ static mdp_status zero_dropped(mdp_plan *plan) {
 static json_t *describe_super(const mdp_super_expert *all, int64_t n) {
     json_t *list = json_array();
     for (int64_t i = 0; i < n; i++)
-        json_array_append_new(list, json_pack("{s:I, s:i, s:f}", "layer", (json_int_t)all[i].layer, "expert",
-                                              (int)all[i].expert, "max_abs", all[i].max_abs));
+        mdp_json_add(&list, json_pack("{s:I, s:i, s:f}", "layer", (json_int_t)all[i].layer, "expert",
+                                      (int)all[i].expert, "max_abs", all[i].max_abs));
     return list;
 }
 
@@ -130,8 +130,8 @@ static json_t *describe_weights(const mdp_stats *stats, const double *weight) {
     json_t *object = json_object();
     for (int c = 0; c < stats->n_category; c++) {
         if (weight[c] > 0.0 && !json_object_get(object, stats->category[c]))
-            json_object_set_new(object, stats->category[c],
-                                json_real(weight[c] / (stats->category_weight ? stats->category_weight[c] : 1.0)));
+            mdp_json_put(&object, stats->category[c],
+                         json_real(weight[c] / (stats->category_weight ? stats->category_weight[c] : 1.0)));
     }
     return object;
 }
@@ -142,25 +142,24 @@ static json_t *describe_options(const mdp_plan_request *request, int32_t min_kee
     json_t *options = json_object();
     if (!options) return NULL;
     if (budget->budget == MDP_BUDGET_GLOBAL || budget->budget == MDP_BUDGET_TRAPEZOID)
-        json_object_set_new(options, "min_keep", json_integer(min_keep));
+        mdp_json_put(&options, "min_keep", json_integer(min_keep));
     if (budget->budget == MDP_BUDGET_GLOBAL)
-        json_object_set_new(options, "normalise", json_string(mdp_score_normalise_names[budget->normalise]));
-    if (budget->multiple_of > 1) json_object_set_new(options, "keep_multiple_of", json_integer(budget->multiple_of));
-    if (request->n_round > 1) json_object_set_new(options, "rounds", json_integer((json_int_t)request->n_round));
-    if (budget->top_k > 0) json_object_set_new(options, "top_k", json_integer(budget->top_k));
-    if (criterion->is_seeded) json_object_set_new(options, "seed", json_integer((json_int_t)request->seed));
+        mdp_json_put(&options, "normalise", json_string(mdp_score_normalise_names[budget->normalise]));
+    if (budget->multiple_of > 1) mdp_json_put(&options, "keep_multiple_of", json_integer(budget->multiple_of));
+    if (request->n_round > 1) mdp_json_put(&options, "rounds", json_integer((json_int_t)request->n_round));
+    if (budget->top_k > 0) mdp_json_put(&options, "top_k", json_integer(budget->top_k));
+    if (criterion->is_seeded) mdp_json_put(&options, "seed", json_integer((json_int_t)request->seed));
     if (criterion->has_soft_mask)
-        json_object_set_new(options, "soft_mask", json_string(mdp_soft_mask_names[request->soft_mask]));
+        mdp_json_put(&options, "soft_mask", json_string(mdp_soft_mask_names[request->soft_mask]));
     if (request->stats && request->weight)
-        json_object_set_new(options, "categories", describe_weights(request->stats, request->weight));
-    if (request->stats && request->stats->pruned_inputs)
-        json_object_set_new(options, "propagate", json_string("pruned"));
-    if (request->worst_category) json_object_set_new(options, "worst_category", json_true());
-    if (request->protect_super_experts) json_object_set_new(options, "protect_super_experts", json_true());
+        mdp_json_put(&options, "categories", describe_weights(request->stats, request->weight));
+    if (request->stats && request->stats->pruned_inputs) mdp_json_put(&options, "propagate", json_string("pruned"));
+    if (request->worst_category) mdp_json_put(&options, "worst_category", json_true());
+    if (request->protect_super_experts) mdp_json_put(&options, "protect_super_experts", json_true());
     if (request->pruned_route != MDP_ROUTE_SLICE)
-        json_object_set_new(options, "pruned_route", json_string(mdp_pruned_route_names[request->pruned_route]));
+        mdp_json_put(&options, "pruned_route", json_string(mdp_pruned_route_names[request->pruned_route]));
     if (request->weights && request->weights->pretrained_routers[0])
-        json_object_set_new(options, "pretrained_routers", json_string(request->weights->pretrained_routers));
+        mdp_json_put(&options, "pretrained_routers", json_string(request->weights->pretrained_routers));
     return options;
 }
 
@@ -171,13 +170,12 @@ static json_t *describe_calibration(const mdp_plan_request *request) {
                          (json_int_t)request->tokens->n_token, "compute", request->compute);
     json_t *object =
         json_pack("{s:s, s:I}", "tokens", stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token);
-    if (stats->compute[0] != '\0') json_object_set_new(object, "compute", json_string(stats->compute));
+    if (stats->compute[0] != '\0') mdp_json_put(&object, "compute", json_string(stats->compute));
     json_t *parts = stats->n_part > 0 ? json_array() : NULL;
     for (int i = 0; i < stats->n_part; i++)
-        json_array_append_new(parts,
-                              json_pack("{s:s, s:I, s:f}", "tokens", stats->parts[i].tokens_fingerprint, "n_tokens",
-                                        (json_int_t)stats->parts[i].n_token, "weight", stats->parts[i].weight));
-    if (parts) json_object_set_new(object, "parts", parts);
+        mdp_json_add(&parts, json_pack("{s:s, s:I, s:f}", "tokens", stats->parts[i].tokens_fingerprint, "n_tokens",
+                                       (json_int_t)stats->parts[i].n_token, "weight", stats->parts[i].weight));
+    if (parts) mdp_json_put(&object, "parts", parts);
     return object;
 }
 
@@ -185,7 +183,7 @@ static json_t *describe_calibration(const mdp_plan_request *request) {
 static json_t *describe_keep(const mdp_budget_options *budget) {
     if (budget->budget != MDP_BUDGET_LIST) return json_integer(budget->keep);
     json_t *list = json_array();
-    for (int64_t i = 0; i < budget->n_list; i++) json_array_append_new(list, json_integer(budget->list[i].keep));
+    for (int64_t i = 0; i < budget->n_list; i++) mdp_json_add(&list, json_integer(budget->list[i].keep));
     return list;
 }
 
@@ -197,7 +195,7 @@ static json_t *describe_recipe(const mdp_plan_request *request, int32_t min_keep
                                mdp_budget_names[request->budget.budget], "keep", describe_keep(&request->budget),
                                "options", options);
     if (recipe && (request->criterion->needs_stats || request->criterion->own_pass))
-        json_object_set_new(recipe, "calibration", describe_calibration(request));
+        mdp_json_put(&recipe, "calibration", describe_calibration(request));
     return recipe;
 }
 
@@ -229,7 +227,7 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
         min_keep = top_k[i] > min_keep ? top_k[i] : min_keep;
     if (request->budget.min_keep == 0 && request->budget.top_k > 0) min_keep = request->budget.top_k;
     json_t *recipe = describe_recipe(request, min_keep);
-    if (recipe && super) json_object_set(recipe, "super_experts", super);
+    if (recipe && super) mdp_json_put(&recipe, "super_experts", json_incref(super));
     json_decref(super);
     if (!recipe) return MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
     json_decref(plan->recipe);

@@ -48,20 +48,19 @@ const char *mdp_action_name(mdp_action action) {
 static json_t *print_arrays(const mdp_plan_expert *expert) {
     json_t *object = json_object();
     for (int i = 0; i < expert->n_array; i++)
-        json_object_set_new(object, expert->arrays[i].name,
-                            json_pack("{s:s, s:s}", "path", expert->arrays[i].path, "xxh3", expert->arrays[i].xxh3));
+        mdp_json_put(&object, expert->arrays[i].name,
+                     json_pack("{s:s, s:s}", "path", expert->arrays[i].path, "xxh3", expert->arrays[i].xxh3));
     return object;
 }
 
 json_t *mdp_plan_print_expert(const mdp_plan_expert *expert) {
     json_t *from = json_array(), *weights = expert->weights ? json_array() : NULL;
-    for (int32_t i = 0; i < expert->n_from; i++) json_array_append_new(from, json_integer(expert->from[i]));
-    for (int32_t i = 0; weights && i < expert->n_from; i++)
-        json_array_append_new(weights, json_real(expert->weights[i]));
+    for (int32_t i = 0; i < expert->n_from; i++) mdp_json_add(&from, json_integer(expert->from[i]));
+    for (int32_t i = 0; weights && i < expert->n_from; i++) mdp_json_add(&weights, json_real(expert->weights[i]));
     json_t *item = json_pack("{s:o, s:s}", "from", from, "action", actions[expert->action].name);
-    if (weights) json_object_set_new(item, "weights", weights);
-    if (expert->align != MDP_ALIGN_UNSAID) json_object_set_new(item, "align", json_string(align_names[expert->align]));
-    if (expert->n_array > 0) json_object_set_new(item, "arrays", print_arrays(expert));
+    if (weights) mdp_json_put(&item, "weights", weights);
+    if (expert->align != MDP_ALIGN_UNSAID) mdp_json_put(&item, "align", json_string(align_names[expert->align]));
+    if (expert->n_array > 0) mdp_json_put(&item, "arrays", print_arrays(expert));
     return item;
 }
 

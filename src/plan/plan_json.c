@@ -15,7 +15,7 @@
 
 static json_t *print_kept(const mdp_plan_layer *layer) {
     json_t *list = json_array();
-    for (int32_t i = 0; i < layer->n_kept; i++) json_array_append_new(list, mdp_plan_print_expert(&layer->kept[i]));
+    for (int32_t i = 0; i < layer->n_kept; i++) mdp_json_add(&list, mdp_plan_print_expert(&layer->kept[i]));
     return list;
 }
 
@@ -23,9 +23,9 @@ static json_t *print_dropped(const mdp_plan_layer *layer) {
     json_t *list = json_array();
     for (int32_t i = 0; i < layer->n_dropped; i++) {
         json_t *item = json_pack("{s:i}", "expert", (int)layer->dropped[i]);
-        if (layer->scores) json_object_set_new(item, "score", json_real(layer->scores[layer->dropped[i]]));
-        json_object_set_new(item, "action", json_string(mdp_action_name(MDP_DROP)));
-        json_array_append_new(list, item);
+        if (layer->scores) mdp_json_put(&item, "score", json_real(layer->scores[layer->dropped[i]]));
+        mdp_json_put(&item, "action", json_string(mdp_action_name(MDP_DROP)));
+        mdp_json_add(&list, item);
     }
     return list;
 }
@@ -34,19 +34,19 @@ static json_t *print_layer(const mdp_plan_layer *layer) {
     json_t *object = json_pack("{s:I}", "layer", (json_int_t)layer->layer);
     if (layer->scores) {
         json_t *scores = json_array();
-        for (mdp_expert_t e = 0; e < layer->n_expert; e++) json_array_append_new(scores, json_real(layer->scores[e]));
-        json_object_set_new(object, "scores", scores);
+        for (mdp_expert_t e = 0; e < layer->n_expert; e++) mdp_json_add(&scores, json_real(layer->scores[e]));
+        mdp_json_put(&object, "scores", scores);
     }
-    json_object_set_new(object, "experts", print_kept(layer));
-    json_object_set_new(object, "dropped", print_dropped(layer));
-    json_object_set_new(object, "router", json_string("slice"));
-    if (layer->top_k > 0) json_object_set_new(object, "k", json_integer(layer->top_k));
+    mdp_json_put(&object, "experts", print_kept(layer));
+    mdp_json_put(&object, "dropped", print_dropped(layer));
+    mdp_json_put(&object, "router", json_string("slice"));
+    if (layer->top_k > 0) mdp_json_put(&object, "k", json_integer(layer->top_k));
     return object;
 }
 
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out) {
     json_t *layers = json_array();
-    for (int64_t i = 0; i < plan->n_layer; i++) json_array_append_new(layers, print_layer(&plan->layers[i]));
+    for (int64_t i = 0; i < plan->n_layer; i++) mdp_json_add(&layers, print_layer(&plan->layers[i]));
     json_t *root = json_pack("{s:s, s:s, s:{s:s, s:s}, s:O, s:b, s:o}", "format", PLAN_FORMAT, "version", PLAN_VERSION,
                              "model", "fingerprint", plan->fingerprint, "model_type", plan->model_type, "recipe",
                              plan->recipe, "uniform", (int)plan->uniform, "layers", layers);

@@ -11,7 +11,7 @@ static bool has_scores(const mdp_report *report, const mdp_criterion *criterion)
 
 static json_t *print_reals(int32_t n, const double *values) {
     json_t *list = json_array();
-    for (int32_t i = 0; i < n; i++) json_array_append_new(list, json_real(values[i]));
+    for (int32_t i = 0; i < n; i++) mdp_json_add(&list, mdp_json_number_or_null(values[i]));
     return list;
 }
 
@@ -21,28 +21,29 @@ static json_t *print_counts(const mdp_stats *stats, const mdp_layer_stats *layer
     for (int c = 0; c < stats->n_category; c++) {
         json_t *list = json_array();
         for (int32_t e = 0; e < layer->n_expert; e++)
-            json_array_append_new(list, json_integer((json_int_t)layer->counts[(int64_t)c * layer->n_expert + e]));
-        json_object_set_new(counts, stats->category[c], list);
+            mdp_json_add(&list, json_integer((json_int_t)layer->counts[(int64_t)c * layer->n_expert + e]));
+        mdp_json_put(&counts, stats->category[c], list);
     }
     return counts;
 }
 
 /* The scores of a layer by one criterion; `score` is scratch for them. */
 static mdp_status add_criterion(const mdp_criterion *criterion, const mdp_score_input *input, double *score,
-                                json_t *out) {
+                                json_t **out) {
     MDP_TRY(criterion->score(input, score));
-    json_object_set_new(out, criterion->name, print_reals(input->n_expert, score));
+    mdp_json_put(out, criterion->name, print_reals(input->n_expert, score));
     return mdp_ok();
 }
 
-/* {"criterion": [score of each expert], ...} into *out, which the caller releases also after an error. */
-static mdp_status print_criteria(const mdp_report *report, int64_t i, json_t *out) {
+/* {"criterion": [score of each expert], ...} into *out, a new object, which the caller releases also after an error. */
+static mdp_status print_criteria(const mdp_report *report, int64_t i, json_t **out) {
     const mdp_layer_stats *layer = &report->stats->layers[i];
     mdp_score_input input = {
         .stats = report->stats, .layer_index = i, .layer = layer->layer, .n_expert = layer->n_expert};
     double *score = NULL;
     MDP_TRY(MDP_ALLOC(&score, layer->n_expert, "the scores of a layer in the report"));
     mdp_status status = mdp_ok();
+    *out = json_object();
     for (int c = 0; c < mdp_n_criterion && status.code == MDP_OK; c++) {
         if (has_scores(report, &mdp_criteria[c])) status = add_criterion(&mdp_criteria[c], &input, score, out);
     }
@@ -53,8 +54,8 @@ static mdp_status print_criteria(const mdp_report *report, int64_t i, json_t *ou
 static json_t *print_choice(const mdp_plan_layer *layer, int32_t top_k) {
     json_t *kept = json_array(), *zeroed = json_array(), *dropped = json_array();
     for (int32_t j = 0; j < layer->n_kept; j++)
-        json_array_append_new(layer->kept[j].action == MDP_ZERO ? zeroed : kept, json_integer(layer->kept[j].from[0]));
-    for (int32_t j = 0; j < layer->n_dropped; j++) json_array_append_new(dropped, json_integer(layer->dropped[j]));
+        mdp_json_add(layer->kept[j].action == MDP_ZERO ? &zeroed : &kept, json_integer(layer->kept[j].from[0]));
+    for (int32_t j = 0; j < layer->n_dropped; j++) mdp_json_add(&dropped, json_integer(layer->dropped[j]));
     json_t *scores = layer->scores ? print_reals(layer->n_expert, layer->scores) : json_null();
     return json_pack("{s:I, s:i, s:i, s:i, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
                      (int)layer->n_expert, "top_k_before", (int)top_k, "top_k_after",
@@ -62,24 +63,31 @@ static json_t *print_choice(const mdp_plan_layer *layer, int32_t top_k) {
                      "scores", scores);
 }
 
-static mdp_status add_layer(const mdp_report *report, int64_t i, json_t *list) {
+/* What the statistics say of a layer. */
+static mdp_status add_observed(const mdp_report *report, int64_t i, json_t **layer) {
+    json_t *criteria = NULL;
+    mdp_json_put(layer, "counts", print_counts(report->stats, &report->stats->layers[i]));
+    mdp_status status = print_criteria(report, i, &criteria);
+    mdp_json_put(layer, "criteria", criteria);
+    return status;
+}
+
+static mdp_status add_layer(const mdp_report *report, int64_t i, json_t **list) {
     const mdp_plan_layer *planned = &report->plan->layers[i];
     json_t *layer = print_choice(planned, report->model->layers[planned->layer].moe.top_k);
-    json_array_append_new(list, layer);
+    mdp_status status = mdp_ok();
     if (report->evaluation && report->evaluation->n_category > 0)
-        json_object_set_new(layer, "error",
-                            json_real(mdp_evaluation_layer_error(report->evaluation, 1, planned->layer)));
-    if (!report->stats) return mdp_ok();
-    json_t *criteria = json_object();
-    json_object_set_new(layer, "counts", print_counts(report->stats, &report->stats->layers[i]));
-    json_object_set_new(layer, "criteria", criteria);
-    return print_criteria(report, i, criteria);
+        mdp_json_put(&layer, "error",
+                     mdp_json_number_or_null(mdp_evaluation_layer_error(report->evaluation, 1, planned->layer)));
+    if (report->stats) status = add_observed(report, i, &layer);
+    mdp_json_add(list, layer);
+    return status;
 }
 
 mdp_status mdp_report_layers(const mdp_report *report, json_t **out) {
     mdp_status status = mdp_ok();
     *out = json_array();
-    for (int64_t i = 0; i < report->plan->n_layer && status.code == MDP_OK; i++) status = add_layer(report, i, *out);
+    for (int64_t i = 0; i < report->plan->n_layer && status.code == MDP_OK; i++) status = add_layer(report, i, out);
     if (status.code == MDP_OK) return status;
     json_decref(*out);
     *out = NULL;
@@ -90,12 +98,12 @@ json_t *mdp_report_observed(const mdp_report *report) {
     if (!report->stats) return json_null();
     json_t *categories = json_array(), *criteria = json_array();
     for (int c = 0; c < report->stats->n_category; c++)
-        json_array_append_new(categories, json_pack("{s:s, s:I}", "name", report->stats->category[c], "tokens",
-                                                    (json_int_t)report->stats->category_token[c]));
+        mdp_json_add(&categories, json_pack("{s:s, s:I}", "name", report->stats->category[c], "tokens",
+                                            (json_int_t)report->stats->category_token[c]));
     for (int c = 0; c < mdp_n_criterion; c++) {
         if (has_scores(report, &mdp_criteria[c]))
-            json_array_append_new(criteria,
-                                  json_pack("{s:s, s:s}", "name", mdp_criteria[c].name, "help", mdp_criteria[c].help));
+            mdp_json_add(&criteria,
+                         json_pack("{s:s, s:s}", "name", mdp_criteria[c].name, "help", mdp_criteria[c].help));
     }
     return json_pack("{s:o, s:o}", "categories", categories, "criteria", criteria);
 }

@@ -87,7 +87,7 @@ static int worst_category(const mdp_evaluation *evaluation) {
 /* "Half of the experts removed; perplexity 4.310 -> 5.020 (+16.5%); the worst category is chat." Returns out. */
 static const char *print_sentence(const mdp_report *report, const summary *sum, char *out, size_t n_char) {
     const mdp_evaluation *evaluation = report->evaluation;
-    char share[32], change[80] = "", worst[100] = "";
+    char share[32], change[80] = "", worst[100] = "", start[61];
     print_share(share, sizeof share, sum->n_before - sum->n_after + sum->n_zeroed, sum->n_before);
     if (evaluation && evaluation->n_stream == 2) {
         double before = mdp_evaluation_perplexity(evaluation, 0, -1),
@@ -97,7 +97,8 @@ static const char *print_sentence(const mdp_report *report, const summary *sum, 
             snprintf(change, sizeof change, "; perplexity %.4g -> %.4g (%+.1f%%)", before, after,
                      100.0 * (after / before - 1.0));
         if (c >= 0 && evaluation->n_category > 1)
-            snprintf(worst, sizeof worst, "; the worst category is %.60s", evaluation->category[c]);
+            snprintf(worst, sizeof worst, "; the worst category is %s",
+                     mdp_text_show(start, sizeof start, evaluation->category[c]));
     }
     snprintf(out, n_char, "%s of the experts removed%s%s.", share, change, worst);
     return out;
@@ -111,38 +112,34 @@ static json_t *print_side(int64_t n_expert, mdp_result_size size, int64_t n_byte
                      (json_int_t)n_byte, "flop_per_token", flop);
 }
 
-/* JSON has no NaN: a perplexity that does not exist is null. */
-static json_t *print_real(double value) {
-    return isfinite(value) ? json_real(value) : json_null();
+/* Of one category, -1: of all. */
+static json_t *print_pair(const mdp_evaluation *evaluation, int c) {
+    json_t *pair = json_object();
+    for (int s = 0; s < evaluation->n_stream; s++)
+        mdp_json_put(&pair, s == 0 ? "before" : "after",
+                     mdp_json_number_or_null(mdp_evaluation_perplexity(evaluation, s, c)));
+    return pair;
 }
 
 static json_t *print_perplexity(const mdp_evaluation *evaluation) {
     if (!evaluation) return json_null();
     json_t *list = json_object();
-    for (int c = -1; c < evaluation->n_category; c++) {
-        json_t *pair = json_object();
-        for (int s = 0; s < evaluation->n_stream; s++)
-            json_object_set_new(pair, s == 0 ? "before" : "after",
-                                print_real(mdp_evaluation_perplexity(evaluation, s, c)));
-        if (c < 0)
-            list = json_pack("{s:o, s:o}", "total", pair, "categories", list);
-        else
-            json_object_set_new(json_object_get(list, "categories"), evaluation->category[c], pair);
-    }
-    return list;
+    for (int c = 0; c < evaluation->n_category; c++)
+        mdp_json_put(&list, evaluation->category[c], print_pair(evaluation, c));
+    return json_pack("{s:o, s:o}", "total", print_pair(evaluation, -1), "categories", list);
 }
 
 static json_t *print_words(int n, const char *const *words) {
     json_t *list = json_array();
-    for (int i = 0; i < n; i++) json_array_append_new(list, json_string(words[i]));
+    for (int i = 0; i < n; i++) mdp_json_add(&list, json_string(words[i]));
     return list;
 }
 
 static json_t *print_phases(const mdp_report *report) {
     json_t *list = json_array();
     for (int i = 0; i < report->n_phase; i++)
-        json_array_append_new(
-            list, json_pack("{s:s, s:f}", "name", report->phases[i].name, "seconds", report->phases[i].seconds));
+        mdp_json_add(&list,
+                     json_pack("{s:s, s:f}", "name", report->phases[i].name, "seconds", report->phases[i].seconds));
     return list;
 }
 
@@ -184,7 +181,7 @@ static mdp_status print_streams(const mdp_evaluation *evaluation, json_t **out) 
     json_t *root = NULL;
     *out = json_null();
     if (!evaluation) return mdp_ok();
-    MDP_TRY(mdp_evaluation_print(evaluation, &text));
+    MDP_TRY(mdp_evaluation_print(evaluation, NULL, &text));
     mdp_status status = mdp_json_parse(text, (int64_t)strlen(text), "eval.json", &root);
     if (status.code == MDP_OK) {
         *out = json_incref(json_object_get(root, "streams"));
@@ -215,7 +212,7 @@ mdp_status mdp_report_print(const mdp_report *report, char **out) {
         print_side(sum.n_after, sum.after, sum.byte_after, sum.flop[1]), "perplexity",
         print_perplexity(report->evaluation), "streams", streams, "observed", mdp_report_observed(report), "layers",
         layers, "written", print_words(report->n_written, report->written));
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report, or a path in it is not valid UTF-8.");
+    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report.");
     status = mdp_json_print(root, out);
     json_decref(root);
     return status;
@@ -252,8 +249,9 @@ static void table_perplexity(const mdp_evaluation *evaluation, FILE *file) {
         double before = mdp_evaluation_perplexity(evaluation, 0, c),
                after = mdp_evaluation_perplexity(evaluation, 1, c);
         if (!isfinite(before) || !isfinite(after)) continue;
-        char name[32];
-        snprintf(name, sizeof name, c < 0 ? "perplexity" : "  %.24s", c < 0 ? "" : evaluation->category[c]);
+        char name[32], start[25];
+        snprintf(name, sizeof name, c < 0 ? "perplexity" : "  %s",
+                 c < 0 ? "" : mdp_text_show(start, sizeof start, evaluation->category[c]));
         fprintf(file, "%-18s %12.4g %12.4g   (%+.1f%%)\n", name, before, after, 100.0 * (after / before - 1.0));
     }
 }
@@ -271,11 +269,12 @@ static void table_likeness(const mdp_evaluation *evaluation, FILE *file) {
 static void table_tasks(const mdp_evaluation *evaluation, FILE *file) {
     const mdp_tokens *tasks = evaluation->tasks->tokens;
     for (int t = tasks->n_category > 1 ? -1 : 0; t < tasks->n_category; t++) {
-        char name[32];
+        char name[32], start[17];
         double before = mdp_evaluation_accuracy(evaluation, 0, t, MDP_BY_BYTE);
         double after = mdp_evaluation_accuracy(evaluation, 1, t, MDP_BY_BYTE);
-        snprintf(name, sizeof name, t < 0 ? "tasks (acc_norm)" : "  %.24s", t < 0 ? "" : tasks->category[t]);
-        fprintf(file, "%-18.18s %11.1f%% %11.1f%%   (%+.1f points)\n", name, 100.0 * before, 100.0 * after,
+        snprintf(name, sizeof name, t < 0 ? "tasks (acc_norm)" : "  %s",
+                 t < 0 ? "" : mdp_text_show(start, sizeof start, tasks->category[t]));
+        fprintf(file, "%-18s %11.1f%% %11.1f%%   (%+.1f points)\n", name, 100.0 * before, 100.0 * after,
                 100.0 * (after - before));
     }
 }

@@ -38,7 +38,9 @@ typedef struct role {
 typedef struct maker {
     const mdp_model *model;
     const mdp_plan *plan;   /* NULL: the model as it is */
-    const mdp_extra *extra; /* NULL: with a plan, layers that predict tokens further ahead leave */
+    const mdp_extra *extra; /* layers that predict tokens further ahead; NULL: */
+    bool without_extra;     /* they leave */
+    role *roles;            /* [tensors of the model] owned */
     places *layers;         /* [model->n_layer] owned */
     places *extra_layers;   /* [extra->model->n_layer] owned */
     mdp_output *output;
@@ -175,11 +177,51 @@ static void assign_layers(const mdp_model *model, const places *layers, role *ro
     }
 }
 
-static void assign_roles(const maker *m, role *roles) {
-    bool leave = m->plan && !m->extra && m->model->n_extra > 0;
-    for (int64_t t = 0; leave && t < m->model->catalogue->n_tensor; t++) roles[t].leaves = m->model->extra[t];
-    assign_layers(m->model, m->layers, roles);
-    if (m->extra) assign_layers(m->extra->model, m->extra_layers, roles);
+static mdp_status assign_roles(maker *m) {
+    bool leave = m->without_extra && m->model->n_extra > 0;
+    MDP_TRY(MDP_ALLOC(&m->roles, m->model->catalogue->n_tensor, "the tensors of the model"));
+    for (int64_t t = 0; leave && t < m->model->catalogue->n_tensor; t++) m->roles[t].leaves = m->model->extra[t];
+    assign_layers(m->model, m->layers, m->roles);
+    if (m->extra) assign_layers(m->extra->model, m->extra_layers, m->roles);
+    return mdp_ok();
+}
+
+/* ---- experts that are named by number ------------------------------------------------------------------------- */
+
+/* Is the tensor's name `name`, or does it go on after it with a dot? */
+static bool goes_on(const char *tensor, const char *name) {
+    size_t n = strlen(name);
+    return strncmp(tensor, name, n) == 0 && (tensor[n] == '\0' || tensor[n] == '.');
+}
+
+/* mdp_numbering: what becomes of the expert whose tensor a name is, or begins. */
+static bool find_expert(const void *context, const char *name, mdp_expert_t number, mdp_expert_t *out) {
+    const maker *m = context;
+    const mdp_catalogue *catalogue = m->model->catalogue;
+    int64_t low = 0, high = catalogue->n_tensor;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (strcmp(catalogue->tensors[middle].name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (; low < catalogue->n_tensor && strncmp(catalogue->tensors[low].name, name, strlen(name)) == 0; low++) {
+        const role *what = &m->roles[low];
+        if (!goes_on(catalogue->tensors[low].name, name)) continue;
+        if (!what->leaves && (!what->tensor || what->tensor->expert != number)) return false;
+        *out = what->leaves ? -1 : what->places ? what->places->number[number] : number;
+        return true;
+    }
+    return false;
+}
+
+static bool is_renumbered(const mdp_model *model, const places *layers) {
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        for (mdp_expert_t e = 0; layers[l].number && e < model->layers[l].moe.n_expert; e++)
+            if (layers[l].number[e] != e) return true;
+    }
+    return false;
 }
 
 int32_t mdp_transform_count(const mdp_plan *plan) {
@@ -227,9 +269,12 @@ static mdp_status change_config(const maker *m, mdp_unequal unequal, const int32
     const mdp_model *model = m->model;
     mdp_output *output = m->output;
     mdp_config_change change = {.n_expert = largest_count(model, m->plan),
-                                .without_extra = m->plan && m->extra == NULL,
+                                .without_extra = m->without_extra,
                                 .of_layer = unequal == MDP_UNEQUAL_PADDED ? NULL : of_layer,
                                 .list_layers = unequal == MDP_UNEQUAL_LISTED};
+    const mdp_numbering numbering = {.find = find_expert, .context = m};
+    bool renumbered = is_renumbered(model, m->layers) || (m->extra && is_renumbered(m->extra->model, m->extra_layers));
+    if (renumbered) change.numbering = &numbering;
     int32_t top_k = 0;
     if (m->plan) MDP_TRY(find_top_k(m->plan, &top_k));
     change.top_k = top_k;
@@ -301,10 +346,10 @@ static int64_t count_tensors(const maker *m) {
     return n;
 }
 
-static mdp_status append_all(const maker *m, const role *roles) {
+static mdp_status append_all(const maker *m) {
     const mdp_catalogue *catalogue = m->model->catalogue;
     for (int64_t t = 0; t < catalogue->n_tensor; t++)
-        MDP_TRY(append_tensor(&catalogue->tensors[t], &roles[t], m->output));
+        MDP_TRY(append_tensor(&catalogue->tensors[t], &m->roles[t], m->output));
     for (int64_t l = 0; l < m->model->n_layer; l++)
         if (m->layers[l].place) MDP_TRY(append_pads(&m->model->layers[l].moe, &m->layers[l], m->output));
     return mdp_ok();
@@ -312,13 +357,8 @@ static mdp_status append_all(const maker *m, const role *roles) {
 
 static mdp_status fill_tensors(const maker *m) {
     mdp_output *output = m->output;
-    role *roles = NULL;
     MDP_TRY(MDP_ALLOC(&output->tensors, count_tensors(m), "the tensors of the result"));
-    MDP_TRY(MDP_ALLOC(&roles, m->model->catalogue->n_tensor, "the tensors of the model"));
-    assign_roles(m, roles);
-    mdp_status status = append_all(m, roles);
-    mdp_free(roles);
-    MDP_TRY(status);
+    MDP_TRY(append_all(m));
     qsort(output->tensors, (size_t)output->n_tensor, sizeof *output->tensors, compare_names);
     for (int64_t t = 0; t < output->n_tensor; t++) output->tensor_byte += output->tensors[t].n_byte;
     return mdp_ok();
@@ -332,6 +372,7 @@ static mdp_status fill(maker *m, const char *plan_text, const char *provenance_t
     output->uniform = unequal != MDP_UNEQUAL_STACKED || is_uniform(m->model, m->plan);
     MDP_TRY(make_layers(m->model, m->plan, unequal, &m->layers));
     if (m->extra) MDP_TRY(make_layers(m->extra->model, m->extra->plan, false, &m->extra_layers));
+    MDP_TRY(assign_roles(m));
     MDP_TRY(fill_tensors(m));
     MDP_TRY(make_config(m, unequal));
     if (plan_text) MDP_TRY(mdp_copy_text(&output->plan_text, plan_text));
@@ -347,16 +388,40 @@ static void free_layers(places *layers, int64_t n) {
     mdp_free(layers);
 }
 
+/* As if every expert kept its number: what can be found now can be found then. */
+static mdp_status check_names(maker *m) {
+    const mdp_numbering numbering = {.find = find_expert, .context = m};
+    mdp_config_change change = {.n_expert = largest_count(m->model, NULL), .numbering = &numbering};
+    char *text = NULL;
+    int64_t n_byte = 0;
+    MDP_TRY(make_layers(m->model, NULL, MDP_UNEQUAL_STACKED, &m->layers));
+    if (m->extra) MDP_TRY(make_layers(m->extra->model, NULL, MDP_UNEQUAL_STACKED, &m->extra_layers));
+    MDP_TRY(assign_roles(m));
+    mdp_status status = mdp_model_patch_config(m->model, &change, &text, &n_byte);
+    mdp_free(text);
+    return status;
+}
+
+mdp_status mdp_transform_check_names(const mdp_model *model, const mdp_extra *extra) {
+    maker m = {.model = model, .extra = extra, .without_extra = !extra};
+    mdp_status status = check_names(&m);
+    mdp_free(m.roles);
+    free_layers(m.layers, model->n_layer);
+    free_layers(m.extra_layers, extra ? extra->model->n_layer : 0);
+    return status;
+}
+
 mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
                                 const char *plan_text, const char *provenance_text, mdp_unequal unequal,
                                 mdp_output **out) {
-    maker m = {.model = model, .plan = plan, .extra = extra};
+    maker m = {.model = model, .plan = plan, .extra = extra, .without_extra = plan && !extra};
     *out = NULL;
     if (plan) MDP_TRY(mdp_transform_check(plan));
     if (unequal == MDP_UNEQUAL_PADDED) MDP_TRY(mdp_transform_check_pad(model));
     if (unequal == MDP_UNEQUAL_LISTED) MDP_TRY(mdp_transform_check_list(model));
     MDP_TRY(MDP_ALLOC(&m.output, 1, "the description of the result"));
     mdp_status status = fill(&m, plan_text, provenance_text, unequal);
+    mdp_free(m.roles);
     free_layers(m.layers, model->n_layer);
     free_layers(m.extra_layers, extra ? extra->model->n_layer : 0);
     if (status.code != MDP_OK) {

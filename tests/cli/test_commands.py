@@ -42,7 +42,7 @@ def test_help_of_plan_names_methods_and_defaults():
 def test_run_is_the_default_command_and_fills_the_run_directory(tokens, tmp_path):
     result = mdp.succeed(2, *words(tokens, tmp_path / "out")[1:])
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"model.h5", "plan.json", "stats.h5", "report.json", "report.html", "run.log", "effective-config.json"}, names
+    assert names == {"model.h5", "plan.json", "stats.h5", "report.json", "report.html", "run.log", "effective-config.json", "moe-dist-prune.json"}, names
     assert "before" in result.stdout and "after" in result.stdout
     assert "\x1b" not in result.stdout + result.stderr  # no escape codes when not on a terminal
 

@@ -92,6 +92,16 @@ def test_staged_file_goes_also_when_the_program_fails(arguments, tmp_path):
     assert list((tmp_path / "local").iterdir()) == []
 
 
+def test_a_link_to_nothing_is_named_of_a_staged_model_too(arguments, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).symlink_to(MODEL / name)
+    (model / "tokenizer.json").symlink_to("../blobs/gone")
+    result = start(JOBS / "mpirun.sh", "--stage", tmp_path / "local", "--model", model, *arguments[2:], "--keep", 4, "--out", tmp_path / "out", LAUNCH=HERE)
+    assert result.returncode == 65 and "tokenizer.json: is a link to a file that is not there" in result.stderr, result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("words, sentence", [
     (["--stage", "/dev/null/x", "--model", MODEL], "/dev/null"),
     (["--stage", "there", "--model", "nowhere"], "--stage: there is no .*nowhere"),

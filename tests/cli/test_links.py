@@ -120,7 +120,7 @@ def test_unfinished_results_are_no_results(tokens, whole, tmp_path):
     apply = ["apply", "--model", whole.parent / "model", "--plan", whole / "plan.json", "--format", "both", "--out", out]
     for words in (observe, apply, [*apply, "--resume"]):
         assert mdp.run(1, *words, "--stop-at", 1).codes == [STOPPED]
-        for path in [*out.glob("*.partial"), *(tmp_path / "stats.h5.state").iterdir()]:
+        for path in [*mdp.unfinished(out / ".state").values(), *(tmp_path / "stats.h5.state").iterdir()]:
             if path.name not in seen:
                 ended = mdp.run(1, "verify", path)
                 assert set(ended.codes) == {BAD_INPUT} and len(ended.errors()) == 1, str(ended)

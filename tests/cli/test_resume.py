@@ -127,7 +127,7 @@ def test_partial_checkpoint_that_was_tampered_with_is_made_again(plan, tmp_path)
     words = ["apply", "--model", mdp.DEMO, "--plan", plan, "--format", "safetensors"]
     mdp.succeed(2, *words, "--out", tmp_path / "whole")
     assert set(mdp.run(1, *words, "--out", tmp_path / "parts", "--stop-at", 3).codes) == {75}
-    shard = tmp_path / "parts" / "hf.partial" / "model.safetensors"
+    shard = mdp.unfinished(tmp_path / "parts" / ".state")["hf.partial"] / "model.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     mdp.succeed(2, *words, "--out", tmp_path / "parts", "--resume")
     assert_same(tmp_path / "whole", tmp_path / "parts", ["hf"])

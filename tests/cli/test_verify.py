@@ -32,45 +32,11 @@ def copy(small, tmp_path):
     return tmp_path / "out"
 
 
-def flip(path, offset):
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 0x10
-    path.write_bytes(content)
-
-
-def native_places(path):
-    """{tensor or side file: (first byte, number of bytes)} of a model.h5, one for each expert of a stack."""
-    places = {}
-
-    def visit(name, item):
-        if not isinstance(item, h5py.Dataset) or item.id.get_offset() is None or item.dtype.kind in "SO" or name == "seal":
-            return
-        begin, size = item.id.get_offset(), item.id.get_storage_size()
-        hf_name = item.attrs.get("hf_name", name.split("/")[-1].encode())
-        hf_name = hf_name.decode() if isinstance(hf_name, bytes) else str(hf_name)
-        n = item.shape[0] if "{expert}" in hf_name else 1
-        for e in range(n):
-            places[hf_name.replace("{expert}", str(e))] = (begin + e * size // n, size // n)
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return places
-
-
-def folder_places(path):
-    """The same of a safetensors file, by its header."""
-    content = path.read_bytes()
-    n = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:8 + n])
-    return {name: (8 + n + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items() if name != "__metadata__"}
-
-
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("name", ["model.h5", "hf"])
 def test_what_run_wrote_is_whole(small, ranks, name):
     result = mdp.succeed(ranks, "verify", small / name)
-    n_tensor = len(folder_places(small / "hf" / "model.safetensors"))
+    n_tensor = len(mdp.folder_places(small / "hf" / "model.safetensors"))
     assert re.search(rf": [\d,]+ bytes read; {n_tensor} tensors and 1 side files equal their checksums$", result.stdout, re.M), str(result)
 
 
@@ -80,7 +46,7 @@ def test_statistics_are_whole_until_a_bit_flips(copy):
     assert f"{n_byte - 32:,} bytes read; they equal their checksum" in mdp.succeed(2, "verify", path).stdout
     with h5py.File(path) as file:
         at = file["layers/0/gate_sum"].id.get_offset()  # the sums for people, which no program reads
-    flip(path, at)
+    mdp.flip(path, at)
     damaged = r"stats\.h5: what lies outside the tensors .* has checksum \w{32}; expected \w{32}"
     mdp.refuse(3, 65, damaged, "verify", path)
     mdp.refuse(2, 65, damaged, "plan", "--stats", path, "--method", "reap", "--keep", 4, "--out", copy / "another.json")
@@ -160,28 +126,28 @@ def test_a_changed_header_is_named_and_an_own_file_is_no_fault(copy):
 
 @pytest.mark.parametrize("which", [0, 1, -1])
 def test_one_flipped_bit_of_model_h5_is_named(copy, which):
-    places = native_places(copy / "model.h5")
+    places = mdp.native_places(copy / "model.h5")
     assert {"tokenizer.json", "lm_head.weight"} <= places.keys()
     name = sorted(places)[which]
     begin, size = places[name]
-    flip(copy / "model.h5", begin + size - 1)
+    mdp.flip(copy / "model.h5", begin + size - 1)
     mdp.refuse(2, 65, rf"model\.h5: (tensor|side file) '{re.escape(name)}' \({size:,} bytes from byte {begin:,}\) has checksum \w{{32}}; expected",
                "verify", copy / "model.h5")
 
 
 def test_one_flipped_bit_of_a_folder_is_named(copy):
-    places = folder_places(copy / "hf" / "model.safetensors")
+    places = mdp.folder_places(copy / "hf" / "model.safetensors")
     name = sorted(places)[len(places) // 2]
     begin, size = places[name]
-    flip(copy / "hf" / "model.safetensors", begin)
+    mdp.flip(copy / "hf" / "model.safetensors", begin)
     mdp.refuse(3, 65, rf"model\.safetensors: tensor '{re.escape(name)}' \({size:,} bytes from byte {begin:,}\)", "verify", copy / "hf")
 
 
 def test_the_first_fault_is_the_same_on_any_number_of_ranks(copy):
-    places = native_places(copy / "model.h5")
+    places = mdp.native_places(copy / "model.h5")
     names = sorted(name for name in places if name.endswith("weight"))
     for name in (names[3], names[len(names) // 2], names[-1]):
-        flip(copy / "model.h5", places[name][0])
+        mdp.flip(copy / "model.h5", places[name][0])
     sentences = {tuple(mdp.refuse(ranks, 65, re.escape(names[3]), "verify", copy / "model.h5").errors()) for ranks in (1, 2, 4, 8)}
     assert len(sentences) == 1
 

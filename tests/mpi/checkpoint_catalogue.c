@@ -309,7 +309,8 @@ static void folders_without_parts_are_refused(const mdp_comm *comm) {
     end(&s);
 }
 
-/* The single file wins over an index beside it; links are followed; a folder and a broken link are no side files. */
+/* The single file wins over an index beside it; links are followed, and one that leads nowhere is refused, unless its
+ * name is of no use; what is left out is named. */
 static void single_file_wins_and_links_are_followed(const mdp_comm *comm) {
     static const char *const names[1] = {"a"};
     scratch s = begin(comm);
@@ -324,6 +325,13 @@ static void single_file_wins_and_links_are_followed(const mdp_comm *comm) {
         snprintf(folder, sizeof folder, "%s/folder", s.folder);
         expect(mkdir(folder, 0777) == 0, folder, "cannot be made");
     }
+    expect_refusal(comm, s.folder, "dangling.txt: is a link to a file that is not there");
+    if (comm->rank == 0) {
+        char link[200], other[200];
+        snprintf(link, sizeof link, "%s/dangling.txt", s.folder);
+        snprintf(other, sizeof other, "%s/dangling.gguf", s.folder);
+        expect(rename(link, other) == 0, link, "cannot be renamed");
+    }
     mdp_catalogue *catalogue = NULL;
     mdp_status status = mdp_catalogue_open_all(comm, s.folder, &catalogue);
     expect(status.code == MDP_OK, s.folder, status.text);
@@ -331,6 +339,9 @@ static void single_file_wins_and_links_are_followed(const mdp_comm *comm) {
         expect(catalogue->n_tensor == 1 && strcmp(catalogue->tensors[0].name, "a") == 0, s.folder, "tensors");
         expect(catalogue->n_side_file == 1 && strcmp(catalogue->side_files[0].name, "blob") == 0, s.folder,
                "side files");
+        expect(catalogue->left_out &&
+                   strcmp(catalogue->left_out, "dangling.gguf, folder/, model.safetensors.index.json") == 0,
+               s.folder, catalogue->left_out ? catalogue->left_out : "nothing is left out");
         mdp_catalogue_destroy(catalogue);
     }
     if (comm->rank == 0) {
@@ -339,6 +350,31 @@ static void single_file_wins_and_links_are_followed(const mdp_comm *comm) {
         rmdir(folder);
     }
     end(&s);
+}
+
+/* A file that has grown or shrunk since it was listed is not read, whichever end is read. */
+static void files_of_another_size_are_refused(const mdp_comm *comm) {
+    static const char *const names[1] = {"a"}, *const texts[] = {"longer than it was", "short"};
+    for (int i = 0; i < 2; i++) {
+        scratch s = begin(comm);
+        char byte;
+        mdp_catalogue *catalogue = NULL;
+        mdp_reader *reader = NULL;
+        put_tensors(&s, "model.safetensors", 1, names);
+        put_text(&s, "vocab.txt", "as it was");
+        mdp_status status = mdp_catalogue_open_all(comm, s.folder, &catalogue);
+        expect(status.code == MDP_OK && catalogue->n_side_file == 1, s.folder, status.text);
+        put_text(&s, "vocab.txt", texts[i]);
+        MPI_Barrier(MPI_COMM_WORLD);
+        if (status.code == MDP_OK) status = mdp_reader_new(catalogue, &reader);
+        if (status.code == MDP_OK) status = mdp_reader_read(reader, catalogue->side_files[0].file, 0, 1, &byte);
+        expect(status.code == MDP_BAD_INPUT && strstr(status.text, "vocab.txt: the file has") != NULL, s.folder,
+               status.text);
+        mdp_reader_destroy(reader);
+        mdp_catalogue_destroy(catalogue);
+        MPI_Barrier(MPI_COMM_WORLD);
+        end(&s);
+    }
 }
 
 /* A truncated model.h5, cut anywhere: refused, or read with every extent inside the file. */
@@ -369,6 +405,7 @@ int main(int argc, char **argv) {
     bad_indexes_are_refused(comm);
     folders_without_parts_are_refused(comm);
     single_file_wins_and_links_are_followed(comm);
+    files_of_another_size_are_refused(comm);
     truncated_native_files_are_refused(comm);
     int64_t wrong = n_wrong;
     if (mdp_sum_i64_all(comm, &wrong, 1).code != MDP_OK) wrong = 1;

@@ -5,6 +5,8 @@
  * an error of one rank is the error of all and leaves nothing behind. */
 #include "sample_output.h"
 
+#include "mdp/outputs.h"
+
 #include <hdf5.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -213,62 +215,119 @@ static void expect_refused(const mdp_comm *comm, mdp_status status, int code, co
     expect(comm, strstr(status.text, part) != NULL, part, status.text);
 }
 
-static void what_exists_is_kept_unless_asked(const mdp_comm *comm, const sample *s, const char *folder) {
+typedef mdp_status write_fn(const mdp_comm *comm, mdp_reader *reader, const mdp_output *output, const char *path,
+                            const mdp_write_options *options);
+
+/* Made in the state folder of `path`, then published: as commands do it. */
+static mdp_status write_in(const mdp_comm *comm, const sample *s, write_fn *write, mdp_workshop *workshop,
+                           const mdp_target *target) {
     mdp_write_options options = {.shard_byte = 1 << 30, .buffer_byte = 1 << 20};
+    char *made = NULL;
+    sample_must(mdp_workshop_path(workshop, mdp_path_name(target->path), &made));
+    mdp_status status = mdp_agree_all(comm, comm->rank == 0 ? mdp_workshop_adopt(workshop, false) : mdp_ok());
+    if (status.code == MDP_OK) status = write(comm, s->reader, &s->output, made, &options);
+    if (status.code == MDP_OK)
+        status = mdp_agree_all(comm, comm->rank == 0 ? mdp_workshop_publish(workshop, target) : mdp_ok());
+    mdp_free(made);
+    return status;
+}
+
+static mdp_status write_as(const mdp_comm *comm, const sample *s, write_fn *write, char *path, bool replace) {
+    mdp_target target = {.path = path, .option = "--out", .replace = replace};
+    mdp_workshop *workshop = NULL;
+    char *state = NULL;
+    target.kind = write == mdp_write_hf_all ? MDP_TARGET_FOLDER : MDP_TARGET_FILE;
+    sample_must(mdp_workshop_name(path, false, &state));
+    mdp_status status = mdp_workshop_open_all(comm, path, false, false, false, &workshop);
+    if (status.code == MDP_OK) status = write_in(comm, s, write, workshop, &target);
+    mdp_status closed = mdp_workshop_close(workshop, false);
+    expect(comm, closed.code == MDP_OK, "the state folder cannot be removed", closed.text);
+    MPI_Barrier(comm->world);
+    expect(comm, !mdp_path_exists(state), "the state folder stays", state);
+    mdp_free(state);
+    return status;
+}
+
+static void what_exists_is_kept_unless_asked(const mdp_comm *comm, const sample *s, const char *folder) {
     char *native = in_folder(folder, "all.h5"), *hf = in_folder(folder, "all"), *other = in_folder(folder, "foreign");
     char *shard = in_folder(hf, "model-00001-of-00003.safetensors"), *single = in_folder(hf, "model.safetensors");
     const char *exists = "exists already; give another --out or --overwrite";
-    expect_refused(comm, mdp_write_native_all(comm, s->reader, &s->output, native, &options), MDP_CANNOT_CREATE,
-                   exists);
-    expect_refused(comm, mdp_write_hf_all(comm, s->reader, &s->output, hf, &options), MDP_CANNOT_CREATE, exists);
+    expect_refused(comm, write_as(comm, s, mdp_write_native_all, native, false), MDP_CANNOT_CREATE, exists);
+    expect_refused(comm, write_as(comm, s, mdp_write_hf_all, hf, false), MDP_CANNOT_CREATE, exists);
     expect(comm, mdp_path_exists(shard), "the old output is gone", shard);
     MPI_Barrier(comm->world);
-    options.overwrite = true;
-    mdp_status status = mdp_write_native_all(comm, s->reader, &s->output, native, &options);
+    mdp_status status = write_as(comm, s, mdp_write_native_all, native, true);
     expect(comm, status.code == MDP_OK, "replacing model.h5", status.text);
-    status = mdp_write_hf_all(comm, s->reader, &s->output, hf, &options);
+    status = write_as(comm, s, mdp_write_hf_all, hf, true);
     expect(comm, status.code == MDP_OK, "replacing a HF folder", status.text);
     expect(comm, mdp_path_exists(single) && !mdp_path_exists(shard), "the new output is not there alone", hf);
+    char *mine = in_folder(hf, "mine.gguf");
     if (comm->rank == 0) {
         sample_must(mdp_folder_create(other));
         char *file = in_folder(other, "thesis.tex");
         sample_must(mdp_file_write_all(file, "x", 1));
+        sample_must(mdp_file_write_all(mine, "x", 1));
         mdp_free(file);
     }
     MPI_Barrier(comm->world);
-    expect_refused(comm, mdp_write_hf_all(comm, s->reader, &s->output, other, &options), MDP_CANNOT_CREATE,
+    expect_refused(comm, write_as(comm, s, mdp_write_hf_all, other, true), MDP_CANNOT_CREATE,
                    "this program did not write it");
-    expect_refused(comm, mdp_write_native_all(comm, s->reader, &s->output, other, &options), MDP_CANNOT_CREATE,
+    expect_refused(comm, write_as(comm, s, mdp_write_native_all, other, true), MDP_CANNOT_CREATE,
                    "is a folder, the output is to be a file");
+    expect_refused(comm, write_as(comm, s, mdp_write_hf_all, hf, true), MDP_CANNOT_CREATE, "it holds mine.gguf");
+    expect(comm, mdp_path_exists(mine) && mdp_path_exists(single), "a folder with a file of others was touched", hf);
     mdp_free(native);
     mdp_free(hf);
     mdp_free(other);
     mdp_free(shard);
     mdp_free(single);
+    mdp_free(mine);
 }
 
-static void impossible_places_are_refused_before_writing(const mdp_comm *comm, const sample *s, const char *folder) {
+/* As commands check one output before they begin. Rank 0 looks. */
+static mdp_status check_place(const mdp_comm *comm, const char *path, mdp_target_kind kind, const char *input,
+                              bool overwrite, int64_t n_byte) {
+    mdp_places places = {0};
+    char *folder = NULL;
+    sample_must(mdp_places_add_target(&places, path, "--out", kind, overwrite));
+    sample_must(mdp_places_add_input(&places, input));
+    sample_must(mdp_path_folder(&folder, path));
+    mdp_status status = mdp_ok();
+    if (comm->rank == 0) status = mdp_places_check_apart(&places);
+    if (comm->rank == 0 && status.code == MDP_OK) status = mdp_folder_check_room(folder, n_byte);
+    if (comm->rank == 0 && status.code == MDP_OK) status = mdp_places_check_free(&places);
+    mdp_places_clear(&places);
+    mdp_free(folder);
+    return mdp_agree_all(comm, status);
+}
+
+static void impossible_places_are_refused_before_writing(const mdp_comm *comm, const char *folder, const char *source) {
     static const struct {
         const char *name;
+        mdp_target_kind kind;
         bool overwrite;
         int64_t n_byte;
         const char *part; /* NULL: accepted */
     } cases[] = {
-        {"all.h5", false, 0, "all.h5 exists already; give another --out or --overwrite"},
-        {"all.h5", true, 0, NULL},
-        {"all/", false, 0, "all exists already; give another --out or --overwrite"},
-        {"new", false, 1000, NULL},
-        {"none/new", false, 0, "in which the output is to be written, cannot be used: No such file or directory"},
-        {"all.h5/new", false, 0, "is not a folder"},
-        {"source.bin", true, 0, "is the input"},
-        {"source.bin/new", true, 0, "is not a folder"},
-        {"../", true, 0, "contains the input"},
-        {"new", false, INT64_C(1) << 60, "free; give another --out"},
+        {"all.h5", MDP_TARGET_FILE, false, 0, "all.h5 exists already; give another --out or --overwrite"},
+        {"all.h5", MDP_TARGET_FILE, true, 0, NULL},
+        {"all/", MDP_TARGET_FOLDER, false, 0, "all exists already; give another --out or --overwrite"},
+        {"all/", MDP_TARGET_FILE, true, 0, "all is a folder, the output is to be a file"},
+        {"all.h5", MDP_TARGET_FOLDER, true, 0, "all.h5 is a file, the output is to be a folder"},
+        {"new", MDP_TARGET_FILE, false, 1000, NULL},
+        {"none/new", MDP_TARGET_FILE, false, 0,
+         "in which the output is to be written, cannot be used: No such file or directory"},
+        {"all.h5/new", MDP_TARGET_FILE, false, 0, "is not a folder"},
+        {"source.bin", MDP_TARGET_FILE, true, 0, "is the input"},
+        {"all/../source.bin", MDP_TARGET_FILE, true, 0, "is the input"},
+        {"source.bin/new", MDP_TARGET_FILE, true, 0, "is not a folder"},
+        {"../", MDP_TARGET_FOLDER, true, 0, "contains the input"},
+        {"new", MDP_TARGET_FILE, false, INT64_C(1) << 60, "free; give another --out"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *path = NULL;
         sample_must(mdp_format(&path, "%s/%s", folder, cases[i].name));
-        mdp_status status = mdp_output_check_all(comm, path, &s->catalogue, cases[i].overwrite, cases[i].n_byte);
+        mdp_status status = check_place(comm, path, cases[i].kind, source, cases[i].overwrite, cases[i].n_byte);
         if (cases[i].part)
             expect_refused(comm, status, MDP_CANNOT_CREATE, cases[i].part);
         else
@@ -277,11 +336,10 @@ static void impossible_places_are_refused_before_writing(const mdp_comm *comm, c
     }
 }
 
-static void an_output_inside_the_input_is_refused(const mdp_comm *comm, const sample *s, const char *folder) {
-    mdp_catalogue input = s->catalogue;
-    input.path = (char *)folder;
+static void an_output_inside_the_input_is_refused(const mdp_comm *comm, const char *folder) {
     char *path = in_folder(folder, "new");
-    expect_refused(comm, mdp_output_check_all(comm, path, &input, true, 0), MDP_CANNOT_CREATE, "lies inside the input");
+    expect_refused(comm, check_place(comm, path, MDP_TARGET_FILE, folder, true, 0), MDP_CANNOT_CREATE,
+                   "lies inside the input");
     mdp_free(path);
 }
 
@@ -292,19 +350,15 @@ static void an_error_of_one_rank_is_the_error_of_all(const mdp_comm *comm, sampl
     int64_t good = source->offset;
     source->offset = SAMPLE_SOURCE_BYTE - 1;
     char *native = in_folder(folder, "bad.h5"), *hf = in_folder(folder, "bad");
-    char *native_partial = in_folder(folder, "bad.h5.partial"), *hf_partial = in_folder(folder, "bad.partial");
     mdp_status status = mdp_write_native_all(comm, s->reader, &s->output, native, &options);
     expect(comm, status.code != MDP_OK && strstr(status.text, "source.bin"), "not the reading error", status.text);
     status = mdp_write_hf_all(comm, s->reader, &s->output, hf, &options);
     expect(comm, status.code != MDP_OK && strstr(status.text, "source.bin"), "not the reading error", status.text);
     MPI_Barrier(comm->world); /* rank 0 has cleaned up */
     expect(comm, !mdp_path_exists(native) && !mdp_path_exists(hf), "something was left", hf);
-    expect(comm, !mdp_path_exists(native_partial) && !mdp_path_exists(hf_partial), "something was left", hf_partial);
     source->offset = good;
     mdp_free(native);
     mdp_free(hf);
-    mdp_free(native_partial);
-    mdp_free(hf_partial);
 }
 
 /* ---- main ---------------------------------------------------------------------------------------------------- */
@@ -336,8 +390,8 @@ static void run_tests(const mdp_comm *comm) {
     model_h5_holds_every_tensor(comm, &s, folder);
     written_checkpoint_opens_again(comm, &s, folder, "all.h5");
     written_checkpoint_opens_again(comm, &s, folder, "all");
-    impossible_places_are_refused_before_writing(comm, &s, folder);
-    an_output_inside_the_input_is_refused(comm, &s, folder);
+    impossible_places_are_refused_before_writing(comm, folder, source);
+    an_output_inside_the_input_is_refused(comm, folder);
     what_exists_is_kept_unless_asked(comm, &s, folder);
     an_error_of_one_rank_is_the_error_of_all(comm, &s, folder);
 

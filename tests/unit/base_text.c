@@ -234,8 +234,82 @@ static void checksums_equal_those_of_xxhash_for_python(void **unused) {
     mdp_free(data);
 }
 
+static void what_is_utf8_is_decided_as_jansson_does(void **unused) {
+    (void)unused;
+    static const unsigned char third[] = {0x41, 0x80, 0x8f, 0xbf, 0xc0}, fourth[] = {0, 0x80, 0xbf};
+    for (int i = 0; i < 256 * 256 * 15; i++) {
+        char text[6] = {(char)(i % 256), (char)(i / 256 % 256), (char)third[i / 65536 % 5],
+                        (char)fourth[i / 65536 / 5]};
+        char shown[32];
+        if (strstr(text, "\\x") != NULL) continue; /* looks as if it were shown */
+        json_t *theirs = json_string(text);
+        mdp_text_show(shown, sizeof shown, text);
+        assert_int_equal(theirs != NULL, strstr(shown, "\\x") == NULL);
+        json_decref(theirs);
+        if (mdp_text_is_plain(text)) assert_string_equal(shown, text);
+        assert_true(mdp_text_is_plain(shown));
+    }
+}
+
+static void what_steers_a_terminal_is_shown_by_its_number(void **unused) {
+    (void)unused;
+    const struct {
+        const char *text, *shown;
+    } known[] = {{"plain \xc3\xa9 \xf0\x9f\x99\x82", "plain \xc3\xa9 \xf0\x9f\x99\x82"},
+                 {"a\x1b[2J\n\x7f", "a\\u001b[2J\\u000a\\u007f"},
+                 {"\xc2\x9b\xe2\x80\xae\xe2\x81\xa6\xe2\x80\xa8", "\\u009b\\u202e\\u2066\\u2028"},
+                 {"\xc2\xa0\xe2\x80\xa7\xe2\x81\xa5", "\xc2\xa0\xe2\x80\xa7\xe2\x81\xa5"},
+                 {"caf\xe9\xff", "caf\\xe9\\xff"}};
+    char shown[64];
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        assert_string_equal(mdp_text_show(shown, sizeof shown, known[i].text), known[i].shown);
+        assert_int_equal(mdp_text_is_plain(known[i].text), strcmp(known[i].text, known[i].shown) == 0);
+    }
+    assert_string_equal(mdp_text_show(shown, 6, "ab\xc3\xa9\xc3\xa9"), "ab\xc3\xa9"); /* cut between letters */
+    mdp_status status = MDP_ERROR(MDP_BAD_INPUT, "'%s' is wrong.", "a\x1b\xff");
+    assert_string_equal(status.text, "'a\\u001b\\xff' is wrong.");
+}
+
+static void words_are_quoted_where_a_shell_needs_it(void **unused) {
+    (void)unused;
+    const char *const words[] = {"mdp", "--out", "a b", "it's", "", "x=1", "~", "/p/q-1.h5"};
+    char *line = NULL;
+    assert_int_equal(mdp_shell_line(8, words, &line).code, MDP_OK);
+    assert_string_equal(line, "mdp --out 'a b' 'it'\\''s' '' 'x=1' '~' /p/q-1.h5");
+    mdp_free(line);
+}
+
+static void what_jansson_refuses_ends_the_whole(void **unused) {
+    (void)unused;
+    char *text = NULL;
+    json_t *list = json_array(), *object = json_object(), *root = json_object();
+    mdp_json_add(&list, json_string("caf\xe9"));
+    assert_null(list);
+    mdp_json_add(&list, json_true());
+    assert_null(list);
+    mdp_json_put(&object, "caf\xe9", json_true());
+    assert_null(object);
+    mdp_json_put(&root, "good", json_integer(1));
+    assert_non_null(root);
+    mdp_json_put(&root, "list", list);
+    assert_null(root);
+    assert_int_equal(mdp_json_print(root, &text).code, MDP_INTERNAL);
+    assert_null(text);
+    list = json_array();
+    mdp_json_add(&list, mdp_json_number_or_null(1.0 / 0.0));
+    mdp_json_add(&list, mdp_json_number_or_null(0.5));
+    assert_int_equal(mdp_json_print(list, &text).code, MDP_OK);
+    assert_string_equal(text, "[\n null,\n 0.5\n]\n");
+    mdp_free(text);
+    json_decref(list);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_utf8_is_decided_as_jansson_does),
+        cmocka_unit_test(what_steers_a_terminal_is_shown_by_its_number),
+        cmocka_unit_test(words_are_quoted_where_a_shell_needs_it),
+        cmocka_unit_test(what_jansson_refuses_ends_the_whole),
         cmocka_unit_test(sizes_are_read_with_their_units),
         cmocka_unit_test(times_are_read_with_their_units),
         cmocka_unit_test(numbers_are_printed_for_people),
