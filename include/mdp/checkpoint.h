@@ -124,7 +124,10 @@ mdp_status mdp_catalogue_fingerprint_all(const mdp_comm *comm, mdp_catalogue *ca
 /* Open files of a catalogue for reading: descriptors opened at first use, at most a fixed number kept. Thread-safe. */
 typedef struct mdp_reader mdp_reader;
 mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out);
-/* Another of the same catalogue, which counts for itself. */
+/* One more file, of n_byte bytes, whose content may change while it is not read; *file: its number, after those of the
+ * catalogue. Before threads read. MDP_INTERNAL: there are too many. */
+mdp_status mdp_reader_add(mdp_reader *reader, const char *path, int64_t n_byte, int32_t *file);
+/* Another of the same files, which counts for itself. */
 mdp_status mdp_reader_twin(const mdp_reader *reader, mdp_reader **out);
 void mdp_reader_destroy(mdp_reader *reader);
 /* n_byte bytes of file `file` from `offset`. Thread-safe. A file of another size than when it was catalogued is an

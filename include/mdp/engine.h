@@ -120,6 +120,7 @@ typedef struct mdp_wave_rows {
     int branch;
     int64_t first_block, n_block;
     int64_t first_local, n_local; /* rows of this rank, in the current batch */
+    const int64_t *block_first;   /* [n_block + 1] first row of each block, counted from first_local */
     int32_t n_expert, top_k;      /* of the branch's view */
     const mdp_expert_t *index;    /* [n_local, top_k] numbered in the view, best first */
     const float *weight;          /* [n_local, top_k] */
@@ -222,6 +223,8 @@ const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
 int mdp_engine_n_branch(const mdp_engine *engine);
 int mdp_engine_branch_of(const mdp_engine *engine, int stream);
 int mdp_engine_leader_of(const mdp_engine *engine, int branch); /* the stream whose view is the branch's */
+/* Who the tokens of a branch have chosen in the layer at hand: index, weight [n_token of the local batch, top_k]. */
+void mdp_engine_routes(const mdp_engine *engine, int branch, const mdp_expert_t **index, const float **weight);
 /* The residual stream of a branch between two layers, [n_token of the local batch, d_model]; the engine's. */
 float *mdp_engine_residual(const mdp_engine *engine, int branch);
 

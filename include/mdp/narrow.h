@@ -17,4 +17,24 @@ float mdp_block_scale(mdp_dtype code, mdp_dtype scale, float largest, void *stor
 /* Raise *largest to the largest absolute value, as f32, of values [n_row, n_col] with leading dimension ld. */
 void mdp_block_largest(const double *values, int64_t n_row, int64_t n_col, int64_t ld, float *largest);
 
+/* ---- rows of matrices -------------------------------------------------------------------------------------------- */
+
+/* n_byte bytes that belong at `offset` of a tensor. */
+typedef mdp_status mdp_put_fn(void *context, const mdp_tensor *tensor, int64_t offset, int64_t n_byte,
+                              const void *data);
+
+/* Rows that are put at once begin at a multiple of this: blocks of codes are not divided. 1 where one scale is for all
+ * rows. */
+int64_t mdp_matrix_put_unit(const mdp_matrix *matrix);
+/* Columns of blocks whose scale is for all rows; 0: none is. */
+int64_t mdp_matrix_common_scales(const mdp_matrix *matrix);
+/* Raise largest [mdp_matrix_common_scales] to what values [n_row, n_col] have: to be raised by all rows of the matrix
+ * before any is put. */
+void mdp_matrix_raise_largest(const mdp_matrix *matrix, const double *values, int64_t n_row, float *largest);
+/* Put rows row0 .. row0 + n_row - 1 of a matrix, values [n_row, n_col], as its tensor stores them: rounded once, or as
+ * codes with scales. row0 is a multiple of the unit, and n_row is, or the rows are the last ones. largest: of the whole
+ * matrix, where scales are common; else NULL. Afterwards `values` are what will be read. Local. */
+mdp_status mdp_matrix_put(const mdp_matrix *matrix, int64_t row0, int64_t n_row, double *values, const float *largest,
+                          mdp_put_fn *put, void *context);
+
 #endif

@@ -73,6 +73,8 @@ mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, md
 /* Check a plan against a model whose catalogue has its fingerprint: fingerprint, family, layers, expert counts,
  * keep >= k, "uniform" true to the layers. MDP_BAD_INPUT, naming the layer. */
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
+/* The .h5 file beside a plan that was read from a file. New text. */
+mdp_status mdp_plan_arrays_path(const mdp_plan *plan, char **out);
 /* The arrays that the plan names are in the .h5 file beside it, with the checksums that it names. Local: rank 0 calls
  * it. MDP_BAD_INPUT, naming layer and expert. */
 mdp_status mdp_plan_check_arrays(const mdp_plan *plan);

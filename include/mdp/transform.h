@@ -2,7 +2,7 @@
 #ifndef MDP_TRANSFORM_H
 #define MDP_TRANSFORM_H
 
-#include "mdp/plan.h"
+#include "mdp/replaced.h"
 
 /* Can every action of the plan be carried out? MDP_USAGE, naming layer, expert and action. Local. */
 mdp_status mdp_transform_check(const mdp_plan *plan);
@@ -17,15 +17,17 @@ typedef enum mdp_unequal {
     MDP_UNEQUAL_PADDED,  /* experts that are never chosen make up the difference */
     MDP_UNEQUAL_LISTED   /* config.json gives each its number, in per_layer_config */
 } mdp_unequal;
-/* The checkpoint that the plan makes of the model: every tensor as segments of stored ones (experts dropped and
+/* replaced: experts whose parts stand in plan.h5 (NULL: none do).
+ *
+ * The checkpoint that the plan makes of the model: every tensor as segments of stored ones (experts dropped and
  * renumbered, router rows and fused tensors sliced, all else copied), config.json patched. plan == NULL: the model as
  * it is (export). extra == NULL: a plan leaves no layers that predict tokens further ahead. When layers keep different
  * numbers, config.json keeps the largest count: only model.h5, whose stacks carry each layer's own number, can hold
  * such a result, unless `unequal` says otherwise. plan_text,
  * provenance_text: copied; may be NULL. Local; every rank does the same. */
-mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
-                                const char *plan_text, const char *provenance_text, mdp_unequal unequal,
-                                mdp_output **out);
+mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_replaced *replaced,
+                                const mdp_extra *extra, const char *plan_text, const char *provenance_text,
+                                mdp_unequal unequal, mdp_output **out);
 /* Experts are to be numbered anew: can config.json follow, wherever it names them by number? `extra` as above.
  * MDP_BAD_INPUT, naming the key. Local. */
 mdp_status mdp_transform_check_names(const mdp_model *model, const mdp_extra *extra);
@@ -57,8 +59,13 @@ int64_t mdp_transform_estimate(const mdp_model *model, const mdp_model *extra, i
 /* A view with room for every layer of a plan; so far it shows all layers as the model has them. Local. */
 mdp_status mdp_transform_view_new(const mdp_model *model, mdp_view **out);
 /* Put one layer of a plan into a view that has not had it yet. Local. */
-void mdp_transform_view_layer(const mdp_model *model, const mdp_plan_layer *planned, mdp_view *view);
-/* A plan as the engine reads it. Local. */
-mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out);
+void mdp_transform_view_layer(const mdp_model *model, const mdp_plan_layer *planned, const mdp_replaced *replaced,
+                              mdp_view *view);
+/* Let `expert` compute in the place of a kept one, in a layer that the view has. Local. */
+void mdp_transform_view_make(const mdp_model *model, int64_t layer, int32_t kept, const mdp_expert *expert,
+                             mdp_view *view);
+/* A plan as the engine reads it. The view has pointers into `replaced` (NULL: nothing stands in plan.h5). Local. */
+mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, const mdp_replaced *replaced,
+                              mdp_view **out);
 
 #endif

@@ -3,7 +3,8 @@
  * Descriptors are opened at first use and at most MAX_OPEN are kept: a sharded model may have more files than a process
  * may have open. A descriptor in use is never closed; when all are in use the number is exceeded for a moment. A read
  * beyond the size that the catalogue saw, and a file that has another size since, are errors that say so; and so is a
- * file that was changed between its first and its last use. */
+ * file that was changed between its first and its last use. Files that are added are in the making: they are opened for
+ * each use anew, so that what other ranks have written by then is seen on network file systems too. */
 #include "mdp/checkpoint.h"
 
 #include <inttypes.h>
@@ -11,6 +12,7 @@
 #include <stdatomic.h>
 
 #define MAX_OPEN 64
+#define MAX_ADDED 8
 
 typedef struct open_file {
     int fd;          /* -1: closed */
@@ -23,7 +25,10 @@ typedef struct open_file {
 struct mdp_reader {
     const mdp_catalogue *catalogue; /* borrowed */
     pthread_mutex_t lock;           /* guards files, n_open, clock; never held while reading */
-    open_file *files;               /* [catalogue->n_file]; owned */
+    open_file *files;               /* [catalogue->n_file + MAX_ADDED]; owned */
+    int32_t n_added;
+    char *added[MAX_ADDED]; /* paths; owned */
+    int64_t added_byte[MAX_ADDED];
     int n_open;
     int64_t clock;
     atomic_int_fast64_t n_byte, nanoseconds;
@@ -33,7 +38,7 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
     mdp_reader *reader = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&reader, 1, "reader"));
-    mdp_status status = MDP_ALLOC(&reader->files, catalogue->n_file, "reader");
+    mdp_status status = MDP_ALLOC(&reader->files, catalogue->n_file + MAX_ADDED, "reader");
     if (status.code == MDP_OK && pthread_mutex_init(&reader->lock, NULL) != 0) {
         status = MDP_ERROR(MDP_INTERNAL, "a lock cannot be made.");
     }
@@ -45,18 +50,54 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
     reader->catalogue = catalogue;
     atomic_init(&reader->n_byte, 0);
     atomic_init(&reader->nanoseconds, 0);
-    for (int32_t i = 0; i < catalogue->n_file; i++) reader->files[i].fd = -1;
+    for (int32_t i = 0; i < catalogue->n_file + MAX_ADDED; i++) reader->files[i].fd = -1;
     *out = reader;
     return mdp_ok();
 }
 
+mdp_status mdp_reader_add(mdp_reader *reader, const char *path, int64_t n_byte, int32_t *file) {
+    *file = reader->catalogue->n_file + reader->n_added;
+    if (reader->n_added == MAX_ADDED)
+        return MDP_ERROR(MDP_INTERNAL, "%s: more than %d files were added to a reader.", path, MAX_ADDED);
+    MDP_TRY(mdp_copy_text(&reader->added[reader->n_added], path));
+    reader->added_byte[reader->n_added++] = n_byte;
+    return mdp_ok();
+}
+
 mdp_status mdp_reader_twin(const mdp_reader *reader, mdp_reader **out) {
-    return mdp_reader_new(reader->catalogue, out);
+    int32_t file;
+    MDP_TRY(mdp_reader_new(reader->catalogue, out));
+    for (int32_t i = 0; i < reader->n_added; i++) {
+        mdp_status status = mdp_reader_add(*out, reader->added[i], reader->added_byte[i], &file);
+        if (status.code == MDP_OK) continue;
+        mdp_reader_destroy(*out);
+        *out = NULL;
+        return status;
+    }
+    return mdp_ok();
+}
+
+static bool is_added(const mdp_reader *reader, int32_t file) {
+    return file >= reader->catalogue->n_file;
+}
+
+static const char *path_of(const mdp_reader *reader, int32_t file) {
+    const mdp_catalogue *catalogue = reader->catalogue;
+    return is_added(reader, file) ? reader->added[file - catalogue->n_file] : catalogue->files[file];
+}
+
+static int64_t bytes_of(const mdp_reader *reader, int32_t file) {
+    const mdp_catalogue *catalogue = reader->catalogue;
+    return is_added(reader, file) ? reader->added_byte[file - catalogue->n_file] : catalogue->file_bytes[file];
+}
+
+static int32_t count_files(const mdp_reader *reader) {
+    return reader->catalogue->n_file + reader->n_added;
 }
 
 /* A failing close of a file that was only read loses nothing. */
 static void close_file(mdp_reader *reader, int32_t file) {
-    mdp_status ignored = mdp_file_close(reader->catalogue->files[file], reader->files[file].fd);
+    mdp_status ignored = mdp_file_close(path_of(reader, file), reader->files[file].fd);
     (void)ignored;
     reader->files[file].fd = -1;
     reader->n_open--;
@@ -64,9 +105,10 @@ static void close_file(mdp_reader *reader, int32_t file) {
 
 void mdp_reader_destroy(mdp_reader *reader) {
     if (reader == NULL) return;
-    for (int32_t i = 0; i < reader->catalogue->n_file; i++) {
+    for (int32_t i = 0; i < count_files(reader); i++) {
         if (reader->files[i].fd >= 0) close_file(reader, i);
     }
+    for (int32_t i = 0; i < reader->n_added; i++) mdp_free(reader->added[i]);
     pthread_mutex_destroy(&reader->lock);
     mdp_free(reader->files);
     mdp_free(reader);
@@ -75,7 +117,7 @@ void mdp_reader_destroy(mdp_reader *reader) {
 /* Close the file unused for longest. Called with the lock held. */
 static void make_room(mdp_reader *reader) {
     int32_t oldest = -1;
-    for (int32_t i = 0; i < reader->catalogue->n_file; i++) {
+    for (int32_t i = 0; i < count_files(reader); i++) {
         const open_file *f = &reader->files[i];
         if (f->fd < 0 || f->n_user > 0) continue;
         if (oldest < 0 || f->stamp < reader->files[oldest].stamp) oldest = i;
@@ -86,7 +128,7 @@ static void make_room(mdp_reader *reader) {
 /* A file that is opened for the first time is noted, any other must be as it was. Called with the lock held. */
 static mdp_status compare_time(mdp_reader *reader, int32_t file, int fd) {
     open_file *f = &reader->files[file];
-    const char *path = reader->catalogue->files[file];
+    const char *path = path_of(reader, file);
     int64_t changed;
     MDP_TRY(mdp_file_changed(path, fd, &changed));
     if (!f->known) f->changed = changed;
@@ -110,7 +152,7 @@ mdp_status mdp_reader_check(mdp_reader *reader) {
 
 /* Called with the lock held. */
 static mdp_status open_catalogued(mdp_reader *reader, int32_t file) {
-    const char *path = reader->catalogue->files[file];
+    const char *path = path_of(reader, file);
     int fd;
     int64_t n_byte;
     if (reader->n_open >= MAX_OPEN) make_room(reader);
@@ -118,13 +160,13 @@ static mdp_status open_catalogued(mdp_reader *reader, int32_t file) {
     reader->files[file].fd = fd;
     reader->n_open++;
     mdp_status status = mdp_file_size(path, fd, &n_byte);
-    if (status.code == MDP_OK && n_byte != reader->catalogue->file_bytes[file]) {
+    if (status.code == MDP_OK && n_byte != bytes_of(reader, file)) {
         status = MDP_ERROR(MDP_BAD_INPUT,
                            "%s: the file has %" PRId64 " bytes, but had %" PRId64
                            " when the run began; it was changed in between. Run again when it is complete.",
-                           path, n_byte, reader->catalogue->file_bytes[file]);
+                           path, n_byte, bytes_of(reader, file));
     }
-    if (status.code == MDP_OK) status = compare_time(reader, file, fd);
+    if (status.code == MDP_OK && !is_added(reader, file)) status = compare_time(reader, file, fd);
     if (status.code != MDP_OK) close_file(reader, file);
     return status;
 }
@@ -144,7 +186,7 @@ static mdp_status acquire(mdp_reader *reader, int32_t file, int *fd) {
 
 static void release(mdp_reader *reader, int32_t file) {
     pthread_mutex_lock(&reader->lock);
-    reader->files[file].n_user--;
+    if (--reader->files[file].n_user == 0 && is_added(reader, file)) close_file(reader, file);
     pthread_mutex_unlock(&reader->lock);
 }
 
@@ -152,16 +194,16 @@ mdp_status mdp_reader_read(mdp_reader *reader, int32_t file, int64_t offset, int
     const mdp_catalogue *catalogue = reader->catalogue;
     if (n_byte == 0) return mdp_ok();
     int64_t end;
-    if (file < 0 || file >= catalogue->n_file || offset < 0 || !mdp_add(offset, n_byte, &end) ||
-        end > catalogue->file_bytes[file]) {
+    if (file < 0 || file >= count_files(reader) || offset < 0 || !mdp_add(offset, n_byte, &end) ||
+        end > bytes_of(reader, file)) {
         return MDP_ERROR(
             MDP_INTERNAL, "%s: bytes %" PRId64 " to %" PRId64 " were asked for, which the file does not have.",
-            file >= 0 && file < catalogue->n_file ? catalogue->files[file] : catalogue->path, offset, offset + n_byte);
+            file >= 0 && file < count_files(reader) ? path_of(reader, file) : catalogue->path, offset, offset + n_byte);
     }
     int fd;
     double start = mdp_seconds();
     MDP_TRY(acquire(reader, file, &fd));
-    mdp_status status = mdp_file_pread(catalogue->files[file], fd, out, n_byte, offset);
+    mdp_status status = mdp_file_pread(path_of(reader, file), fd, out, n_byte, offset);
     release(reader, file);
     if (status.code == MDP_OK) atomic_fetch_add_explicit(&reader->n_byte, n_byte, memory_order_relaxed);
     int64_t nanoseconds = (int64_t)((mdp_seconds() - start) * 1e9);

@@ -25,8 +25,9 @@ static mdp_status describe(const mdp_session *session, const mdp_plan *plan, con
     MDP_TRY(mdp_session_check_uniform(session, plan));
     MDP_TRY(mdp_session_provenance(session, plan, &provenance));
     mdp_extra extra;
-    mdp_status status = mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), text, provenance,
-                                             MDP_UNEQUAL_STACKED, out);
+    mdp_status status =
+        mdp_transform_output(session->model, plan, session->replaced, mdp_session_extra(session, &extra), text,
+                             provenance, MDP_UNEQUAL_STACKED, out);
     mdp_free(provenance);
     if (status.code == MDP_OK) status = mdp_session_excerpt(session, *out);
     return status;
@@ -60,7 +61,8 @@ mdp_status mdp_command_apply_all(mdp_session *session) {
     MDP_AGREE(session->comm, check_options(session));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
-    MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan, &text));
+    MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan,
+                                      &session->replaced, &text));
     mdp_status status = renumbers(plan) ? mdp_session_check_names_all(session) : mdp_ok();
     if (status.code == MDP_OK) status = mdp_session_plan_mtp_all(session, plan);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, plan, text, &output));

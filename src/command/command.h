@@ -117,6 +117,7 @@ typedef struct mdp_session {
     mdp_catalogue *catalogue;
     mdp_model *model;
     mdp_reader *reader;
+    mdp_replaced *replaced; /* of the plan that is carried out; NULL: nothing of it stands in plan.h5 */
     mdp_model *mtp_model; /* its layers that predict tokens further ahead, where they are to stay; else NULL */
     mdp_plan *mtp_plan;   /* what becomes of their experts; NULL: nothing */
     mdp_tokens *tokens;

@@ -15,13 +15,17 @@ typedef struct streams {
     int n;
     mdp_eval_request *requests;
     struct owned_view {
-        mdp_view *view; /* NULL: the original */
+        mdp_view *view;         /* NULL: the original */
+        mdp_replaced *replaced; /* what it points into; NULL: nothing */
     } * owned;
     const mdp_view **views; /* the same */
 } streams;
 
 static void free_streams(streams *all) {
-    for (int i = 0; i < all->n; i++) mdp_view_destroy(all->owned[i].view);
+    for (int i = 0; all->owned && i < all->n; i++) {
+        mdp_view_destroy(all->owned[i].view);
+        mdp_replaced_destroy(all->owned[i].replaced);
+    }
     mdp_free(all->owned);
     mdp_free(all->views);
     mdp_free(all->requests);
@@ -38,9 +42,9 @@ static mdp_status allocate_streams(int n, streams *all) {
 
 static mdp_status add_plan_all(mdp_session *session, const char *path, int stream, streams *all) {
     mdp_plan *plan = NULL;
-    MDP_TRY(mdp_session_load_plan_all(session, path, &plan, NULL));
-    mdp_status status =
-        mdp_agree_all(session->comm, mdp_transform_view(session->model, plan, &all->owned[stream].view));
+    MDP_TRY(mdp_session_load_plan_all(session, path, &plan, &all->owned[stream].replaced, NULL));
+    mdp_status status = mdp_agree_all(
+        session->comm, mdp_transform_view(session->model, plan, all->owned[stream].replaced, &all->owned[stream].view));
     mdp_plan_destroy(plan);
     all->views[stream] = all->owned[stream].view;
     all->requests[stream] = (mdp_eval_request){.name = path, .plan = path, .view = all->owned[stream].view};

@@ -34,7 +34,7 @@ static mdp_status describe(const mdp_session *session, mdp_output **out) {
     mdp_unequal unequal;
     MDP_TRY(check_uniform(session, &unequal));
     if (!known) MDP_TRY(mdp_session_provenance(session, NULL, &provenance));
-    mdp_status status = mdp_transform_output(session->model, NULL, NULL, session->catalogue->plan_text,
+    mdp_status status = mdp_transform_output(session->model, NULL, NULL, NULL, session->catalogue->plan_text,
                                              known ? known : provenance, unequal, out);
     mdp_free(provenance);
     return status;

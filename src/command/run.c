@@ -260,7 +260,7 @@ static mdp_status decide_layer_all(void *context, int64_t layer, const mdp_stats
     char *text = NULL;
     MDP_TRY(mdp_session_decide_all(session, stats, with->budget, (mdp_round){0, NULL}, &plan, &text));
     for (int64_t i = 0; i < plan->n_layer; i++) {
-        if (plan->layers[i].layer == layer) mdp_transform_view_layer(session->model, &plan->layers[i], view);
+        if (plan->layers[i].layer == layer) mdp_transform_view_layer(session->model, &plan->layers[i], NULL, view);
     }
     mdp_plan_destroy(plan);
     mdp_free(text);
@@ -294,11 +294,12 @@ static mdp_status transform(const mdp_session *session, products *made) {
     char *provenance = NULL;
     MDP_TRY(mdp_plan_check(made->plan, session->model));
     MDP_TRY(mdp_session_check_uniform(session, made->plan));
-    MDP_TRY(mdp_transform_view(session->model, made->plan, &made->view));
+    MDP_TRY(mdp_transform_view(session->model, made->plan, session->replaced, &made->view));
     MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
     mdp_extra extra;
-    mdp_status status = mdp_transform_output(session->model, made->plan, mdp_session_extra(session, &extra),
-                                             made->plan_text, provenance, MDP_UNEQUAL_STACKED, &made->output);
+    mdp_status status =
+        mdp_transform_output(session->model, made->plan, session->replaced, mdp_session_extra(session, &extra),
+                             made->plan_text, provenance, MDP_UNEQUAL_STACKED, &made->output);
     mdp_free(provenance);
     return status;
 }
@@ -311,7 +312,7 @@ static mdp_status go_on_all(mdp_session *session, const mdp_budget_options *budg
     mdp_stats *stats = NULL;
     mdp_plan *plan = NULL;
     char *text = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, made->plan, &view));
+    mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, made->plan, NULL, &view));
     if (status.code == MDP_OK)
         status =
             mdp_observe_all(session->comm, session->model, session->reader, session->tokens, view, &options, &stats);

@@ -79,6 +79,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_tokens_destroy(session->tokens);
     mdp_tokens_destroy(session->eval_tokens);
     mdp_tasks_destroy(session->tasks);
+    mdp_replaced_destroy(session->replaced);
     mdp_reader_destroy(session->reader);
     mdp_plan_destroy(session->mtp_plan);
     mdp_model_destroy(session->mtp_model);
@@ -176,13 +177,17 @@ static mdp_status parse_plan(const mdp_session *session, const char *text, int64
     return session->comm->rank == 0 ? mdp_plan_check_arrays(*out) : mdp_ok();
 }
 
-mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, char **text) {
+mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, mdp_replaced **replaced,
+                                     char **text) {
     char *content = NULL;
     int64_t n_byte = 0;
     *out = NULL;
+    *replaced = NULL;
     MDP_TRY(mdp_session_read_text_all(session->comm, path, &content, &n_byte));
     mdp_session_note_plan(session, content, n_byte);
     mdp_status status = mdp_agree_all(session->comm, parse_plan(session, content, n_byte, path, out));
+    if (status.code == MDP_OK)
+        status = mdp_replaced_open_all(session->comm, session->model, *out, session->reader, replaced);
     if (status.code == MDP_OK && text) {
         *text = content;
         return status;

@@ -23,7 +23,8 @@ mdp_status mdp_session_open_tasks_all(mdp_session *session);
 /* A small text file, read by rank 0, new text on every rank. Collective on `comm`. */
 mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, char **text, int64_t *n_byte);
 /* A plan file, parsed and checked against the open model. *text (new) may be NULL: not wanted. Collective. */
-mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, char **text);
+mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, mdp_replaced **replaced,
+                                     char **text);
 
 /* Options of the forward pass. */
 mdp_forward_options mdp_session_forward_options(const mdp_session *session);

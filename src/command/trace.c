@@ -93,7 +93,7 @@ static mdp_status describe(const mdp_session *session, mdp_unequal unequal, trac
     long long first, last;
     mdp_output_destroy(t->output);
     t->output = NULL;
-    MDP_TRY(mdp_transform_output(session->model, t->plan, mdp_session_extra(session, &extra), t->plan_text,
+    MDP_TRY(mdp_transform_output(session->model, t->plan, NULL, mdp_session_extra(session, &extra), t->plan_text,
                                  t->provenance_text, unequal, &t->output));
     const char *layers = json_string_value(json_object_get(t->provenance, "layers"));
     if (!layers) return mdp_ok();

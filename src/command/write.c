@@ -141,8 +141,8 @@ mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output) {
 static mdp_status describe_folder(const mdp_session *session, const mdp_plan *plan, const mdp_output *output,
                                   mdp_output **out) {
     mdp_extra extra;
-    MDP_TRY(mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), output->plan_text,
-                                 output->provenance_text, mdp_session_unequal(session), out));
+    MDP_TRY(mdp_transform_output(session->model, plan, session->replaced, mdp_session_extra(session, &extra),
+                                 output->plan_text, output->provenance_text, mdp_session_unequal(session), out));
     return mdp_session_excerpt(session, *out);
 }
 

@@ -129,6 +129,11 @@ int mdp_engine_leader_of(const mdp_engine *engine, int branch) {
     return engine->branches[branch].leader;
 }
 
+void mdp_engine_routes(const mdp_engine *engine, int branch, const mdp_expert_t **index, const float **weight) {
+    *index = engine->branches[branch].index;
+    *weight = engine->branches[branch].weight;
+}
+
 float *mdp_engine_residual(const mdp_engine *engine, int branch) {
     return engine->branches[branch].x;
 }

@@ -253,12 +253,21 @@ static mdp_status check_room(const mdp_placement *placement, int64_t n_row) {
 /* The wave's activations to who asked for them. Collective. */
 static mdp_status show_wave_all(mdp_engine *engine, const mdp_wave *w, int64_t layer_number) {
     const mdp_branch *branch = &engine->branches[w->kept];
+    int64_t *first = NULL;
+    MDP_AGREE(engine->comm, MDP_ALLOC(&first, w->n_block + 1, "blocks of a wave"));
+    for (int64_t p = 0; p < engine->batch.n_pack; p++) {
+        const mdp_pack *pack = &engine->partition->packs[engine->batch.first_pack + p];
+        if (pack->block >= w->first_block && pack->block < w->first_block + w->n_block)
+            first[pack->block - w->first_block + 1] += pack->n_token;
+    }
+    for (int64_t b = 0; b < w->n_block; b++) first[b + 1] += first[b];
     const mdp_wave_rows rows = {.layer = layer_number,
                                 .branch = w->kept,
                                 .first_block = w->first_block,
                                 .n_block = w->n_block,
                                 .first_local = w->first_local,
                                 .n_local = w->n_local,
+                                .block_first = first,
                                 .n_expert = branch->n_expert,
                                 .top_k = branch->top_k,
                                 .index = branch->index + w->first_local * branch->top_k,
@@ -268,6 +277,7 @@ static mdp_status show_wave_all(mdp_engine *engine, const mdp_wave *w, int64_t l
     mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_OBSERVERS);
     mdp_status status = engine->observers.wave_all(engine->observers.context, &rows);
     mdp_profile_switch(engine->profile, before);
+    mdp_free(first);
     return status;
 }
 

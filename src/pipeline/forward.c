@@ -31,7 +31,10 @@ static mdp_status run_batch_all(const mdp_forward *forward, mdp_engine *engine, 
         if (forward->layer_done) MDP_AGREE(comm, forward->layer_done(forward->context, layer));
         if (forward->layer_all) MDP_TRY(forward->layer_all(forward->context, layer));
         mdp_profile_switch(profile, MDP_PHASE_OTHER);
-        if (forward->pass.redo_block) MDP_TRY(mdp_engine_redo_block_all(engine, layer, NULL));
+        if (forward->redo_all)
+            MDP_TRY(forward->redo_all(forward->context, engine, layer));
+        else if (forward->pass.redo_block)
+            MDP_TRY(mdp_engine_redo_block_all(engine, layer, NULL));
         int64_t done = batch * n_layer + layer + 1;
         mdp_progress_update(progress, done, tokens_of(stage, done));
         if (layer < n_layer - 1 || forward->head_all)

@@ -7,7 +7,7 @@
 #include <hdf5.h>
 #include <string.h>
 
-static mdp_status arrays_path(const mdp_plan *plan, char **out) {
+mdp_status mdp_plan_arrays_path(const mdp_plan *plan, char **out) {
     size_t n = plan->path ? strlen(plan->path) : 0;
     if (n > 5 && strcmp(plan->path + n - 5, ".json") == 0) n -= 5;
     return mdp_format(out, "%.*s.h5", (int)n, plan->path ? plan->path : "");
@@ -68,7 +68,7 @@ static mdp_status check_all(hid_t file, const char *path, const mdp_plan *plan) 
 mdp_status mdp_plan_check_arrays(const mdp_plan *plan) {
     char *path = NULL;
     if (count_arrays(plan) == 0) return mdp_ok();
-    MDP_TRY(arrays_path(plan, &path));
+    MDP_TRY(mdp_plan_arrays_path(plan, &path));
     hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     mdp_status status =
         file < 0

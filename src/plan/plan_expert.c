@@ -22,7 +22,7 @@ typedef struct action_row {
 } action_row;
 
 static const action_row actions[MDP_N_ACTION] = {
-    [MDP_KEEP] = {.name = "keep", .single = true, .allowed = {"down"}},
+    [MDP_KEEP] = {.name = "keep", .single = true, .allowed = {"down", "down_scale", "down_bias"}},
     [MDP_DROP] = {.name = "drop"},
     [MDP_ZERO] = {.name = "zero", .single = true},
     [MDP_MERGE] =

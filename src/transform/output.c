@@ -15,6 +15,7 @@
 typedef struct place {
     mdp_expert_t from; /* the expert of the model; -1: one that is never chosen (pad.c) */
     bool zero;         /* it returns 0 */
+    int32_t kept;      /* its number in the plan */
 } place;
 
 /* What becomes of the experts of a layer. */
@@ -30,19 +31,21 @@ typedef struct role {
     const mdp_moe *moe;              /* that it belongs to */
     const places *places;            /* NULL: the layer stays as it is */
     int64_t layer;
-    bool leaves;  /* of a layer that predicts tokens further ahead and does not stay */
-    bool is_down; /* the down projection (or its bias) of an expert, or of all */
+    bool leaves;                  /* of a layer that predicts tokens further ahead and does not stay */
+    bool is_down;                 /* the down projection (or its bias) of an expert, or of all */
+    const mdp_replaced *replaced; /* NULL: nothing of it stands in plan.h5 */
 } role;
 
 /* The description while it is made. */
 typedef struct maker {
     const mdp_model *model;
-    const mdp_plan *plan;   /* NULL: the model as it is */
-    const mdp_extra *extra; /* layers that predict tokens further ahead; NULL: */
-    bool without_extra;     /* they leave */
-    role *roles;            /* [tensors of the model] owned */
-    places *layers;         /* [model->n_layer] owned */
-    places *extra_layers;   /* [extra->model->n_layer] owned */
+    const mdp_plan *plan;         /* NULL: the model as it is */
+    const mdp_replaced *replaced; /* NULL: nothing stands in plan.h5 */
+    const mdp_extra *extra;       /* layers that predict tokens further ahead; NULL: */
+    bool without_extra;           /* they leave */
+    role *roles;                  /* [tensors of the model] owned */
+    places *layers;               /* [model->n_layer] owned */
+    places *extra_layers;         /* [extra->model->n_layer] owned */
     mdp_output *output;
 } maker;
 
@@ -75,6 +78,11 @@ static mdp_status describe(const mdp_tensor *tensor, int64_t max_segment, mdp_ou
     return mdp_ok();
 }
 
+/* What stands in plan.h5 for an expert's tensor, or its slice of one; NULL: nothing does. */
+static const mdp_tensor *replacement(const role *what, const place *at, const mdp_tensor *stored) {
+    return at->from < 0 ? NULL : mdp_replaced_tensor(what->replaced, what->layer, at->kept, stored);
+}
+
 /* Keep the planned entries of the axis along which a tensor holds its experts. */
 static mdp_status slice(const role *what, mdp_output_tensor *out) {
     const mdp_expert_tensor *tensor = what->tensor;
@@ -95,7 +103,11 @@ static mdp_status slice(const role *what, mdp_output_tensor *out) {
         for (int32_t i = 0; i < to->n; i++) {
             const place *at = &to->place[i];
             bool filled = at->from < 0 || (what->is_down && at->zero);
-            append_segment(filled ? NULL : source, filled ? 0 : (o * n_entry + at->from) * entry_byte, entry_byte,
+            const mdp_tensor *made = replacement(what, at, source);
+            append_segment(filled ? NULL
+                           : made ? made
+                                  : source,
+                           filled || made ? 0 : (o * n_entry + at->from) * entry_byte, entry_byte,
                            at->from < 0 ? never : 0, out);
         }
     }
@@ -113,12 +125,12 @@ static mdp_status expert_name(const char *pattern, mdp_expert_t expert, char **o
     return mdp_format(out, "%.*s%d%s", (int)(mark - pattern), pattern, (int)expert, mark + strlen("{expert}"));
 }
 
-/* Expert `number` of the result in a stack of tensors like this one; `filled`: all zeros. */
-static mdp_status add_expert(const mdp_expert_tensor *tensor, mdp_expert_t number, bool filled, mdp_expert_t original,
-                             mdp_output *output) {
+/* Expert `number` of the result in a stack of tensors like this one; source NULL: all zeros. */
+static mdp_status add_expert(const mdp_expert_tensor *tensor, mdp_expert_t number, const mdp_tensor *source,
+                             mdp_expert_t original, mdp_output *output) {
     mdp_output_tensor *out = &output->tensors[output->n_tensor++];
     MDP_TRY(describe(tensor->tensor, 1, out));
-    append_segment(filled ? NULL : tensor->tensor, 0, tensor->tensor->n_byte, 0, out);
+    append_segment(source, 0, tensor->tensor->n_byte, 0, out);
     out->expert = number;
     out->original_expert = original;
     MDP_TRY(mdp_copy_text(&out->stack, tensor->stack));
@@ -131,8 +143,10 @@ static mdp_status append_tensor(const mdp_tensor *tensor, const role *what, mdp_
     if (what->tensor && what->tensor->expert >= 0) {
         mdp_expert_t expert = what->tensor->expert, number = what->places ? what->places->number[expert] : expert;
         if (number < 0) return mdp_ok();
-        bool zero = what->is_down && what->places && what->places->place[number].zero;
-        return add_expert(what->tensor, number, zero, expert, output);
+        const place *at = what->places ? &what->places->place[number] : NULL;
+        const mdp_tensor *made = at ? replacement(what, at, tensor) : NULL;
+        bool zero = what->is_down && at && at->zero;
+        return add_expert(what->tensor, number, zero ? NULL : made ? made : tensor, expert, output);
     }
     mdp_output_tensor *out = &output->tensors[output->n_tensor++];
     if (what->tensor && what->places) return slice(what, out);
@@ -148,7 +162,9 @@ static mdp_status append_pads(const mdp_moe *moe, const places *to, mdp_output *
         if (moe->expert_tensors[j].expert != 0) continue; /* the first stands for all */
         for (int32_t i = 0; i < to->n; i++)
             if (to->place[i].from < 0)
-                MDP_TRY(add_expert(&moe->expert_tensors[j], i, !moe->expert_tensors[j].of_inputs, -1, output));
+                MDP_TRY(add_expert(&moe->expert_tensors[j], i,
+                                   moe->expert_tensors[j].of_inputs ? moe->expert_tensors[j].tensor : NULL, -1,
+                                   output));
     }
     return mdp_ok();
 }
@@ -160,7 +176,7 @@ static int compare_names(const void *left, const void *right) {
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */
 
-static void assign_layers(const mdp_model *model, const places *layers, role *roles) {
+static void assign_layers(const mdp_model *model, const places *layers, const mdp_replaced *replaced, role *roles) {
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
         const mdp_moe *moe = &model->layers[l].moe;
@@ -172,6 +188,7 @@ static void assign_layers(const mdp_model *model, const places *layers, role *ro
                        .moe = moe,
                        .places = layers[l].place ? &layers[l] : NULL,
                        .layer = l,
+                       .replaced = replaced,
                        .is_down = expert->down.tensor == tensor->tensor || expert->down_bias.tensor == tensor->tensor};
         }
     }
@@ -181,8 +198,8 @@ static mdp_status assign_roles(maker *m) {
     bool leave = m->without_extra && m->model->n_extra > 0;
     MDP_TRY(MDP_ALLOC(&m->roles, m->model->catalogue->n_tensor, "the tensors of the model"));
     for (int64_t t = 0; leave && t < m->model->catalogue->n_tensor; t++) m->roles[t].leaves = m->model->extra[t];
-    assign_layers(m->model, m->layers, m->roles);
-    if (m->extra) assign_layers(m->extra->model, m->extra_layers, m->roles);
+    assign_layers(m->model, m->layers, m->replaced, m->roles);
+    if (m->extra) assign_layers(m->extra->model, m->extra_layers, NULL, m->roles);
     return mdp_ok();
 }
 
@@ -316,7 +333,8 @@ static mdp_status make_places(const mdp_moe *moe, const mdp_plan_layer *planned,
         if (used >= each || group >= n_group)
             return MDP_ERROR(MDP_INTERNAL, "group %d of experts keeps more than %d.", (int)group, (int)each);
         out->number[from] = group * each + used;
-        out->place[group * each + used] = (place){.from = from, .zero = planned && planned->kept[i].action == MDP_ZERO};
+        out->place[group * each + used] =
+            (place){.from = from, .zero = planned && planned->kept[i].action == MDP_ZERO, .kept = i};
     }
     return mdp_ok();
 }
@@ -411,10 +429,10 @@ mdp_status mdp_transform_check_names(const mdp_model *model, const mdp_extra *ex
     return status;
 }
 
-mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_extra *extra,
-                                const char *plan_text, const char *provenance_text, mdp_unequal unequal,
-                                mdp_output **out) {
-    maker m = {.model = model, .plan = plan, .extra = extra, .without_extra = plan && !extra};
+mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, const mdp_replaced *replaced,
+                                const mdp_extra *extra, const char *plan_text, const char *provenance_text,
+                                mdp_unequal unequal, mdp_output **out) {
+    maker m = {.model = model, .plan = plan, .replaced = replaced, .extra = extra, .without_extra = plan && !extra};
     *out = NULL;
     if (plan) MDP_TRY(mdp_transform_check(plan));
     if (unequal == MDP_UNEQUAL_PADDED) MDP_TRY(mdp_transform_check_pad(model));

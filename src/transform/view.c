@@ -6,10 +6,10 @@ mdp_status mdp_transform_check(const mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             const mdp_plan_expert *expert = &plan->layers[i].kept[j];
-            if ((expert->action == MDP_KEEP || expert->action == MDP_ZERO) && expert->n_array == 0) continue;
+            if (expert->action == MDP_KEEP || (expert->action == MDP_ZERO && expert->n_array == 0)) continue;
             return MDP_ERROR(MDP_USAGE,
                              "%s: layer %lld, expert %d: the action '%s'%s is understood, but cannot be carried out by "
-                             "this version; it can keep, drop and zero experts.",
+                             "this version; it can keep (also with another down projection), drop and zero experts.",
                              plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer,
                              (int)expert->from[0], mdp_action_name(expert->action),
                              expert->n_array > 0 ? " with arrays" : "");
@@ -28,6 +28,7 @@ mdp_status mdp_transform_view_new(const mdp_model *model, mdp_view **out) {
     mdp_status status = MDP_ALLOC(&view->layers, model->n_layer, "the layers of a view");
     if (status.code == MDP_OK) status = MDP_ALLOC(&view->memory, n_expert, "the experts of a view");
     if (status.code == MDP_OK) status = MDP_ALLOC(&view->zeros, n_expert, "the experts of a view");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&view->made, n_expert, "the experts of a view");
     if (status.code != MDP_OK) {
         mdp_view_destroy(view);
         return status;
@@ -36,10 +37,24 @@ mdp_status mdp_transform_view_new(const mdp_model *model, mdp_view **out) {
     return mdp_ok();
 }
 
-void mdp_transform_view_layer(const mdp_model *model, const mdp_plan_layer *planned, mdp_view *view) {
+/* Experts of all layers before one, which have their places in the view. */
+static int64_t experts_before(const mdp_model *model, int64_t layer) {
+    int64_t n = 0;
+    for (int64_t l = 0; l < layer; l++) n += model->layers[l].moe.n_expert;
+    return n;
+}
+
+void mdp_transform_view_make(const mdp_model *model, int64_t layer, int32_t kept, const mdp_expert *expert,
+                             mdp_view *view) {
+    const mdp_expert **made = view->made + experts_before(model, layer);
+    made[kept] = expert;
+    view->layers[layer].made = made;
+}
+
+void mdp_transform_view_layer(const mdp_model *model, const mdp_plan_layer *planned, const mdp_replaced *replaced,
+                              mdp_view *view) {
     const mdp_moe *moe = &model->layers[planned->layer].moe;
-    int64_t first = 0; /* every layer has the places of its experts */
-    for (int64_t l = 0; l < planned->layer; l++) first += model->layers[l].moe.n_expert;
+    int64_t first = experts_before(model, planned->layer);
     mdp_expert_t *source = view->memory + first;
     unsigned char *zero = view->zeros + first;
     for (int32_t i = 0; i < planned->n_kept; i++) {
@@ -49,12 +64,17 @@ void mdp_transform_view_layer(const mdp_model *model, const mdp_plan_layer *plan
     int32_t k = planned->top_k > 0 ? planned->top_k : moe->top_k;
     view->layers[planned->layer] =
         (mdp_layer_view){.n_expert = planned->n_kept, .top_k = k, .source = source, .zero = zero};
+    for (int32_t i = 0; i < planned->n_kept; i++) {
+        int64_t at = mdp_replaced_find(replaced, planned->layer, i);
+        if (at >= 0) mdp_transform_view_make(model, planned->layer, i, &replaced->experts[at].expert, view);
+    }
 }
 
-mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, mdp_view **out) {
+mdp_status mdp_transform_view(const mdp_model *model, const mdp_plan *plan, const mdp_replaced *replaced,
+                              mdp_view **out) {
     *out = NULL;
     MDP_TRY(mdp_transform_check(plan));
     MDP_TRY(mdp_transform_view_new(model, out));
-    for (int64_t i = 0; i < plan->n_layer; i++) mdp_transform_view_layer(model, &plan->layers[i], *out);
+    for (int64_t i = 0; i < plan->n_layer; i++) mdp_transform_view_layer(model, &plan->layers[i], replaced, *out);
     return mdp_ok();
 }

@@ -109,7 +109,7 @@ static void destroy(fixture *f) {
 
 static mdp_output *transform(const fixture *f, const mdp_plan *plan) {
     mdp_output *output = NULL;
-    mdp_status status = mdp_transform_output(f->model, plan, NULL, plan ? "the plan" : NULL, "the provenance",
+    mdp_status status = mdp_transform_output(f->model, plan, NULL, NULL, plan ? "the plan" : NULL, "the provenance",
                                              MDP_UNEQUAL_STACKED, &output);
     if (status.code != MDP_OK) fail_msg("%s", status.text);
     int64_t n_byte = 0;
@@ -257,7 +257,7 @@ static void a_view_names_the_kept_experts(void **state) {
     (void)state;
     fixture *f = make(false, (mdp_budget_options){.budget = MDP_BUDGET_GLOBAL, .keep = 6});
     mdp_view *view = NULL;
-    assert_int_equal(mdp_transform_view(f->model, f->plan, &view).code, MDP_OK);
+    assert_int_equal(mdp_transform_view(f->model, f->plan, NULL, &view).code, MDP_OK);
     assert_int_equal(view->n_layer, 2);
     for (int l = 0; l < 2; l++) {
         const mdp_plan_layer *planned = &f->plan->layers[l];

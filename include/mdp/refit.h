@@ -1,0 +1,61 @@
+/* refit.h - what a plan leaves of each layer is fitted to what was there: new down projections, by one forward pass
+ * (doc/refit.md). */
+#ifndef MDP_REFIT_H
+#define MDP_REFIT_H
+
+#include "mdp/pipeline.h"
+#include "mdp/replaced.h"
+
+typedef enum mdp_refit_mode { MDP_REFIT_AUTO, MDP_REFIT_JOINT, MDP_REFIT_SWEEPS, MDP_REFIT_DIAGONAL } mdp_refit_mode;
+typedef enum mdp_refit_target { MDP_REFIT_RESIDUAL, MDP_REFIT_OUTPUT } mdp_refit_target;
+
+#define MDP_REFIT_LEAST_ROWS 32 /* tokens of an expert; with fewer it keeps its weights */
+#define MDP_REFIT_SWEEP 3       /* sweeps by default */
+
+typedef struct mdp_refit_options {
+    mdp_refit_mode mode;
+    int n_sweep;
+    double ridge; /* lambda as a part of the mean of diag A; 0: chosen for each layer */
+    mdp_refit_target target;
+    bool original_inputs; /* the changed layers are computed from the original's inputs */
+    double holdout;       /* part of the text that is left out of the fit, and measured */
+    int64_t n_token;      /* tokens that are fitted to, about; 0: all */
+    uint64_t seed;
+    int64_t memory; /* bytes of a rank for sums and factors; 0: no bound */
+} mdp_refit_options;
+
+/* Errors are sum over tokens of |target - Z'|^2 / sum of |target|^2; -1: there are no such tokens. */
+typedef struct mdp_refit_error {
+    double fitted, held_out;
+} mdp_refit_error;
+
+/* What became of a layer. */
+typedef struct mdp_refit_layer {
+    int64_t layer;         /* of the model */
+    int32_t n_expert;      /* of the result */
+    int64_t *rows;         /* [n_expert] tokens that chose each, of those that are fitted to */
+    unsigned char *fitted; /* [n_expert] nonzero: its down projection is new */
+    int64_t order;         /* unknowns of one row; 0: nothing was fitted */
+    mdp_refit_mode mode;   /* what auto came to */
+    double ridge, mean_diagonal;
+    double rcond; /* reciprocal condition number, about; of the worst system */
+    double step;  /* that the change of `diagonal` was multiplied by; else 1 */
+    bool fixed;   /* the same bytes on any number of ranks */
+    mdp_refit_error before, after;
+} mdp_refit_layer;
+
+typedef struct mdp_refit {
+    int64_t n_layer;
+    mdp_refit_layer *layers; /* [n_layer] layers of the plan, ascending */
+} mdp_refit;
+void mdp_refit_destroy(mdp_refit *refit); /* NULL is allowed */
+
+/* Fit the experts that a plan keeps, over all tokens, which are one batch. `replaced` lists all of them, with arrays to
+ * be written into (mdp_replaced_list, mdp_arrays_create_all, bound to `reader`); on success the checksums of all arrays
+ * are known. Of an expert that is not fitted the arrays mean nothing. Collective on `comm`. Errors: those of a forward
+ * pass; MDP_USAGE: the tokens are more than one batch can hold, naming the memory that would do. */
+mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
+                         const mdp_plan *plan, mdp_replaced *replaced, const mdp_refit_options *refit,
+                         const mdp_forward_options *options, mdp_refit **out);
+
+#endif

@@ -1,0 +1,54 @@
+/* replaced.h - experts that a plan keeps with another down projection, which stands in plan.h5 as the checkpoint would
+ * store it: found in the plan, or listed to be made. */
+#ifndef MDP_REPLACED_H
+#define MDP_REPLACED_H
+
+#include "mdp/arrays.h"
+#include "mdp/plan.h"
+
+/* What of an expert is replaced: stored tensors, or an expert's slice of one that holds all experts. */
+typedef enum mdp_expert_part {
+    MDP_PART_DOWN,
+    MDP_PART_DOWN_SCALE,
+    MDP_PART_DOWN_BIAS,
+    MDP_N_EXPERT_PART
+} mdp_expert_part;
+extern const char *const mdp_expert_part_names[MDP_N_EXPERT_PART]; /* names of its arrays in a plan */
+
+typedef struct mdp_replaced_expert {
+    int64_t layer;                               /* of the model */
+    int32_t kept;                                /* number in the result */
+    mdp_expert_t from;                           /* in the model */
+    int64_t array[MDP_N_EXPERT_PART];            /* number of its array; -1: it has no such part, or keeps it */
+    const mdp_tensor *stored[MDP_N_EXPERT_PART]; /* in the model */
+    mdp_expert expert; /* what computes: all but those parts the model's; set when arrays are there */
+} mdp_replaced_expert;
+
+typedef struct mdp_replaced {
+    const mdp_model *model;
+    int64_t n;
+    mdp_replaced_expert *experts; /* [n] by layer, then kept */
+    int64_t n_array;
+    mdp_array *list;    /* [n_array] */
+    char **names;       /* [n_array] of them */
+    mdp_arrays *arrays; /* NULL: not there yet; owned */
+} mdp_replaced;
+
+/* The experts whose parts the plan says are in plan.h5; or, `all`, every expert that it keeps, with all its parts, for
+ * who makes them. Local. MDP_BAD_INPUT: an array that the expert cannot have. Freed with mdp_replaced_destroy. */
+mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, bool all, mdp_replaced **out);
+void mdp_replaced_destroy(mdp_replaced *replaced); /* NULL is allowed */
+/* The arrays are there (taken over), and `reader` is to read them: the experts compute. Local. */
+mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader);
+/* Number of an expert of the result; -1: it is not among them. `replaced` may be NULL. */
+int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept);
+/* What stands in plan.h5 in the place of a stored tensor, or of the expert's slice of it; NULL: nothing does. */
+const mdp_tensor *mdp_replaced_tensor(const mdp_replaced *replaced, int64_t layer, int32_t kept,
+                                      const mdp_tensor *stored);
+
+/* Those of a plan, opened beside it, with checksums for who copies; NULL where it has none. Collective on `comm`
+ * (agrees). MDP_BAD_INPUT. */
+mdp_status mdp_replaced_open_all(const mdp_comm *comm, const mdp_model *model, const mdp_plan *plan, mdp_reader *reader,
+                                 mdp_replaced **out);
+
+#endif

@@ -1,0 +1,311 @@
+/* refit_solve.c - sums of a layer become new down projections: the ridge, D, and W + D^T in the plan's arrays.
+ *
+ * Right-hand sides are rows of W, dealt to ranks in runs; a rank reads its rows of each fitted expert's W, adds what
+ * was solved for them, and writes them as the checkpoint stores them. */
+#include "pipeline/refit_run.h"
+
+#include "mdp/narrow.h"
+
+#include <math.h>
+#include <string.h>
+
+#define PUT_ROWS 256 /* rows of W that are read and written at a time, about */
+
+static const double ridges[] = {1e-3, 1e-2, 1e-1, 1.0};
+#define N_RIDGE 4
+#define SLACK 1.05 /* errors up to this times the best count as good */
+
+/* ---- the ridge ------------------------------------------------------------------------------------------------- */
+
+/* What a ridge does to text that was fitted to, and to text that was left out: sums over the sets, and the worst. */
+typedef struct ridge_errors {
+    double fitted;     /* mean over the sets left out in turn of error / error without a fit */
+    double worst_left; /* largest error / error without a fit of a set that was left out */
+} ridge_errors;
+
+/* error / error without a fit of some sets, by quadratic forms: |r - D^T phi|^2 = |r|^2 - 2 tr D^T B + tr D^T A D. */
+static mdp_status error_of_all(mdp_fit *fit, const mdp_fit_sets *sets, double rest, const double *d, double *b,
+                               double *out) {
+    double quadratic, linear;
+    MDP_TRY(mdp_fit_right_hand_side_all(fit, sets, b));
+    MDP_TRY(mdp_fit_forms_all(fit, sets, b, d, &quadratic, &linear));
+    *out = rest > 0.0 ? (rest - 2.0 * linear + quadratic) / rest : 1.0;
+    return mdp_ok();
+}
+
+static double rest_of(const mdp_refit_sums *sums, const mdp_fit_sets *sets) {
+    double sum = 0.0;
+    for (int s = 0; s < sets->n_set; s++)
+        if (sets->part[s] != 0.0) sum += mdp_exact_value(&sums[s].before);
+    return sum;
+}
+
+static mdp_status try_ridge_all(mdp_refit_run *run, const mdp_refit_sums *sums, mdp_fit *fit, double ridge, double *b,
+                                double *d, ridge_errors *out) {
+    double in[MDP_REFIT_MOST_SETS], left[MDP_REFIT_MOST_SETS], mean, rcond, error;
+    int64_t first, n_col, n_left = 0;
+    mdp_fit_columns(fit, &first, &n_col);
+    *out = (ridge_errors){0};
+    for (int s = 0; s < run->n_set; s++) {
+        const mdp_fit_sets others = {run->n_set, in}, one = {run->n_set, left};
+        for (int i = 0; i < run->n_set; i++) {
+            in[i] = i == s ? 0.0 : 1.0;
+            left[i] = 1.0 - in[i];
+        }
+        if (rest_of(sums, &one) <= 0.0 || rest_of(sums, &others) <= 0.0) continue;
+        n_left++;
+        MDP_TRY(mdp_fit_mean_diagonal_all(fit, &others, &mean));
+        MDP_TRY(mdp_fit_right_hand_side_all(fit, &others, d));
+        MDP_TRY(mdp_fit_solve_all(fit, &others, ridge * mean, run->options->n_sweep, d, &rcond));
+        MDP_TRY(error_of_all(fit, &others, rest_of(sums, &others), d, b, &error));
+        out->fitted += error;
+        MDP_TRY(error_of_all(fit, &one, rest_of(sums, &one), d, b, &error));
+        if (error > out->worst_left) out->worst_left = error;
+    }
+    if (n_left > 0) out->fitted /= (double)n_left;
+    return mdp_ok();
+}
+
+/* The largest ridge that fits about as well as the best and leaves no set that was left out worse off; where there is
+ * none, the one that harms least. */
+static double best_ridge(const ridge_errors *errors) {
+    double best = INFINITY;
+    int least = 0;
+    for (int i = 0; i < N_RIDGE; i++) {
+        best = errors[i].fitted < best ? errors[i].fitted : best;
+        least = errors[i].worst_left < errors[least].worst_left ? i : least;
+    }
+    for (int i = N_RIDGE - 1; i >= 0; i--)
+        if (errors[i].fitted <= SLACK * best && errors[i].worst_left <= 1.0) return ridges[i];
+    for (int i = 0; i < N_RIDGE; i++) /* the best fit that harms nobody */
+        if (errors[i].worst_left <= 1.0) return ridges[i];
+    return ridges[least];
+}
+
+static mdp_status choose_ridge_all(mdp_refit_run *run, const mdp_refit_sums *sums, mdp_fit *fit, double *b, double *d,
+                                   double *ridge) {
+    ridge_errors errors[N_RIDGE];
+    *ridge = run->options->ridge;
+    if (*ridge > 0.0) return mdp_ok();
+    for (int i = 0; i < N_RIDGE; i++) {
+        MDP_TRY(try_ridge_all(run, sums, fit, ridges[i], b, d, &errors[i]));
+        mdp_log_message(
+            run->forward->log, MDP_LEVEL_DEBUG,
+            "refit    layer %lld, ridge %g: %.4f of the error stays where it was fitted, at most %.4f where "
+            "it was left out",
+            (long long)run->layer, ridges[i], errors[i].fitted, errors[i].worst_left);
+    }
+    *ridge = best_ridge(errors);
+    return mdp_ok();
+}
+
+/* ---- D --------------------------------------------------------------------------------------------------------- */
+
+static mdp_status solve_all(mdp_refit_run *run, const mdp_refit_sums *sums, mdp_fit *fit, double *b, double *d) {
+    double every[MDP_REFIT_MOST_SETS], ridge;
+    const mdp_fit_sets sets = {run->n_set, every};
+    mdp_refit_layer *record = run->record;
+    for (int s = 0; s < run->n_set; s++) every[s] = 1.0;
+    MDP_TRY(choose_ridge_all(run, sums, fit, b, d, &ridge));
+    record->ridge = ridge;
+    MDP_TRY(mdp_fit_mean_diagonal_all(fit, &sets, &record->mean_diagonal));
+    MDP_TRY(mdp_fit_right_hand_side_all(fit, &sets, d));
+    return mdp_fit_solve_all(fit, &sets, ridge * record->mean_diagonal, run->options->n_sweep, d, &record->rcond);
+}
+
+mdp_status mdp_refit_solve_all(mdp_refit_run *run, const mdp_refit_sums *sums, mdp_fit *fit, double **d) {
+    int64_t first, n_col;
+    double *b = NULL;
+    *d = NULL;
+    mdp_fit_columns(fit, &first, &n_col);
+    mdp_status status = MDP_ALLOC(d, n_col * mdp_fit_order(fit), "new down projections");
+    if (status.code == MDP_OK && run->options->ridge == 0.0)
+        status = MDP_ALLOC(&b, n_col * mdp_fit_order(fit), "new down projections");
+    status = mdp_agree_all(run->comm, status);
+    if (status.code == MDP_OK) status = solve_all(run, sums, fit, b, *d);
+    mdp_free(b);
+    return status;
+}
+
+/* ---- W --------------------------------------------------------------------------------------------------------- */
+
+int64_t mdp_refit_unit(const mdp_moe *moe) {
+    int64_t unit = MDP_SPD_COLUMNS, block = mdp_matrix_put_unit(&moe->experts[0].down);
+    while (unit % block != 0) unit += MDP_SPD_COLUMNS;
+    return unit;
+}
+
+/* One expert's rows on this rank. */
+typedef struct writing {
+    const mdp_refit_run *run;
+    const mdp_expert *from; /* the model's */
+    const mdp_expert *to;   /* in the plan's arrays */
+    const double *d;        /* [n_col, order] */
+    int64_t order, offset;  /* of the expert's values in a column */
+    int64_t first, n_col;   /* rows of W */
+    double step;
+    void *scratch;
+    float *stored;  /* [PUT_ROWS.., f] */
+    double *values; /* the same */
+} writing;
+
+static mdp_status put_bytes(void *context, const mdp_tensor *tensor, int64_t offset, int64_t n_byte, const void *data) {
+    const mdp_arrays *arrays = context;
+    return mdp_arrays_put(arrays, tensor - arrays->tensors, offset, n_byte, data);
+}
+
+/* values = rows row .. row + n - 1 of W, and what is added to them. */
+static mdp_status make_rows(const writing *w, int64_t row, int64_t n) {
+    int64_t f = w->from->down.n_col;
+    MDP_TRY(mdp_matrix_read(w->run->reader, &w->from->down, row, n, w->scratch, w->stored));
+    for (int64_t r = 0; r < n; r++) {
+        const double *d = w->d + (row + r - w->first) * w->order + w->offset;
+        for (int64_t j = 0; j < f; j++) w->values[r * f + j] = (double)w->stored[r * f + j] + w->step * d[j];
+    }
+    return mdp_ok();
+}
+
+static mdp_status allocate(writing *w, int64_t n_row) {
+    int64_t f = w->from->down.n_col;
+    MDP_TRY(mdp_alloc(&w->scratch, mdp_matrix_scratch(&w->from->down, n_row), 1, "rows of a down projection"));
+    MDP_TRY(MDP_ALLOC(&w->stored, n_row * f, "rows of a down projection"));
+    return MDP_ALLOC(&w->values, n_row * f, "rows of a down projection");
+}
+
+static int64_t rows_at_once(const mdp_matrix *down) {
+    int64_t unit = mdp_matrix_put_unit(down), n = PUT_ROWS / unit * unit;
+    return n > 0 ? n : unit;
+}
+
+/* largest: where one scale is for all rows. Local. */
+static mdp_status raise_largest(writing *w, float *largest) {
+    int64_t step = rows_at_once(&w->from->down), end = w->first + w->n_col;
+    for (int64_t row = w->first; row < end; row += step) {
+        int64_t n = end - row < step ? end - row : step;
+        MDP_TRY(make_rows(w, row, n));
+        mdp_matrix_raise_largest(&w->from->down, w->values, n, largest);
+    }
+    return mdp_ok();
+}
+
+static mdp_status put_rows(writing *w, const float *largest) {
+    int64_t step = rows_at_once(&w->from->down), end = w->first + w->n_col;
+    mdp_arrays *arrays = w->run->replaced->arrays;
+    for (int64_t row = w->first; row < end; row += step) {
+        int64_t n = end - row < step ? end - row : step;
+        MDP_TRY(make_rows(w, row, n));
+        MDP_TRY(mdp_matrix_put(&w->to->down, row, n, w->values, largest, put_bytes, arrays));
+    }
+    return mdp_ok();
+}
+
+/* The bias of this rank's rows; its change is the last value of a column. */
+static mdp_status put_bias(const writing *w) {
+    const mdp_matrix *from = &w->from->down_bias, *to = &w->to->down_bias;
+    float *stored = NULL;
+    double *values = NULL;
+    unsigned char *bytes = NULL;
+    int64_t size = to->tensor ? mdp_dtype_bits(to->tensor->type) / 8 : 0;
+    if (!to->tensor || w->n_col == 0) return mdp_ok();
+    mdp_status status = mdp_matrix_load(w->run->reader, from, &stored);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&values, w->n_col, "a bias");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&bytes, w->n_col * size, "a bias");
+    for (int64_t c = 0; status.code == MDP_OK && c < w->n_col; c++)
+        values[c] = (double)stored[w->first + c] + w->step * w->d[c * w->order + w->offset + w->from->down.n_col];
+    if (status.code == MDP_OK) {
+        mdp_narrow(to->tensor->type, values, w->n_col, bytes);
+        for (int64_t c = 0; status.code == MDP_OK && c < w->n_col; c++)
+            status = put_bytes(w->run->replaced->arrays, to->tensor,
+                               (to->first + (w->first + c) * to->col_stride) * size, size, bytes + c * size);
+    }
+    mdp_free(stored);
+    mdp_free(values);
+    mdp_free(bytes);
+    return status;
+}
+
+/* The largest of all ranks: of numbers that are not negative, bits are in the same order. Collective. */
+static mdp_status agree_on_largest_all(const mdp_comm *comm, int64_t n, float *largest, int64_t *bits) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t own;
+        memcpy(&own, &largest[i], sizeof own);
+        bits[i] = own;
+    }
+    MDP_TRY(mdp_max_i64_all(comm, bits, n));
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t own = (uint32_t)bits[i];
+        memcpy(&largest[i], &own, sizeof own);
+    }
+    return mdp_ok();
+}
+
+static mdp_status put_expert_all(writing *w) {
+    const mdp_comm *comm = w->run->comm;
+    int64_t n_common = mdp_matrix_common_scales(&w->from->down), *bits = NULL;
+    float *largest = NULL;
+    mdp_status status = allocate(w, rows_at_once(&w->from->down));
+    if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&largest, n_common, "scales");
+    if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&bits, n_common, "scales");
+    if (status.code == MDP_OK && n_common > 0) status = raise_largest(w, largest);
+    status = mdp_agree_all(comm, status);
+    if (status.code == MDP_OK && n_common > 0) status = agree_on_largest_all(comm, n_common, largest, bits);
+    if (status.code == MDP_OK) {
+        status = put_rows(w, largest);
+        if (status.code == MDP_OK) status = put_bias(w);
+        status = mdp_agree_all(comm, status);
+    }
+    mdp_free(largest);
+    mdp_free(bits);
+    mdp_free(w->scratch);
+    mdp_free(w->stored);
+    mdp_free(w->values);
+    return status;
+}
+
+/* The experts of the layer in the plan's list. */
+static void find_layer(const mdp_refit_run *run, int64_t *first, int64_t *n) {
+    *first = *n = 0;
+    for (int64_t i = 0; i < run->replaced->n; i++) {
+        if (run->replaced->experts[i].layer != run->layer) continue;
+        if ((*n)++ == 0) *first = i;
+    }
+}
+
+static void show(const mdp_refit_run *run) {
+    for (int32_t s = 0; s < run->n_side; s++) {
+        int64_t at = mdp_replaced_find(run->replaced, run->layer, run->expert[s]);
+        mdp_transform_view_make(run->model, run->layer, run->expert[s], &run->replaced->experts[at].expert, run->view);
+    }
+}
+
+mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const double *d, double step) {
+    const mdp_moe *moe = &run->model->layers[run->layer].moe;
+    int64_t first, n;
+    for (int32_t s = 0; s < run->n_side; s++) {
+        const mdp_replaced_expert *to =
+            &run->replaced->experts[mdp_replaced_find(run->replaced, run->layer, run->expert[s])];
+        writing w = {.run = run,
+                     .from = &moe->experts[to->from],
+                     .to = &to->expert,
+                     .d = d,
+                     .order = mdp_fit_order(fit),
+                     .offset = mdp_fit_offset(fit, s),
+                     .step = step};
+        mdp_fit_columns(fit, &w.first, &w.n_col);
+        MDP_TRY(put_expert_all(&w));
+    }
+    find_layer(run, &first, &n);
+    int64_t first_array = INT64_MAX, end = 0;
+    for (int64_t i = first; i < first + n; i++) {
+        for (int part = 0; part < MDP_N_EXPERT_PART; part++) {
+            int64_t array = run->replaced->experts[i].array[part];
+            if (array < 0) continue;
+            first_array = array < first_array ? array : first_array;
+            end = array + 1 > end ? array + 1 : end;
+        }
+    }
+    if (end > first_array)
+        MDP_TRY(mdp_arrays_settle_all(run->comm, run->replaced->arrays, first_array, end - first_array));
+    show(run);
+    return mdp_ok();
+}
