@@ -113,6 +113,10 @@ typedef struct mdp_budget_layer {
 /* The file of a list budget: a JSON object of layer numbers and counts, {"0": 6, "1": 4}. New list, ascending.
  * MDP_BAD_INPUT. Local. */
 mdp_status mdp_keep_list_parse(const char *text, int64_t n_byte, const char *path, mdp_keep_entry **list, int64_t *n);
+/* Of n_round rounds (1 or more) those that are of use: no more than there are steps of one expert, or one multiple, in
+ * the layer that loses most; 1 where none loses any. Local. */
+int64_t mdp_budget_rounds(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options,
+                          int64_t n_round);
 /* The budget of round `round` of n_round: it removes round / n_round of what the whole removes. list [n_layer] backs
  * the budget that comes out. Local. */
 mdp_budget_options mdp_budget_of_round(const mdp_budget_layer *layers, int64_t n_layer,

@@ -16,6 +16,7 @@ static mdp_status check_options(const mdp_session *session) {
 static mdp_status describe(const mdp_session *session, const mdp_plan *plan, const char *text, mdp_output **out) {
     char *provenance = NULL;
     MDP_TRY(mdp_session_check_uniform(session, plan));
+    MDP_TRY(mdp_session_check_side_files(session));
     MDP_TRY(mdp_session_provenance(session, plan, &provenance));
     mdp_extra extra;
     mdp_status status = mdp_transform_output(session->model, plan, mdp_session_extra(session, &extra), text, provenance,
@@ -36,7 +37,9 @@ static mdp_status check_outputs_all(const mdp_session *session, int64_t n_byte) 
 static mdp_status write_result_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output) {
     mdp_estimate estimate = {.phase = "apply"};
     MDP_TRY(mdp_session_open_resume_all(session, true));
+    MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_writes_all(session, plan, output, &estimate));
+    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     MDP_TRY(check_outputs_all(session, estimate.bytes_written));
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_make_folder_all(session));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
@@ -53,7 +56,7 @@ mdp_status mdp_command_apply_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan, &text));
-    mdp_status status = mdp_session_plan_mtp_all(session, plan);
+    mdp_status status = mdp_session_plan_mtp_all(session, plan, mdp_session_option(session, OPTION_DRY_RUN)->flag);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
     if (status.code == MDP_OK && output) status = write_result_all(session, plan, output);
     mdp_output_destroy(output);

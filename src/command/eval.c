@@ -57,7 +57,9 @@ static mdp_status open_all(mdp_session *session, streams *all) {
     MDP_TRY(mdp_session_open_tasks_all(session));
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
     MDP_TRY(mdp_session_open_resume_all(session, false));
-    return dump ? mdp_session_check_output_all(session, dump, 0) : mdp_ok();
+    if (!dump) return mdp_ok();
+    MDP_AGREE(session->comm, mdp_dump_check(session->model, session->tokens, all->n));
+    return mdp_session_check_output_all(session, dump, 0);
 }
 
 static void print_row(const char *name, int n, const double *values) {
@@ -133,6 +135,7 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, pass, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, pass, &estimate));
+    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     MDP_TRY(mdp_session_check_output_all(session, mdp_session_option(session, OPTION_OUT)->text, estimate.bytes_saved));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();

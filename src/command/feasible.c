@@ -4,6 +4,10 @@
 
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
+
+#define BESIDE_BYTE 32 /* a name beside the output is longer by fewer: .profile.json.partial, .replaced */
+#define BELOW_BYTE 128 /* and a path below it: hf.partial/model-00001-of-00002.safetensors, .state/... */
 
 /* ---- census -------------------------------------------------------------------------------------------------- */
 
@@ -219,7 +223,33 @@ bool mdp_session_wants_hf(const mdp_session *session) {
     return mdp_session_option(session, OPTION_FORMAT)->integer != FORMAT_HDF5;
 }
 
+/* The output of other commands is a folder. */
+static bool writes_file(const mdp_session *session) {
+    return (session->options->bit & (COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_EVAL)) != 0;
+}
+
+/* Can there be a file or folder of this name, and beside it those whose names are longer? Local, rank 0. */
+static mdp_status check_name(const mdp_session *session, const char *path) {
+    int64_t n_name, n_path = (int64_t)strlen(path), n_end = 0;
+    char *folder = NULL;
+    while (n_path - n_end > 1 && path[n_path - n_end - 1] == '/') n_end++;
+    for (n_name = 0; n_name + n_end < n_path && path[n_path - n_end - n_name - 1] != '/';) n_name++;
+    if (writes_file(session) && (n_end > 0 || mdp_path_is_folder(path)))
+        return MDP_ERROR(MDP_CANNOT_CREATE, "%.600s names a folder, the output of %s is a file; name that.", path,
+                         session->options->command);
+    MDP_TRY(mdp_path_folder(&folder, path));
+    long most_name = pathconf(folder, _PC_NAME_MAX), most_path = pathconf(folder, _PC_PATH_MAX);
+    mdp_free(folder);
+    if ((most_name <= 0 || n_name + BESIDE_BYTE <= most_name) && (most_path <= 0 || n_path + BELOW_BYTE <= most_path))
+        return mdp_ok();
+    return MDP_ERROR(MDP_CANNOT_CREATE,
+                     "the output %.100s... has a name of %lld bytes in a path of %lld; with what is written beside and "
+                     "below it, at most %ld and %ld are possible there. Give another --out.",
+                     path, (long long)n_name, (long long)n_path, most_name - BESIDE_BYTE, most_path - BELOW_BYTE);
+}
+
 mdp_status mdp_session_check_output_all(const mdp_session *session, const char *path, int64_t n_byte) {
+    MDP_AGREE(session->comm, session->comm->rank == 0 ? check_name(session, path) : mdp_ok());
     return mdp_output_check_all(session->comm, path, session->catalogue, mdp_session_may_replace(session), n_byte);
 }
 
@@ -304,4 +334,30 @@ mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan 
         "layers differ: the plan keeps %d experts in layer %lld and %d in layer %lld, which no loader of Hugging Face "
         "folders accepts; use --format hdf5, --non-uniform pad or per-layer-config, or --budget uniform for the plan.",
         (int)first->n_kept, (long long)first->layer, (int)other->n_kept, (long long)other->layer);
+}
+
+mdp_status mdp_session_check_budget_fits(const mdp_session *session, const mdp_budget_options *budget,
+                                         const mdp_plan *stand_in) {
+    bool decided = budget->budget != MDP_BUDGET_GLOBAL;
+    return decided || mdp_session_unequal(session) != MDP_UNEQUAL_STACKED ? mdp_session_check_uniform(session, stand_in)
+                                                                          : mdp_ok();
+}
+
+/* ---- the result ---------------------------------------------------------------------------------------------- */
+
+mdp_status mdp_session_check_side_files(const mdp_session *session) {
+    const mdp_catalogue *catalogue = session->catalogue;
+    if (session->comm->rank != 0 || catalogue->container == MDP_NATIVE) return mdp_ok();
+    for (int64_t i = 0; i < catalogue->n_side_file; i++) {
+        const char *path = catalogue->files[catalogue->side_files[i].file];
+        int fd = -1;
+        MDP_TRY(mdp_file_open_read(path, &fd));
+        MDP_TRY(mdp_file_close(path, fd));
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_session_check_result(const mdp_session *session) {
+    MDP_TRY(mdp_session_check_side_files(session));
+    return mdp_session_wants_native(session) ? mdp_transform_check_stacks(session->model) : mdp_ok();
 }

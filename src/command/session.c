@@ -92,6 +92,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_reader_destroy(session->reader);
     mdp_plan_destroy(session->mtp_plan);
     mdp_model_destroy(session->mtp_model);
+    mdp_weights_destroy(session->routers);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
     mdp_resume_destroy(session->resume);
@@ -127,6 +128,24 @@ static mdp_status category_names(const mdp_session *session, const char *categor
     return mdp_category_names(categories, names);
 }
 
+/* Texts too long to be computed are refused; beyond what positions were trained for the model computes, but badly. */
+static mdp_status check_lengths(const mdp_session *session, const mdp_tokens *tokens) {
+    int64_t longest = 0, most = session->model->max_position;
+    char found[32], trained[32];
+    for (int64_t s = 0; s < tokens->n_sequence; s++) {
+        int64_t length = tokens->offset[s + 1] - tokens->offset[s];
+        longest = length > longest ? length : longest;
+    }
+    mdp_status status = mdp_engine_check_length(session->model, longest);
+    if (status.code != MDP_OK) return MDP_ERROR(status.code, "%s: %s", tokens->path, status.text);
+    if (longest > most)
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "%s: the longest sequence has %s tokens, the model is made for positions up to %s "
+                        "(max_position_embeddings); cut the text shorter, or trust no number of it",
+                        tokens->path, mdp_print_count(found, longest), mdp_print_count(trained, most));
+    return mdp_ok();
+}
+
 mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
                                        mdp_tokens **out) {
     char *names = NULL;
@@ -135,13 +154,15 @@ mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, c
     if (status.code == MDP_OK)
         status = mdp_tokens_open_all(session->comm, path, names, session->model->vocab_size, out);
     mdp_free(names);
-    return status;
+    MDP_TRY(status);
+    return mdp_agree_all(session->comm, check_lengths(session, *out));
 }
 
 mdp_status mdp_session_open_tasks_all(mdp_session *session) {
     const mdp_option_value *path = mdp_session_option(session, OPTION_TASKS);
     if (!path->present) return mdp_ok();
-    return mdp_tasks_open_all(session->comm, path->text, session->model->vocab_size, &session->tasks);
+    MDP_TRY(mdp_tasks_open_all(session->comm, path->text, session->model->vocab_size, &session->tasks));
+    return mdp_agree_all(session->comm, check_lengths(session, session->tasks->tokens));
 }
 
 mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, char **text, int64_t *n_byte) {

@@ -125,7 +125,10 @@ def test_padding_is_refused_where_it_would_change_results(tmp_path):
         (work / "keep.json").write_text(json.dumps(keep), encoding="utf-8")
         mdp.refuse(2, 2, rf"--non-uniform pad: model_type '{model_type}' chooses experts by a softmax over all",
                    *prune(original, tokens, work, "--non-uniform", "pad"))
-        assert not (work / "out" / "hf").exists() and not (work / "out" / "model.h5").exists()
+        assert not (work / "out").exists()  # nothing was observed for it
+    mdp.succeed(2, *["hdf5" if word == "both" else word for word in prune(original, tokens, work)])
+    refused = ["apply", "--model", original, "--plan", work / "out" / "plan.json", "--format", "safetensors", "--out", work / "no"]
+    mdp.refuse(2, 2, "--non-uniform pad: model_type 'mixtral'", *refused, "--non-uniform", "pad")
     mdp.succeed(2, "apply", "--model", original, "--plan", work / "out" / "plan.json", "--out", work / "native")
     mdp.refuse(2, 65, r"layers differ.*--non-uniform pad", "export", "--model", work / "native" / "model.h5", "--out", work / "hf")
 
