@@ -132,6 +132,8 @@ typedef struct mdp_session {
     char *recipe;          /* what --method stands for, when it names a recipe; owned */
     bool folder_created;   /* this run made the folder --out (rank 0) */
     bool result_kept;      /* something in it is worth keeping when the run fails later (rank 0) */
+    bool stats_made;       /* stats.h5 and plan.json in it are this run's */
+    bool plan_made;
 } mdp_session;
 
 typedef struct mdp_command {

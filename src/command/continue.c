@@ -4,10 +4,12 @@
  * those that cannot change a result; the program's version and what multiplies, which decide the last bits (so --gemm
  * and --compute are not compared by name). */
 #include "command/continue.h"
+#include "command/decide.h"
 
 #include <string.h>
 
 #define MAX_IDENTITY (1 << 20)
+#define MAX_COMMAND 1800 /* bytes of a command line that is told */
 
 /* Options that may differ when a command goes on: they change no byte of a result, or name files that have
  * fingerprints. */
@@ -284,13 +286,70 @@ static void add_word(char *line, size_t most, const char *word) {
     snprintf(line + used, most - used, quote ? " '%s'" : " %s", word);
 }
 
-void mdp_session_say_how_to_go_on(const mdp_session *session) {
-    char line[1800] = "";
+static void say_resume(const mdp_session *session, const char *when) {
+    char line[MAX_COMMAND] = "";
     bool given = false;
     for (int i = 0; i < session->n_word; i++) {
         given = given || strcmp(session->words[i], "--resume") == 0;
         add_word(line, sizeof line, session->words[i]);
     }
     if (!given) add_word(line, sizeof line, "--resume");
-    mdp_log_message(session->log, MDP_LEVEL_INFO, "to go on, on any number of ranks:%s", line);
+    mdp_log_message(session->log, MDP_LEVEL_INFO, "to go on%s, on any number of ranks:%s", when, line);
+}
+
+void mdp_session_say_how_to_go_on(const mdp_session *session) {
+    say_resume(session, "");
+}
+
+static void add_option(char *line, size_t most, const char *name, const char *value) {
+    char word[40];
+    snprintf(word, sizeof word, "--%s", name);
+    add_word(line, most, word);
+    if (value) add_word(line, most, value);
+}
+
+/* What was given and `plan` or `apply` takes too, but for files and for how the command is run. */
+static void add_common_options(const mdp_session *session, unsigned bit, char *line, size_t most) {
+    for (int i = OPTION_CATEGORIES; i <= OPTION_SHARD_SIZE; i++) {
+        const mdp_option *option = &mdp_option_table[i];
+        const mdp_option_value *value = mdp_session_option(session, (mdp_option_id)i);
+        if (i == OPTION_STATS || i == OPTION_PLAN || i == OPTION_OUT) continue;
+        if (!(option->commands & bit) || !value->given) continue;
+        if (option->type != MDP_OPTION_FLAG)
+            add_option(line, most, option->name, value->text);
+        else if (value->flag)
+            add_option(line, most, option->name, NULL);
+    }
+}
+
+/* The command that takes up what a run has made before it failed. */
+static void say_next(const mdp_session *session, bool refused) {
+    const char *out = mdp_session_option(session, OPTION_OUT)->text;
+    size_t n = strlen(out);
+    char line[MAX_COMMAND] = "", path[MAX_COMMAND];
+    while (n > 1 && out[n - 1] == '/') n--;
+    if (session->plan_made) {
+        add_option(line, sizeof line, "model", mdp_session_option(session, OPTION_MODEL)->text);
+        snprintf(path, sizeof path, "%.*s/plan.json", (int)n, out);
+        add_option(line, sizeof line, "plan", path);
+        if (!refused) add_common_options(session, COMMAND_APPLY, line, sizeof line);
+        snprintf(path, sizeof path, "%.*s-2", (int)n, out);
+    } else {
+        snprintf(path, sizeof path, "%.*s/stats.h5", (int)n, out);
+        add_option(line, sizeof line, "stats", path);
+        if (mdp_session_criterion(session)->tensors != MDP_NO_TENSORS)
+            add_option(line, sizeof line, "model", mdp_session_option(session, OPTION_MODEL)->text);
+        add_common_options(session, COMMAND_PLAN, line, sizeof line);
+        snprintf(path, sizeof path, "%.*s/plan.json", (int)n, out);
+    }
+    add_option(line, sizeof line, "out", path);
+    mdp_log_message(session->log, MDP_LEVEL_INFO, "kept: %.*s/stats.h5%s; without observing again: moe-dist-prune %s%s",
+                    (int)n, out, session->plan_made ? " and plan.json" : "", session->plan_made ? "apply" : "plan",
+                    line);
+}
+
+void mdp_session_say_what_stays(const mdp_session *session, const mdp_status *status) {
+    bool refused = status->code == MDP_USAGE || status->code == MDP_BAD_INPUT; /* it would be again */
+    if (session->stats_made) say_next(session, refused);
+    if (!refused && session->resume && session->resume->saved) say_resume(session, " when the cause is gone");
 }

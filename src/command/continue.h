@@ -19,6 +19,8 @@ mdp_status mdp_session_recorded_compute(const mdp_session *session, bool in_fold
 mdp_status mdp_session_end_resume_all(mdp_session *session);
 /* Say how to go on. Rank 0. */
 void mdp_session_say_how_to_go_on(const mdp_session *session);
+/* After a failure: say what the command leaves that is of use, and the command that goes on from it. Rank 0. */
+void mdp_session_say_what_stays(const mdp_session *session, const mdp_status *status);
 /* May outputs that exist be replaced? */
 bool mdp_session_may_replace(const mdp_session *session);
 

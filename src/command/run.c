@@ -193,7 +193,7 @@ static mdp_status observe_all(mdp_session *session, products *made) {
         MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options,
                                 &made->stats));
     MDP_TRY(write_stats_all(session, made->stats));
-    session->result_kept = true;
+    session->result_kept = session->stats_made = true;
     return mdp_ok();
 }
 
@@ -271,6 +271,7 @@ static mdp_status decide_all(mdp_session *session, products *made) {
     mdp_free(list);
     MDP_TRY(status);
     MDP_TRY(write_below_all(session, "plan.json", made->plan_text));
+    session->plan_made = true;
     MDP_TRY(mdp_session_plan_mtp_all(session, made->plan, false));
     return mdp_agree_all(session->comm, transform(session, made));
 }

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -194,3 +195,45 @@ def test_evaluation_text_that_is_too_long_is_known_before_anything_is_observed(t
     choose = np.random.default_rng(3)
     text, longer = (mdp.write_tokens(tmp_path / f"{n}.h5", {"a": [choose.integers(0, 96, n)]}) for n in (40, 41))
     refused_early(2, 65, r"41\.h5: a sequence has 41 tokens; beyond 40", tmp_path, "--model", model, "--tokens", text, "--eval-tokens", longer, "--keep", 4)
+
+
+# ---- what fails late all the same
+
+def told_command(told, pattern):
+    """The words of a command line that was printed for people to paste."""
+    line = re.search(pattern, told, re.M)
+    assert line, told
+    return [word for word in shlex.split(line[1]) if word != "moe-dist-prune"]
+
+
+def test_a_plan_that_cannot_be_written_as_asked_says_what_it_leaves_and_how_to_go_on(tmp_path):
+    """The global budget compares experts of all layers, so only the plan knows how many stay where."""
+    out = tmp_path / "with space"
+    result = mdp.refuse(2, 2, "layers differ", "run", "--model", mdp.DEMO, "--tokens", mdp.golden_tokens("mixtral", tmp_path / "t.h5"), "--method",
+                        "weighted-ean", "--budget", "global", "--keep", 6, "--format", "both", "--out", out)
+    assert result.stderr.index("layers differ") < result.stderr.index("kept: "), str(result)
+    mdp.succeed(2, *told_command(result.stderr, r"^kept: .*/stats\.h5 and plan\.json; without observing again: (.*)"))
+    assert (tmp_path / "with space-2" / "model.h5").exists()
+
+
+@pytest.mark.alone  # the run must not end before the folder is there
+@pytest.mark.parametrize("every", ["0", "1h"])
+def test_a_run_that_cannot_write_says_what_it_leaves_and_how_to_go_on(every, tmp_path):
+    text = mdp.write_tokens(tmp_path / "t.h5", {"a": [[(7 * i + j) % 100 for j in range(64)] for i in range(60)]})
+    words = ["run", "--model", mdp.DEMO, "--tokens", text, "--method", "reap", "--keep", 6, "--format", "safetensors", "--checkpoint-every", every]
+    process = subprocess.Popen([mdp.PROGRAM, *map(str, words), "--out", tmp_path / "out"], stderr=subprocess.PIPE, text=True)
+    told = ""
+    for line in process.stderr:
+        told += line
+        if "layer 1/" in line:
+            (tmp_path / "out" / "hf").mkdir()
+            (tmp_path / "out" / "hf" / "mine").write_text("mine")
+    assert process.wait() == 73 and re.search(r"^moe-dist-prune: .*out/hf exists already", told, re.M), told
+    assert (tmp_path / "out" / "hf" / "mine").read_text() == "mine"
+    mdp.succeed(1, *told_command(told, r"^kept: .* without observing again: (.*)"))
+    shutil.rmtree(tmp_path / "out" / "hf")
+    if every == "0":
+        mdp.succeed(2, *told_command(told, r"^to go on when the cause is gone, on any number of ranks: \S+ (.*)"))
+        assert mdp.digests(tmp_path / "out" / "hf") == mdp.digests(tmp_path / "out-2" / "hf")
+    else:
+        assert "to go on" not in told
