@@ -198,6 +198,11 @@ mdp_status mdp_folder_create(const char *path);
  * alone. For our own partial outputs. */
 mdp_status mdp_folder_remove(const char *path);
 
+/* What a file is that is not what was expected, by how it begins, as words for an error: "a Git LFS pointer, ...".
+ * NULL: not known. In the second, `path` is opened; NULL also when it cannot be read. */
+const char *mdp_recognise(const char *head, int64_t n_byte);
+const char *mdp_recognise_file(const char *path);
+
 /* ---- exact sums ---------------------------------------------------------------------------------------------- */
 
 /* A sum of doubles without rounding: 320-bit two's complement fixed point, limb i has weight 2^(32 i - 160). Each

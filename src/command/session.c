@@ -112,9 +112,26 @@ static mdp_status bind(mdp_session *session) {
     return mdp_reader_new(session->catalogue, &session->reader);
 }
 
+/* Loaders differ in which of two ways to the weights they take. Rank 0; failing to look is not worth an error. */
+static void warn_of_two_ways(const mdp_session *session) {
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
+    bool both = session->comm->rank == 0 && session->catalogue->container == MDP_HF_FOLDER;
+    for (int i = 0; i < 2 && both; i++) {
+        char *path = NULL;
+        both = mdp_path_join(&path, session->catalogue->path, names[i]).code == MDP_OK && mdp_path_exists(path);
+        mdp_free(path);
+    }
+    if (both)
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "%s holds both %s and %s; the former alone is read, as transformers does, and the shards are "
+                        "not; remove the one that does not belong there",
+                        session->catalogue->path, names[0], names[1]);
+}
+
 mdp_status mdp_session_open_model_all(mdp_session *session) {
     const char *path = mdp_session_option(session, OPTION_MODEL)->text;
     MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
+    warn_of_two_ways(session);
     MDP_AGREE(session->comm, bind(session));
     return mdp_catalogue_fingerprint_all(session->comm, session->catalogue);
 }
