@@ -46,6 +46,7 @@ typedef struct mdp_plan_layer {
     double *scores;           /* [n_expert] original order, or NULL */
     unsigned char *must_keep; /* [n_expert] nonzero: not to be chosen for removal; NULL: none. Not part of plan.json */
     unsigned char *gone;      /* [n_expert] nonzero: removed in an earlier round; NULL: none. Not part of plan.json */
+    unsigned char *unseen;    /* [n_expert] nonzero: no token reached it, so its score says nothing; NULL: none */
     int32_t top_k;            /* experts that each token uses in the result; 0: as many as in the model */
     int32_t n_kept;
     mdp_plan_expert *kept; /* [n_kept] in the new numbering, which follows the first original of each */
@@ -67,6 +68,10 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
 /* plan.json text, new; equal plans give equal bytes. */
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
+/* What to say when the choice rests on text from which no token reached some experts: how many in which layers, and how
+ * many of them go. Returns out, or NULL when there are none. Local. */
+#define MDP_PLAN_UNSEEN_TEXT 512
+const char *mdp_plan_describe_unseen(const mdp_plan *plan, char out[MDP_PLAN_UNSEEN_TEXT]);
 /* Parse and check a plan by itself: every expert named once, kept ones ascending, actions with all that they need.
  * `path` names it in errors, which are MDP_BAD_INPUT and name the layer and the expert. */
 mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, mdp_plan **out);

@@ -198,6 +198,11 @@ mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, 
     return status;
 }
 
+void mdp_session_tell_unseen(const mdp_session *session, const mdp_plan *plan) {
+    char text[MDP_PLAN_UNSEEN_TEXT];
+    if (mdp_plan_describe_unseen(plan, text)) mdp_log_message(session->log, MDP_LEVEL_WARN, "%s", text);
+}
+
 /* What multiplied when the statistics of a plan were taken: the bytes of a result depend on nothing else that computes.
  * NULL: the plan rests on no statistics, or does not say. Borrowed. */
 static json_t *compute_of(const mdp_plan *plan) {

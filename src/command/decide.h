@@ -23,6 +23,8 @@ typedef struct mdp_round {
  * chooses and prints, the text is broadcast and parsed, so that every rank works from the same bytes. Collective. */
 mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                                   mdp_round round, mdp_plan **plan, char **text);
+/* Warn when no token reached some of the experts that a plan chooses among. */
+void mdp_session_tell_unseen(const mdp_session *session, const mdp_plan *plan);
 /* What determines the bytes of a checkpoint, as JSON: writer, model, recipe, compute mode. plan NULL: none. New text.
  * Local. */
 mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, char **out);

@@ -121,6 +121,7 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
     char *text = NULL;
     MDP_TRY(mdp_session_check_output_all(session, path, 0));
     MDP_TRY(mdp_session_decide_all(session, stats, budget, (mdp_round){0, NULL}, &plan, &text));
+    mdp_session_tell_unseen(session, plan);
     mdp_status status = mdp_session_write_text_all(session, path, text);
     if (status.code == MDP_OK)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: %lld layers, %s", path, (long long)plan->n_layer,

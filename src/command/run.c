@@ -272,6 +272,7 @@ static mdp_status decide_all(mdp_session *session, products *made) {
     MDP_TRY(status);
     MDP_TRY(write_below_all(session, "plan.json", made->plan_text));
     session->plan_made = true;
+    mdp_session_tell_unseen(session, made->plan);
     MDP_TRY(mdp_session_plan_mtp_all(session, made->plan, false));
     return mdp_agree_all(session->comm, transform(session, made));
 }
