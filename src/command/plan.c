@@ -4,7 +4,6 @@
 #include "command/decide.h"
 #include "command/feasible.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,11 +63,10 @@ static mdp_status split_weight(const char *text, char **path, double *weight) {
     char *end = NULL;
     *weight = 1.0;
     if (!colon || mdp_path_exists(text)) return mdp_copy_text(path, text);
-    double value = strtod(colon + 1, &end);
+    (void)strtod(colon + 1, &end);
     if (end == colon + 1 || *end != '\0') return mdp_copy_text(path, text);
-    if (!isfinite(value) || value <= 0.0)
-        return MDP_ERROR(MDP_USAGE, "--stats %s: the weight must be a positive number.", text);
-    *weight = value;
+    if (!mdp_parse_positive(colon + 1, end, weight))
+        return MDP_ERROR(MDP_USAGE, "--stats %s: the weight must be a positive number (1e-12 to 1e12).", text);
     return mdp_format(path, "%.*s", (int)(colon - text), text);
 }
 
