@@ -46,6 +46,14 @@ static mdp_status check_own_pass(const mdp_session *session, const mdp_criterion
     return mdp_ok();
 }
 
+static mdp_status check_scaling(const mdp_session *session, const mdp_criterion *criterion) {
+    mdp_score_normalise how = (mdp_score_normalise)mdp_session_option(session, OPTION_NORMALISE)->integer;
+    if (!criterion->is_negative || (how != MDP_LAYER_SUM && how != MDP_LAYER_MAX)) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE,
+                     "--normalise %s cannot scale the scores of method '%s', which are negative; use layer-z or none.",
+                     mdp_score_normalise_names[how], criterion->name);
+}
+
 mdp_status mdp_session_check_method(const mdp_session *session) {
     const mdp_criterion *criterion = mdp_session_criterion(session);
     bool pretrained = mdp_session_option(session, OPTION_PRETRAINED)->present;
@@ -58,6 +66,7 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
     if (!pretrained && criterion->tensors == MDP_ROUTER_PAIRS)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --pretrained PATH, the model before fine-tuning.",
                          criterion->name);
+    MDP_TRY(check_scaling(session, criterion));
     MDP_TRY(check_own_pass(session, criterion));
     return check_categories(session, criterion);
 }

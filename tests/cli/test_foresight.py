@@ -109,6 +109,12 @@ def test_routers_that_did_not_change_are_known_before_anything_runs(tokens, tmp_
                   copy(tmp_path / "before"), "--tokens", tokens, "--method", "router-norm-change")
 
 
+@pytest.mark.parametrize("how", ["layer-sum", "layer-max"])
+def test_scores_that_cannot_be_scaled_are_known_before_anything_runs(how, tokens, tmp_path):
+    refused_early(2, 2, f"--normalise {how} cannot scale the scores of method 'aimer', which are negative", tmp_path, "--model", MODEL, "--tokens",
+                  tokens, "--method", "aimer", "--budget", "global", "--normalise", how)
+
+
 @pytest.mark.parametrize("budget", [["--budget", "global", "--keep", 8], ["--budget", "trapezoid", "--keep", 12], ["--keep-file", "keep.json"]])
 def test_padding_is_refused_before_anything_runs(budget, tokens, tmp_path):
     (tmp_path / "keep.json").write_text('{"0": 8, "1": 10, "2": 8}')
