@@ -69,7 +69,7 @@ static mdp_status find_unseen(const mdp_plan_request *request, int64_t i, mdp_pl
     if (!request->criterion->needs_stats) return mdp_ok();
     MDP_TRY(MDP_ALLOC(&layer->unseen, layer->n_expert, "the experts that no token reached"));
     for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
-        if (layer->gone && layer->gone[e])
+        if (previous && layer->gone && layer->gone[e])
             layer->unseen[e] = previous->unseen && previous->unseen[e];
         else
             layer->unseen[e] = mdp_stats_count(request->stats, i, e, request->weight) == 0.0;
