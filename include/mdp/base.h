@@ -222,6 +222,11 @@ mdp_status mdp_folder_create(const char *path);
  * alone. For our own partial outputs. */
 mdp_status mdp_folder_remove(const char *path);
 
+/* What a file is that is not what was expected, by how it begins, as words for an error: "a Git LFS pointer, ...".
+ * NULL: not known. In the second, `path` is opened; NULL also when it cannot be read. */
+const char *mdp_recognise(const char *head, int64_t n_byte);
+const char *mdp_recognise_file(const char *path);
+
 /* ---- exact sums ---------------------------------------------------------------------------------------------- */
 
 /* A sum of doubles without rounding: 320-bit two's complement fixed point, limb i has weight 2^(32 i - 160). Each
@@ -262,6 +267,13 @@ char *mdp_print_count(char out[32], int64_t n);
 /* "90", "90s", "10min", "1.5h" -> seconds; false when it is not such a text. */
 bool mdp_parse_seconds(const char *text, double *out);
 char *mdp_print_seconds(char out[32], double seconds); /* "4.2 s", "3 min 10 s", "1 h 24 min" */
+/* A weight or a speed as people give it: a number from 1e-12 to 1e12, beyond which what is made of it may be no number.
+ * The text ends at `end`. */
+bool mdp_parse_positive(const char *text, const char *end, double *out);
+/* The next of comma-separated names, into `name` (as many bytes as **at has and a 0). A colon ends a name; *rest is
+ * what follows it, up to *end, or NULL. A backslash before a comma, a colon or a backslash makes it part of the name.
+ * *at moves to the entry after it, NULL after the last. */
+void mdp_next_name(const char **at, char *name, const char **rest, const char **end);
 /* The entry of names[n] nearest to `text` by edit distance, or NULL when none is within 3 edits. */
 const char *mdp_nearest(const char *text, const char *const *names, int n);
 double mdp_seconds(void); /* monotonic clock */

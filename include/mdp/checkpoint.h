@@ -257,10 +257,10 @@ typedef struct mdp_tokens {
     uint32_t *ids;              /* [n_token] owned; NULL: in the file */
 } mdp_tokens;
 
-/* Open and check a tokens file. `categories` (NULL: all) selects by comma-separated names. vocab_size bounds the ids.
- * Rank 0 reads every id once (hash, check) and broadcasts the offsets. Collective on `comm`.
- * Errors: MDP_BAD_INPUT: an id >= vocab_size (names category, sequence, position), decreasing or overrunning offsets,
- * no tokens, an unknown category. */
+/* Open and check a tokens file. `categories` (NULL: all) selects by names as mdp_next_name reads them. vocab_size
+ * bounds the ids. Rank 0 reads every id once (hash, check) and broadcasts the offsets. Collective on `comm`. Errors:
+ * MDP_BAD_INPUT: an id >= vocab_size (names category, sequence, position), decreasing or overrunning offsets, no
+ * tokens, an unknown category. */
 mdp_status mdp_tokens_open_all(const mdp_comm *comm, const char *path, const char *categories, int64_t vocab_size,
                                mdp_tokens **out);
 void mdp_tokens_destroy(mdp_tokens *tokens); /* NULL is allowed */

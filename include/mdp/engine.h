@@ -140,6 +140,8 @@ typedef struct mdp_engine_options {
     mdp_profile *profile;           /* begun by the caller; NULL: nothing is counted */
 } mdp_engine_options;
 
+/* Can a sequence of so many tokens be computed? MDP_BAD_INPUT. Local. */
+mdp_status mdp_engine_check_length(const mdp_model *model, int64_t n_token);
 /* Everything that one forward pass needs; buffers are allocated by the calls that use them and their sizes are those of
  * mdp_engine_memory. Collective on `comm` (agrees). The arguments are borrowed. */
 mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,

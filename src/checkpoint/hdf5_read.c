@@ -15,7 +15,9 @@ mdp_status mdp_hdf5_open(const char *path, const char *what, hid_t *file) {
     MDP_TRY(mdp_file_close(path, fd));
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     if (H5Fis_hdf5(path) <= 0) {
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: this is no HDF5 file; expected %s.", path, what);
+        const char *found = mdp_recognise_file(path);
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: this is no HDF5 file; expected %s%s%s.", path, what,
+                         found ? ", found " : "", found ? found : "");
     }
     *file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     if (*file < 0) {

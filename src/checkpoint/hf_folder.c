@@ -200,22 +200,49 @@ static const char *find_name(const listing *list, const char *name) {
     return found == NULL ? NULL : *found;
 }
 
-/* What to say of a folder without a model that we know: name what is there instead. */
+/* What people have instead of a checkpoint: a name that begins and ends so (NULL: any way), and what to do. */
+static const struct {
+    const char *begin, *end, *what;
+} others[] = {
+    {"adapter_", NULL, "a LoRA adapter alone; merge it into its model first (peft: merge_and_unload)"},
+    {"pytorch_model", ".bin",
+     "weights in the older form of PyTorch; save them as safetensors (transformers: from_pretrained, save_pretrained)"},
+    {"consolidated", NULL,
+     "weights in the form of the model's authors; convert them, or download the Hugging Face files of the model"},
+    {"snapshots", "snapshots", "a model's folder in the cache of Hugging Face; name a folder in its snapshots"},
+    {"models--", NULL, "the cache of Hugging Face; name a folder models--.../snapshots/... in it"},
+    {NULL, ".gguf", "weights in the form of llama.cpp; take the model that they were converted from"},
+    {"params.json", "params.json", "the form of the model's authors, not of Hugging Face; convert it"},
+    {"tf_model", ".h5", "weights of TensorFlow; save them as safetensors"},
+    {"flax_model", NULL, "weights of Flax; save them as safetensors"},
+    {"model-", ".safetensors", "shards without their index; download " INDEX " too"},
+};
+
+static bool is_like(const char *name, const char *begin, const char *end) {
+    return (begin == NULL || strncmp(name, begin, strlen(begin)) == 0) && (end == NULL || ends_with(name, end));
+}
+
+/* What to say of a folder without a model: name what is there instead. */
 static mdp_status no_weights(const char *folder, const listing *list) {
+    if (find_name(list, "model.h5") != NULL) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: no " SINGLE " and no " INDEX " in this folder; for the model.h5 in it, "
+                         "name the file itself: %s/model.h5.",
+                         folder, folder);
+    }
+    for (size_t o = 0; o < sizeof others / sizeof *others; o++) {
+        for (int64_t i = 0; i < list->n; i++) {
+            if (is_like(list->names[i], others[o].begin, others[o].end))
+                return MDP_ERROR(MDP_BAD_INPUT, "%s: there is %.100s, and no " SINGLE " here: %s.", folder,
+                                 list->names[i], others[o].what);
+        }
+    }
     for (int64_t i = 0; i < list->n; i++) {
-        const char *name = list->names[i];
-        if (strcmp(name, "model.h5") == 0) {
+        if (ends_with(list->names[i], ".safetensors"))
             return MDP_ERROR(MDP_BAD_INPUT,
-                             "%s: no " SINGLE " and no " INDEX " in this folder; for the model.h5 in it, "
-                             "name the file itself: %s/model.h5.",
-                             folder, folder);
-        }
-        if (ends_with(name, ".safetensors") && strncmp(name, "consolidated", strlen("consolidated")) != 0) {
-            return MDP_ERROR(MDP_BAD_INPUT,
-                             "%s: no " SINGLE " and no " INDEX " in this folder, only %s; without an index "
-                             "the weights must be in one file of the former name.",
-                             folder, name);
-        }
+                             "%s: no " SINGLE " and no " INDEX " in this folder, only %s; without an index the weights "
+                             "must be in one file of the former name.",
+                             folder, list->names[i]);
     }
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: no " SINGLE " and no " INDEX " in this folder; a checkpoint needs one of them.", folder);

@@ -62,9 +62,11 @@ static mdp_status mark_category(const char *path, const found *f, const char *na
                      f->names[0]);
 }
 
-static mdp_status mark_categories(const char *path, const found *f, char *selection, bool *wanted) {
-    char *rest = selection;
-    for (char *name = strsep(&rest, ","); name != NULL; name = strsep(&rest, ",")) {
+/* name: room for all of the selection. */
+static mdp_status mark_categories(const char *path, const found *f, const char *selection, char *name, bool *wanted) {
+    const char *rest, *end;
+    while (selection != NULL) {
+        mdp_next_name(&selection, name, &rest, &end);
         MDP_TRY(mark_category(path, f, name, wanted));
     }
     return mdp_ok();
@@ -73,11 +75,11 @@ static mdp_status mark_categories(const char *path, const found *f, char *select
 /* Keep the categories that the comma-separated selection names. */
 static mdp_status select_categories(const char *path, found *f, const char *selection) {
     if (selection == NULL) return mdp_ok();
-    char *copy = NULL;
+    char *name = NULL;
     bool *wanted = NULL;
-    MDP_TRY(mdp_copy_text(&copy, selection));
+    MDP_TRY(MDP_ALLOC(&name, (int64_t)strlen(selection) + 1, "categories"));
     mdp_status status = MDP_ALLOC(&wanted, f->n, "categories");
-    if (status.code == MDP_OK) status = mark_categories(path, f, copy, wanted);
+    if (status.code == MDP_OK) status = mark_categories(path, f, selection, name, wanted);
     if (status.code == MDP_OK) {
         int n = 0;
         for (int i = 0; i < f->n; i++) {
@@ -90,7 +92,7 @@ static mdp_status select_categories(const char *path, found *f, const char *sele
         f->n = n;
     }
     mdp_free(wanted);
-    mdp_free(copy);
+    mdp_free(name);
     return status;
 }
 

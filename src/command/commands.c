@@ -137,7 +137,10 @@ mdp_status mdp_command_main_all(const mdp_comm *comm, int n_word, char **words) 
     }
     mdp_status status = perform_all(&session);
     if (status.code != MDP_OK) report_error(&session, &status);
-    if (status.code == MDP_STOPPED) mdp_session_say_how_to_go_on(&session);
+    if (status.code == MDP_STOPPED)
+        mdp_session_say_how_to_go_on(&session);
+    else if (status.code != MDP_OK && session.log)
+        mdp_session_say_what_stays(&session, &status);
     mdp_session_close(&session, status.code != MDP_OK);
     return status;
 }

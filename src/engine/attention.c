@@ -32,16 +32,19 @@ int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share
            mdp_memory_taken(n_query * query_byte, (n_used < n_query ? n_used : n_query) * query_byte);
 }
 
+mdp_status mdp_engine_check_length(const mdp_model *model, int64_t n_token) {
+    int64_t most = model->most_tokens;
+    if (most <= 0 || n_token <= most) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "a sequence has %lld tokens; beyond %lld (index_topk) this model attends to tokens chosen by its "
+                     "indexer, which is not computed here; cut the text into sequences of at most %lld.",
+                     (long long)n_token, (long long)most, (long long)most);
+}
+
 mdp_status mdp_attention_prepare(mdp_engine *engine) {
     const mdp_rope *rope = &engine->model->rope;
-    int64_t n = engine->partition->longest, most = engine->model->most_tokens;
-    if (most > 0 && n > most) {
-        return MDP_ERROR(
-            MDP_BAD_INPUT,
-            "a sequence has %lld tokens; beyond %lld (index_topk) this model attends to tokens chosen by its "
-            "indexer, which is not computed here; cut the text into sequences of at most %lld.",
-            (long long)n, (long long)most, (long long)most);
-    }
+    int64_t n = engine->partition->longest;
+    MDP_TRY(mdp_engine_check_length(engine->model, n));
     MDP_TRY(MDP_ALLOC(&engine->cosine, n * rope->n_pair, "rotation angles"));
     MDP_TRY(MDP_ALLOC(&engine->sine, n * rope->n_pair, "rotation angles"));
     for (int64_t i = 0; i < n; i++) {

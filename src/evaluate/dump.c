@@ -147,17 +147,27 @@ static mdp_status check_size(const mdp_dump *dump) {
     double n_byte = 4.0 * (double)dump->n_stream * (double)dump->tokens->n_token * (double)(row + n_moe * layer);
     if (n_byte <= (double)MDP_DUMP_MOST) return mdp_ok();
     char text[32];
-    return MDP_ERROR(MDP_USAGE, "--dump would write %s, and is for at most 1 GiB; take fewer tokens or streams",
+    return MDP_ERROR(MDP_USAGE, "--dump would write %s, and is for at most 1 GiB; take fewer tokens or streams.",
                      mdp_print_bytes(text, (int64_t)n_byte));
 }
 
-static mdp_status new_local(mdp_dump *dump, const char *path) {
+static void find_widest(mdp_dump *dump) {
     for (int64_t l = 0; l < dump->model->n_layer; l++) {
         const mdp_moe *moe = &dump->model->layers[l].moe;
         if (!dump->model->layers[l].is_moe) continue;
         if (moe->n_expert > dump->most_expert) dump->most_expert = moe->n_expert;
         if (moe->top_k > dump->most_k) dump->most_k = moe->top_k;
     }
+}
+
+mdp_status mdp_dump_check(const mdp_model *model, const mdp_tokens *tokens, int n_request) {
+    mdp_dump dump = {.model = model, .tokens = tokens, .n_stream = n_request};
+    find_widest(&dump);
+    return check_size(&dump);
+}
+
+static mdp_status new_local(mdp_dump *dump, const char *path) {
+    find_widest(dump);
     MDP_TRY(check_size(dump));
     MDP_TRY(mdp_copy_text(&dump->path, path));
     MDP_TRY(MDP_ALLOC(&dump->n_expert, dump->n_stream, "the dump"));

@@ -64,11 +64,12 @@ mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char
     return mdp_ok();
 }
 
+/* The library asks whether a flag holds, and null does not. */
 static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const char *path, bool *out) {
     *out = key->absent;
     const json_t *value = key->name == NULL ? NULL : mdp_config_get(json, key->name);
     if (value == NULL) return mdp_ok();
-    if (!json_is_boolean(value)) {
+    if (!json_is_boolean(value) && !json_is_null(value)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", path, key->name,
                          mdp_json_kind(value));
     }

@@ -268,7 +268,10 @@ static mdp_status open_file(const char *path, hid_t *file) {
     int fd;
     MDP_TRY(mdp_file_open_read(path, &fd)); /* for the reason in the sentence; HDF5 only says that it failed */
     MDP_TRY(mdp_file_close(path, fd));
-    if (H5Fis_hdf5(path) <= 0) return MDP_ERROR(MDP_BAD_INPUT, "%s is not an HDF5 file.", path);
+    if (H5Fis_hdf5(path) <= 0) {
+        const char *found = mdp_recognise_file(path);
+        return MDP_ERROR(MDP_BAD_INPUT, "%s is not an HDF5 file%s%s.", path, found ? ", but " : "", found ? found : "");
+    }
     *file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     if (*file < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: HDF5 cannot open it; the file is damaged.", path);
     return mdp_ok();

@@ -193,6 +193,22 @@ def test_rounds_do_not_depend_on_ranks_and_one_round_is_none(stats, tmp_path):
     assert (tmp_path / "one" / "plan.json").read_bytes() == (tmp_path / "p.json").read_bytes()
 
 
+@pytest.mark.parametrize("budget, enough", [
+    (["--keep", 6], 2), (["--keep", 4, "--keep-multiple-of", 4], 1), (["--keep", 6, "--budget", "global"], 2),
+    (["--keep-file", '{"0": 8, "1": 5, "2": 7}'], 3), (["--top-k", 1], 1),
+])
+def test_there_are_no_more_rounds_than_experts_to_remove(budget, enough, stats, tmp_path):
+    if budget[0] == "--keep-file":
+        (tmp_path / "keep.json").write_text(budget[1])
+        budget = ["--keep-file", tmp_path / "keep.json"]
+    words = ["run", "--model", MODEL, "--tokens", stats.parent / "tokens.h5", "--method", "reap", *budget]
+    many = mdp.succeed(2, *words, "--rounds", 100, "--out", tmp_path / "many", "--profile")
+    mdp.succeed(2, *words, "--rounds", enough, "--out", tmp_path / "enough")
+    assert f"--rounds 100: {enough} are enough" in many.stderr, str(many)
+    assert [one["pass"] for one in mdp.read_json(tmp_path / "many" / "profile.json")["passes"]] == ["observe"] * enough + ["write model.h5"]
+    assert (tmp_path / "many" / "plan.json").read_bytes() == (tmp_path / "enough" / "plan.json").read_bytes()
+
+
 @pytest.mark.parametrize("method", ["random", "characteristic"])
 def test_rounds_are_refused_where_nothing_would_be_seen(method, stats, tmp_path):
     mdp.refuse(2, USAGE, f"--rounds .*'{method}'", "run", "--model", MODEL, "--tokens", stats.parent / "tokens.h5", "--method", method,
