@@ -42,6 +42,7 @@ static void gates_follow_queries(void **state) {
 
 static void long_sequences_have_frequencies_of_their_own(void **state) {
     harness_expect_step(*state, mdp_attend_all, "long");
+    harness_expect_step(*state, mdp_attend_all, "long_and_wide");
 }
 
 static void latent_rows_make_keys_and_values(void **state) {
