@@ -130,15 +130,14 @@ typedef struct mdp_moe {
     int32_t top_k;
     int64_t d_ff;
     mdp_router_rule rule;
-    mdp_matrix router;      /* [n_expert, d_model] */
-    mdp_matrix router_bias; /* [1, n_expert] added to z; tensor == NULL: none */
-    mdp_matrix choice_bias; /* [1, n_expert] added to p for choosing alone; tensor == NULL: none */
-    mdp_expert *experts;    /* [n_expert] */
-    mdp_activation activation;
-    float alpha, limit;     /* of MDP_SWIGLU_CLAMPED */
-    mdp_expert shared;      /* sees every token; gate.tensor == NULL: none */
-    int64_t shared_ff;      /* rows of its gate */
-    mdp_matrix shared_gate; /* [1, d_model]: its output is times sigmoid(shared_gate . x); tensor == NULL: times 1 */
+    mdp_matrix router;         /* [n_expert, d_model] */
+    mdp_matrix router_bias;    /* [1, n_expert] added to z; tensor == NULL: none */
+    mdp_matrix choice_bias;    /* [1, n_expert] added to p for choosing alone; tensor == NULL: none */
+    mdp_expert *experts;       /* [n_expert] */
+    mdp_activation activation; /* of the experts, the shared one too */
+    mdp_expert shared;         /* sees every token; gate.tensor == NULL: none */
+    int64_t shared_ff;         /* rows of its gate */
+    mdp_matrix shared_gate;    /* [1, d_model]: its output is times sigmoid(shared_gate . x); tensor == NULL: times 1 */
     int64_t n_expert_tensor;
     mdp_expert_tensor *expert_tensors; /* every tensor that changes when experts are removed: routers, experts */
 } mdp_moe;

@@ -147,7 +147,6 @@ void mdp_engine_look_after_rows(const mdp_engine *engine);
 /* What becomes of the products with a gate and an up matrix. */
 typedef struct mdp_gating {
     mdp_activation activation;
-    float alpha, limit;               /* of MDP_SWIGLU_CLAMPED */
     const float *gate_bias, *up_bias; /* [rows of the matrices] or NULL */
 } mdp_gating;
 typedef struct mdp_gated_tile {

@@ -109,7 +109,7 @@ static mdp_status run_groups(mdp_engine *engine, const mdp_moe *moe, mdp_expert_
     int64_t n_group = scratch->n_group, step = scratch->bias ? 1 : n_group;
     mdp_gated_walk walk = {
         .engine = engine,
-        .gating = {.activation = moe->activation, .alpha = moe->alpha, .limit = moe->limit},
+        .gating = {.activation = moe->activation},
         .groups = scratch->groups,
         .n_group = step,
         .tiles = scratch->tiles,

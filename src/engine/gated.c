@@ -175,11 +175,7 @@ static void gated_item(const mdp_gated_walk *walk, const mdp_rows *tile, const m
     for (int32_t i = 0; i < tile->n_row; i++, h += tile->ldy, scratch += MDP_PANEL_ROWS) {
         if (gating->gate_bias) mdp_axpy(1.0F, gating->gate_bias + pair[0].row0, m, h);
         if (gating->up_bias) mdp_axpy(1.0F, gating->up_bias + pair[0].row0, m, scratch);
-        if (gating->activation == MDP_SWIGLU_CLAMPED) {
-            mdp_gate_clamped(gating->alpha, gating->limit, scratch, m, h);
-        } else {
-            mdp_gate(gating->activation, scratch, m, h);
-        }
+        mdp_gate(&gating->activation, scratch, m, h);
     }
 }
 

@@ -90,25 +90,21 @@ static void run_tiles(harness *h, tiles *t, int n_thread, int64_t n_place) {
     float *x = new_values(n_place * MDP_TILE_ROWS * h->model.d_model);
     float *activations = new_values(n_place * MDP_TILE_ROWS * t->d_ff);
     float *up = new_values((int64_t)n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS);
-    bool clamped = h->layer.activation == MDP_SWIGLU_CLAMPED;
-    const mdp_gated_walk walk = {.engine = h->engine,
-                                 .gating = {.activation = h->layer.activation,
-                                            .alpha = clamped ? (float)harness_number(h, "alpha") : 0.0F,
-                                            .limit = clamped ? (float)harness_number(h, "limit") : 0.0F,
-                                            .gate_bias = t->gate_bias,
-                                            .up_bias = t->up_bias},
-                                 .down_bias = t->down_bias,
-                                 .groups = t->groups,
-                                 .n_group = t->n_group,
-                                 .tiles = t->tiles,
-                                 .n_place = n_place,
-                                 .x = x,
-                                 .h = activations,
-                                 .up = up,
-                                 .panels = &panels,
-                                 .load = load_tile,
-                                 .finish = finish_tile,
-                                 .context = t};
+    const mdp_gated_walk walk = {
+        .engine = h->engine,
+        .gating = {.activation = h->layer.activation, .gate_bias = t->gate_bias, .up_bias = t->up_bias},
+        .down_bias = t->down_bias,
+        .groups = t->groups,
+        .n_group = t->n_group,
+        .tiles = t->tiles,
+        .n_place = n_place,
+        .x = x,
+        .h = activations,
+        .up = up,
+        .panels = &panels,
+        .load = load_tile,
+        .finish = finish_tile,
+        .context = t};
     harness_ok(mdp_gated_run(&walk));
     mdp_free(panels.items);
     mdp_free(x);
@@ -153,12 +149,12 @@ static void biases_of_several_panels_are_added(void **state) {
 
 static void a_dense_layer_joins_the_residual_stream(void **state) {
     harness_expect_step(*state, mdp_dense, "dense");
+    harness_expect_step(*state, mdp_dense, "dense_clamped");
 }
 
-static void a_shared_expert_has_a_gate_of_its_own(void **state) {
-    harness *h = *state;
+static void expect_shared(harness *h, const char *name) {
     float *kept = NULL;
-    harness_enter(h, "shared");
+    harness_enter(h, name);
     int64_t n_token = h->tokens->n_token, n = n_token * h->model.d_model;
     float *out = new_values(n), *gate = harness_values(h, "output_gate");
     for (int n_thread = 1; n_thread <= HARNESS_MOST_THREADS; n_thread++) {
@@ -180,6 +176,11 @@ static void a_shared_expert_has_a_gate_of_its_own(void **state) {
     mdp_free(gate);
     mdp_free(kept);
     harness_leave(h);
+}
+
+static void a_shared_expert_has_a_gate_of_its_own(void **state) {
+    expect_shared(*state, "shared");
+    expect_shared(*state, "shared_clamped");
 }
 
 int main(void) {

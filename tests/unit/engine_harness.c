@@ -18,7 +18,7 @@ void harness_ok(mdp_status status) {
 typedef struct setting {
     const char *key;
     size_t at; /* in the harness */
-    enum { COUNT, REAL, TRUTH, NAME } kind;
+    enum { COUNT, REAL, REAL32, TRUTH, NAME } kind;
 } setting;
 
 #define OF(field) offsetof(harness, field)
@@ -60,8 +60,10 @@ static const setting SETTINGS[] = {
     {"n_kernel", OF(model.delta.n_kernel), COUNT},
     {"n_channel", OF(model.delta.n_channel), COUNT},
     {"grouped", OF(layer.attention.delta.grouped), TRUTH},
-    {"activation", OF(layer.activation), NAME},
-    {"activation", OF(layer.attention.delta.activation), NAME},
+    {"activation", OF(layer.activation.kind), NAME},
+    {"activation", OF(layer.attention.delta.activation.kind), NAME},
+    {"alpha", OF(layer.activation.alpha), REAL32},
+    {"limit", OF(layer.activation.limit), REAL32},
     {"d_ff", OF(layer.dense_ff), COUNT},
 };
 
@@ -125,7 +127,7 @@ static const struct {
     {"swiglu_clamped", MDP_SWIGLU_CLAMPED},
 };
 _Static_assert(sizeof(mdp_norm_kind) == sizeof(int) && sizeof(mdp_qk_norm) == sizeof(int) &&
-                   sizeof(mdp_activation) == sizeof(int) && sizeof(mdp_rope_layout) == sizeof(int),
+                   sizeof(mdp_activation_kind) == sizeof(int) && sizeof(mdp_rope_layout) == sizeof(int),
                "enumerations are set as int");
 
 static int value_of_name(const char *name) {
@@ -139,19 +141,15 @@ static void apply(harness *h, const setting *s, const json_t *value) {
     char *to = (char *)h + s->at;
     int64_t count = json_integer_value(value);
     double real = json_number_value(value);
+    float real32 = (float)real;
     bool truth = json_is_true(value);
     if (s->kind == COUNT) memcpy(to, &count, sizeof count);
     if (s->kind == REAL) memcpy(to, &real, sizeof real);
+    if (s->kind == REAL32) memcpy(to, &real32, sizeof real32);
     if (s->kind == TRUTH) memcpy(to, &truth, sizeof truth);
     if (s->kind != NAME) return;
     int number = value_of_name(json_string_value(value));
     memcpy(to, &number, sizeof number);
-}
-
-double harness_number(const harness *h, const char *key) {
-    const json_t *value = json_object_get(h->settings, key);
-    if (!json_is_number(value)) fail_msg("%s has no number '%s'", h->name, key);
-    return json_number_value(value);
 }
 
 /* ---- tensors -------------------------------------------------------------------------------------------------- */

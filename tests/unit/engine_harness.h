@@ -39,8 +39,6 @@ void harness_leave(harness *h);
 void harness_begin(harness *h, int n_thread, int n_stream);
 void harness_end(harness *h);
 
-/* A number among the settings of the case. */
-double harness_number(const harness *h, const char *key);
 /* A tensor of the case: as a matrix (tensor NULL: there is none), or its values, freed by the caller with mdp_free. */
 mdp_matrix harness_matrix(const harness *h, const char *name);
 float *harness_values(const harness *h, const char *name);
