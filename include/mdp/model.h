@@ -128,7 +128,7 @@ typedef struct mdp_expert_tensor {
 typedef struct mdp_moe {
     int32_t n_expert; /* may differ between layers in our own files */
     int32_t top_k;
-    int64_t d_ff;
+    int64_t d_ff; /* of the largest expert */
     mdp_router_rule rule;
     mdp_matrix router;         /* [n_expert, d_model] */
     mdp_matrix router_bias;    /* [1, n_expert] added to z; tensor == NULL: none */

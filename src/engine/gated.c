@@ -185,7 +185,7 @@ static void compute_item(progress *p, const walk_item *item, const mdp_panel pan
     const walk_step *step = &p->steps[item->step];
     const mdp_expert *expert = step->group->expert;
     int64_t d = expert->down.n_row, f = expert->gate.n_row, number = item->tile % walk->n_place;
-    float *x = walk->x + number * MDP_TILE_ROWS * d, *h = walk->h + number * MDP_TILE_ROWS * f;
+    float *x = walk->x + number * MDP_TILE_ROWS * d, *h = walk->h + number * MDP_TILE_ROWS * walk->d_ff;
     if (step->stage == STAGE_LOAD) {
         walk->load(walk->context, item->tile, x);
     } else if (step->stage == STAGE_GATED) {

@@ -16,8 +16,9 @@ typedef struct tiles {
     int64_t n_group, n_tile, n_row, d_ff;
     int64_t most;               /* tiles of a group */
     int64_t first[MOST_TILES];  /* row of each tile */
+    int64_t owner[MOST_TILES];  /* its expert */
     float *x, *y;               /* [n_row, d_model] */
-    float *activations;         /* [n_row, d_ff] */
+    float *activations;         /* [n_row, d_ff], the first of a row where its expert is smaller */
     float *gate_bias, *up_bias; /* of the first expert */
     float *down_bias;
 } tiles;
@@ -37,6 +38,7 @@ static void add_tile(tiles *t, int64_t expert, int32_t n_row) {
     }
     if (++t->groups[expert].n_tile > t->most) t->most = t->groups[expert].n_tile;
     t->first[t->n_tile] = t->n_row;
+    t->owner[t->n_tile] = expert;
     t->tiles[t->n_tile++] = (mdp_gated_tile){.n_row = n_row};
     t->n_row += n_row;
 }
@@ -78,8 +80,9 @@ static void load_tile(void *context, int64_t number, float *x) {
 /* Keep the activations; x is still what was loaded. */
 static mdp_status finish_tile(void *context, int64_t number, const float *x, const float *h) {
     const tiles *t = context;
-    int64_t d = t->h->model.d_model, n = t->tiles[number].n_row;
-    memcpy(t->activations + t->first[number] * t->d_ff, h, (size_t)(n * t->d_ff) * sizeof *h);
+    int64_t d = t->h->model.d_model, n = t->tiles[number].n_row, f = t->experts[t->owner[number]].gate.n_row;
+    for (int64_t i = 0; i < n; i++)
+        memcpy(t->activations + (t->first[number] + i) * t->d_ff, h + i * f, (size_t)f * sizeof *h);
     if (memcmp(x, t->x + t->first[number] * d, (size_t)(n * d) * sizeof *x) == 0) return mdp_ok();
     return MDP_ERROR(MDP_INTERNAL, "the input of tile %d is another one", (int)number);
 }
@@ -98,6 +101,7 @@ static void run_tiles(harness *h, tiles *t, int n_thread, int64_t n_place) {
         .n_group = t->n_group,
         .tiles = t->tiles,
         .n_place = n_place,
+        .d_ff = t->d_ff,
         .x = x,
         .h = activations,
         .up = up,
@@ -119,7 +123,7 @@ static void expect_tiles(harness *h, const char *name) {
     begin_tiles(h, &t);
     for (int n_thread = 1; n_thread <= HARNESS_MOST_THREADS; n_thread++) {
         harness_begin(h, n_thread, 1);
-        for (int64_t n_place = t.most; n_place <= t.n_tile; n_place++) {
+        for (int64_t n_place = t.most; n_place <= 2 * t.n_tile; n_place++) {
             memset(t.y, 0, (size_t)(t.n_row * h->model.d_model) * sizeof *t.y);
             run_tiles(h, &t, n_thread, n_place);
             harness_expect(h, "want", t.y, t.n_row * h->model.d_model);
@@ -135,6 +139,10 @@ static void expect_tiles(harness *h, const char *name) {
 
 static void groups_of_tiles_share_the_panels_of_an_expert(void **state) {
     expect_tiles(*state, "groups");
+}
+
+static void experts_need_not_have_the_same_size(void **state) {
+    expect_tiles(*state, "unequal");
 }
 
 static void every_activation_is_the_published_one(void **state) {
@@ -186,6 +194,7 @@ static void a_shared_expert_has_a_gate_of_its_own(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(groups_of_tiles_share_the_panels_of_an_expert),
+        cmocka_unit_test(experts_need_not_have_the_same_size),
         cmocka_unit_test(every_activation_is_the_published_one),
         cmocka_unit_test(biases_of_several_panels_are_added),
         cmocka_unit_test(a_dense_layer_joins_the_residual_stream),
