@@ -52,6 +52,9 @@ def check_example(program, demo_run):
         want = f"{len(file.keys())} tensors, fingerprint {mdp.read_json(demo_run / 'plan.json')['model']['fingerprint']}\n"
     for ranks in (1, 3):
         assert call(mdp.TESTS / "mpiexec", ranks, program, mdp.DEMO) == want
+    done = subprocess.run([str(mdp.TESTS / "mpiexec"), "2", str(program), str(mdp.DEMO)], capture_output=True, text=True, timeout=300,
+                          check=False, env={**os.environ, "MDP_RANKS_PER_NODE": "few"})
+    assert done.returncode == 2 and len(re.findall("^use_mdp: .*MDP_RANKS_PER_NODE", done.stderr, re.M)) == 1, done.stderr
 
 
 def test_another_project_links_by_cmake(prefix, cache, demo_run, tmp_path):
