@@ -274,9 +274,9 @@ mdp_status mdp_json_int(const json_t *object, const char *key, const char *path,
 mdp_status mdp_json_real(const json_t *object, const char *key, const char *path, double *out);
 mdp_status mdp_json_text(const json_t *object, const char *key, const char *path, const char **out); /* borrowed */
 mdp_status mdp_json_array(const json_t *object, const char *key, const char *path, json_t **out);    /* borrowed */
-/* Print with 1-space indent, keys in insertion order, reals as %.9g, a newline at the end. New text. */
 /* What a value is, for error sentences: "null", "a text", ...; "missing" for NULL. */
 const char *mdp_json_kind(const json_t *value);
+/* Print with 1-space indent, keys in insertion order, reals as %.9g, a newline at the end. New text. */
 mdp_status mdp_json_print(const json_t *value, char **out);
 void mdp_json_free(char *text); /* what json_dumps gave; NULL is allowed */
 
