@@ -165,6 +165,8 @@ typedef struct mdp_model {
     const mdp_catalogue *catalogue; /* borrowed */
     const mdp_family *family;
     char model_type[64];
+    const char *count_key; /* of config.json: the number of experts; borrowed from the family */
+    bool count_is_nested;  /* it is in an object of its own, so per_layer_config cannot say it for each layer */
     int64_t n_layer, d_model, vocab_size, n_head, n_kv_head, head_dim, max_position;
     int64_t most_tokens; /* of a sequence that can be computed: in longer ones queries see chosen keys alone; 0: any */
     double norm_eps;
