@@ -161,6 +161,11 @@ typedef struct mdp_layer {
     mdp_activation activation; /* of the dense layer */
 } mdp_layer;
 
+/* See a matrix that is there; `expert`: the routed expert that it is of, -1: of none. */
+typedef void mdp_matrix_visit(void *context, const mdp_matrix *matrix, mdp_expert_t expert);
+/* Every matrix and vector of a layer, in the order of a pass. Local. */
+void mdp_layer_visit(const mdp_layer *layer, mdp_matrix_visit *see, void *context);
+
 typedef struct mdp_model {
     const mdp_catalogue *catalogue; /* borrowed */
     const mdp_family *family;
