@@ -188,7 +188,7 @@ static mdp_status add_passes_all(mdp_session *session, const mdp_budget_options 
                                  mdp_estimate *estimate) {
     const mdp_view *views[2] = {NULL, view}, *pruned[1] = {view};
     mdp_pass observe = {.n_stream = 1, .recompute = propagates(session), .views = propagates(session) ? pruned : NULL};
-    mdp_pass both = {.n_stream = 2, .with_head = true, .views = views}; /* original and pruned */
+    mdp_pass both = mdp_loss_pass(2, views); /* original and pruned */
     MDP_TRY(mdp_session_add_pass_all(session, "observe", session->tokens, observe, estimate));
     for (int64_t r = 1; r < count_rounds(session); r++) MDP_TRY(add_round_all(session, budget, r, estimate));
     if (criterion_of(session)->own_pass)
