@@ -46,6 +46,11 @@ def test_installed_program_runs(prefix):
     assert (prefix / "share" / "moe-dist-prune" / "jobs" / "slurm.sbatch").is_file()
 
 
+def test_installed_headers_are_those_of_every_build(prefix):
+    for header in (prefix / "include" / "mdp").iterdir():
+        assert "MDP_DEBUG_HOOKS" not in header.read_text(encoding="utf-8"), header
+
+
 def check_example(program, demo_run):
     """What the example says of the demo is what safetensors counts and what the plan calls it."""
     with safe_open(mdp.DEMO / "model.safetensors", "np") as file:
