@@ -46,6 +46,15 @@ def test_installed_program_runs(prefix):
     assert (prefix / "share" / "moe-dist-prune" / "jobs" / "slurm.sbatch").is_file()
 
 
+def test_a_build_without_cmocka_is_one_without_tests(cache, tmp_path):
+    pkg_config = tmp_path / "pkg-config"
+    pkg_config.write_text(f'#!/bin/sh\ncase "$*" in *cmocka*) exit 1 ;; esac\nexec {cache["PKG_CONFIG_EXECUTABLE"]} "$@"\n')
+    pkg_config.chmod(0o755)
+    said = call("cmake", "-S", mdp.ROOT, "-B", tmp_path / "build", f"-DPKG_CONFIG_EXECUTABLE={pkg_config}")
+    assert re.findall("^-- cmocka is not here: built without tests", said, re.M)
+    assert "Total Tests: 0" in call("ctest", "--test-dir", tmp_path / "build", "-N")
+
+
 def test_installed_headers_are_those_of_every_build(prefix):
     for header in (prefix / "include" / "mdp").iterdir():
         assert "MDP_DEBUG_HOOKS" not in header.read_text(encoding="utf-8"), header
