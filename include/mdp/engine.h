@@ -10,7 +10,6 @@
 #define MDP_BLOCK_TOKENS 16384 /* a block: whole packs, at least this many tokens (the last may be short) */
 #define MDP_TILE_ROWS 512      /* rows of one GEMM */
 #define MDP_DELTA_CHUNK 64     /* tokens that linear attention takes at once, from a sequence's first */
-#define MDP_LOSS_ROW 40        /* bytes that who consumes logits may hold for a token of a stream */
 #define MDP_PANEL_ROWS 512     /* output rows of a weight matrix in one GEMM */
 
 /* ---- what a plan means for the engine ------------------------------------------------------------------------ */
@@ -126,6 +125,7 @@ typedef struct mdp_engine mdp_engine;
 typedef struct mdp_pass {
     int n_stream;                 /* streams, >= 1 */
     bool with_head;               /* mdp_engine_head_all will be called */
+    int64_t head_byte;            /* bytes that who then consumes the logits holds for a token of a stream */
     bool recompute;               /* mdp_engine_recompute_all will be called, after each layer: there is one stream */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;

@@ -89,6 +89,8 @@ mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, cons
                         mdp_loss **out);
 void mdp_loss_destroy(mdp_loss *loss); /* NULL is allowed */
 mdp_head_consumer mdp_loss_consumer(mdp_loss *loss);
+/* What a forward pass is that has a loss of each of n_stream streams, views [n_stream] or NULL (borrowed). */
+mdp_pass mdp_loss_pass(int n_stream, const mdp_view *const *views);
 /* After a layer: this rank's rows into every stream's sums. Local. MDP_BAD_INPUT when a row is not finite. */
 mdp_status mdp_evaluation_add_layer(mdp_evaluation *evaluation, const mdp_engine *engine, int64_t d_model,
                                     int64_t layer);

@@ -79,12 +79,14 @@ bool mdp_all_finite(const float *x, int64_t n);
 /* y[i] += a * x[i], f32. */
 void mdp_axpy(float a, const float *x, int64_t n, float *y);
 
-typedef enum mdp_activation { MDP_SILU, MDP_GELU, MDP_GELU_TANH, MDP_SWIGLU_CLAMPED } mdp_activation;
-/* h[i] = act(h[i]) * u[i], f32, all but MDP_SWIGLU_CLAMPED; our own exp so that every machine of one kernel gives the
- * same bits. */
-void mdp_gate(mdp_activation activation, const float *u, int64_t n, float *h);
-/* h[i] = g / (1 + e^(-alpha g)) * (c + 1), g = min(h[i], limit), c = u[i] within +-limit. */
-void mdp_gate_clamped(float alpha, float limit, const float *u, int64_t n, float *h);
+typedef enum mdp_activation_kind { MDP_SILU, MDP_GELU, MDP_GELU_TANH, MDP_SWIGLU_CLAMPED } mdp_activation_kind;
+typedef struct mdp_activation {
+    mdp_activation_kind kind;
+    float alpha, limit; /* of MDP_SWIGLU_CLAMPED */
+} mdp_activation;
+/* h[i] = act(h[i]) * u[i], f32; MDP_SWIGLU_CLAMPED: h[i] = g / (1 + e^(-alpha g)) * (c + 1), g = min(h[i], limit),
+ * c = u[i] within +-limit. Our own exp so that every machine of one kernel gives the same bits. */
+void mdp_gate(const mdp_activation *activation, const float *u, int64_t n, float *h);
 /* exp(x) in f32, relative error below 2e-7 over the whole range; -inf gives 0. Vectorisable, used by softmax. */
 float mdp_exp(float x);
 /* x[i] = exp(x[i] - shift), [n]; returns the sum in f64, fixed lane order. */

@@ -78,9 +78,10 @@ mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, md
 /* Check a plan against a model whose catalogue has its fingerprint: fingerprint, family, layers, expert counts,
  * keep >= k, "uniform" true to the layers. MDP_BAD_INPUT, naming the layer. */
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
-/* The arrays that the plan names are in the .h5 file beside it, with the checksums that it names. Local: rank 0 calls
- * it. MDP_BAD_INPUT, naming layer and expert. */
-mdp_status mdp_plan_check_arrays(const mdp_plan *plan);
+/* The arrays that the plan names are in the .h5 file beside it, with the checksums that it names: those that rank
+ * `rank` of `size` is to look at. Local, main thread (HDF5); agreed on, the error is the same for any number of ranks.
+ * MDP_BAD_INPUT, naming layer and expert. */
+mdp_status mdp_plan_check_arrays(const mdp_plan *plan, int rank, int size);
 
 /* list: as many as mdp_budget_options.list says for each layer. */
 typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL, MDP_BUDGET_TRAPEZOID, MDP_BUDGET_LIST } mdp_budget;

@@ -3,6 +3,7 @@
  * Opening and closing are collective inside HDF5, without agreement: so everything that may fail on one rank alone is
  * tried first. */
 #include "checkpoint/h5_parallel.h"
+#include "comm/noted.h"
 
 /* Local: this rank can see the file and write to it. */
 static mdp_status try_file(const char *path) {

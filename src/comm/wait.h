@@ -2,7 +2,7 @@
 #ifndef MDP_COMM_WAIT_H
 #define MDP_COMM_WAIT_H
 
-#include "mdp/comm.h"
+#include "comm/noted.h"
 
 /* Wait until all ranks are here. To be called before a collective of MPI: a rank that waits inside one polls. Does
  * nothing where every rank has a core. Collective on `comm`. */

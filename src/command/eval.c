@@ -167,7 +167,7 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
     if (session->finished) return mdp_ok();
-    mdp_pass pass = {.n_stream = all->n, .with_head = true, .views = all->views};
+    mdp_pass pass = mdp_loss_pass(all->n, all->views);
     MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, pass, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, pass, &estimate));

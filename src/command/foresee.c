@@ -89,7 +89,7 @@ static mdp_status add_passes_all(mdp_session *session, const mdp_budget_options 
     bool propagates = mdp_session_propagates(session);
     const mdp_criterion *criterion = mdp_session_criterion(session);
     mdp_pass observe = {.n_stream = 1, .recompute = propagates, .views = propagates ? pruned : NULL};
-    mdp_pass both = {.n_stream = 2, .with_head = true, .views = views}; /* original and pruned */
+    mdp_pass both = mdp_loss_pass(2, views); /* original and pruned */
     MDP_TRY(mdp_session_add_pass_all(session, "observe", session->tokens, observe, estimate));
     for (int64_t r = 1; r < n_round; r++) MDP_TRY(add_round_all(session, budget, r, n_round, estimate));
     if (criterion->own_pass)

@@ -211,7 +211,7 @@ static mdp_status parse_plan(const mdp_session *session, const char *text, int64
                              mdp_plan **out) {
     MDP_TRY(mdp_plan_parse(text, n_byte, path, out));
     MDP_TRY(mdp_plan_check(*out, session->model));
-    return session->comm->rank == 0 ? mdp_plan_check_arrays(*out) : mdp_ok();
+    return mdp_plan_check_arrays(*out, session->comm->rank, session->comm->size);
 }
 
 mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, char **text) {

@@ -23,7 +23,7 @@ int64_t mdp_attention_row_bytes(const mdp_model *model, const mdp_rank_share *sh
 }
 
 int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread) {
-    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + mdp_head_values(model));
+    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + mdp_head_values(model)) + 2 * model->rope.n_pair;
     if (model->delta.n_value > 0 && mdp_delta_scratch(&model->delta) > tile) tile = mdp_delta_scratch(&model->delta);
     int64_t rows = mdp_group_rows(model, share, n_stream);
     int64_t n_query = rows / MDP_QUERY_ROWS + rows, n_used = rows / MDP_QUERY_ROWS + n_stream * share->n_sequence;
@@ -367,6 +367,7 @@ static mdp_status new_delta_rows(const mdp_engine *engine, mdp_attention_buffers
 static mdp_status new_softmax_rows(const mdp_engine *engine, mdp_attention_buffers *buffers) {
     const mdp_model *model = engine->model;
     MDP_TRY(model->latent.kv_rank > 0 ? new_latent_rows(engine, buffers) : new_head_rows(engine, buffers));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->angles, engine->n_thread * 2 * model->rope.n_pair, "rotation angles"));
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS,
                      "attention scores"));
     return MDP_TAKE(engine->stack, &buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * mdp_head_values(model),

@@ -147,7 +147,6 @@ void mdp_engine_look_after_rows(const mdp_engine *engine);
 /* What becomes of the products with a gate and an up matrix. */
 typedef struct mdp_gating {
     mdp_activation activation;
-    float alpha, limit;               /* of MDP_SWIGLU_CLAMPED */
     const float *gate_bias, *up_bias; /* [rows of the matrices] or NULL */
 } mdp_gating;
 typedef struct mdp_gated_tile {
@@ -161,7 +160,7 @@ typedef struct mdp_gated_group {
     int64_t n_tile;
 } mdp_gated_group;
 
-/* Groups of tiles that go through experts of one size; all borrowed. */
+/* Groups of tiles that go through their experts; all borrowed. */
 typedef struct mdp_gated_walk {
     mdp_engine *engine;
     mdp_gating gating;
@@ -170,8 +169,9 @@ typedef struct mdp_gated_walk {
     int64_t n_group;
     const mdp_gated_tile *tiles; /* of all groups, one after the other */
     int64_t n_place;             /* tiles at a time; no group has more */
+    int64_t d_ff;                /* of the largest expert */
     float *x;                    /* [n_place, MDP_TILE_ROWS, d_model] */
-    float *h;                    /* [n_place, MDP_TILE_ROWS, d_ff] */
+    float *h;                    /* [n_place, MDP_TILE_ROWS, d_ff]; rows of a tile are as long as its expert's */
     float *up;                   /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
     mdp_panel_list *panels;      /* scratch, kept for the next walk */
     /* Both from any thread, several tiles at once. Fill x of a tile. Look at x, h and y before their places are taken
@@ -417,7 +417,7 @@ typedef struct mdp_expert_scratch {
     float *x;       /* [n_tile, MDP_TILE_ROWS, d_model] */
     float *h;       /* [n_tile, MDP_TILE_ROWS, d_ff] */
     float *up;      /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
-    float *bias;    /* [2 d_ff + d_model] of gate, up and down; NULL: experts have none */
+    float *bias;    /* of gate, up and down of one expert; NULL: experts have none */
     void *stored;   /* room to read them */
     mdp_panel_list panels;
     int64_t n_own;              /* tiles of the round at hand that are this rank's */

@@ -175,11 +175,7 @@ static void gated_item(const mdp_gated_walk *walk, const mdp_rows *tile, const m
     for (int32_t i = 0; i < tile->n_row; i++, h += tile->ldy, scratch += MDP_PANEL_ROWS) {
         if (gating->gate_bias) mdp_axpy(1.0F, gating->gate_bias + pair[0].row0, m, h);
         if (gating->up_bias) mdp_axpy(1.0F, gating->up_bias + pair[0].row0, m, scratch);
-        if (gating->activation == MDP_SWIGLU_CLAMPED) {
-            mdp_gate_clamped(gating->alpha, gating->limit, scratch, m, h);
-        } else {
-            mdp_gate(gating->activation, scratch, m, h);
-        }
+        mdp_gate(&gating->activation, scratch, m, h);
     }
 }
 
@@ -189,7 +185,7 @@ static void compute_item(progress *p, const walk_item *item, const mdp_panel pan
     const walk_step *step = &p->steps[item->step];
     const mdp_expert *expert = step->group->expert;
     int64_t d = expert->down.n_row, f = expert->gate.n_row, number = item->tile % walk->n_place;
-    float *x = walk->x + number * MDP_TILE_ROWS * d, *h = walk->h + number * MDP_TILE_ROWS * f;
+    float *x = walk->x + number * MDP_TILE_ROWS * d, *h = walk->h + number * MDP_TILE_ROWS * walk->d_ff;
     if (step->stage == STAGE_LOAD) {
         walk->load(walk->context, item->tile, x);
     } else if (step->stage == STAGE_GATED) {

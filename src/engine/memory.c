@@ -222,7 +222,7 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     for (int64_t l = 0; l < model->n_layer; l++)
         if (model->layers[l].is_moe) top_k = larger(top_k, model->layers[l].moe.top_k);
     int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->recompute ? row : 0) + 8; /* and its id and category */
-    if (pass->with_head) token += pass->n_stream * MDP_LOSS_ROW;
+    token += pass->n_stream * pass->head_byte;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);
     if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));

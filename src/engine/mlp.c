@@ -80,6 +80,7 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const md
                                  .n_group = 1,
                                  .tiles = buffers->outputs,
                                  .n_place = buffers->n_tile,
+                                 .d_ff = mlp->d_ff,
                                  .x = buffers->x,
                                  .h = buffers->h,
                                  .up = buffers->up,

@@ -351,6 +351,37 @@ def test_arrays_that_are_not_those_of_the_plan_are_refused(spoil, sentence, plai
     mdp.refuse(3, BAD_INPUT, sentence, "apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out")
 
 
+def with_values(plain, path, shapes):
+    """A plan of three constant experts, whose arrays in plan.h5 have these shapes; the arrays."""
+    arrays, content = {}, copy.deepcopy(plain)
+    for number, shape in enumerate(shapes):
+        values = np.random.default_rng(number).standard_normal(shape, np.float32)
+        content["layers"][1]["experts"][number].update(
+            action="constant", arrays={"value": array_of(f"/layers/1/{number}/value", values, arrays)})
+    write(content, arrays, path)
+    return content, arrays
+
+
+def test_ranks_share_out_large_arrays_and_read_them_in_pieces(plain, tmp_path):
+    shapes = [(3, 600001), (3, 2, 300001), (9000, 201)]  # more than a piece each, none a multiple of it
+    _, arrays = with_values(plain, tmp_path / "p.json", shapes)
+    words = ["apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out"]
+    mdp.refuse(3, USAGE, "the action 'constant'.*cannot be carried out", *words, within=[mdp.PYTHON, mdp.TESTS / "reads_of.py", tmp_path])
+    largest = max(values.nbytes for values in arrays.values())
+    for rank in range(3):
+        assert largest < int((tmp_path / f"reads-{rank}").read_text(encoding="ascii")) < 2 * largest, rank
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_first_array_that_is_wrong_is_named_on_any_number_of_ranks(ranks, plain, tmp_path):
+    content, arrays = with_values(plain, tmp_path / "p.json", [(4,), (5,), (6,)])
+    for number in 1, 2:
+        arrays[f"/layers/1/{number}/value"][0] = 7
+    write(content, arrays, tmp_path / "p.json")
+    mdp.refuse(ranks, BAD_INPUT, r"p\.h5: array '/layers/1/1/value'.*checksum", "apply", "--model", MODEL, "--plan", tmp_path / "p.json",
+               "--out", tmp_path / "out")
+
+
 def first(content):
     return content["layers"][1]["experts"][0]
 

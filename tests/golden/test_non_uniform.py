@@ -160,6 +160,16 @@ def test_config_lists_the_experts_of_every_layer(model_type, settings, key, tmp_
     load(tmp_path / "again" / "hf")
 
 
+def test_config_that_has_the_number_in_an_object_cannot_list_layers(tmp_path):
+    settings = dict(d_model=32, n_heads=4, n_layers=3, max_seq_len=256, vocab_size=96, attn_config=dict(kv_n_heads=2, rope_theta=5000.0),
+                    rope_parameters=dict(rope_type="default", rope_theta=5000.0),
+                    ffn_config=dict(ffn_hidden_size=40, moe_num_experts=6, moe_top_k=2))
+    original = save_random("dbrx", settings, tmp_path / "made")
+    mdp.succeed(1, "plan", "--model", original, "--method", "random", "--budget", "trapezoid", "--keep", 4, "--out", tmp_path / "plan.json")
+    mdp.refuse(2, 2, r"per-layer-config: .*model_type 'dbrx'.*an object within it \('ffn_config\.moe_num_experts'\)", "apply", "--model", original,
+               "--plan", tmp_path / "plan.json", "--format", "safetensors", "--non-uniform", "per-layer-config", "--out", tmp_path / "out")
+
+
 @pytest.mark.parametrize("listed, sentence", [
     ({"3": {"num_experts": 4}}, "the layers are 0 to 2"),
     ({"1": {"num_experts": 0}}, "1 or more"),

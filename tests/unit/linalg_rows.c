@@ -232,8 +232,8 @@ static void exp_shift_equals_exp_one_by_one_bit_for_bit(void **state) {
     }
 }
 
-static long double activated(mdp_activation activation, long double x) {
-    switch (activation) {
+static long double activated(mdp_activation_kind kind, long double x) {
+    switch (kind) {
     case MDP_SILU:
         return x / (1.0L + expl(-x));
     case MDP_GELU:
@@ -253,7 +253,8 @@ static void a_clamped_gate_is_its_formula(void **state) {
         h[i] = before[i] = 9.0F * value(11, i);
         u[i] = 9.0F * value(12, i);
     }
-    mdp_gate_clamped(1.702F, 5.0F, u, LONGEST, h);
+    const mdp_activation clamped = {.kind = MDP_SWIGLU_CLAMPED, .alpha = 1.702F, .limit = 5.0F};
+    mdp_gate(&clamped, u, LONGEST, h);
     for (int64_t i = 0; i < LONGEST; i++) {
         long double up = fmaxl(fminl(u[i], 5.0L), -5.0L) + 1.0L;
         long double expected = activated(MDP_SWIGLU_CLAMPED, fminl(before[i], 5.0L)) * up;
@@ -282,19 +283,19 @@ static void a_layer_norm_has_mean_and_deviation_taken_out(void **state) {
 static void gates_are_their_formulas(void **state) {
     (void)state;
     static float h[LONGEST], u[LONGEST], before[LONGEST];
-    const mdp_activation all[] = {MDP_SILU, MDP_GELU, MDP_GELU_TANH};
+    const mdp_activation all[] = {{.kind = MDP_SILU}, {.kind = MDP_GELU}, {.kind = MDP_GELU_TANH}};
     for (int a = 0; a < 3; a++) {
         for (int64_t i = 0; i < LONGEST; i++) h[i] = before[i] = 9.0F * value(11, i);
         fill(12, LONGEST, u);
-        mdp_gate(all[a], u, LONGEST, h);
+        mdp_gate(&all[a], u, LONGEST, h);
         for (int64_t i = 0; i < LONGEST; i++) {
-            long double act = activated(all[a], before[i]);
+            long double act = activated(all[a].kind, before[i]);
             assert_true(fabsl(act * u[i] - h[i]) <= 2e-6L * fabsl(act * u[i]) + 1e-7L);
         }
         /* one at a time: the scalar remainder of the loops gives the same bits */
         for (int64_t i = 0; i < 100; i++) {
             float one = before[i];
-            mdp_gate(all[a], &u[i], 1, &one);
+            mdp_gate(&all[a], &u[i], 1, &one);
             assert_memory_equal(&one, &h[i], sizeof one);
         }
     }
