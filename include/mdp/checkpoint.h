@@ -109,8 +109,10 @@ typedef struct mdp_catalogue {
  * broadcasts. No weight is read. Collective on `comm`. Errors: MDP_BAD_INPUT naming file, tensor and byte. */
 mdp_status mdp_catalogue_open_all(const mdp_comm *comm, const char *path, mdp_catalogue **out);
 void mdp_catalogue_destroy(mdp_catalogue *catalogue);
-/* Are all files as they were when they were listed? MDP_BAD_INPUT names one that is not. Local: for rank 0, which has
- * listed them; on other nodes the same file may look different. */
+/* Is the file a side file of a Hugging Face folder, with no tensor in it? */
+bool mdp_catalogue_is_side_file(const mdp_catalogue *catalogue, int32_t file);
+/* Are all files with tensors as they were when they were listed? MDP_BAD_INPUT names one that is not. Local: for rank
+ * 0, which has listed them; on other nodes the same file may look different. */
 mdp_status mdp_catalogue_check(const mdp_catalogue *catalogue);
 /* The tensor of that HF name, or NULL. Binary search. Local. */
 const mdp_tensor *mdp_catalogue_find(const mdp_catalogue *catalogue, const char *name);

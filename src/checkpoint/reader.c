@@ -4,7 +4,7 @@
  * may have open. A descriptor in use is never closed; when all are in use the number is exceeded for a moment. A read
  * beyond the size that the catalogue saw, and a file that has another size since, are errors that say so; and so is a
  * file that was changed between its first and its last use. */
-#include "mdp/checkpoint.h"
+#include "checkpoint/stamp.h"
 
 #include <inttypes.h>
 #include <pthread.h>
@@ -91,11 +91,7 @@ static mdp_status compare_time(mdp_reader *reader, int32_t file, int fd) {
     MDP_TRY(mdp_file_changed(path, fd, &changed));
     if (!f->known) f->changed = changed;
     f->known = true;
-    if (f->changed == changed) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT,
-                     "%s: was changed while it was read, so that results would be of two models; run again with "
-                     "--overwrite when it is complete.",
-                     path);
+    return f->changed == changed ? mdp_ok() : mdp_stamp_differs(path);
 }
 
 mdp_status mdp_reader_check(mdp_reader *reader) {

@@ -88,13 +88,6 @@ static json_t *list_options(const mdp_session *session) {
     return list;
 }
 
-static bool is_side_file(const mdp_catalogue *catalogue, int32_t file) {
-    for (int64_t i = 0; catalogue->container == MDP_HF_FOLDER && i < catalogue->n_side_file; i++) {
-        if (catalogue->side_files[i].file == file) return true;
-    }
-    return false;
-}
-
 /* Folders above a model may have any name. */
 static json_t *describe_file(const char *path, const mdp_stamp *stamp) {
     char *real = realpath(path, NULL), shown[4 * PATH_MAX];
@@ -111,7 +104,7 @@ static json_t *list_files(const mdp_session *session, const mdp_catalogue *catal
     bool copies = session->options->bit & (COMMAND_RUN | COMMAND_APPLY | COMMAND_EXPORT);
     json_t *list = json_array();
     for (int32_t i = 0; catalogue && i < catalogue->n_file; i++) {
-        if (is_side_file(catalogue, i) && !(copies && catalogue == session->catalogue)) continue;
+        if (mdp_catalogue_is_side_file(catalogue, i) && !(copies && catalogue == session->catalogue)) continue;
         mdp_json_add(&list, describe_file(catalogue->files[i], &catalogue->stamps[i]));
     }
     return list;
