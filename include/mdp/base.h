@@ -212,7 +212,9 @@ typedef struct mdp_names {
     int64_t n, capacity;
     char **name; /* [n] owned */
 } mdp_names;
-mdp_status mdp_names_add(mdp_names *names, const char *name); /* at the end */
+mdp_status mdp_names_add(mdp_names *names, const char *name);  /* at the end */
+void mdp_names_sort(mdp_names *names);                         /* by bytes */
+bool mdp_names_have(const mdp_names *names, const char *name); /* of sorted names */
 void mdp_names_clear(mdp_names *names);
 /* *out is to be cleared on error too. MDP_IO. */
 mdp_status mdp_folder_list(const char *path, mdp_names *out);
