@@ -9,8 +9,9 @@
 #ifdef MDP_HAVE_ONEDNN
 
 #include <omp.h>
-#include <oneapi/dnnl/dnnl.h>
 #include <string.h>
+
+#include "linalg/onednn_matmul.h"
 
 #define MOST 512    /* rows of x and of w in a piece */
 #define DEPTH 1024  /* inner dimension of a piece */
@@ -70,18 +71,10 @@ static int multiply_f32(const mdp_product *p) {
 
 /* ---- bf16 ---------------------------------------------------------------------------------------------------- */
 
-/* A piece of a product, [n, k] x [m, k]^T into rows ldy apart, ready to run; x and w are the thread's own buffers. */
-typedef struct prepared {
-    int n, m, k, ldy;
-    bool add;
-    dnnl_primitive_t run;
-    dnnl_memory_t x, w, y;
-} prepared;
-
 typedef struct own {
     uint16_t *x, *w; /* [MOST, DEPTH] rounded, rows as long as the piece is deep */
     dnnl_stream_t stream;
-    prepared shapes[PREPARED];
+    mdp_matmul shapes[PREPARED];
     int oldest;
 } own;
 
@@ -101,56 +94,10 @@ MDP_CLONES static void round_row(const float *restrict x, int64_t n, uint16_t *r
     }
 }
 
-static void discard(prepared *shape) {
-    if (shape->run) dnnl_primitive_destroy(shape->run);
-    if (shape->x) dnnl_memory_destroy(shape->x);
-    if (shape->w) dnnl_memory_destroy(shape->w);
-    if (shape->y) dnnl_memory_destroy(shape->y);
-    memset(shape, 0, sizeof *shape);
-}
-
-static dnnl_status_t describe_matrix(dnnl_memory_desc_t *out, int n, int m, dnnl_data_type_t type, int row_stride,
-                                     int column_stride) {
-    const dnnl_dims_t shape = {n, m}, strides = {row_stride, column_stride};
-    return dnnl_memory_desc_init_by_strides(out, 2, shape, type, strides);
-}
-
-/* y (+)= x w, where `to` is to be added to or not. */
-static dnnl_status_t make_primitive(dnnl_engine_t engine, bool add, const dnnl_memory_desc_t *x,
-                                    const dnnl_memory_desc_t *w, const dnnl_memory_desc_t *y, dnnl_primitive_t *out) {
-    dnnl_matmul_desc_t matmul;
-    dnnl_primitive_attr_t attributes = NULL;
-    dnnl_post_ops_t after = NULL;
-    dnnl_primitive_desc_t chosen = NULL;
-    dnnl_status_t status = dnnl_matmul_desc_init(&matmul, x, w, NULL, y);
-    if (status == dnnl_success) status = dnnl_primitive_attr_create(&attributes);
-    if (status == dnnl_success) status = dnnl_post_ops_create(&after);
-    if (status == dnnl_success && add) status = dnnl_post_ops_append_sum(after, 1.0F);
-    if (status == dnnl_success) status = dnnl_primitive_attr_set_post_ops(attributes, after);
-    if (status == dnnl_success) status = dnnl_primitive_desc_create(&chosen, &matmul, attributes, engine, NULL);
-    if (status == dnnl_success) status = dnnl_primitive_create(out, chosen);
-    if (chosen) dnnl_primitive_desc_destroy(chosen);
-    if (after) dnnl_post_ops_destroy(after);
-    if (attributes) dnnl_primitive_attr_destroy(attributes);
-    return status;
-}
-
-static dnnl_status_t prepare(dnnl_engine_t engine, const own *mine, prepared *shape) {
-    dnnl_memory_desc_t x, w, y;
-    dnnl_status_t status = describe_matrix(&x, shape->n, shape->k, dnnl_bf16, shape->k, 1);
-    if (status == dnnl_success) status = describe_matrix(&w, shape->k, shape->m, dnnl_bf16, 1, shape->k);
-    if (status == dnnl_success) status = describe_matrix(&y, shape->n, shape->m, dnnl_f32, shape->ldy, 1);
-    if (status == dnnl_success) status = make_primitive(engine, shape->add, &x, &w, &y, &shape->run);
-    if (status == dnnl_success) status = dnnl_memory_create(&shape->x, &x, engine, mine->x);
-    if (status == dnnl_success) status = dnnl_memory_create(&shape->w, &w, engine, mine->w);
-    if (status == dnnl_success) status = dnnl_memory_create(&shape->y, &y, engine, DNNL_MEMORY_NONE);
-    return status;
-}
-
 /* The piece's shape, ready to run: one that was kept, or in the place of the oldest. */
-static dnnl_status_t find_prepared(dnnl_engine_t engine, own *mine, const prepared *wanted, prepared **out) {
+static dnnl_status_t find_prepared(dnnl_engine_t engine, own *mine, const mdp_matmul *wanted, mdp_matmul **out) {
     for (int i = 0; i < PREPARED; i++) {
-        prepared *shape = &mine->shapes[i];
+        mdp_matmul *shape = &mine->shapes[i];
         *out = shape;
         if (shape->run && shape->n == wanted->n && shape->m == wanted->m && shape->k == wanted->k &&
             shape->ldy == wanted->ldy && shape->add == wanted->add)
@@ -158,23 +105,18 @@ static dnnl_status_t find_prepared(dnnl_engine_t engine, own *mine, const prepar
     }
     *out = &mine->shapes[mine->oldest];
     mine->oldest = (mine->oldest + 1) % PREPARED;
-    discard(*out);
+    mdp_matmul_discard(*out);
     **out = *wanted;
-    dnnl_status_t status = prepare(engine, mine, *out);
-    if (status != dnnl_success) discard(*out);
+    dnnl_status_t status = mdp_matmul_prepare(engine, *out);
+    if (status != dnnl_success) mdp_matmul_discard(*out);
     return status;
 }
 
 /* x [n, k] and w [m, k] are rounded already. */
-static dnnl_status_t multiply_piece(dnnl_engine_t engine, own *mine, const prepared *wanted, float *y) {
-    prepared *shape;
+static dnnl_status_t multiply_piece(dnnl_engine_t engine, own *mine, const mdp_matmul *wanted, float *y) {
+    mdp_matmul *shape;
     dnnl_status_t status = find_prepared(engine, mine, wanted, &shape);
-    if (status != dnnl_success) return status;
-    const dnnl_exec_arg_t arguments[] = {
-        {DNNL_ARG_SRC, shape->x}, {DNNL_ARG_WEIGHTS, shape->w}, {DNNL_ARG_DST, shape->y}};
-    status = dnnl_memory_set_data_handle(shape->y, y);
-    if (status == dnnl_success) status = dnnl_primitive_execute(shape->run, mine->stream, 3, arguments);
-    return status == dnnl_success ? dnnl_stream_wait(mine->stream) : status;
+    return status == dnnl_success ? mdp_matmul_run(shape, mine->stream, mine->x, mine->w, y) : status;
 }
 
 static void round_rows(const float *x, int64_t ld, int n, int k, uint16_t *out) {
@@ -187,7 +129,8 @@ static int smaller(int a, int b) {
 
 static dnnl_status_t multiply_pieces(dnnl_engine_t engine, own *mine, const mdp_product *p) {
     for (int k = 0; k < p->k; k += DEPTH) {
-        prepared piece = {.k = smaller(p->k - k, DEPTH), .ldy = p->ldy, .add = p->add || k > 0};
+        int depth = smaller(p->k - k, DEPTH);
+        mdp_matmul piece = {.k = depth, .ldx = depth, .ldw = depth, .ldy = p->ldy, .add = p->add || k > 0};
         for (int n = 0; n < p->n; n += MOST) {
             piece.n = smaller(p->n - n, MOST);
             round_rows(p->x + (int64_t)n * p->ldx + k, p->ldx, piece.n, piece.k, mine->x);
@@ -214,7 +157,7 @@ static void close_bf16(int n_thread, void *scratch) {
     bf16 *all = scratch;
     for (int t = 0; all->threads && t < n_thread; t++) {
         own *mine = &all->threads[t];
-        for (int i = 0; i < PREPARED; i++) discard(&mine->shapes[i]);
+        for (int i = 0; i < PREPARED; i++) mdp_matmul_discard(&mine->shapes[i]);
         if (mine->stream) dnnl_stream_destroy(mine->stream);
         mdp_free(mine->x);
         mdp_free(mine->w);
