@@ -1,10 +1,9 @@
-/* onednn.c - matrix products by oneDNN: its sgemm, and products of values rounded to bf16.
+/* onednn.c - matrix products by oneDNN: its sgemm, and products in bf16.
  *
  * Built where the library was found. oneDNN splits a product among the OpenMP threads that the caller may start, unless
  * it is called from inside an active parallel region: so the caller may start one, for the time of a call. Products in
  * bf16 go in pieces of at most MOST x MOST x DEPTH, so that what a thread holds is bounded and known. */
 #include "linalg/gemm.h"
-#include "linalg/lanes.h"
 
 #ifdef MDP_HAVE_ONEDNN
 
@@ -14,7 +13,7 @@
 #include "linalg/onednn_matmul.h"
 
 #define MOST 512    /* rows of x and of w in a piece */
-#define DEPTH 1024  /* inner dimension of a piece */
+#define DEPTH 4096  /* inner dimension of a piece */
 #define PREPARED 16 /* shapes that a thread keeps ready */
 
 static void describe(char *out, size_t n_byte) {
@@ -72,7 +71,7 @@ static int multiply_f32(const mdp_product *p) {
 /* ---- bf16 ---------------------------------------------------------------------------------------------------- */
 
 typedef struct own {
-    uint16_t *x, *w; /* [MOST, DEPTH] rounded, rows as long as the piece is deep */
+    uint16_t *x; /* [MOST, DEPTH] rounded, rows as long as the piece is deep */
     dnnl_stream_t stream;
     mdp_matmul shapes[PREPARED];
     int oldest;
@@ -83,24 +82,14 @@ typedef struct bf16 {
     own *threads; /* [n_thread] */
 } bf16;
 
-/* To nearest, ties to even; a NaN stays one. */
-MDP_CLONES static void round_row(const float *restrict x, int64_t n, uint16_t *restrict out) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        uint32_t nan = (bits >> 16) | 0x40u;
-        out[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-    }
-}
-
 /* The piece's shape, ready to run: one that was kept, or in the place of the oldest. */
 static dnnl_status_t find_prepared(dnnl_engine_t engine, own *mine, const mdp_matmul *wanted, mdp_matmul **out) {
     for (int i = 0; i < PREPARED; i++) {
         mdp_matmul *shape = &mine->shapes[i];
         *out = shape;
         if (shape->run && shape->n == wanted->n && shape->m == wanted->m && shape->k == wanted->k &&
-            shape->ldy == wanted->ldy && shape->add == wanted->add)
+            shape->ldx == wanted->ldx && shape->ldw == wanted->ldw && shape->ldy == wanted->ldy &&
+            shape->add == wanted->add)
             return dnnl_success;
     }
     *out = &mine->shapes[mine->oldest];
@@ -112,32 +101,40 @@ static dnnl_status_t find_prepared(dnnl_engine_t engine, own *mine, const mdp_ma
     return status;
 }
 
-/* x [n, k] and w [m, k] are rounded already. */
-static dnnl_status_t multiply_piece(dnnl_engine_t engine, own *mine, const mdp_matmul *wanted, float *y) {
+static dnnl_status_t multiply_piece(dnnl_engine_t engine, own *mine, const mdp_matmul *wanted, const uint16_t *x,
+                                    const uint16_t *w, float *y) {
     mdp_matmul *shape;
     dnnl_status_t status = find_prepared(engine, mine, wanted, &shape);
-    return status == dnnl_success ? mdp_matmul_run(shape, mine->stream, mine->x, mine->w, y) : status;
-}
-
-static void round_rows(const float *x, int64_t ld, int n, int k, uint16_t *out) {
-    for (int i = 0; i < n; i++) round_row(x + i * ld, k, out + (size_t)i * (size_t)k);
+    return status == dnnl_success ? mdp_matmul_run(shape, mine->stream, x, w, y) : status;
 }
 
 static int smaller(int a, int b) {
     return a < b ? a : b;
 }
 
+/* Rows and columns of x from row n and column k on, as the piece reads them: where they are, or rounded to the thread's
+ * own. */
+static const uint16_t *find_rows(own *mine, const mdp_product *p, int n, int k, mdp_matmul *piece) {
+    int64_t first = (int64_t)n * p->ldx + k;
+    piece->ldx = p->rounded ? p->ldx : piece->k;
+    if (p->rounded) return (const uint16_t *)p->x + first;
+    const float *x = (const float *)p->x + first;
+    for (int i = 0; i < piece->n; i++)
+        mdp_round_bf16(x + (int64_t)i * p->ldx, piece->k, mine->x + (size_t)i * (size_t)piece->k);
+    return mine->x;
+}
+
 static dnnl_status_t multiply_pieces(dnnl_engine_t engine, own *mine, const mdp_product *p) {
+    const uint16_t *w = p->w;
     for (int k = 0; k < p->k; k += DEPTH) {
-        int depth = smaller(p->k - k, DEPTH);
-        mdp_matmul piece = {.k = depth, .ldx = depth, .ldw = depth, .ldy = p->ldy, .add = p->add || k > 0};
+        mdp_matmul piece = {.k = smaller(p->k - k, DEPTH), .ldw = p->ldw, .ldy = p->ldy, .add = p->add || k > 0};
         for (int n = 0; n < p->n; n += MOST) {
             piece.n = smaller(p->n - n, MOST);
-            round_rows(p->x + (int64_t)n * p->ldx + k, p->ldx, piece.n, piece.k, mine->x);
+            const uint16_t *x = find_rows(mine, p, n, k, &piece);
             for (int m = 0; m < p->m; m += MOST) {
                 piece.m = smaller(p->m - m, MOST);
-                round_rows(p->w + (int64_t)m * p->ldw + k, p->ldw, piece.m, piece.k, mine->w);
-                dnnl_status_t status = multiply_piece(engine, mine, &piece, p->y + (int64_t)n * p->ldy + m);
+                dnnl_status_t status = multiply_piece(engine, mine, &piece, x, w + (int64_t)m * p->ldw + k,
+                                                      p->y + (int64_t)n * p->ldy + m);
                 if (status != dnnl_success) return status;
             }
         }
@@ -160,7 +157,6 @@ static void close_bf16(int n_thread, void *scratch) {
         for (int i = 0; i < PREPARED; i++) mdp_matmul_discard(&mine->shapes[i]);
         if (mine->stream) dnnl_stream_destroy(mine->stream);
         mdp_free(mine->x);
-        mdp_free(mine->w);
     }
     mdp_free(all->threads);
     if (all->engine) dnnl_engine_destroy(all->engine);
@@ -178,13 +174,13 @@ static mdp_status fill_bf16(int n_thread, bf16 *all) {
     for (int t = 0; t < n_thread; t++) {
         own *mine = &all->threads[t];
         MDP_TRY(MDP_ALLOC(&mine->x, MOST * DEPTH, "bf16 products"));
-        MDP_TRY(MDP_ALLOC(&mine->w, MOST * DEPTH, "bf16 products"));
         MDP_TRY(refused(dnnl_stream_create(&mine->stream, all->engine, dnnl_stream_default_flags)));
     }
     /* a small one shows whether the processor can */
-    const float one[16] = {1.0F};
+    const float x[16] = {1.0F};
+    const uint16_t w[16] = {0x3f80};
     float y[16];
-    const mdp_product product = {.n = 4, .m = 4, .k = 4, .x = one, .ldx = 4, .w = one, .ldw = 4, .y = y, .ldy = 4};
+    const mdp_product product = {.n = 4, .m = 4, .k = 4, .x = x, .ldx = 4, .w = w, .ldw = 4, .y = y, .ldy = 4};
     return refused((dnnl_status_t)multiply_bf16(all, 0, &product));
 }
 
@@ -201,7 +197,7 @@ static mdp_status open_bf16(int n_thread, void **scratch) {
 }
 
 static int64_t bf16_memory(int n_thread) {
-    return n_thread * (int64_t)(2 * sizeof(uint16_t)) * MOST * DEPTH;
+    return n_thread * (int64_t)(2 * sizeof(uint16_t)) * MOST * DEPTH; /* of x, and of w as the library packs it */
 }
 
 const mdp_gemm_backend mdp_gemm_onednn = {.describe = describe,
