@@ -31,7 +31,7 @@ void mdp_gemm_destroy(mdp_gemm *gemm); /* NULL is allowed */
 /* "OpenBLAS 0.3.21 SkylakeX f32": all that its bits depend on; written to out. */
 void mdp_gemm_describe(const mdp_gemm *gemm, char *out, size_t n_byte);
 mdp_gemm_type mdp_gemm_type_of(const mdp_gemm *gemm);
-int64_t mdp_gemm_memory(const mdp_gemm *gemm); /* bytes that it holds between products */
+int64_t mdp_gemm_memory(const mdp_gemm *gemm); /* bytes that it and its library come to hold */
 /* MDP_INTERNAL when a product failed since the gemm was made: what it was to write is undefined. */
 mdp_status mdp_gemm_check(const mdp_gemm *gemm);
 

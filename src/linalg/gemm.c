@@ -111,7 +111,7 @@ mdp_gemm_type mdp_gemm_type_of(const mdp_gemm *gemm) {
 }
 
 int64_t mdp_gemm_memory(const mdp_gemm *gemm) {
-    return gemm->scratch ? gemm->backend->bf16_memory(gemm->n_thread) : 0;
+    return gemm->backend->n_byte + (gemm->scratch ? gemm->backend->bf16_memory(gemm->n_thread) : 0);
 }
 
 mdp_status mdp_gemm_check(const mdp_gemm *gemm) {

@@ -17,6 +17,7 @@ typedef struct mdp_product {
 /* A library, as far as it is asked. Products are multiplied by one thread, from several threads at once. */
 typedef struct mdp_gemm_backend {
     void (*describe)(char *out, size_t n_byte);
+    int64_t n_byte; /* that it comes to hold by itself, beside what it has when the program starts */
     /* 0, or the library's code of what went wrong */
     int (*f32)(const mdp_product *product);
     const char *(*explain)(int code);

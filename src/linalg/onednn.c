@@ -15,6 +15,8 @@
 #define MOST 512    /* rows of x and of w in a piece */
 #define DEPTH 4096  /* inner dimension of a piece */
 #define PREPARED 16 /* shapes that a thread keeps ready */
+/* Pages of the library's code, and the kernels that it makes (some 20 KB a shape) and keeps: measured. */
+#define LIBRARY_BYTE ((int64_t)16 << 20)
 
 static void describe(char *out, size_t n_byte) {
     static const struct {
@@ -197,10 +199,11 @@ static mdp_status open_bf16(int n_thread, void **scratch) {
 }
 
 static int64_t bf16_memory(int n_thread) {
-    return n_thread * (int64_t)(2 * sizeof(uint16_t)) * MOST * DEPTH; /* of x, and of w as the library packs it */
+    return n_thread * (int64_t)sizeof(uint16_t) * MOST * DEPTH;
 }
 
 const mdp_gemm_backend mdp_gemm_onednn = {.describe = describe,
+                                          .n_byte = LIBRARY_BYTE,
                                           .f32 = multiply_f32,
                                           .explain = explain,
                                           .bf16_open = open_bf16,
