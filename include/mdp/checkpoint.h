@@ -172,7 +172,12 @@ mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t
 /* Bytes that this takes from the file. */
 int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row);
 int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row); /* bytes */
-int64_t mdp_matrix_bytes(const mdp_matrix *matrix);                  /* stored, scales included; 0 when absent */
+/* The same as values of `type`: MDP_F32, or MDP_BF16 (mdp_round_bf16), which weights stored so are read as they are.
+ * out has mdp_matrix_room bytes, more than the values take where they are read as f32 first. */
+mdp_status mdp_matrix_read_as(mdp_reader *reader, const mdp_matrix *matrix, mdp_dtype type, int64_t row0, int64_t n_row,
+                              void *scratch, void *out);
+int64_t mdp_matrix_room(const mdp_matrix *matrix, mdp_dtype type, int64_t n_row);
+int64_t mdp_matrix_bytes(const mdp_matrix *matrix); /* stored, scales included; 0 when absent */
 /* Announce the bytes from a matrix's first element to its last; nothing where it is absent. */
 void mdp_matrix_announce(mdp_reader *reader, const mdp_matrix *matrix);
 /* A 1-D tensor (or any matrix) whole, into a new array of n_row * n_col f32; for norms, biases, routers. */
@@ -183,19 +188,20 @@ mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float *
 typedef struct mdp_panel {
     const mdp_matrix *matrix;
     int64_t row0, n_row;
-    float *data; /* [n_row, matrix->n_col]; set by the stream; valid until it is released */
+    void *data; /* [n_row, matrix->n_col] of the stream's type; set by the stream; valid until it is released */
 } mdp_panel;
 
 typedef struct mdp_panel_stream mdp_panel_stream;
 
-/* A stream that can hold `depth` (>= 2) panels of up to max_value f32 values each, of the files of `reader` (borrowed;
- * the stream reads by one of its own). Starts the I/O thread, which sleeps while there is nothing to read. One stream
- * serves the whole run. `profile` (borrowed, may be NULL) is told of bytes for the phase in which a sequence is
- * started, and of waiting; it may be looked at after mdp_panel_stream_stop. */
-mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
-                                mdp_panel_stream **out);
+/* A stream that can hold `depth` (>= 2) panels of values of `type` (MDP_F32 or MDP_BF16) that have room in max_byte
+ * bytes each (mdp_matrix_room), of the files of `reader` (borrowed; the stream reads by one of its own). Starts the I/O
+ * thread, which sleeps while there is nothing to read. One stream serves the whole run. `profile` (borrowed, may be
+ * NULL) is told of bytes for the phase in which a sequence is started, and of waiting; it may be looked at after
+ * mdp_panel_stream_stop. */
+mdp_status mdp_panel_stream_new(const mdp_reader *reader, int depth, mdp_dtype type, int64_t max_byte,
+                                mdp_profile *profile, mdp_panel_stream **out);
 void mdp_panel_stream_destroy(mdp_panel_stream *stream); /* joins the thread; NULL is allowed */
-/* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been passed to
+/* Begin reading items[0..n-1] (copied); each with room in max_byte bytes. Any earlier sequence must have been passed to
  * its end or ended by mdp_panel_stream_stop. */
 mdp_status mdp_panel_stream_start(mdp_panel_stream *stream, const mdp_panel *items, int64_t n);
 /* Panels `first` .. `first + n - 1` (n: 1 .. depth) of those that have not been passed, waiting for them; out[0..n-1]

@@ -152,9 +152,10 @@ void mdp_engine_destroy_all(mdp_engine *engine);
 /* Where one of a node's ranks has much more to attend to than the mean, all attend together, in memory that they share.
  * MDP_OK, or why some node has none, so that ranks with packs attend alone; the same on every rank. Local. */
 mdp_status mdp_engine_unshared(const mdp_engine *engine);
-/* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. */
+/* Bytes that the engine of a rank will hold for a partition, at most, without those of its gemm, whose type counts;
+ * from headers alone. */
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                          const mdp_pass *pass);
+                          mdp_gemm_type type, const mdp_pass *pass);
 
 /* What a rank does in a pass, or when a checkpoint is written. */
 typedef struct mdp_rank_cost {

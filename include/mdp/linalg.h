@@ -30,16 +30,20 @@ mdp_status mdp_gemm_new(mdp_gemm_library library, mdp_gemm_type type, int n_thre
 void mdp_gemm_destroy(mdp_gemm *gemm); /* NULL is allowed */
 /* "OpenBLAS 0.3.21 SkylakeX f32": all that its bits depend on; written to out. */
 void mdp_gemm_describe(const mdp_gemm *gemm, char *out, size_t n_byte);
-int64_t mdp_gemm_memory(const mdp_gemm *gemm); /* bytes that it holds between products */
+mdp_gemm_type mdp_gemm_type_of(const mdp_gemm *gemm);
+int64_t mdp_gemm_memory(const mdp_gemm *gemm); /* bytes that it and its library come to hold */
 /* MDP_INTERNAL when a product failed since the gemm was made: what it was to write is undefined. */
 mdp_status mdp_gemm_check(const mdp_gemm *gemm);
 
 /* y [n, m] = x [n, k] w [m, k]^T, row-major with leading dimensions ldx, ldw, ldy (elements): activations times rows of
- * a weight matrix. With MDP_GEMM_BF16 both are rounded to bf16 (to nearest, ties to even) and summed in f32.
- * Single-threaded. */
-void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+ * a weight matrix. With MDP_GEMM_F32 w is of float; with MDP_GEMM_BF16 it is of bf16 (uint16_t), x is rounded to bf16
+ * (mdp_round_bf16), and products are summed in f32. Single-threaded. */
+void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const void *w, int ldw, float *y,
                       int ldy);
-/* The same in f32, whatever the type. */
+/* The same with x of bf16 too, as mdp_round_bf16 gives it; with MDP_GEMM_BF16 only. */
+void mdp_gemm_rounded(mdp_gemm *gemm, int n, int m, int k, const uint16_t *x, int ldx, const uint16_t *w, int ldw,
+                      float *y, int ldy);
+/* The same with x and w of float, in f32, whatever the type. */
 void mdp_gemm_nt(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
                  int ldy);
 /* y [n, m] += x [n, k] w [m, k]^T, the same. */
@@ -74,6 +78,8 @@ typedef struct mdp_moments {
 mdp_moments mdp_row_moments(const float *x, const float *y, int64_t n);
 /* sum[j] += y[i, j] over rows i in ascending order, in f64; y [n_row, n], leading dimension ldy. */
 void mdp_add_rows(const float *y, int64_t ldy, int64_t n_row, int64_t n, double *sum);
+/* out[i] = x[i] as bf16, the upper half of an f32: to nearest, ties to even; a NaN stays one. */
+void mdp_round_bf16(const float *x, int64_t n, uint16_t *out);
 /* Is no x[i] a NaN or an infinity? */
 bool mdp_all_finite(const float *x, int64_t n);
 /* y[i] += a * x[i], f32. */

@@ -5,6 +5,7 @@
  * never converts (its conversion does not round to nearest even). */
 #include "checkpoint/h5_make.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -35,8 +36,12 @@ static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *context) {
 }
 
 mdp_status mdp_h5_error(mdp_code code, const char *what, const char *name, const char *path) {
+    int error = errno;
     char reason[300] = "no reason given by HDF5";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, reason);
+    /* "MPI_File_write_at failed: MPI error string is 'MPI_ERR_OTHER: known error not in list'" */
+    if (strncmp(reason, "MPI_", 4) == 0 && (error == ENOSPC || error == EDQUOT))
+        snprintf(reason, sizeof reason, "%s", strerror(error));
     for (char *c = reason; *c; c++)
         if (*c == '\n') *c = ' ';
     return MDP_ERROR(code, "cannot %s %s in %s: %s.", what, name, path, reason);

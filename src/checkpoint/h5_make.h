@@ -15,7 +15,8 @@ typedef struct mdp_h5_silence {
 mdp_h5_silence mdp_h5_silence_begin(void);
 void mdp_h5_silence_end(mdp_h5_silence silence);
 
-/* "cannot <what> <name> in <path>: <the first cause in HDF5's error stack>". */
+/* "cannot <what> <name> in <path>: <the first cause in HDF5's error stack>". Where MPI failed, which gives no cause,
+ * the system's word in errno is taken if it is that there is no space: set errno to 0 before a call that writes. */
 mdp_status mdp_h5_error(mdp_code code, const char *what, const char *name, const char *path);
 
 /* A new type for file and memory alike: bf16 and f16 as 2-byte floats, the rest native little-endian; bytes for types

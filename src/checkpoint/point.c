@@ -7,6 +7,7 @@
 #include "checkpoint/hdf5_read.h"
 #include "mdp/resume.h"
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -61,6 +62,7 @@ static int64_t number_bytes(const mdp_section *section) {
 typedef herr_t transfer_fn(hid_t dataset, hid_t type, hid_t memory, hid_t space, hid_t plist, void *data);
 
 static herr_t write_numbers(hid_t dataset, hid_t type, hid_t memory, hid_t space, hid_t plist, void *data) {
+    errno = 0; /* mdp_h5_error looks at it */
     return H5Dwrite(dataset, type, memory, space, plist, data);
 }
 

@@ -170,6 +170,7 @@ static mdp_status write_block(const native_writer *writer, const mdp_native_set 
         memory = H5Screate_simple(1, &length, NULL);
         good = memory >= 0 && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0;
     }
+    errno = 0; /* mdp_h5_error looks at it */
     good = good && H5Dwrite(writer->dataset, writer->type, memory, space, H5P_DEFAULT, data) >= 0;
     mdp_status status = good ? mdp_ok() : write_error(writer, set, *n_written * set->unit);
     if (memory > 0) H5Sclose(memory);

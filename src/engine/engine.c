@@ -20,8 +20,9 @@ static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->states, engine->n_stream, "states"));
     MDP_TRY(MDP_ALLOC(&engine->stream_state, engine->n_stream, "states"));
     MDP_TRY(mdp_stack_new(&engine->stack));
-    MDP_TRY(mdp_panel_stream_new(engine->reader, mdp_stream_depth(engine->n_thread),
-                                 mdp_largest_panel(engine->model).n_value, engine->profile, &engine->stream));
+    const mdp_panel_size panel = mdp_largest_panel(engine->model, mdp_gemm_type_of(engine->gemm));
+    MDP_TRY(mdp_panel_stream_new(engine->reader, mdp_stream_depth(engine->n_thread), panel.type, panel.n_byte,
+                                 engine->profile, &engine->stream));
     return mdp_attention_prepare(engine);
 }
 

@@ -118,7 +118,8 @@ void mdp_engine_announce(mdp_engine *engine, int64_t layer_number);
 typedef struct mdp_rows {
     const float *x; /* [n_row, n_col of the matrix], leading dimension ldx */
     int64_t ldx;
-    float *y; /* [n_row, n_row of the matrix], leading dimension ldy */
+    const uint16_t *rounded; /* x in bf16, in the same places, for products in bf16; NULL: they round it each time */
+    float *y;                /* [n_row, n_row of the matrix], leading dimension ldy */
     int64_t ldy;
     int32_t n_row;
 } mdp_rows;
@@ -133,6 +134,8 @@ mdp_status mdp_panel_list_add(mdp_panel_list *list, const mdp_matrix *matrix);
 mdp_status mdp_panel_list_add_run(mdp_panel_list *list, const mdp_matrix *matrix, int64_t first, int64_t end);
 mdp_status mdp_panel_list_add_pair(mdp_panel_list *list, const mdp_matrix *first, const mdp_matrix *second);
 int64_t mdp_panel_count(const mdp_matrix *matrix);
+/* y = x W^T of one tile and one panel, columns 0 .. panel->n_row - 1 of y. */
+void mdp_linear_multiply(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, float *y, int64_t ldy);
 /* Columns of y = x W^T + bias of one tile, those of one panel; bias [n_row of the matrix] or NULL. */
 void mdp_linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, const float *bias);
 /* Items first .. end-1 of y = x W^T + bias, where panel p of the matrix and tile t are item p * n_tile + t; next in the
@@ -160,6 +163,20 @@ typedef struct mdp_gated_group {
     int64_t n_tile;
 } mdp_gated_group;
 
+/* Where tiles lie while they go through. Products in bf16 have them rounded as well: once for all panels. */
+typedef struct mdp_gated_room {
+    int64_t n_place;     /* tiles at a time */
+    int64_t d_ff;        /* of the largest expert */
+    float *x;            /* [n_place, MDP_TILE_ROWS, d_model] */
+    float *h;            /* [n_place, MDP_TILE_ROWS, d_ff]; rows of a tile are as long as its expert's */
+    uint16_t *x_rounded; /* the same shapes; NULL: products are in f32 */
+    uint16_t *h_rounded;
+} mdp_gated_room;
+/* From the engine's stack. Local. */
+mdp_status mdp_gated_take_room(mdp_engine *engine, int64_t n_place, int64_t d_ff, mdp_gated_room *out);
+/* Its bytes, where n_row of its rows are used. */
+int64_t mdp_gated_room_memory(const mdp_model *model, mdp_gemm_type type, int64_t n_place, int64_t d_ff, int64_t n_row);
+
 /* Groups of tiles that go through their experts; all borrowed. */
 typedef struct mdp_gated_walk {
     mdp_engine *engine;
@@ -168,10 +185,7 @@ typedef struct mdp_gated_walk {
     const mdp_gated_group *groups;
     int64_t n_group;
     const mdp_gated_tile *tiles; /* of all groups, one after the other */
-    int64_t n_place;             /* tiles at a time; no group has more */
-    int64_t d_ff;                /* of the largest expert */
-    float *x;                    /* [n_place, MDP_TILE_ROWS, d_model] */
-    float *h;                    /* [n_place, MDP_TILE_ROWS, d_ff]; rows of a tile are as long as its expert's */
+    const mdp_gated_room *room;  /* no group has more tiles than places */
     float *up;                   /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
     mdp_panel_list *panels;      /* scratch, kept for the next walk */
     /* Both from any thread, several tiles at once. Fill x of a tile. Look at x, h and y before their places are taken
@@ -214,11 +228,13 @@ typedef struct mdp_rank_share {
     int64_t n_tile;       /* of its packs */
     int64_t longest_pack; /* tokens */
 } mdp_rank_share;
-/* Values of the largest panel of any matrix that the engine streams, and bytes that reading one takes beside it. */
+/* Panels as a gemm takes them: the type of their values, the bytes of the largest of any matrix that the engine
+ * streams, and those that reading one takes beside it. */
 typedef struct mdp_panel_size {
-    int64_t n_value, n_byte;
+    mdp_dtype type;
+    int64_t n_byte, n_scratch;
 } mdp_panel_size;
-mdp_panel_size mdp_largest_panel(const mdp_model *model);
+mdp_panel_size mdp_largest_panel(const mdp_model *model, mdp_gemm_type type);
 /* Panels in the stream: a gate and an up panel for each thread, as where experts have one tile each, and one read
  * ahead. */
 int mdp_stream_depth(int n_thread);
@@ -317,8 +333,9 @@ mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer);
 int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread);
 int64_t mdp_dense_groups(const mdp_partition *partition, const mdp_pack *packs, int64_t n_pack, int n_thread);
 /* Bytes that each of the two takes. */
-int64_t mdp_mlp_memory(const mdp_model *model, int64_t d_ff, const mdp_rank_share *share, int n_thread);
-int64_t mdp_dense_memory(const mdp_model *model, const mdp_partition *partition, int64_t d_ff,
+int64_t mdp_mlp_memory(const mdp_model *model, mdp_gemm_type type, int64_t d_ff, const mdp_rank_share *share,
+                       int n_thread);
+int64_t mdp_dense_memory(const mdp_model *model, mdp_gemm_type type, const mdp_partition *partition, int64_t d_ff,
                          const mdp_rank_share *share, int n_thread);
 
 /* ---- router.c ------------------------------------------------------------------------------------------------- */
@@ -413,12 +430,10 @@ typedef struct mdp_round {
 
 /* Scratch of the expert loop of one rank. */
 typedef struct mdp_expert_scratch {
-    int64_t n_tile; /* tiles at a time, and of a group */
-    float *x;       /* [n_tile, MDP_TILE_ROWS, d_model] */
-    float *h;       /* [n_tile, MDP_TILE_ROWS, d_ff] */
-    float *up;      /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
-    float *bias;    /* of gate, up and down of one expert; NULL: experts have none */
-    void *stored;   /* room to read them */
+    mdp_gated_room room; /* as many tiles as a group has at most */
+    float *up;           /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    float *bias;         /* [2 d_ff + d_model] of gate, up and down; NULL: experts have none */
+    void *stored;        /* room to read them */
     mdp_panel_list panels;
     int64_t n_own;              /* tiles of the round at hand that are this rank's */
     int64_t capacity;           /* for so many */

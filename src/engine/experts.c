@@ -97,7 +97,7 @@ static mdp_status list_tiles(const mdp_engine *engine, const mdp_moe *moe, const
     for (const mdp_tile_place *tile = placement->tiles; tile < placement->tiles + placement->n_tile; tile++) {
         if (tile->owner != engine->comm->rank || tile->round != number) continue;
         bool joins = before && before + 1 == tile && before->expert == tile->expert &&
-                     scratch->groups[scratch->n_group - 1].n_tile < scratch->n_tile;
+                     scratch->groups[scratch->n_group - 1].n_tile < scratch->room.n_place;
         if (!joins) scratch->groups[scratch->n_group++] = (mdp_gated_group){.expert = &moe->experts[tile->expert]};
         scratch->groups[scratch->n_group - 1].n_tile++;
         scratch->own[scratch->n_own] = before = tile;
@@ -117,10 +117,7 @@ static mdp_status run_groups(mdp_engine *engine, const mdp_moe *moe, mdp_expert_
         .groups = scratch->groups,
         .n_group = step,
         .tiles = scratch->tiles,
-        .n_place = scratch->n_tile,
-        .d_ff = moe->d_ff,
-        .x = scratch->x,
-        .h = scratch->h,
+        .room = &scratch->room,
         .up = scratch->up,
         .panels = &scratch->panels,
         .load = gather_tile,

@@ -345,10 +345,7 @@ static mdp_status new_buffers(mdp_engine *engine, const mdp_moe *moe, mdp_moe_bu
     int64_t d_ff = moe->d_ff, d = engine->model->d_model;
     mdp_expert_scratch *scratch = &buffers->scratch;
     MDP_TRY(new_rounds(engine, &room, buffers));
-    scratch->n_tile = room.n_tile;
-    MDP_TRY(MDP_TAKE(engine->stack, &scratch->x, scratch->n_tile * MDP_TILE_ROWS * d, "tiles of expert inputs"));
-    MDP_TRY(
-        MDP_TAKE(engine->stack, &scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
+    MDP_TRY(mdp_gated_take_room(engine, room.n_tile, d_ff, &scratch->room));
     MDP_TRY(MDP_TAKE(engine->stack, &scratch->up, engine->n_thread * mdp_moe_thread_scratch(d), "expert scratch"));
     if (moe->experts[0].gate_bias.tensor) MDP_TRY(new_bias_room(moe, scratch));
     if (moe->shared_gate.tensor) MDP_TRY(mdp_engine_load(engine, &moe->shared_gate, &buffers->shared_gate));

@@ -106,8 +106,12 @@ void mdp_gemm_describe(const mdp_gemm *gemm, char *out, size_t n_byte) {
     (void)snprintf(out, n_byte, "%s %s", name, mdp_gemm_type_names[gemm->type]);
 }
 
+mdp_gemm_type mdp_gemm_type_of(const mdp_gemm *gemm) {
+    return gemm->type;
+}
+
 int64_t mdp_gemm_memory(const mdp_gemm *gemm) {
-    return gemm->scratch ? gemm->backend->bf16_memory(gemm->n_thread) : 0;
+    return gemm->backend->n_byte + (gemm->scratch ? gemm->backend->bf16_memory(gemm->n_thread) : 0);
 }
 
 mdp_status mdp_gemm_check(const mdp_gemm *gemm) {
@@ -124,12 +128,28 @@ static void keep_failure(mdp_gemm *gemm, int code) {
     if (code != 0) __atomic_store_n(&gemm->failed, code, __ATOMIC_RELAXED);
 }
 
-void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const void *w, int ldw, float *y,
                       int ldy) {
     const mdp_product product = {
         .n = n, .m = m, .k = k, .x = x, .ldx = ldx, .w = w, .ldw = ldw, .y = y, .ldy = ldy, .transposed = true};
     keep_failure(gemm, gemm->type == MDP_GEMM_BF16 ? gemm->backend->bf16(gemm->scratch, omp_get_thread_num(), &product)
                                                    : gemm->backend->f32(&product));
+}
+
+void mdp_gemm_rounded(mdp_gemm *gemm, int n, int m, int k, const uint16_t *x, int ldx, const uint16_t *w, int ldw,
+                      float *y, int ldy) {
+    const mdp_product product = {.n = n,
+                                 .m = m,
+                                 .k = k,
+                                 .x = x,
+                                 .ldx = ldx,
+                                 .w = w,
+                                 .ldw = ldw,
+                                 .y = y,
+                                 .ldy = ldy,
+                                 .transposed = true,
+                                 .rounded = true};
+    keep_failure(gemm, gemm->backend->bf16(gemm->scratch, omp_get_thread_num(), &product));
 }
 
 /* y (+)= x w, or x w^T. */

@@ -59,8 +59,9 @@ static mdp_status size_of_batch(const mdp_comm *layout, const mdp_model *model, 
     MDP_TRY(mdp_partition_new(tokens, batch_tokens, &partition));
     out->batch_tokens = batch_tokens;
     out->n_batch = partition->n_batch;
-    out->memory = options->reserve + mdp_engine_memory(layout, model, partition, options->n_thread, pass) +
-                  mdp_gemm_memory(options->gemm);
+    mdp_gemm_type type = mdp_gemm_type_of(options->gemm);
+    out->memory = options->reserve + mdp_gemm_memory(options->gemm) +
+                  mdp_engine_memory(layout, model, partition, options->n_thread, type, pass);
     mdp_partition_destroy(partition);
     return mdp_ok();
 }

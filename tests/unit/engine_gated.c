@@ -90,8 +90,10 @@ static mdp_status finish_tile(void *context, int64_t number, const float *x, con
 /* All tiles, n_place at a time. */
 static void run_tiles(harness *h, tiles *t, int n_thread, int64_t n_place) {
     mdp_panel_list panels = {0};
-    float *x = new_values(n_place * MDP_TILE_ROWS * h->model.d_model);
-    float *activations = new_values(n_place * MDP_TILE_ROWS * t->d_ff);
+    const mdp_gated_room room = {.n_place = n_place,
+                                 .d_ff = t->d_ff,
+                                 .x = new_values(n_place * MDP_TILE_ROWS * h->model.d_model),
+                                 .h = new_values(n_place * MDP_TILE_ROWS * t->d_ff)};
     float *up = new_values((int64_t)n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS);
     const mdp_gated_walk walk = {
         .engine = h->engine,
@@ -100,10 +102,7 @@ static void run_tiles(harness *h, tiles *t, int n_thread, int64_t n_place) {
         .groups = t->groups,
         .n_group = t->n_group,
         .tiles = t->tiles,
-        .n_place = n_place,
-        .d_ff = t->d_ff,
-        .x = x,
-        .h = activations,
+        .room = &room,
         .up = up,
         .panels = &panels,
         .load = load_tile,
@@ -111,8 +110,8 @@ static void run_tiles(harness *h, tiles *t, int n_thread, int64_t n_place) {
         .context = t};
     harness_ok(mdp_gated_run(&walk));
     mdp_free(panels.items);
-    mdp_free(x);
-    mdp_free(activations);
+    mdp_free(room.x);
+    mdp_free(room.h);
     mdp_free(up);
 }
 
