@@ -141,6 +141,27 @@ def digests(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
+def measures(path):
+    """An eval.json without what tells of the machine."""
+    return [{key: value for key, value in stream.items() if key not in ("name", "plan")} for stream in read_json(path)["streams"]]
+
+
+def results(out):
+    """What `run --format both` has made, but for what tells of the machine and of the way there."""
+    found = {name: digests(out / name) for name in ("plan.json", "stats.h5", "model.h5", "hf")}
+    return {**found, "eval": measures(out / "eval.json")} if (out / "eval.json").exists() else found
+
+
+def phase_of(out):
+    """How far a killed run has come, from what it left."""
+    points = list((out / ".state").glob("*.h5"))
+    for name, phase in (("hf", "after hf"), ("hf.partial", "hf"), ("model.h5", "after model.h5"), ("model.h5.partial", "model.h5"),
+                        ("plan.json", "eval"), ("stats.h5", "plan")):
+        if (out / name).exists():
+            return phase
+    return "observe" if points else "before the first point"
+
+
 def info():
     """What the program says it can do."""
     return json.loads(subprocess.run([PROGRAM, "info", "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)
