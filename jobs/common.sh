@@ -100,14 +100,17 @@ mdp_start() {
   esac
 }
 
-# mdp_start in the background, so that this shell can take signals meanwhile; the background process becomes the launcher.
+# mdp_start in the background, so that this shell can take signals meanwhile; the background process becomes the launcher. 75 where the
+# job was told to stop before the program could listen.
 mdp_start_and_wait() {
   local code=0 again
+  [ -z "$MDP_STOP" ] || return 75
   (
     exec="exec"
     mdp_start "$@"
   ) &
   MDP_CHILD=$!
+  if [ -n "$MDP_STOP" ]; then kill -USR1 "$MDP_CHILD" 2>/dev/null || true; fi # it came before there was a child to pass it on to
   MDP_SIGNALLED=
   wait "$MDP_CHILD" || code=$?
   # `wait` ends when a signal is trapped, before the program has ended.
@@ -118,15 +121,18 @@ mdp_start_and_wait() {
     [ "$again" -eq 127 ] || code=$again # 127: it had ended already
   done
   MDP_CHILD=
+  # The program answers SIGUSR1 by 75; what has died of it was still starting.
+  if [ -n "$MDP_STOP" ] && [ "$code" -eq "$((128 + $(kill -l USR1)))" ]; then code=75; fi
   return "$code"
 }
 
-# The batch system says some minutes ahead that the time is over: SIGUSR1 to this shell, which passes it on to the launcher.
+# The batch system says some minutes ahead that the time is over: SIGUSR1 to this shell, which passes it on to the launcher. Between two
+# programs, or while the model is staged, it is remembered: the next program does not begin.
 mdp_pass_on() {
   MDP_SIGNALLED=1
-  [ -n "${MDP_CHILD:-}" ] || return 0
+  MDP_STOP=1
   echo "signal    SIGUSR1 at $(date '+%F %T'): saving and stopping"
-  kill -USR1 "$MDP_CHILD" 2>/dev/null || true
+  if [ -n "${MDP_CHILD:-}" ]; then kill -USR1 "$MDP_CHILD" 2>/dev/null || true; fi
 }
 
 # How often this job was put back into the queue.
@@ -407,6 +413,7 @@ mdp_run_steps() {
 mdp_main() {
   local code=0
   MDP_CHILD=
+  MDP_STOP=
   MDP_STEP=0
   trap mdp_pass_on USR1
   # One that a job of this number left long ago is not this job's.

@@ -34,7 +34,7 @@ def test_bash_can_read_it(name):
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
-    names = [*(f"jobs/{name}" for name in ["common.sh", *SCRIPTS]), "tests/slurm-jobs"]
+    names = [f"jobs/{name}" for name in ["common.sh", *SCRIPTS]]
     result = subprocess.run(["shellcheck", "-x", *names], cwd=mdp.ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
@@ -341,6 +341,34 @@ def test_signal_to_the_script_reaches_the_program(queue, tmp_path):
     process.send_signal(signal.SIGUSR1)
     said, complaints = process.communicate(timeout=30)
     assert process.returncode == 75 and "saved" in said and "requeue   scontrol requeue 7" in said, said + complaints
+    assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
+
+
+def signalled(queue, tmp_path, *words):
+    """A job of bash commands, the first of which sends the script SIGUSR1."""
+    tell = f"kill -USR1 $(cat {tmp_path}/script)"
+    (tmp_path / "begin").write_text(f'echo $$ >{tmp_path}/script\nexec bash {JOBS}/slurm.sbatch "$@"\n')
+    return start(tmp_path / "begin", *(word.replace("TELL", tell) for word in words), LAUNCH="env", cwd=tmp_path, **{**queue, "MDP_PROGRAM": "bash"})
+
+
+def test_signal_between_two_programs_stops_the_job_before_the_next(queue, tmp_path):
+    result = signalled(queue, tmp_path, "-c", "trap '' USR1; TELL; sleep 0.5; echo first", "--then", "-c", "echo never")
+    assert result.returncode == 75 and "\nfirst\n" in result.stdout and "\nnever" not in result.stdout, result.stdout + result.stderr
+    assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
+    (tmp_path / "asked").unlink()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "bin" / "cp").write_text(f'#!/bin/sh\nkill -USR1 $(cat {tmp_path}/script)\nexec /bin/cp "$@"\n')
+    (tmp_path / "bin" / "cp").chmod(0o755)
+    result = signalled(queue, tmp_path, "--stage", "local", "-c", "echo never", "--model", str(model))
+    assert result.returncode == 75 and "staged " in result.stdout and "\nnever" not in result.stdout, result.stdout + result.stderr
+    assert (tmp_path / "asked").read_text().endswith("requeue 7\n") and list((tmp_path / "local").iterdir()) == []
+
+
+def test_a_program_that_dies_of_the_signal_while_it_starts_goes_back_into_the_queue(queue, tmp_path):
+    result = signalled(queue, tmp_path, "-c", "TELL; sleep 20")
+    assert result.returncode == 75 and "ended     code 75" in result.stdout, result.stdout + result.stderr
     assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
 
 
