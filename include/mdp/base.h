@@ -22,7 +22,8 @@ typedef enum mdp_code {
     MDP_OK = 0,
     MDP_USAGE = 2,          /* the command line is wrong */
     MDP_BAD_INPUT = 65,     /* a file's content is wrong, or files do not belong together */
-    MDP_INTERNAL = 70,      /* our bug, or the machine ran out of memory */
+    MDP_INTERNAL = 70,      /* our bug */
+    MDP_EXHAUSTED = 71,     /* the machine has no more memory or threads to give */
     MDP_CANNOT_CREATE = 73, /* an output cannot be created or exists already */
     MDP_IO = 74,            /* reading or writing failed */
     MDP_STOPPED = 75        /* stopped on request; the run can be resumed */
@@ -92,7 +93,7 @@ void mdp_fault_choose(unsigned kinds);
 mdp_status mdp_fault_parse(const char *text, unsigned *kinds);
 /* Number of fallible operations counted so far (debug builds; 0 otherwise). */
 int64_t mdp_fault_count(void);
-/* One fallible operation named `what` ("read", "allocate", ...): an MDP_IO or MDP_INTERNAL error when its turn has
+/* One fallible operation named `what` ("read", "allocate", ...): an error of this code when its turn has
  * come. Every wrapper of a fallible system or library call begins with MDP_TRY(mdp_fault(...)). Thread-safe. */
 mdp_status mdp_fault(mdp_code code, const char *what);
 /* Before a system call: 0 (go on), the error with which it is to fail without being made, or MDP_FAULT_PART: it is to

@@ -146,10 +146,10 @@ static void *take(int64_t n_byte, const char *what) {
 
 static mdp_status allocate(void **out, int64_t n_byte, const char *what) {
     char size[32];
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "allocate"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "allocate"));
     *out = take(n_byte, what);
     if (*out) return mdp_ok();
-    return MDP_ERROR(MDP_INTERNAL,
+    return MDP_ERROR(MDP_EXHAUSTED,
                      "cannot allocate %s for %s; use more nodes, fewer ranks a node, or a smaller --batch-tokens.",
                      mdp_print_bytes(size, n_byte), what);
 }
@@ -159,7 +159,7 @@ mdp_status mdp_alloc(void **out, mdp_count_t n, size_t size, const char *what) {
     memcpy(out, &memory, sizeof memory); /* *out is a pointer of any type: not to be written as a void * lvalue */
     int64_t n_byte;
     if (size > INT64_MAX || !mdp_multiply(n, (int64_t)size, &n_byte))
-        return MDP_ERROR(MDP_INTERNAL, "cannot allocate %" PRId64 " elements of %zu bytes for %s.", n, size, what);
+        return MDP_ERROR(MDP_EXHAUSTED, "cannot allocate %" PRId64 " elements of %zu bytes for %s.", n, size, what);
     MDP_TRY(allocate(&memory, n_byte, what));
     memcpy(out, &memory, sizeof memory);
     return mdp_ok();

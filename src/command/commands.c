@@ -65,8 +65,8 @@ static void print_help(const mdp_command *command, const mdp_options *options, b
                   command->argument ? " " : "", command->argument ? command->argument : "", command->summary);
     }
     mdp_options_help(options, stdout);
-    mdp_print("\nSizes take units (512k, 5GB, 8GiB). Exit codes: 0 ok, 2 usage, 65 bad input, 70 bug, 73 cannot create "
-              "output, 74 I/O, 75 stopped.\n");
+    mdp_print("\nSizes take units (512k, 5GB, 8GiB). Exit codes: 0 ok, 2 usage, 65 bad input, 70 bug, 71 no memory or "
+              "threads, 73 cannot create output, 74 I/O, 75 stopped.\n");
 }
 
 /* ---- from words to a session --------------------------------------------------------------------------------- */
