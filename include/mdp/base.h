@@ -125,6 +125,9 @@ void mdp_free(void *pointer); /* NULL is allowed */
 int64_t mdp_memory_left(char what[MDP_MEMORY_WHAT]);
 /* For json_set_alloc_funcs, with mdp_free: jansson's memory is among that. Never made to fail. */
 void *mdp_memory_for_json(size_t n_byte);
+/* Could this process have n_byte more (of address space: ulimit -v), for `what`? To be asked before a library takes
+ * them that has no error for it, or that all ranks call together. */
+mdp_status mdp_memory_spare(int64_t n_byte, const char *what);
 /* Bytes of memory that an allocation of n_byte takes when the first `used` of them are written: a small one is taken
  * whole, a large one as it is touched. */
 int64_t mdp_memory_taken(int64_t n_byte, int64_t used);
@@ -167,6 +170,9 @@ bool mdp_add(int64_t a, int64_t b, int64_t *out);
 mdp_status mdp_file_open_read(const char *path, int *fd);
 mdp_status mdp_file_create(const char *path, int *fd);     /* read-write, must not exist; MDP_CANNOT_CREATE */
 mdp_status mdp_file_open_write(const char *path, int *fd); /* read-write, no symbolic link */
+/* Could n more files be opened? To be asked before a library that all ranks call together opens some on one. */
+#define MDP_FILE_SPARE 8 /* most that can be asked for */
+mdp_status mdp_file_spare(int n);
 mdp_status mdp_file_close(const char *path, int fd);       /* a failing close of a written file is an error */
 mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
 /* Time of the last change of an open file, or of what is at `path` (fd -1), in nanoseconds. */

@@ -21,6 +21,8 @@ static mdp_status system_error(mdp_code code, const char *path, const char *verb
                          "%s: cannot %s: no space left on the file system (%s). Free some space or choose another "
                          "--out.",
                          path, verb, strerror(error));
+    if (error == EMFILE || error == ENFILE)
+        return MDP_ERROR(code, "%s: cannot %s: %s. Raise the limit (ulimit -n).", path, verb, strerror(error));
     return MDP_ERROR(code, "%s: cannot %s: %s.", path, verb, strerror(error));
 }
 
@@ -101,6 +103,20 @@ mdp_status mdp_file_open_write(const char *path, int *fd) {
     if (opened < 0) return system_error(MDP_IO, path, "open for writing", errno);
     *fd = opened;
     return mdp_ok();
+}
+
+mdp_status mdp_file_spare(int n) {
+    int fd = -1, n_open = 0, opened[MDP_FILE_SPARE];
+    for (; n_open < n && n_open < MDP_FILE_SPARE; n_open++) {
+        fd = open("/", O_PATH | O_CLOEXEC);
+        if (fd < 0) break;
+        opened[n_open] = fd;
+    }
+    int error = fd < 0 ? errno : 0;
+    while (n_open > 0) close(opened[--n_open]);
+    if (error == 0) return mdp_ok();
+    return MDP_ERROR(MDP_EXHAUSTED, "no %d more files can be opened: %s. Raise the limit (ulimit -n).", n,
+                     strerror(error));
 }
 
 mdp_status mdp_file_close(const char *path, int fd) {

@@ -192,6 +192,19 @@ void mdp_free(void *pointer) {
         free(memory);
 }
 
+mdp_status mdp_memory_spare(int64_t n_byte, const char *what) {
+    char size[32];
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "allocate"));
+    void *memory = mmap(NULL, (size_t)n_byte, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return MDP_ERROR(MDP_EXHAUSTED,
+                         "this process may not have %s more of memory, which %s; raise its limit (ulimit -v, or h_vmem "
+                         "of the batch system), or use fewer threads.",
+                         mdp_print_bytes(size, n_byte), what);
+    munmap(memory, (size_t)n_byte);
+    return mdp_ok();
+}
+
 mdp_status mdp_copy_text(char **out, const char *text) {
     size_t length = strlen(text);
     MDP_TRY(MDP_ALLOC(out, (int64_t)length + 1, "a text"));

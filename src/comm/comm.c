@@ -112,8 +112,11 @@ static mdp_status set_up_all(mdp_comm *comm) {
     return mdp_ok();
 }
 
+/* Open MPI 4 and 5 insist on one kind of helper to choose from. The third kind alone can be told, by a priority below
+ * none, not to be chosen, and obeys for files with the hint of mdp_h5_open_all. */
 void mdp_comm_prepare(void) {
     setenv("OMPI_MCA_sharedfp", "^sm,lockedfile", 0);
+    setenv("OMPI_MCA_sharedfp_individual_priority", "-1", 0);
 }
 
 static void free_arrays(mdp_comm *comm) {
