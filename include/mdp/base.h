@@ -173,7 +173,7 @@ mdp_status mdp_file_open_write(const char *path, int *fd); /* read-write, no sym
 /* Could n more files be opened? To be asked before a library that all ranks call together opens some on one. */
 #define MDP_FILE_SPARE 8 /* most that can be asked for */
 mdp_status mdp_file_spare(int n);
-mdp_status mdp_file_close(const char *path, int fd);       /* a failing close of a written file is an error */
+mdp_status mdp_file_close(const char *path, int fd); /* a failing close of a written file is an error */
 mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
 /* Time of the last change of an open file, or of what is at `path` (fd -1), in nanoseconds. */
 mdp_status mdp_file_changed(const char *path, int fd, int64_t *time);

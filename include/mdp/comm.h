@@ -26,8 +26,8 @@ typedef struct mdp_comm {
 #define MDP_COMM_SCRATCH 32768 /* numbers */
 
 /* To be called before MPI_Init. Open MPI makes helpers for the shared file pointer, which nothing here uses, of every
- * file that is opened in parallel: a semaphore in /dev/shm, which a killed job leaves taken, so that later jobs wait for
- * ever, or files beside it, and where one rank cannot make its own the others wait for it when they close the file.
+ * file that is opened in parallel: a semaphore in /dev/shm, which a killed job leaves taken, so that later jobs wait
+ * for ever, or files beside it, and where one rank cannot make its own the others wait for it when they close the file.
  * Shared file pointers are turned off here, unless the user has chosen. */
 void mdp_comm_prepare(void);
 /* Collective on `base`. Nodes are shared-memory domains, or every MDP_RANKS_PER_NODE=n consecutive ranks. */

@@ -313,7 +313,8 @@ static mdp_status run_threads(copy_pump *pump) {
     pthread_t thread;
     int failed = pthread_create(&thread, NULL, read_ahead, pump);
     if (failed)
-        return MDP_ERROR(MDP_EXHAUSTED, "cannot start the reading thread of a checkpoint writer: %s.", strerror(failed));
+        return MDP_ERROR(MDP_EXHAUSTED, "cannot start the reading thread of a checkpoint writer: %s.",
+                         strerror(failed));
     mdp_status status = put_pieces(pump);
     pthread_mutex_lock(&pump->lock);
     pump->stop = true;

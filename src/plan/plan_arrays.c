@@ -2,9 +2,9 @@
  *
  * plan.h5 lies beside plan.json under the same name. Nothing is read into the plan: whoever carries an action out reads
  * its array, and by then it is known to be there and to be the one that was meant. */
+#include "checkpoint/hdf5_read.h"
 #include "mdp/plan.h"
 
-#include <hdf5.h>
 #include <string.h>
 
 static mdp_status arrays_path(const mdp_plan *plan, char **out) {
@@ -13,32 +13,38 @@ static mdp_status arrays_path(const mdp_plan *plan, char **out) {
     return mdp_format(out, "%.*s.h5", (int)n, plan->path ? plan->path : "");
 }
 
-/* The bytes of a dataset of numbers as they are stored. False: it is none, or cannot be read. */
-static bool digest_of(hid_t file, const char *path, mdp_digest *out) {
-    hid_t dataset = H5Dopen2(file, path, H5P_DEFAULT);
-    if (dataset < 0) return false;
-    hid_t space = H5Dget_space(dataset), type = H5Dget_type(dataset);
-    H5T_class_t class = H5Tget_class(type);
-    int64_t n_byte = 0;
+/* The numbers of a dataset as they are stored. */
+static mdp_status digest_of(hid_t dataset, const char *path, const char *place, mdp_digest *out) {
+    int n_dim = 0;
+    int64_t shape[MDP_MAX_DIM] = {0}, n = 1, n_byte = 0;
     char *bytes = NULL;
-    bool good = (class == H5T_INTEGER || class == H5T_FLOAT) && mdp_hdf5_is_written(dataset) &&
-                mdp_multiply(H5Sget_simple_extent_npoints(space), (int64_t)H5Tget_size(type), &n_byte);
-    mdp_status status = good ? MDP_ALLOC(&bytes, n_byte, "an array of a plan") : mdp_ok();
-    good = good && status.code == MDP_OK && H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes) >= 0;
-    if (good) *out = mdp_hash_bytes(bytes, n_byte);
+    MDP_TRY(mdp_hdf5_shape(path, place, dataset, &n_dim, shape));
+    MDP_TRY(mdp_hdf5_check_shape(path, place, dataset, n_dim, shape));
+    for (int i = 0; i < n_dim; i++) n *= shape[i];
+    hid_t type = H5Dget_type(dataset);
+    H5T_class_t class = H5Tget_class(type);
+    mdp_status status = mdp_ok();
+    if ((class != H5T_INTEGER && class != H5T_FLOAT) || !mdp_multiply(n, (int64_t)H5Tget_size(type), &n_byte))
+        status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s holds no numbers.", path, place);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&bytes, n_byte, "an array of a plan");
+    if (status.code == MDP_OK) status = mdp_hdf5_read(path, place, dataset, type, n, bytes);
+    if (status.code == MDP_OK) *out = mdp_hash_bytes(bytes, n_byte);
     mdp_free(bytes);
     H5Tclose(type);
-    H5Sclose(space);
-    H5Dclose(dataset);
-    return good;
+    return status;
 }
 
 static mdp_status check_array(hid_t file, const char *path, const mdp_plan_layer *layer, const mdp_plan_expert *expert,
                               const mdp_plan_array *array) {
     mdp_digest digest;
-    if (!digest_of(file, array->path, &digest))
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: has no readable array '%s', which layer %lld, expert %d, needs as '%s'.",
-                         path, array->path, (long long)layer->layer, (int)expert->from[0], array->name);
+    hid_t dataset;
+    if (!mdp_hdf5_has(file, array->path))
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: has no array '%s', which layer %lld, expert %d, needs as '%s'.", path,
+                         array->path, (long long)layer->layer, (int)expert->from[0], array->name);
+    MDP_TRY(mdp_hdf5_open_dataset(path, file, array->path, &dataset));
+    mdp_status status = digest_of(dataset, path, array->path, &digest);
+    H5Dclose(dataset);
+    MDP_TRY(status);
     if (strcmp(digest.hex, array->xxh3) == 0) return mdp_ok();
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: array '%s' of layer %lld, expert %d, has the checksum %s, the plan says %s; the two files do "
@@ -69,11 +75,9 @@ mdp_status mdp_plan_check_arrays(const mdp_plan *plan) {
     char *path = NULL;
     if (count_arrays(plan) == 0) return mdp_ok();
     MDP_TRY(arrays_path(plan, &path));
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    mdp_status status =
-        file < 0
-            ? MDP_ERROR(MDP_BAD_INPUT, "%s: cannot be opened as HDF5; the plan beside it names arrays in it.", path)
-            : check_all(file, path, plan);
+    hid_t file = H5I_INVALID_HID;
+    mdp_status status = mdp_hdf5_open(path, "the arrays that the plan beside it names", &file);
+    if (status.code == MDP_OK) status = check_all(file, path, plan);
     if (file >= 0) H5Fclose(file);
     mdp_free(path);
     return status;
