@@ -104,8 +104,13 @@ int mdp_fault_call(bool writes, bool transfers);
 
 /* ---- stopping on request ------------------------------------------------------------------------------------- */
 
-/* From now on SIGUSR1 and SIGTERM only ask this process to stop; a second SIGTERM ends it. The command looks at safe
- * points (mdp_watch_look_all). */
+/* Before anything else, and before exec: SIGUSR1 waits, and a write beyond `ulimit -f` fails instead of ending the
+ * process. */
+void mdp_stop_defer(void);
+/* From now on SIGUSR1, one that waits too, only asks this process to stop. */
+mdp_status mdp_stop_begin(void);
+/* From now on SIGTERM asks likewise; a second one ends the process. The command looks at safe points
+ * (mdp_watch_look_all). */
 mdp_status mdp_stop_listen(void);
 /* The signal that asked first; 0: none. */
 int mdp_stop_signal(void);
@@ -167,6 +172,7 @@ bool mdp_add(int64_t a, int64_t b, int64_t *out);
 /* ---- files --------------------------------------------------------------------------------------------------- */
 /* Thin wrappers round POSIX: retry on EINTR, loop over short transfers, one sentence with path and reason. */
 
+/* A file: neither a folder nor anything special, which could let a reader wait for ever. */
 mdp_status mdp_file_open_read(const char *path, int *fd);
 mdp_status mdp_file_create(const char *path, int *fd);     /* read-write, must not exist; MDP_CANNOT_CREATE */
 mdp_status mdp_file_open_write(const char *path, int *fd); /* read-write, no symbolic link */

@@ -63,11 +63,10 @@ mdp_status mdp_session_start_all(mdp_session *session) {
     MDP_AGREE(session->comm, configure_faults(session));
     MDP_AGREE(session->comm, start(session));
     const mdp_option_value *threads = mdp_session_option(session, OPTION_THREADS);
-    if (threads->present) {
-        session->n_thread = (int)threads->integer;
-        return mdp_ok();
-    }
-    return mdp_threads_default_all(session->comm, &session->n_thread);
+    session->n_thread = (int)threads->integer;
+    if (!threads->present) MDP_TRY(mdp_threads_default_all(session->comm, &session->n_thread));
+    bool computes = (mdp_option_table[OPTION_THREADS].commands & session->options->bit) != 0;
+    return computes ? mdp_threads_start_all(session->comm, session->n_thread) : mdp_ok();
 }
 
 void mdp_session_close(mdp_session *session, bool failed) {
