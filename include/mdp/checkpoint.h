@@ -401,7 +401,4 @@ typedef struct mdp_run {
  * fill it in, for all bytes but the runs covered [n], which have checksums of their own. Local: rank 0; main thread. */
 mdp_status mdp_seal_make(int64_t file, const char *path);
 mdp_status mdp_seal_write(const char *path, const mdp_run *covered, int64_t n);
-/* Does the file hold all values of a dataset (its hid_t)? A shape costs a file nothing, but reading by it costs memory:
- * ask before that is taken. Compressed bytes are believed as far as deflate can compress. Local; main thread. */
-bool mdp_hdf5_is_written(int64_t dataset);
 #endif

@@ -17,7 +17,7 @@ typedef struct mdp_comm {
     int node_size;           /* ranks on this rank's node */
     int *by_node;            /* [size] the ranks, node after node, ascending within a node */
     int *node_first;         /* [n_node + 1] first place of each node in by_node */
-    bool crowded;            /* on some machine ranks are more than cores: ranks that wait sleep */
+    bool crowded;            /* on some machine threads are more than cores: ranks that wait sleep */
     struct mdp_order *order; /* the collectives called so far (debug builds); NULL: not noted */
     int64_t count_max;       /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
     int64_t shared_max;      /* most bytes that ranks of a node may share; MDP_SHARED_MAX lowers it in debug builds */
@@ -25,13 +25,16 @@ typedef struct mdp_comm {
 } mdp_comm;
 #define MDP_COMM_SCRATCH 32768 /* numbers */
 
-/* To be called before MPI_Init. Open MPI 4.1 makes a named semaphore in /dev/shm for the shared file pointer, which
- * nothing here uses, of every file that is opened in parallel; a job that is killed in that moment leaves it taken, and
- * every later job on that machine that opens a file of that name waits for ever. Shared file pointers are turned off
- * here, unless the user has chosen. */
+/* To be called before MPI_Init. Open MPI makes helpers for the shared file pointer, which nothing here uses, of every
+ * file that is opened in parallel: a semaphore in /dev/shm, which a killed job leaves taken, so that later jobs wait
+ * for ever, or files beside it, and where one rank cannot make its own the others wait for it when they close the file.
+ * Shared file pointers are turned off here, unless the user has chosen. */
 void mdp_comm_prepare(void);
 /* Collective on `base`. Nodes are shared-memory domains, or every MDP_RANKS_PER_NODE=n consecutive ranks. */
 mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out);
+/* Say how many threads this rank computes with (one, until this is called): where all threads of a machine are more
+ * than its cores, ranks that wait sleep. To be called before others are made of `comm`. Collective on `comm`. */
+mdp_status mdp_comm_count_threads_all(mdp_comm *comm, int n_thread);
 /* Collective on `comm`. NULL is allowed. */
 void mdp_comm_destroy_all(mdp_comm *comm);
 /* An MPI return code as a status that names `what`. */

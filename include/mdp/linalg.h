@@ -11,6 +11,9 @@
 
 /* Set the BLAS library to one thread of its own and check that it obeyed (MDP_INTERNAL otherwise). Call at start. */
 mdp_status mdp_blas_start(void);
+/* Let OpenBLAS take now what it will need when n_thread threads multiply at once: when it cannot have that (ulimit -v),
+ * it would try for ever. MDP_EXHAUSTED when it could not. */
+mdp_status mdp_blas_reserve(int n_thread);
 /* "OpenBLAS 0.3.21 SkylakeX" or what can be known of another library; written to out. */
 void mdp_blas_name(char *out, size_t n_byte);
 

@@ -35,7 +35,7 @@ static mdp_status refuse(const char *text, int64_t n_byte, const char *path, con
 
 mdp_status mdp_json_parse(const char *text, int64_t n_byte, const char *path, json_t **out) {
     *out = NULL;
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "parse JSON"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "parse JSON"));
     json_error_t error;
     json_t *value = json_loadb(text, (size_t)n_byte, JSON_REJECT_DUPLICATES, &error);
     if (!value) return refuse(text, n_byte, path, &error);
@@ -135,7 +135,7 @@ mdp_status mdp_json_print(const json_t *value, char **out) {
     if (!value)
         return MDP_ERROR(MDP_INTERNAL,
                          "a text of JSON cannot be made: memory ran out, or a number in it is not finite.");
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "print JSON"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "print JSON"));
     char *text = json_dumps(value, JSON_INDENT(1) | JSON_REAL_PRECISION(9) | JSON_ENCODE_ANY);
     if (!text) return MDP_ERROR(MDP_INTERNAL, "cannot print a JSON value: it is not valid or memory ran out.");
     mdp_status status = mdp_format(out, "%s\n", text);

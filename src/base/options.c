@@ -368,7 +368,7 @@ mdp_status mdp_options_print(const mdp_options *options, char **out) {
     }
     json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "format", CONFIG_FORMAT, "version", "1.0", "writer",
                              PROGRAM " " MDP_VERSION, "command", options->command, "options", list);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the record of the options.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the record of the options.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

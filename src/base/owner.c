@@ -89,7 +89,7 @@ mdp_status mdp_owner_print(const mdp_owner *owner, char **out) {
                   "begun", (json_int_t)owner->begun, "job", text_of(owner->job), "restarts",
                   (json_int_t)owner->restarts, "since", owner->since, "locked", (int)owner->locked);
     *out = NULL;
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the lock.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the lock.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

@@ -32,7 +32,7 @@ static bool is_plain_name(const char *name) {
 static mdp_status list_shards(const char *path, json_t *weight_map, mdp_names *shards) {
     mdp_status status = mdp_ok();
     json_t *seen = json_object();
-    if (seen == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
+    if (seen == NULL) return MDP_ERROR(MDP_EXHAUSTED, "%s: out of memory for the list of shards.", path);
     const char *tensor;
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {
@@ -46,7 +46,7 @@ static mdp_status list_shards(const char *path, json_t *weight_map, mdp_names *s
         }
         if (json_object_get(seen, name) != NULL) continue;
         mdp_json_put(&seen, name, json_incref(value));
-        if (seen == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
+        if (seen == NULL) return MDP_ERROR(MDP_EXHAUSTED, "%s: out of memory for the list of shards.", path);
         MDP_TRY_GOTO(status, done, mdp_names_add(shards, name));
     }
 done:
@@ -84,7 +84,7 @@ static mdp_status check_missing(const mdp_draft *draft, const char *index, json_
     for (int64_t i = 0; stored != NULL && i < draft->n_tensor; i++) {
         mdp_json_put(&stored, draft->pool + draft->tensor_at[i], json_true());
     }
-    if (stored == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of tensors.", index);
+    if (stored == NULL) return MDP_ERROR(MDP_EXHAUSTED, "%s: out of memory for the list of tensors.", index);
     const char *tensor;
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {

@@ -90,14 +90,14 @@ static void *run_reader(void *context) {
 
 /* Signals are for the main thread, which knows what to do with them. */
 static mdp_status start_thread(mdp_panel_stream *s) {
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "start a thread"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "start a thread"));
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int code = pthread_create(&s->thread, NULL, run_reader, s);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code == 0) return mdp_ok();
-    return MDP_ERROR(MDP_INTERNAL, "the reading thread cannot be started: %s.", strerror(code));
+    return MDP_ERROR(MDP_EXHAUSTED, "the reading thread cannot be started: %s.", strerror(code));
 }
 
 /* ---- life of a stream ---------------------------------------------------------------------------------------- */

@@ -35,7 +35,7 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
     MDP_TRY(MDP_ALLOC(&reader, 1, "reader"));
     mdp_status status = MDP_ALLOC(&reader->files, catalogue->n_file, "reader");
     if (status.code == MDP_OK && pthread_mutex_init(&reader->lock, NULL) != 0) {
-        status = MDP_ERROR(MDP_INTERNAL, "a lock cannot be made.");
+        status = MDP_ERROR(MDP_EXHAUSTED, "a lock cannot be made.");
     }
     if (status.code != MDP_OK) {
         mdp_free(reader->files);

@@ -172,7 +172,7 @@ mdp_status mdp_command_info_all(mdp_session *session);
 
 /* Find the command that the command line names, run it, and report an error in one sentence on rank 0. The status is
  * the same on every rank. Collective on `comm`. */
-mdp_status mdp_command_main_all(const mdp_comm *comm, int n_word, char **words);
+mdp_status mdp_command_main_all(mdp_comm *comm, int n_word, char **words);
 
 /* Value of an option of the session. */
 static inline const mdp_option_value *mdp_session_option(const mdp_session *session, mdp_option_id id) {

@@ -218,7 +218,7 @@ mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *pl
                              session->catalogue->fingerprint, "model_type", session->model->model_type, "recipe",
                              plan ? plan->recipe : NULL, "compute", compute_of(plan));
     *out = NULL;
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the provenance of a checkpoint.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the provenance of a checkpoint.");
     if (session->mtp_plan) mdp_json_put(&root, "mtp", json_incref(session->mtp_plan->recipe));
     const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
     if (layers->present) mdp_json_put(&root, "layers", json_string(layers->text));

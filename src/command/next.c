@@ -12,7 +12,7 @@ static mdp_status say_how_to_load(const mdp_session *session, char **out) {
                                           "AutoModelForCausalLM.from_pretrained(%s)     (transformers; vLLM and "
                                           "llama.cpp load it too)",
                                           text)
-                             : MDP_ERROR(MDP_INTERNAL, "out of memory for the last line.");
+                             : MDP_ERROR(MDP_EXHAUSTED, "out of memory for the last line.");
     mdp_json_free(text);
     json_decref(value);
     mdp_free(path);

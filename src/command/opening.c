@@ -100,7 +100,7 @@ static mdp_status add_costs(const mdp_session *session, const char *name, int64_
         json_pack("{s:s, s:I, s:o, s:o, s:o}", "pass", name, "bytes_read", (json_int_t)bytes_stored, "all_ranks",
                   describe_cost(total), "least_of_a_rank", describe_cost(least), "most_of_a_rank", describe_cost(most));
     if (json_array_append_new(session->foretold, pass) != 0)
-        return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+        return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the estimate.");
     mdp_rank_cost_add(total, &estimate->total);
     mdp_rank_cost_add(least, &estimate->least);
     mdp_rank_cost_add(most, &estimate->most);
@@ -323,7 +323,7 @@ static mdp_status print_json(const mdp_session *session, const mdp_estimate *est
                   "batch_tokens", (json_int_t)estimate->batch_tokens, "n_batches", (json_int_t)estimate->n_batch,
                   "all_ranks", describe_cost(&estimate->total), "least_of_a_rank", describe_cost(&estimate->least),
                   "most_of_a_rank", describe_cost(&estimate->most), "passes", session->foretold);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the estimate.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

@@ -53,21 +53,20 @@ static mdp_status start(mdp_session *session) {
     MDP_TRY(mdp_blas_start());
     if (session->recipe) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", session->recipe);
     session->foretold = json_array();
-    if (!session->foretold) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+    if (!session->foretold) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the estimate.");
     if (!mdp_session_option(session, OPTION_PROFILE)->flag) return mdp_ok();
     session->profiles = json_array();
-    return session->profiles ? mdp_ok() : MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    return session->profiles ? mdp_ok() : MDP_ERROR(MDP_EXHAUSTED, "out of memory for the profile.");
 }
 
 mdp_status mdp_session_start_all(mdp_session *session) {
     MDP_AGREE(session->comm, configure_faults(session));
     MDP_AGREE(session->comm, start(session));
     const mdp_option_value *threads = mdp_session_option(session, OPTION_THREADS);
-    if (threads->present) {
-        session->n_thread = (int)threads->integer;
-        return mdp_ok();
-    }
-    return mdp_threads_default_all(session->comm, &session->n_thread);
+    session->n_thread = (int)threads->integer;
+    if (!threads->present) MDP_TRY(mdp_threads_default_all(session->comm, &session->n_thread));
+    bool computes = (mdp_option_table[OPTION_THREADS].commands & session->options->bit) != 0;
+    return computes ? mdp_threads_start_all(session->comm, session->n_thread) : mdp_ok();
 }
 
 void mdp_session_close(mdp_session *session, bool failed) {
@@ -254,7 +253,7 @@ mdp_status mdp_session_path(const mdp_session *session, const char *name, char *
 static mdp_status print_profiles(const mdp_session *session, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:O}", "format", "moe-dist-prune profile", "version", "1.0",
                              "threads", session->n_thread, "blas", session->compute, "passes", session->profiles);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the profile.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

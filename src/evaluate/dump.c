@@ -123,19 +123,16 @@ static bool create_sequence(const mdp_dump *dump, int stream, int64_t sequence) 
 
 /* Rank 0's part: all datasets, empty. */
 static mdp_status lay_out(mdp_dump *dump) {
-    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, dump->path));
+    hid_t file;
     unlink(dump->path); /* what a killed run left */
-    dump->file = H5Fcreate(dump->path, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
-    if (dump->file < 0) {
-        return mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", dump->path);
-    }
+    MDP_TRY(mdp_h5_create_old_file(dump->path, &file));
+    dump->file = file;
     bool good = true;
     for (int stream = 0; stream < dump->n_stream; stream++) {
         for (int64_t s = 0; good && s < dump->tokens->n_sequence; s++) good = create_sequence(dump, stream, s);
     }
     mdp_status status = mdp_ok();
     if (!good) status = MDP_ERROR(MDP_IO, "%s: HDF5 cannot lay out the dump; is the disk full?", dump->path);
-    hid_t file = dump->file;
     dump->file = -1;
     return mdp_hdf5_close_written(file, dump->path, status);
 }

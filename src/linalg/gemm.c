@@ -14,6 +14,10 @@ extern void openblas_set_num_threads(int n) __attribute__((weak));
 extern int openblas_get_num_threads(void) __attribute__((weak));
 extern char *openblas_get_config(void) __attribute__((weak));
 extern char *openblas_get_corename(void) __attribute__((weak));
+extern void *blas_memory_alloc(int place) __attribute__((weak)); /* OpenBLAS's buffers: not in its headers, exported */
+extern void blas_memory_free(void *buffer) __attribute__((weak));
+
+#define BLAS_BUFFER (INT64_C(128) << 20) /* bytes of address space of a buffer of OpenBLAS on x86-64 and arm64 */
 
 mdp_status mdp_blas_start(void) {
     MDP_TRY(mdp_fault(MDP_INTERNAL, "set the BLAS library to one thread"));
@@ -26,6 +30,17 @@ mdp_status mdp_blas_start(void) {
                          "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1, or link another BLAS.",
                          n);
     }
+    return mdp_ok();
+}
+
+mdp_status mdp_blas_reserve(int n_thread) {
+    void **buffers = NULL;
+    if (blas_memory_alloc == NULL || blas_memory_free == NULL) return mdp_ok();
+    MDP_TRY(mdp_memory_spare(n_thread * BLAS_BUFFER, "OpenBLAS needs to multiply"));
+    MDP_TRY(MDP_ALLOC(&buffers, n_thread, "the buffers of OpenBLAS"));
+    for (int i = 0; i < n_thread; i++) buffers[i] = blas_memory_alloc(0);
+    for (int i = 0; i < n_thread; i++) blas_memory_free(buffers[i]); /* which keeps them */
+    mdp_free(buffers);
     return mdp_ok();
 }
 

@@ -244,7 +244,7 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     json_t *recipe = describe_recipe(request, min_keep);
     if (recipe && super) mdp_json_put(&recipe, "super_experts", json_incref(super));
     json_decref(super);
-    if (!recipe) return MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
+    if (!recipe) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the recipe of a plan.");
     json_decref(plan->recipe);
     plan->recipe = recipe;
     return mdp_ok();

@@ -34,7 +34,7 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out) {
     if (status.code == MDP_OK) {
         plan->n_layer = n_layer;
         plan->recipe = json_object();
-        if (!plan->recipe) status = MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
+        if (!plan->recipe) status = MDP_ERROR(MDP_EXHAUSTED, "out of memory for the recipe of a plan.");
     }
     if (status.code != MDP_OK) {
         mdp_plan_destroy(plan);

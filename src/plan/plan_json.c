@@ -60,7 +60,7 @@ mdp_status mdp_plan_print(const mdp_plan *plan, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:{s:s, s:s}, s:O, s:b, s:o}", "format", PLAN_FORMAT, "version", PLAN_VERSION,
                              "model", "fingerprint", plan->fingerprint, "model_type", plan->model_type, "recipe",
                              plan->recipe, "uniform", (int)plan->uniform, "layers", layers);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the text of a plan.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the text of a plan.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

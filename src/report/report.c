@@ -221,7 +221,7 @@ mdp_status mdp_report_print(const mdp_report *report, char **out) {
                   print_side(sum.n_after, sum.after, sum.byte_after, sum.flop[1]), "perplexity",
                   print_perplexity(report->evaluation), "streams", streams, "observed", mdp_report_observed(report),
                   "layers", layers, "written", print_words(report->n_written, report->written));
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the report.");
     status = mdp_json_print(root, out);
     json_decref(root);
     return status;
@@ -325,14 +325,14 @@ mdp_status mdp_report_table(const mdp_report *report, char **out) {
     char *text = NULL;
     size_t n_byte = 0;
     *out = NULL;
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "open a text in memory"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "open a text in memory"));
     FILE *file = open_memstream(&text, &n_byte);
-    if (!file) return MDP_ERROR(MDP_INTERNAL, "out of memory for the closing table.");
+    if (!file) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the closing table.");
     fill_table(report, file);
     bool failed = ferror(file) != 0;
     failed = fclose(file) != 0 || failed;
     mdp_status status =
-        failed ? MDP_ERROR(MDP_INTERNAL, "out of memory for the closing table.") : mdp_copy_text(out, text);
+        failed ? MDP_ERROR(MDP_EXHAUSTED, "out of memory for the closing table.") : mdp_copy_text(out, text);
     free(text);
     return status;
 }
