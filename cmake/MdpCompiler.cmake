@@ -14,6 +14,10 @@ target_compile_options(mdp_flags INTERFACE
   -Werror=implicit-function-declaration -Werror=incompatible-pointer-types
   -fno-fast-math -ffp-contract=off -fno-math-errno -fno-trapping-math
   $<$<BOOL:${MDP_WARNINGS_AS_ERRORS}>:-Werror>)
+if(MDP_DEBUG_HOOKS)
+  target_compile_options(mdp_flags INTERFACE "$<BUILD_INTERFACE:SHELL:-include ${PROJECT_SOURCE_DIR}/src/comm/noted.h>")
+  target_include_directories(mdp_flags INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
+endif()
 if(MDP_SANITIZE)
   target_compile_options(mdp_flags INTERFACE -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
   target_link_options(mdp_flags INTERFACE -fsanitize=address,undefined)

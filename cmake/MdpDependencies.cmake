@@ -57,19 +57,20 @@ else()
 endif()
 
 # A second library for matrix products (--gemm onednn, --compute bf16), where it is found. By name: its own package file asks
-# for OpenCL, which nothing here uses. Its C interface changed with version 3.
-option(MDP_ONEDNN "Use oneDNN 2 where it is found" ON)
+# for OpenCL, which nothing here uses.
+option(MDP_ONEDNN "Use oneDNN 2 or 3 where it is found" ON)
 if(MDP_ONEDNN)
   find_library(MDP_ONEDNN_LIBRARY NAMES dnnl)
   find_path(MDP_ONEDNN_INCLUDE_DIR NAMES oneapi/dnnl/dnnl_version.h)
   if(MDP_ONEDNN_LIBRARY AND MDP_ONEDNN_INCLUDE_DIR)
-    file(STRINGS ${MDP_ONEDNN_INCLUDE_DIR}/oneapi/dnnl/dnnl_version.h MDP_ONEDNN_MAJOR REGEX "define DNNL_VERSION_MAJOR 2$")
+    file(STRINGS ${MDP_ONEDNN_INCLUDE_DIR}/oneapi/dnnl/dnnl_version.h MDP_ONEDNN_MAJOR REGEX "define DNNL_VERSION_MAJOR [23]$")
+    string(REGEX REPLACE ".* " "" MDP_ONEDNN_MAJOR "${MDP_ONEDNN_MAJOR}")
   endif()
   if(MDP_ONEDNN_MAJOR)
     set(MDP_HAVE_ONEDNN ON)
-    message(STATUS "Found oneDNN 2: ${MDP_ONEDNN_LIBRARY}")
+    message(STATUS "Found oneDNN ${MDP_ONEDNN_MAJOR}: ${MDP_ONEDNN_LIBRARY}")
   else()
-    message(STATUS "oneDNN 2 is not here: built without --gemm onednn and --compute bf16 (Debian: libdnnl-dev)")
+    message(STATUS "oneDNN 2 or 3 is not here: built without --gemm onednn and --compute bf16 (Debian: libdnnl-dev)")
   endif()
 endif()
 

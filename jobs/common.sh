@@ -100,14 +100,17 @@ mdp_start() {
   esac
 }
 
-# mdp_start in the background, so that this shell can take signals meanwhile; the background process becomes the launcher.
+# mdp_start in the background, so that this shell can take signals meanwhile; the background process becomes the launcher. 75 where the
+# job was told to stop before the program could listen.
 mdp_start_and_wait() {
   local code=0 again
+  [ -z "$MDP_STOP" ] || return 75
   (
     exec="exec"
     mdp_start "$@"
   ) &
   MDP_CHILD=$!
+  if [ -n "$MDP_STOP" ]; then kill -USR1 "$MDP_CHILD" 2>/dev/null || true; fi # it came before there was a child to pass it on to
   MDP_SIGNALLED=
   wait "$MDP_CHILD" || code=$?
   # `wait` ends when a signal is trapped, before the program has ended.
@@ -118,15 +121,18 @@ mdp_start_and_wait() {
     [ "$again" -eq 127 ] || code=$again # 127: it had ended already
   done
   MDP_CHILD=
+  # The program answers SIGUSR1 by 75; what has died of it was still starting.
+  if [ -n "$MDP_STOP" ] && [ "$code" -eq "$((128 + $(kill -l USR1)))" ]; then code=75; fi
   return "$code"
 }
 
-# The batch system says some minutes ahead that the time is over: SIGUSR1 to this shell, which passes it on to the launcher.
+# The batch system says some minutes ahead that the time is over: SIGUSR1 to this shell, which passes it on to the launcher. Between two
+# programs, or while the model is staged, it is remembered: the next program does not begin.
 mdp_pass_on() {
   MDP_SIGNALLED=1
-  [ -n "${MDP_CHILD:-}" ] || return 0
+  MDP_STOP=1
   echo "signal    SIGUSR1 at $(date '+%F %T'): saving and stopping"
-  kill -USR1 "$MDP_CHILD" 2>/dev/null || true
+  if [ -n "${MDP_CHILD:-}" ]; then kill -USR1 "$MDP_CHILD" 2>/dev/null || true; fi
 }
 
 # How often this job was put back into the queue.
@@ -134,9 +140,27 @@ mdp_restarts() {
   echo "${SLURM_RESTART_COUNT:-${MDP_RESTARTS:-0}}"
 }
 
-# Holds how many command lines of the job are done, from the first until the job ends.
+# Holds the command lines of the job that are done, a line each, from the first until the job ends.
 mdp_done_file() {
-  echo ".moe-dist-prune.$(mdp_job_id).done"
+  echo ".moe-dist-prune.$(mdp_job_key).done"
+}
+
+# mdp_was_done N COMMAND: whether the N-th command line was done before the job was put back into the queue. Only what this user wrote
+# counts, and only the same command line: numbers of jobs come again.
+mdp_was_done() {
+  local file
+  file=$(mdp_done_file)
+  [ "$(mdp_restarts)" -gt 0 ] && [ -f "$file" ] && [ ! -L "$file" ] && [ -O "$file" ] && [ "$(sed -n "$1p" "$file")" = "$2" ]
+}
+
+# mdp_note_done N COMMAND: written anew beside it and put in its place, so that it is whole, and ours whatever stood there.
+mdp_note_done() {
+  local file part
+  [ -n "$(mdp_job_key)" ] || return 0
+  file=$(mdp_done_file)
+  part=$(mktemp "$file.XXXXXXXX") || return 0 # at worst the command is repeated
+  if [ "$1" -gt 1 ]; then head -n "$(($1 - 1))" "$file" >"$part" 2>/dev/null || true; fi
+  if ! { printf '%s\n' "$2" >>"$part" && mv -fT "$part" "$file"; }; then rm -f "$part"; fi
 }
 
 # Commands that take resume points; without a name it is run.
@@ -178,13 +202,14 @@ mdp_list_model() {
   fi
 }
 
-# mdp_copy_model MODEL FOLDER: runs on the nodes, perhaps more than once on each: who makes FOLDER copies.
+# mdp_copy_model MODEL FOLDER: runs on the nodes, perhaps more than once on each: who makes FOLDER copies. Its name has random letters
+# that no other user knows, so one of that name that is ours alone was made by this job; any other is not to be trusted.
 mdp_copy_model() {
   local model=$1 folder=$2 to=$2 need free
   mkdir -p "$(dirname "$folder")" || return 73
-  if ! mkdir "$folder" 2>/dev/null; then
-    [ -d "$folder" ] && return 0
-    echo "--stage: cannot make $folder on $(hostname)" >&2
+  if ! mkdir -m 700 "$folder" 2>/dev/null; then
+    if [ -d "$folder" ] && [ ! -L "$folder" ] && [ -O "$folder" ] && [[ $(stat -c %a "$folder") == *700 ]]; then return 0; fi
+    echo "--stage: cannot make $folder on $(hostname), or it is another's" >&2
     return 73
   fi
   need=$(mdp_list_model "$model" -printf '%s\n' | awk '{ bytes += $1 } END { printf "%.0f", bytes / 1024 }')
@@ -208,15 +233,16 @@ mdp_copy_model() {
 
 # mdp_stage MODEL: sets MDP_STAGED, the folder of the copy on each node, unless MODEL lies there already.
 mdp_stage() {
-  local model started=$SECONDS
+  local model key started=$SECONDS
   model=$(realpath -s "$1")
+  key=$(mdp_job_key)
   if [ "$model" = "${MDP_STAGED_MODEL:-}" ]; then return 0; fi
   mdp_unstage
   if [ ! -e "$model" ]; then
     echo "--stage: there is no $model" >&2
     return 65
   fi
-  MDP_STAGED=$MDP_STAGE/moe-dist-prune.$(mdp_job_id).$$
+  MDP_STAGED=$(mktemp -u -d "$MDP_STAGE/moe-dist-prune.${key:+$key.}XXXXXXXXXX") || return 73
   mdp_start 1 1 bash -c "set -o pipefail; $(declare -f mdp_list_model mdp_copy_model); mdp_copy_model \"\$@\"" mdp_copy_model "$model" "$MDP_STAGED" || return
   MDP_STAGED_MODEL=$model
   echo "staged    $model to $MDP_STAGED on each node in $((SECONDS - started)) s"
@@ -225,7 +251,9 @@ mdp_stage() {
 # Removes the copies. A job that is killed may leave them: DIR had better be a folder that the batch system clears.
 mdp_unstage() {
   if [ -z "${MDP_STAGED:-}" ]; then return 0; fi
-  mdp_start 1 1 rm -rf "$MDP_STAGED" || echo "--stage: $MDP_STAGED is left on some node" >&2
+  # shellcheck disable=SC2016 # $1 is that shell's
+  mdp_start 1 1 bash -c 'if [ -O "$1" ]; then rm -rf "$1"; fi' mdp_unstage "$MDP_STAGED" ||
+    echo "--stage: $MDP_STAGED is left on some node" >&2
   MDP_STAGED=
   MDP_STAGED_MODEL=
 }
@@ -237,10 +265,21 @@ mdp_job_id() {
   echo "${id//[^A-Za-z0-9._-]/_}"
 }
 
-# Element of a job array, from 1, or nothing. LSF says 0 where there is no array.
+# Element of a job array, or nothing. LSF says 0 where there is no array; elsewhere 0 is an element.
 mdp_array_index() {
-  local index=${SLURM_ARRAY_TASK_ID:-${PBS_ARRAY_INDEX:-${PBS_ARRAYID:-${LSB_JOBINDEX:-}}}}
-  if [ "$index" != 0 ] || [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then echo "$index"; fi
+  local index=${LSB_JOBINDEX:-}
+  if [ "$index" = 0 ]; then index=; fi
+  echo "${SLURM_ARRAY_TASK_ID:-${PBS_ARRAY_INDEX:-${PBS_ARRAYID:-$index}}}"
+}
+
+# Names what belongs to this job alone, or nothing outside a batch system. The elements of an array may have one id (LSF), and clusters
+# that share a file system the same ids.
+mdp_job_key() {
+  local id index cluster=${SLURM_CLUSTER_NAME:-${LSB_CLUSTER_NAME:-}}
+  id=$(mdp_job_id)
+  index=$(mdp_array_index)
+  if [ "$id" = none ]; then return 0; fi
+  echo "${cluster:+${cluster//[^A-Za-z0-9._-]/_}.}$id${index:+.${index//[^A-Za-z0-9._-]/_}}"
 }
 
 # Sets MDP_STAGE, MDP_VALUES (those that are this job's) and MDP_WORDS (the program's arguments and --then).
@@ -329,7 +368,13 @@ mdp_describe() {
 
 # mdp_run_step ARG ...: one command line of the program; returns its exit code.
 mdp_run_step() {
-  local words=() previous='' word model code=0 started=$SECONDS
+  local words=() previous='' word model asked code=0 started=$SECONDS
+  asked=$(printf '%q ' "$@")
+  MDP_STEP=$((MDP_STEP + 1))
+  if mdp_was_done "$MDP_STEP" "$asked"; then
+    echo "command   $MDP_STEP was done before the job was put back into the queue"
+    return 0
+  fi
   for word in "$@"; do
     model=
     if [ "$previous" = --model ]; then model=$word; fi
@@ -341,17 +386,12 @@ mdp_run_step() {
     words+=("$word")
     previous=$word
   done
-  MDP_STEP=$((MDP_STEP + 1))
-  if [ "$(mdp_restarts)" -gt 0 ] && [ "$MDP_STEP" -le "$(cat "$(mdp_done_file)" 2>/dev/null || echo 0)" ]; then
-    echo "command   $MDP_STEP was done before the job was put back into the queue"
-    return 0
-  fi
   # A job that was put back into the queue begins again: its commands go on where they were stopped.
   if [ "$(mdp_restarts)" -gt 0 ] && mdp_can_resume ${words[@]+"${words[@]}"}; then words+=(--resume); fi
   echo "command   $(printf '%q ' "$MDP_PROGRAM" ${words[@]+"${words[@]}"})"
   mdp_start_and_wait "$RANKS_PER_NODE" "$THREADS" "$MDP_PROGRAM" ${words[@]+"${words[@]}"} || code=$?
   echo "ended     code $code after $((SECONDS - started)) s"
-  if [ "$code" -eq 0 ] && [ "$(mdp_job_id)" != none ]; then echo "$MDP_STEP" >"$(mdp_done_file)"; fi
+  if [ "$code" -eq 0 ]; then mdp_note_done "$MDP_STEP" "$asked"; fi
   return "$code"
 }
 
@@ -373,10 +413,13 @@ mdp_run_steps() {
 mdp_main() {
   local code=0
   MDP_CHILD=
+  MDP_STOP=
   MDP_STEP=0
   trap mdp_pass_on USR1
+  # One that a job of this number left long ago is not this job's.
+  if [ "$(mdp_restarts)" -eq 0 ]; then rm -f "$(mdp_done_file)"; fi
   mdp_main_once "$@" || code=$?
-  if [ "$code" -eq 75 ]; then mdp_requeue || true; else rm -f "$(mdp_done_file)"; fi
+  if [ "$code" -ne 75 ] || ! mdp_requeue; then rm -f "$(mdp_done_file)"; fi
   return "$code"
 }
 

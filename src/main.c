@@ -1,5 +1,6 @@
 /* main.c - start MPI, run the command, turn its status into the exit code of every rank. */
 #include "command/command.h"
+#include "command/threads.h"
 
 #include <hdf5.h>
 #include <inttypes.h>
@@ -29,11 +30,14 @@ static mdp_status check_memory(mdp_status status) {
 
 int main(int n_word, char **words) {
     int provided = 0;
+    mdp_stop_defer();
+    mdp_threads_prepare(words);
+    mdp_status status = mdp_stop_begin();
     watch_memory();
     mdp_comm_prepare();
     if (MPI_Init_thread(&n_word, &words, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) return MDP_INTERNAL;
     mdp_comm *comm = NULL;
-    mdp_status status = mdp_comm_new_all(MPI_COMM_WORLD, &comm);
+    if (status.code == MDP_OK) status = mdp_comm_new_all(MPI_COMM_WORLD, &comm);
     if (status.code == MDP_OK && provided < MPI_THREAD_FUNNELED)
         status = MDP_ERROR(MDP_INTERNAL, "the MPI library does not support threads (MPI_THREAD_FUNNELED).");
     if (status.code != MDP_OK)

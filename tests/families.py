@@ -109,6 +109,13 @@ def assert_dump_equals(out, tokens, model):
             assert np.abs(ours - theirs).max() <= 1e-4 * np.sqrt(np.mean(theirs.astype(np.float64) ** 2)), (out, i)
 
 
+def pruned_config(config, **changes):
+    """config.json after experts were removed: no layers that predict further tokens are counted, which transformers writes for models
+    without any."""
+    counts = {key: 0 for key in ("num_nextn_predict_layers", "num_mtp_layers") if key in config}
+    return {**config, **counts, **changes}
+
+
 def prune(model, tokens, keep, out, form="safetensors"):
     """The Hugging Face folder of the model with `keep` experts in every layer that has some."""
     mdp.succeed(2, "run", "--model", model, "--tokens", tokens, "--method", "reap", "--keep", keep, "--format", form, "--out", out)

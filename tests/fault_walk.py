@@ -29,7 +29,7 @@ import mdp
 
 TIMEOUT = 120
 NOISE = ("HDF5-DIAG", "MPI_Abort", "Segmentation", "AddressSanitizer", "LeakSanitizer", "runtime error", "went apart", "backtrace")
-CODES = {"io": {73, 74}, "alloc": {70}, "enospc": {73, 74}, "eio": {73, 74}, "short": set()}
+CODES = {"io": {73, 74}, "alloc": {70, 71}, "enospc": {73, 74}, "eio": {73, 74}, "short": set()}
 KINDS = ["io", "alloc", "io,alloc", "short", "enospc", "eio", "enospc,eio", "io,alloc,short,enospc,eio"]
 
 Case = collections.namedtuple("Case", "number command ranks threads kinds where every ranks_hit clean_after")

@@ -17,7 +17,9 @@ static int full(int fd, off_t end) {
     char link[64], path[4096];
     if (!getenv("FULL_DISK_BYTES")) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int before = errno;
     ssize_t n = readlink(link, path, sizeof path - 1);
+    errno = before; /* what succeeds leaves errno alone */
     if (n < 0) return 0;
     path[n] = '\0';
     return strstr(path, ".partial") && end > atol(getenv("FULL_DISK_BYTES"));
@@ -54,7 +56,10 @@ ssize_t pwritev64(int fd, const struct iovec *parts, int n, off_t at) {
 }
 
 ssize_t write(int fd, const void *data, size_t n) {
-    if (full(fd, lseek(fd, 0, SEEK_CUR) + (off_t)n)) return no_space();
+    int before = errno;
+    off_t at = lseek(fd, 0, SEEK_CUR); /* of a pipe it fails */
+    errno = before;
+    if (full(fd, at + (off_t)n)) return no_space();
     PASS_ON("write", write_fn *, fd, data, n);
 }
 

@@ -173,9 +173,33 @@ def folder_places(path):
     header = json.loads(content[8:8 + n])
     return {name: (8 + n + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
             for name, entry in header.items() if name != "__metadata__"}
+
+
 def unfinished(state):
     """{name: path} of the unfinished outputs in a state folder."""
     return {path.name: path for path in pathlib.Path(state).glob("making.*/*.partial")}
+
+
+def measures(path):
+    """An eval.json without what tells of the machine."""
+    return [{key: value for key, value in stream.items() if key not in ("name", "plan")} for stream in read_json(path)["streams"]]
+
+
+def results(out):
+    """What `run --format both` has made, but for what tells of the machine and of the way there."""
+    found = {name: digests(out / name) for name in ("plan.json", "stats.h5", "model.h5", "hf")}
+    return {**found, "eval": measures(out / "eval.json")} if (out / "eval.json").exists() else found
+
+
+def phase_of(out):
+    """How far a killed run has come, from what it left."""
+    points = list((out / ".state").glob("pass-*"))
+    there = {path.name for path in out.glob("*")} | set(unfinished(out / ".state"))
+    for name, phase in (("hf", "after hf"), ("hf.partial", "hf"), ("model.h5", "after model.h5"), ("model.h5.partial", "model.h5"),
+                        ("plan.json", "eval"), ("stats.h5", "plan")):
+        if name in there:
+            return phase
+    return "observe" if points else "before the first point"
 
 
 def info():

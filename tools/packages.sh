@@ -6,7 +6,9 @@ MDP_BUILD_PACKAGES=(gcc cmake make pkg-config openmpi-bin libopenmpi-dev libhdf5
   libjansson-dev libxxhash-dev)
 # A second MPI library with its HDF5 and ScaLAPACK is among the latter.
 MDP_TEST_PACKAGES=(libcmocka-dev libdnnl-dev python3-venv chromium fonts-dejavu-core groff-base lua5.4 mpich libmpich-dev libhdf5-mpich-dev
-  libscalapack-mpich-dev)
+  libscalapack-mpich-dev iproute2)
+# Campaigns on nodes of this machine (tests/campaigns/nodes, node-faults, slurm-jobs, network); not for nodes of a real Slurm.
+MDP_CLUSTER_PACKAGES=(iproute2 slurmctld slurmd slurm-client munge libfaketime)
 MDP_LINT_PACKAGES=(clang-format-14 clang-tidy-14 libomp-14-dev cppcheck shellcheck codespell)
 
 # Install the packages named that are missing; says which. Fails, with the commands for other systems, where it cannot.

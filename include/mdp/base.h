@@ -22,7 +22,8 @@ typedef enum mdp_code {
     MDP_OK = 0,
     MDP_USAGE = 2,          /* the command line is wrong */
     MDP_BAD_INPUT = 65,     /* a file's content is wrong, or files do not belong together */
-    MDP_INTERNAL = 70,      /* our bug, or the machine ran out of memory */
+    MDP_INTERNAL = 70,      /* our bug */
+    MDP_EXHAUSTED = 71,     /* the machine has no more memory or threads to give */
     MDP_CANNOT_CREATE = 73, /* an output cannot be created or exists already */
     MDP_IO = 74,            /* reading or writing failed */
     MDP_STOPPED = 75        /* stopped on request; the run can be resumed */
@@ -92,7 +93,7 @@ void mdp_fault_choose(unsigned kinds);
 mdp_status mdp_fault_parse(const char *text, unsigned *kinds);
 /* Number of fallible operations counted so far (debug builds; 0 otherwise). */
 int64_t mdp_fault_count(void);
-/* One fallible operation named `what` ("read", "allocate", ...): an MDP_IO or MDP_INTERNAL error when its turn has
+/* One fallible operation named `what` ("read", "allocate", ...): an error of this code when its turn has
  * come. Every wrapper of a fallible system or library call begins with MDP_TRY(mdp_fault(...)). Thread-safe. */
 mdp_status mdp_fault(mdp_code code, const char *what);
 /* Before a system call: 0 (go on), the error with which it is to fail without being made, or MDP_FAULT_PART: it is to
@@ -103,8 +104,13 @@ int mdp_fault_call(bool writes, bool transfers);
 
 /* ---- stopping on request ------------------------------------------------------------------------------------- */
 
-/* From now on SIGUSR1 and SIGTERM only ask this process to stop; a second SIGTERM ends it. The command looks at safe
- * points (mdp_watch_look_all). */
+/* Before anything else, and before exec: SIGUSR1 waits, and a write beyond `ulimit -f` fails instead of ending the
+ * process. */
+void mdp_stop_defer(void);
+/* From now on SIGUSR1, one that waits too, only asks this process to stop. */
+mdp_status mdp_stop_begin(void);
+/* From now on SIGTERM asks likewise; a second one ends the process. The command looks at safe points
+ * (mdp_watch_look_all). */
 mdp_status mdp_stop_listen(void);
 /* The signal that asked first; 0: none. */
 int mdp_stop_signal(void);
@@ -124,6 +130,9 @@ void mdp_free(void *pointer); /* NULL is allowed */
 int64_t mdp_memory_left(char what[MDP_MEMORY_WHAT]);
 /* For json_set_alloc_funcs, with mdp_free: jansson's memory is among that. Never made to fail. */
 void *mdp_memory_for_json(size_t n_byte);
+/* Could this process have n_byte more (of address space: ulimit -v), for `what`? To be asked before a library takes
+ * them that has no error for it, or that all ranks call together. */
+mdp_status mdp_memory_spare(int64_t n_byte, const char *what);
 /* Bytes of memory that an allocation of n_byte takes when the first `used` of them are written: a small one is taken
  * whole, a large one as it is touched. */
 int64_t mdp_memory_taken(int64_t n_byte, int64_t used);
@@ -163,10 +172,14 @@ bool mdp_add(int64_t a, int64_t b, int64_t *out);
 /* ---- files --------------------------------------------------------------------------------------------------- */
 /* Thin wrappers round POSIX: retry on EINTR, loop over short transfers, one sentence with path and reason. */
 
+/* A file: neither a folder nor anything special, which could let a reader wait for ever. */
 mdp_status mdp_file_open_read(const char *path, int *fd);
 mdp_status mdp_file_create(const char *path, int *fd);     /* read-write, must not exist; MDP_CANNOT_CREATE */
 mdp_status mdp_file_open_write(const char *path, int *fd); /* read-write, no symbolic link */
-mdp_status mdp_file_close(const char *path, int fd);       /* a failing close of a written file is an error */
+/* Could n more files be opened? To be asked before a library that all ranks call together opens some on one. */
+#define MDP_FILE_SPARE 8 /* most that can be asked for */
+mdp_status mdp_file_spare(int n);
+mdp_status mdp_file_close(const char *path, int fd); /* a failing close of a written file is an error */
 mdp_status mdp_file_size(const char *path, int fd, int64_t *n_byte);
 /* Time of the last change of an open file, or of what is at `path` (fd -1), in nanoseconds. */
 mdp_status mdp_file_changed(const char *path, int fd, int64_t *time);
@@ -212,7 +225,9 @@ typedef struct mdp_names {
     int64_t n, capacity;
     char **name; /* [n] owned */
 } mdp_names;
-mdp_status mdp_names_add(mdp_names *names, const char *name); /* at the end */
+mdp_status mdp_names_add(mdp_names *names, const char *name);  /* at the end */
+void mdp_names_sort(mdp_names *names);                         /* by bytes */
+bool mdp_names_have(const mdp_names *names, const char *name); /* of sorted names */
 void mdp_names_clear(mdp_names *names);
 /* *out is to be cleared on error too. MDP_IO. */
 mdp_status mdp_folder_list(const char *path, mdp_names *out);
@@ -221,6 +236,11 @@ mdp_status mdp_folder_create(const char *path);
 /* Remove a folder and the regular files in it, not recursive; a missing folder is fine; of a symbolic link, itself
  * alone. For our own partial outputs. */
 mdp_status mdp_folder_remove(const char *path);
+
+/* What a file is that is not what was expected, by how it begins, as words for an error: "a Git LFS pointer, ...".
+ * NULL: not known. In the second, `path` is opened; NULL also when it cannot be read. */
+const char *mdp_recognise(const char *head, int64_t n_byte);
+const char *mdp_recognise_file(const char *path);
 
 /* ---- exact sums ---------------------------------------------------------------------------------------------- */
 
@@ -262,6 +282,13 @@ char *mdp_print_count(char out[32], int64_t n);
 /* "90", "90s", "10min", "1.5h" -> seconds; false when it is not such a text. */
 bool mdp_parse_seconds(const char *text, double *out);
 char *mdp_print_seconds(char out[32], double seconds); /* "4.2 s", "3 min 10 s", "1 h 24 min" */
+/* A weight or a speed as people give it: a number from 1e-12 to 1e12, beyond which what is made of it may be no number.
+ * The text ends at `end`. */
+bool mdp_parse_positive(const char *text, const char *end, double *out);
+/* The next of comma-separated names, into `name` (as many bytes as **at has and a 0). A colon ends a name; *rest is
+ * what follows it, up to *end, or NULL. A backslash before a comma, a colon or a backslash makes it part of the name.
+ * *at moves to the entry after it, NULL after the last. */
+void mdp_next_name(const char **at, char *name, const char **rest, const char **end);
 /* The entry of names[n] nearest to `text` by edit distance, or NULL when none is within 3 edits. */
 const char *mdp_nearest(const char *text, const char *const *names, int n);
 double mdp_seconds(void); /* monotonic clock */

@@ -109,8 +109,10 @@ typedef struct mdp_catalogue {
  * broadcasts. No weight is read. Collective on `comm`. Errors: MDP_BAD_INPUT naming file, tensor and byte. */
 mdp_status mdp_catalogue_open_all(const mdp_comm *comm, const char *path, mdp_catalogue **out);
 void mdp_catalogue_destroy(mdp_catalogue *catalogue);
-/* Are all files as they were when they were listed? MDP_BAD_INPUT names one that is not. Local: for rank 0, which has
- * listed them; on other nodes the same file may look different. */
+/* Is the file a side file of a Hugging Face folder, with no tensor in it? */
+bool mdp_catalogue_is_side_file(const mdp_catalogue *catalogue, int32_t file);
+/* Are all files with tensors as they were when they were listed? MDP_BAD_INPUT names one that is not. Local: for rank
+ * 0, which has listed them; on other nodes the same file may look different. */
 mdp_status mdp_catalogue_check(const mdp_catalogue *catalogue);
 /* The tensor of that HF name, or NULL. Binary search. Local. */
 const mdp_tensor *mdp_catalogue_find(const mdp_catalogue *catalogue, const char *name);
@@ -173,7 +175,12 @@ mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t
 /* Bytes that this takes from the file. */
 int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row);
 int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row); /* bytes */
-int64_t mdp_matrix_bytes(const mdp_matrix *matrix);                  /* stored, scales included; 0 when absent */
+/* The same as values of `type`: MDP_F32, or MDP_BF16 (mdp_round_bf16), which weights stored so are read as they are.
+ * out has mdp_matrix_room bytes, more than the values take where they are read as f32 first. */
+mdp_status mdp_matrix_read_as(mdp_reader *reader, const mdp_matrix *matrix, mdp_dtype type, int64_t row0, int64_t n_row,
+                              void *scratch, void *out);
+int64_t mdp_matrix_room(const mdp_matrix *matrix, mdp_dtype type, int64_t n_row);
+int64_t mdp_matrix_bytes(const mdp_matrix *matrix); /* stored, scales included; 0 when absent */
 /* Announce the bytes from a matrix's first element to its last; nothing where it is absent. */
 void mdp_matrix_announce(mdp_reader *reader, const mdp_matrix *matrix);
 /* A 1-D tensor (or any matrix) whole, into a new array of n_row * n_col f32; for norms, biases, routers. */
@@ -184,19 +191,20 @@ mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float *
 typedef struct mdp_panel {
     const mdp_matrix *matrix;
     int64_t row0, n_row;
-    float *data; /* [n_row, matrix->n_col]; set by the feed; valid until it is released */
+    void *data; /* [n_row, matrix->n_col] of the feed's type; set by the feed; valid until it is released */
 } mdp_panel;
 
 typedef struct mdp_panel_feed mdp_panel_feed;
 
-/* A feed that can hold `depth` (>= 2) panels of up to max_value f32 values each, of the files of `reader` (borrowed;
- * the feed reads by one of its own). Starts the I/O thread, which sleeps while there is nothing to read. One feed
- * serves the whole run. `profile` (borrowed, may be NULL) is told of bytes for the phase in which a sequence is
- * started, and of waiting; it may be looked at after mdp_panel_feed_stop. */
-mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
-                              mdp_panel_feed **out);
+/* A feed that can hold `depth` (>= 2) panels of values of `type` (MDP_F32 or MDP_BF16) that have room in max_byte
+ * bytes each (mdp_matrix_room), of the files of `reader` (borrowed; the feed reads by one of its own). Starts the I/O
+ * thread, which sleeps while there is nothing to read. One feed serves the whole run. `profile` (borrowed, may be
+ * NULL) is told of bytes for the phase in which a sequence is started, and of waiting; it may be looked at after
+ * mdp_panel_feed_stop. */
+mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, mdp_dtype type, int64_t max_byte,
+                                mdp_profile *profile, mdp_panel_feed **out);
 void mdp_panel_feed_destroy(mdp_panel_feed *feed); /* joins the thread; NULL is allowed */
-/* Begin reading items[0..n-1] (copied); each at most max_value values. Any earlier sequence must have been passed to
+/* Begin reading items[0..n-1] (copied); each with room in max_byte bytes. Any earlier sequence must have been passed to
  * its end or ended by mdp_panel_feed_stop. */
 mdp_status mdp_panel_feed_start(mdp_panel_feed *feed, const mdp_panel *items, int64_t n);
 /* Panels `first` .. `first + n - 1` (n: 1 .. depth) of those that have not been passed, waiting for them; out[0..n-1]
@@ -260,10 +268,10 @@ typedef struct mdp_tokens {
     uint32_t *ids;              /* [n_token] owned; NULL: in the file */
 } mdp_tokens;
 
-/* Open and check a tokens file. `categories` (NULL: all) selects by comma-separated names. vocab_size bounds the ids.
- * Rank 0 reads every id once (hash, check) and broadcasts the offsets. Collective on `comm`.
- * Errors: MDP_BAD_INPUT: an id >= vocab_size (names category, sequence, position), decreasing or overrunning offsets,
- * no tokens, an unknown category. */
+/* Open and check a tokens file. `categories` (NULL: all) selects by names as mdp_next_name reads them. vocab_size
+ * bounds the ids. Rank 0 reads every id once (hash, check) and broadcasts the offsets. Collective on `comm`. Errors:
+ * MDP_BAD_INPUT: an id >= vocab_size (names category, sequence, position), decreasing or overrunning offsets, no
+ * tokens, an unknown category. */
 mdp_status mdp_tokens_open_all(const mdp_comm *comm, const char *path, const char *categories, int64_t vocab_size,
                                mdp_tokens **out);
 void mdp_tokens_destroy(mdp_tokens *tokens); /* NULL is allowed */
@@ -396,7 +404,4 @@ typedef struct mdp_run {
  * fill it in, for all bytes but the runs covered [n], which have checksums of their own. Local: rank 0; main thread. */
 mdp_status mdp_seal_make(int64_t file, const char *path);
 mdp_status mdp_seal_write(const char *path, const mdp_run *covered, int64_t n);
-/* Does the file hold all values of a dataset (its hid_t)? A shape costs a file nothing, but reading by it costs memory:
- * ask before that is taken. Compressed bytes are believed as far as deflate can compress. Local; main thread. */
-bool mdp_hdf5_is_written(int64_t dataset);
 #endif

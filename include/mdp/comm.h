@@ -17,7 +17,7 @@ typedef struct mdp_comm {
     int node_size;           /* ranks on this rank's node */
     int *by_node;            /* [size] the ranks, node after node, ascending within a node */
     int *node_first;         /* [n_node + 1] first place of each node in by_node */
-    bool crowded;            /* on some machine ranks are more than cores: ranks that wait sleep */
+    bool crowded;            /* on some machine threads are more than cores: ranks that wait sleep */
     struct mdp_order *order; /* the collectives called so far (debug builds); NULL: not noted */
     int64_t count_max;       /* largest count handed to one MPI or HDF5 call; MDP_COUNT_MAX lowers it in debug builds */
     int64_t shared_max;      /* most bytes that ranks of a node may share; MDP_SHARED_MAX lowers it in debug builds */
@@ -25,13 +25,16 @@ typedef struct mdp_comm {
 } mdp_comm;
 #define MDP_COMM_SCRATCH 32768 /* numbers */
 
-/* To be called before MPI_Init. Open MPI 4.1 makes a named semaphore in /dev/shm for the shared file pointer, which
- * nothing here uses, of every file that is opened in parallel; a job that is killed in that moment leaves it taken, and
- * every later job on that machine that opens a file of that name waits for ever. Shared file pointers are turned off
- * here, unless the user has chosen. */
+/* To be called before MPI_Init. Open MPI makes helpers for the shared file pointer, which nothing here uses, of every
+ * file that is opened in parallel: a semaphore in /dev/shm, which a killed job leaves taken, so that later jobs wait
+ * for ever, or files beside it, and where one rank cannot make its own the others wait for it when they close the file.
+ * Shared file pointers are turned off here, unless the user has chosen. */
 void mdp_comm_prepare(void);
 /* Collective on `base`. Nodes are shared-memory domains, or every MDP_RANKS_PER_NODE=n consecutive ranks. */
 mdp_status mdp_comm_new_all(MPI_Comm base, mdp_comm **out);
+/* Say how many threads this rank computes with (one, until this is called): where all threads of a machine are more
+ * than its cores, ranks that wait sleep. To be called before others are made of `comm`. Collective on `comm`. */
+mdp_status mdp_comm_count_threads_all(mdp_comm *comm, int n_thread);
 /* Collective on `comm`. NULL is allowed. */
 void mdp_comm_destroy_all(mdp_comm *comm);
 /* An MPI return code as a status that names `what`. */
@@ -188,40 +191,5 @@ void mdp_exchange_look(const mdp_comm *comm, mdp_exchange_room *room);
 mdp_status mdp_exchange_finish_all(const mdp_comm *comm, mdp_exchange_room *room);
 /* Begin and finish. Collective on `comm`. */
 mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange);
-
-/* ---- the order of collectives (debug builds) ----------------------------------------------------------------- */
-
-/* Note that this rank is at file:line, and compare with the others. Ranks that went apart end with a sentence that
- * names both places, instead of waiting for each other. mdp_order_note leaves the comparing to the agreement that
- * follows. Collective on `comm`; both return `comm`. */
-const mdp_comm *mdp_order_all(const mdp_comm *comm, const char *file, int line);
-const mdp_comm *mdp_order_note(const mdp_comm *comm, const char *file, int line);
-
-/* Before a collective of another library, such as HDF5's. Collective on `comm`. */
-#ifdef MDP_DEBUG_HOOKS
-#define MDP_ORDER(comm) ((void)mdp_order_all((comm), __FILE__, __LINE__))
-#else
-#define MDP_ORDER(comm) ((void)0)
-#endif
-
-#if defined(MDP_DEBUG_HOOKS) && !defined(MDP_COMM_PLAIN)
-#define mdp_agree_all(comm, ...) (mdp_agree_all)(mdp_order_note((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_bcast_all(comm, ...) (mdp_bcast_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_sum_i64_all(comm, ...) (mdp_sum_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_max_i64_all(comm, ...) (mdp_max_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_sum_i64_to_root_all(comm, ...)                                                                             \
-    (mdp_sum_i64_to_root_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_exscan_i64_all(comm, ...) (mdp_exscan_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_alltoall_i64_all(comm, ...) (mdp_alltoall_i64_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_gather_bytes_all(comm, ...) (mdp_gather_bytes_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_bcast_text_all(comm, ...) (mdp_bcast_text_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_exchange_room_new_all(comm, ...)                                                                           \
-    (mdp_exchange_room_new_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_exchange_begin_all(comm, ...)                                                                              \
-    (mdp_exchange_begin_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_exchange_finish_all(comm, ...)                                                                             \
-    (mdp_exchange_finish_all)(mdp_order_note((comm), __FILE__, __LINE__), __VA_ARGS__)
-#define mdp_exchange_all(comm, ...) (mdp_exchange_all)(mdp_order_all((comm), __FILE__, __LINE__), __VA_ARGS__)
-#endif
 
 #endif

@@ -10,7 +10,6 @@
 #define MDP_BLOCK_TOKENS 16384 /* a block: whole packs, at least this many tokens (the last may be short) */
 #define MDP_TILE_ROWS 512      /* rows of one GEMM */
 #define MDP_DELTA_CHUNK 64     /* tokens that linear attention takes at once, from a sequence's first */
-#define MDP_LOSS_ROW 40        /* bytes that who consumes logits may hold for a token of a stream */
 #define MDP_PANEL_ROWS 512     /* output rows of a weight matrix in one GEMM */
 
 /* ---- what a plan means for the engine ------------------------------------------------------------------------ */
@@ -147,6 +146,7 @@ typedef struct mdp_engine mdp_engine;
 typedef struct mdp_pass {
     int n_stream;                 /* streams, >= 1 */
     bool with_head;               /* mdp_engine_head_all will be called */
+    int64_t head_byte;            /* bytes that who then consumes the logits holds for a token of a stream */
     bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer */
     bool activations;             /* those of the last stream come back to the tokens' owners */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
@@ -162,6 +162,8 @@ typedef struct mdp_engine_options {
     mdp_profile *profile;           /* begun by the caller; NULL: nothing is counted */
 } mdp_engine_options;
 
+/* Can a sequence of so many tokens be computed? MDP_BAD_INPUT. Local. */
+mdp_status mdp_engine_check_length(const mdp_model *model, int64_t n_token);
 /* Everything that one forward pass needs; buffers are allocated by the calls that use them and their sizes are those of
  * mdp_engine_memory. Collective on `comm` (agrees). The arguments are borrowed. */
 mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
@@ -172,9 +174,10 @@ void mdp_engine_destroy_all(mdp_engine *engine);
 /* Where one of a node's ranks has much more to attend to than the mean, all attend together, in memory that they share.
  * MDP_OK, or why some node has none, so that ranks with packs attend alone; the same on every rank. Local. */
 mdp_status mdp_engine_unshared(const mdp_engine *engine);
-/* Bytes that the engine of a rank will hold for a partition, at most; from headers alone. */
+/* Bytes that the engine of a rank will hold for a partition, at most, without those of its gemm, whose type counts;
+ * from headers alone. */
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                          const mdp_pass *pass);
+                          mdp_gemm_type type, const mdp_pass *pass);
 
 /* What a rank does in a pass, or when a checkpoint is written. */
 typedef struct mdp_rank_cost {

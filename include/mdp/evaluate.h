@@ -89,6 +89,8 @@ mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, cons
                         mdp_loss **out);
 void mdp_loss_destroy(mdp_loss *loss); /* NULL is allowed */
 mdp_head_consumer mdp_loss_consumer(mdp_loss *loss);
+/* What a forward pass is that has a loss of each of n_stream streams, views [n_stream] or NULL (borrowed). */
+mdp_pass mdp_loss_pass(int n_stream, const mdp_view *const *views);
 /* After a layer: this rank's rows into every stream's sums. Local. MDP_BAD_INPUT when a row is not finite. */
 mdp_status mdp_evaluation_add_layer(mdp_evaluation *evaluation, const mdp_engine *engine, int64_t d_model,
                                     int64_t layer);
@@ -105,8 +107,10 @@ mdp_status mdp_evaluation_gather_all(const mdp_comm *comm, mdp_evaluation *evalu
 /* What they are, rank 0's. Local. */
 mdp_status mdp_evaluation_describe(const mdp_comm *comm, mdp_evaluation *evaluation, bool tasks, mdp_point *point);
 
-/* --dump: the arrays of a forward pass, sequence by sequence (cli.md), in parallel HDF5, at
- * `path`, a place of the caller's own (mdp_workshop_path). Refused (MDP_USAGE) above 1 GiB. Collective on `comm`. */
+/* Is a dump of so many streams small enough to be made? MDP_USAGE above 1 GiB. Local. */
+mdp_status mdp_dump_check(const mdp_model *model, const mdp_tokens *tokens, int n_request);
+/* --dump: the arrays of a forward pass, sequence by sequence (cli.md), in parallel HDF5, at `path`, a place of the
+ * caller's own (mdp_workshop_path). Refused as by mdp_dump_check. Collective on `comm`. */
 mdp_status mdp_dump_new_all(const mdp_comm *comm, const mdp_model *model, const mdp_tokens *tokens,
                             const mdp_eval_request *requests, int n_request, const char *path, mdp_dump **out);
 /* What the engine must call so that the dump sees routes and outputs. */

@@ -11,6 +11,9 @@
 
 /* Set the BLAS library to one thread of its own and check that it obeyed (MDP_INTERNAL otherwise). Call at start. */
 mdp_status mdp_blas_start(void);
+/* Let OpenBLAS take now what it will need when n_thread threads multiply at once: when it cannot have that (ulimit -v),
+ * it would try for ever. MDP_EXHAUSTED when it could not. */
+mdp_status mdp_blas_reserve(int n_thread);
 /* "OpenBLAS 0.3.21 SkylakeX" or what can be known of another library; written to out. */
 void mdp_blas_name(char *out, size_t n_byte);
 
@@ -30,16 +33,20 @@ mdp_status mdp_gemm_new(mdp_gemm_library library, mdp_gemm_type type, int n_thre
 void mdp_gemm_destroy(mdp_gemm *gemm); /* NULL is allowed */
 /* "OpenBLAS 0.3.21 SkylakeX f32": all that its bits depend on; written to out. */
 void mdp_gemm_describe(const mdp_gemm *gemm, char *out, size_t n_byte);
-int64_t mdp_gemm_memory(const mdp_gemm *gemm); /* bytes that it holds between products */
+mdp_gemm_type mdp_gemm_type_of(const mdp_gemm *gemm);
+int64_t mdp_gemm_memory(const mdp_gemm *gemm); /* bytes that it and its library come to hold */
 /* MDP_INTERNAL when a product failed since the gemm was made: what it was to write is undefined. */
 mdp_status mdp_gemm_check(const mdp_gemm *gemm);
 
 /* y [n, m] = x [n, k] w [m, k]^T, row-major with leading dimensions ldx, ldw, ldy (elements): activations times rows of
- * a weight matrix. With MDP_GEMM_BF16 both are rounded to bf16 (to nearest, ties to even) and summed in f32.
- * Single-threaded. */
-void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+ * a weight matrix. With MDP_GEMM_F32 w is of float; with MDP_GEMM_BF16 it is of bf16 (uint16_t), x is rounded to bf16
+ * (mdp_round_bf16), and products are summed in f32. Single-threaded. */
+void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const void *w, int ldw, float *y,
                       int ldy);
-/* The same in f32, whatever the type. */
+/* The same with x of bf16 too, as mdp_round_bf16 gives it; with MDP_GEMM_BF16 only. */
+void mdp_gemm_rounded(mdp_gemm *gemm, int n, int m, int k, const uint16_t *x, int ldx, const uint16_t *w, int ldw,
+                      float *y, int ldy);
+/* The same with x and w of float, in f32, whatever the type. */
 void mdp_gemm_nt(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
                  int ldy);
 /* y [n, m] += x [n, k] w [m, k]^T, the same. */
@@ -74,17 +81,21 @@ typedef struct mdp_moments {
 mdp_moments mdp_row_moments(const float *x, const float *y, int64_t n);
 /* sum[j] += y[i, j] over rows i in ascending order, in f64; y [n_row, n], leading dimension ldy. */
 void mdp_add_rows(const float *y, int64_t ldy, int64_t n_row, int64_t n, double *sum);
+/* out[i] = x[i] as bf16, the upper half of an f32: to nearest, ties to even; a NaN stays one. */
+void mdp_round_bf16(const float *x, int64_t n, uint16_t *out);
 /* Is no x[i] a NaN or an infinity? */
 bool mdp_all_finite(const float *x, int64_t n);
 /* y[i] += a * x[i], f32. */
 void mdp_axpy(float a, const float *x, int64_t n, float *y);
 
-typedef enum mdp_activation { MDP_SILU, MDP_GELU, MDP_GELU_TANH, MDP_SWIGLU_CLAMPED } mdp_activation;
-/* h[i] = act(h[i]) * u[i], f32, all but MDP_SWIGLU_CLAMPED; our own exp so that every machine of one kernel gives the
- * same bits. */
-void mdp_gate(mdp_activation activation, const float *u, int64_t n, float *h);
-/* h[i] = g / (1 + e^(-alpha g)) * (c + 1), g = min(h[i], limit), c = u[i] within +-limit. */
-void mdp_gate_clamped(float alpha, float limit, const float *u, int64_t n, float *h);
+typedef enum mdp_activation_kind { MDP_SILU, MDP_GELU, MDP_GELU_TANH, MDP_SWIGLU_CLAMPED } mdp_activation_kind;
+typedef struct mdp_activation {
+    mdp_activation_kind kind;
+    float alpha, limit; /* of MDP_SWIGLU_CLAMPED */
+} mdp_activation;
+/* h[i] = act(h[i]) * u[i], f32; MDP_SWIGLU_CLAMPED: h[i] = g / (1 + e^(-alpha g)) * (c + 1), g = min(h[i], limit),
+ * c = u[i] within +-limit. Our own exp so that every machine of one kernel gives the same bits. */
+void mdp_gate(const mdp_activation *activation, const float *u, int64_t n, float *h);
 /* exp(x) in f32, relative error below 2e-7 over the whole range; -inf gives 0. Vectorisable, used by softmax. */
 float mdp_exp(float x);
 /* x[i] = exp(x[i] - shift), [n]; returns the sum in f64, fixed lane order. */

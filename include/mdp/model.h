@@ -128,17 +128,16 @@ typedef struct mdp_expert_tensor {
 typedef struct mdp_moe {
     int32_t n_expert; /* may differ between layers in our own files */
     int32_t top_k;
-    int64_t d_ff;
+    int64_t d_ff; /* of the largest expert */
     mdp_router_rule rule;
-    mdp_matrix router;      /* [n_expert, d_model] */
-    mdp_matrix router_bias; /* [1, n_expert] added to z; tensor == NULL: none */
-    mdp_matrix choice_bias; /* [1, n_expert] added to p for choosing alone; tensor == NULL: none */
-    mdp_expert *experts;    /* [n_expert] */
-    mdp_activation activation;
-    float alpha, limit;     /* of MDP_SWIGLU_CLAMPED */
-    mdp_expert shared;      /* sees every token; gate.tensor == NULL: none */
-    int64_t shared_ff;      /* rows of its gate */
-    mdp_matrix shared_gate; /* [1, d_model]: its output is times sigmoid(shared_gate . x); tensor == NULL: times 1 */
+    mdp_matrix router;         /* [n_expert, d_model] */
+    mdp_matrix router_bias;    /* [1, n_expert] added to z; tensor == NULL: none */
+    mdp_matrix choice_bias;    /* [1, n_expert] added to p for choosing alone; tensor == NULL: none */
+    mdp_expert *experts;       /* [n_expert] */
+    mdp_activation activation; /* of the experts, the shared one too */
+    mdp_expert shared;         /* sees every token; gate.tensor == NULL: none */
+    int64_t shared_ff;         /* rows of its gate */
+    mdp_matrix shared_gate;    /* [1, d_model]: its output is times sigmoid(shared_gate . x); tensor == NULL: times 1 */
     int64_t n_expert_tensor;
     mdp_expert_tensor *expert_tensors; /* every tensor that changes when experts are removed: routers, experts */
 } mdp_moe;
@@ -162,10 +161,19 @@ typedef struct mdp_layer {
     mdp_activation activation; /* of the dense layer */
 } mdp_layer;
 
+/* See a matrix that is there; `expert`: the routed expert that it is of, -1: of none. */
+typedef void mdp_matrix_visit(void *context, const mdp_matrix *matrix, mdp_expert_t expert);
+/* Every matrix and vector of a layer, in the order of a pass. Local. */
+void mdp_layer_visit(const mdp_layer *layer, mdp_matrix_visit *see, void *context);
+/* Those of one MLP, as of the expert of that number. */
+void mdp_expert_visit(const mdp_expert *mlp, mdp_expert_t expert, mdp_matrix_visit *see, void *context);
+
 typedef struct mdp_model {
     const mdp_catalogue *catalogue; /* borrowed */
     const mdp_family *family;
     char model_type[64];
+    const char *count_key; /* of config.json: the number of experts; borrowed from the family */
+    bool count_is_nested;  /* it is in an object of its own, so per_layer_config cannot say it for each layer */
     int64_t n_layer, d_model, vocab_size, n_head, n_kv_head, head_dim, max_position;
     int64_t most_tokens; /* of a sequence that can be computed: in longer ones queries see chosen keys alone; 0: any */
     double norm_eps;

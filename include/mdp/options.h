@@ -12,7 +12,7 @@ typedef enum mdp_option_type {
     MDP_OPTION_INTEGER,   /* within [minimum, maximum] */
     MDP_OPTION_SIZE,      /* a count or bytes with units (mdp_parse_size), within [minimum, maximum] */
     MDP_OPTION_RATIO,     /* 0 < value < 1 */
-    MDP_OPTION_REAL,      /* value > 0 */
+    MDP_OPTION_REAL,      /* 1e-12 <= value <= 1e12 */
     MDP_OPTION_SECONDS,   /* a time with units (mdp_parse_seconds), in value->real */
     MDP_OPTION_CHOICE     /* one of choice(0), choice(1), ... */
 } mdp_option_type;

@@ -31,16 +31,29 @@ mdp_status mdp_profile_tell_all(const mdp_comm *comm, mdp_profile *profile, cons
 typedef struct mdp_forward_cost {
     int64_t batch_tokens; /* chosen */
     int64_t n_batch;
+    bool fits;                        /* into `memory`; else this is of the smallest batch that may be taken */
     int64_t memory;                   /* bytes of the largest rank, the reserve included */
     int64_t bytes_stored;             /* read from storage: what the ranks of a node read again is in its memory */
     mdp_rank_cost total, least, most; /* of all ranks together, and of those with the least and most of each */
 } mdp_forward_cost;
 
 /* Choose batches and say what they take on the ranks of a layout, which need not exist (mdp_engine_cost). A pass that
- * redoes blocks has all tokens in one batch. Local. Errors: MDP_USAGE when `memory` cannot hold the smallest batch,
- * with the memory and the number of ranks that would do. */
+ * redoes blocks has all tokens in one batch. Local. */
 mdp_status mdp_forward_cost_of(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out);
+
+/* The smallest number of ranks, of nodes like those of the layout, with which a batch fits into `memory`, when it does
+ * not on those of the layout; 0: none. Local. */
+mdp_status mdp_forward_find_ranks(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                                  const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens,
+                                  int *out);
+/* What --memory should be where `need` bytes are needed: a little more, since what a process holds at its start is not
+ * the same from run to run. */
+int64_t mdp_memory_to_give(int64_t need);
+/* The MDP_USAGE sentence for `need` bytes of a rank that options->memory does not allow; n_rank ranks would do with
+ * what it allows (0: none would). */
+mdp_status mdp_forward_too_little(const mdp_comm *layout, const mdp_pass *pass, const mdp_forward_options *options,
+                                  int64_t need, int n_rank);
 
 /* Pruned propagation: a layer is decided as soon as its statistics are there, and what the decision leaves of it
  * computes the input of the next. */

@@ -46,6 +46,7 @@ typedef struct mdp_plan_layer {
     double *scores;           /* [n_expert] original order, or NULL */
     unsigned char *must_keep; /* [n_expert] nonzero: not to be chosen for removal; NULL: none. Not part of plan.json */
     unsigned char *gone;      /* [n_expert] nonzero: removed in an earlier round; NULL: none. Not part of plan.json */
+    unsigned char *unseen;    /* [n_expert] nonzero: no token reached it, so its score says nothing; NULL: none */
     int32_t top_k;            /* experts that each token uses in the result; 0: as many as in the model */
     int32_t n_kept;
     mdp_plan_expert *kept; /* [n_kept] in the new numbering, which follows the first original of each */
@@ -67,6 +68,10 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
 /* plan.json text, new; equal plans give equal bytes. */
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
+/* What to say when the choice rests on text from which no token reached some experts: how many in which layers, and how
+ * many of them go. Returns out, or NULL when there are none. Local. */
+#define MDP_PLAN_UNSEEN_TEXT 512
+const char *mdp_plan_describe_unseen(const mdp_plan *plan, char out[MDP_PLAN_UNSEEN_TEXT]);
 /* Parse and check a plan by itself: every expert named once, kept ones ascending, actions with all that they need.
  * `path` names it in errors, which are MDP_BAD_INPUT and name the layer and the expert. */
 mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, mdp_plan **out);
@@ -75,9 +80,10 @@ mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, md
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
 /* The .h5 file beside a plan that was read from a file. New text. */
 mdp_status mdp_plan_arrays_path(const mdp_plan *plan, char **out);
-/* The arrays that the plan names are in the .h5 file beside it, with the checksums that it names. Local: rank 0 calls
- * it. MDP_BAD_INPUT, naming layer and expert. */
-mdp_status mdp_plan_check_arrays(const mdp_plan *plan);
+/* The arrays that the plan names are in the .h5 file beside it, with the checksums that it names: those that rank
+ * `rank` of `size` is to look at. Local, main thread (HDF5); agreed on, the error is the same for any number of ranks.
+ * MDP_BAD_INPUT, naming layer and expert. */
+mdp_status mdp_plan_check_arrays(const mdp_plan *plan, int rank, int size);
 
 /* list: as many as mdp_budget_options.list says for each layer. */
 typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL, MDP_BUDGET_TRAPEZOID, MDP_BUDGET_LIST } mdp_budget;
@@ -115,6 +121,10 @@ typedef struct mdp_budget_layer {
 /* The file of a list budget: a JSON object of layer numbers and counts, {"0": 6, "1": 4}. New list, ascending.
  * MDP_BAD_INPUT. Local. */
 mdp_status mdp_keep_list_parse(const char *text, int64_t n_byte, const char *path, mdp_keep_entry **list, int64_t *n);
+/* Of n_round rounds (1 or more) those that are of use: no more than there are steps of one expert, or one multiple, in
+ * the layer that loses most; 1 where none loses any. Local. */
+int64_t mdp_budget_rounds(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options,
+                          int64_t n_round);
 /* The budget of round `round` of n_round: it removes round / n_round of what the whole removes. list [n_layer] backs
  * the budget that comes out. Local. */
 mdp_budget_options mdp_budget_of_round(const mdp_budget_layer *layers, int64_t n_layer,

@@ -53,9 +53,9 @@ mdp_result_size mdp_transform_size(const mdp_model *model, const mdp_plan *plan)
 /* Floating-point operations of one token's matrix products, a multiply-add counted as two; attention over earlier
  * tokens is not in it, since it grows with the text. plan NULL: the model as it is. Local. */
 double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan);
-/* Bytes of tensors when every layer with experts keeps `keep` of them (on average), before it is known which. extra:
- * layers that predict tokens further ahead, which stay and keep as many; NULL: they do not stay. Local. */
-int64_t mdp_transform_estimate(const mdp_model *model, const mdp_model *extra, int32_t keep);
+/* Can model.h5 hold the experts, whichever stay? It stacks those of a layer, which must be stored alike. MDP_BAD_INPUT,
+ * naming the layer's tensors. Local. */
+mdp_status mdp_transform_check_stacks(const mdp_model *model);
 /* A view with room for every layer of a plan; so far it shows all layers as the model has them. Local. */
 mdp_status mdp_transform_view_new(const mdp_model *model, mdp_view **out);
 /* Put one layer of a plan into a view that has not had it yet. Local. */

@@ -66,7 +66,8 @@ static int64_t take_turn(unsigned kinds) {
 }
 
 mdp_status mdp_fault(mdp_code code, const char *what) {
-    int64_t n = take_turn(code == MDP_INTERNAL ? MDP_FAULT_ALLOC : MDP_FAULT_IO);
+    bool alloc = code == MDP_EXHAUSTED || code == MDP_INTERNAL;
+    int64_t n = take_turn(alloc ? MDP_FAULT_ALLOC : MDP_FAULT_IO);
     if (n == 0) return mdp_ok();
     return MDP_ERROR(code, "fault on request: operation %" PRId64 " (%s) was made to fail (--fault-every).", n, what);
 }

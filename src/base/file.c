@@ -21,6 +21,11 @@ static mdp_status system_error(mdp_code code, const char *path, const char *verb
                          "%s: cannot %s: no space left on the file system (%s). Free some space or choose another "
                          "--out.",
                          path, verb, strerror(error));
+    if (error == EFBIG)
+        return MDP_ERROR(code, "%s: cannot %s: %s. Raise the limit (ulimit -f), or choose another --out.", path, verb,
+                         strerror(error));
+    if (error == EMFILE || error == ENFILE)
+        return MDP_ERROR(code, "%s: cannot %s: %s. Raise the limit (ulimit -n).", path, verb, strerror(error));
     return MDP_ERROR(code, "%s: cannot %s: %s.", path, verb, strerror(error));
 }
 
@@ -66,21 +71,29 @@ static int fsync_retry(int fd) {
     return code;
 }
 
+/* What is there is a file. Nothing at all is for open to say. */
+static mdp_status check_is_file(const char *path, const struct stat *info) {
+    if (S_ISREG(info->st_mode)) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a file, found %s.", path,
+                     S_ISDIR(info->st_mode) ? "a folder" : mdp_path_special(path));
+}
+
 mdp_status mdp_file_open_read(const char *path, int *fd) {
+    struct stat info;
     *fd = -1;
     MDP_TRY(mdp_fault(MDP_IO, "open for reading"));
-    int opened = open_retry(path, O_RDONLY);
+    if (stat(path, &info) == 0) MDP_TRY(check_is_file(path, &info)); /* opening a device may do something */
+    int opened = open_retry(path, O_RDONLY | O_NONBLOCK);
     if (opened < 0) {
         bool absent = errno == ENOENT || errno == ENOTDIR;
         return system_error(absent ? MDP_BAD_INPUT : MDP_IO, path, "open for reading", errno);
     }
-    struct stat info;
-    if (fstat(opened, &info) == 0 && S_ISDIR(info.st_mode)) {
+    mdp_status status = fstat(opened, &info) == 0 ? check_is_file(path, &info) : mdp_ok();
+    if (status.code == MDP_OK)
+        *fd = opened;
+    else
         close(opened);
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a file, found a folder.", path);
-    }
-    *fd = opened;
-    return mdp_ok();
+    return status;
 }
 
 mdp_status mdp_file_create(const char *path, int *fd) {
@@ -101,6 +114,20 @@ mdp_status mdp_file_open_write(const char *path, int *fd) {
     if (opened < 0) return system_error(MDP_IO, path, "open for writing", errno);
     *fd = opened;
     return mdp_ok();
+}
+
+mdp_status mdp_file_spare(int n) {
+    int fd = -1, n_open = 0, opened[MDP_FILE_SPARE];
+    for (; n_open < n && n_open < MDP_FILE_SPARE; n_open++) {
+        fd = open("/", O_PATH | O_CLOEXEC);
+        if (fd < 0) break;
+        opened[n_open] = fd;
+    }
+    int error = fd < 0 ? errno : 0;
+    while (n_open > 0) close(opened[--n_open]);
+    if (error == 0) return mdp_ok();
+    return MDP_ERROR(MDP_EXHAUSTED, "no %d more files can be opened: %s. Raise the limit (ulimit -n).", n,
+                     strerror(error));
 }
 
 mdp_status mdp_file_close(const char *path, int fd) {

@@ -55,6 +55,14 @@ void mdp_names_clear(mdp_names *names) {
     *names = (mdp_names){0};
 }
 
+void mdp_names_sort(mdp_names *names) {
+    if (names->n > 0) qsort(names->name, (size_t)names->n, sizeof *names->name, compare_names);
+}
+
+bool mdp_names_have(const mdp_names *names, const char *name) {
+    return names->n > 0 && bsearch(&name, names->name, (size_t)names->n, sizeof *names->name, compare_names) != NULL;
+}
+
 static mdp_status add_entries(DIR *folder, mdp_names *out, int *error) {
     for (;;) {
         errno = 0;
@@ -76,7 +84,7 @@ mdp_status mdp_folder_list(const char *path, mdp_names *out) {
     closedir(folder);
     MDP_TRY(status);
     if (error != 0) return MDP_ERROR(MDP_IO, "%s: the folder cannot be listed: %s.", path, strerror(error));
-    if (out->n > 0) qsort(out->name, (size_t)out->n, sizeof *out->name, compare_names);
+    mdp_names_sort(out);
     return mdp_ok();
 }
 

@@ -21,7 +21,7 @@ mdp_status mdp_hash_new(mdp_hash **out) {
     if (!hash->state) {
         mdp_free(hash);
         *out = NULL;
-        return MDP_ERROR(MDP_INTERNAL, "cannot allocate the state of a checksum.");
+        return MDP_ERROR(MDP_EXHAUSTED, "cannot allocate the state of a checksum.");
     }
     mdp_hash_reset(hash);
     *out = hash;

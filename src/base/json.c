@@ -5,15 +5,40 @@
 #include "mdp/base.h"
 
 #include <math.h>
+#include <string.h>
+
+#define NEAR_BYTE 12 /* a number that is none ends so near to where the parser stopped */
+
+/* What Python writes for numbers that are none, where the parser stopped at `at`; NULL: something else. */
+static const char *find_no_number(const char *text, int64_t n_byte, int64_t at) {
+    static const char *const names[] = {"NaN", "Infinity"};
+    int64_t begin = at > NEAR_BYTE ? at - NEAR_BYTE : 0, end = at + NEAR_BYTE < n_byte ? at + NEAR_BYTE : n_byte;
+    for (int i = 0; i < 2; i++) {
+        if (end > begin && memmem(text + begin, (size_t)(end - begin), names[i], strlen(names[i]))) return names[i];
+    }
+    return NULL;
+}
+
+static mdp_status refuse(const char *text, int64_t n_byte, const char *path, const json_error_t *error) {
+    const char *found = n_byte > 0 ? mdp_recognise(text, n_byte) : NULL;
+    const char *number = find_no_number(text, n_byte, error->position);
+    if (found && strcmp(found, "a JSON text") != 0)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a JSON text, found %s.", path, found);
+    if (number)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: not valid JSON at line %d, column %d: %s is written there, as Python does, but JSON has "
+                         "no such number; write a number or null.",
+                         path, error->line, error->column, number);
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: not valid JSON at line %d, column %d (byte %d): %s.", path, error->line,
+                     error->column, error->position, error->text);
+}
 
 mdp_status mdp_json_parse(const char *text, int64_t n_byte, const char *path, json_t **out) {
     *out = NULL;
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "parse JSON"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "parse JSON"));
     json_error_t error;
     json_t *value = json_loadb(text, (size_t)n_byte, JSON_REJECT_DUPLICATES, &error);
-    if (!value)
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: not valid JSON at line %d, column %d (byte %d): %s.", path, error.line,
-                         error.column, error.position, error.text);
+    if (!value) return refuse(text, n_byte, path, &error);
     *out = value;
     return mdp_ok();
 }
@@ -110,7 +135,7 @@ mdp_status mdp_json_print(const json_t *value, char **out) {
     if (!value)
         return MDP_ERROR(MDP_INTERNAL,
                          "a text of JSON cannot be made: memory ran out, or a number in it is not finite.");
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "print JSON"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "print JSON"));
     char *text = json_dumps(value, JSON_INDENT(1) | JSON_REAL_PRECISION(9) | JSON_ENCODE_ANY);
     if (!text) return MDP_ERROR(MDP_INTERNAL, "cannot print a JSON value: it is not valid or memory ran out.");
     mdp_status status = mdp_format(out, "%s\n", text);

@@ -146,10 +146,10 @@ static void *take(int64_t n_byte, const char *what) {
 
 static mdp_status allocate(void **out, int64_t n_byte, const char *what) {
     char size[32];
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "allocate"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "allocate"));
     *out = take(n_byte, what);
     if (*out) return mdp_ok();
-    return MDP_ERROR(MDP_INTERNAL,
+    return MDP_ERROR(MDP_EXHAUSTED,
                      "cannot allocate %s for %s; use more nodes, fewer ranks a node, or a smaller --batch-tokens.",
                      mdp_print_bytes(size, n_byte), what);
 }
@@ -159,7 +159,7 @@ mdp_status mdp_alloc(void **out, mdp_count_t n, size_t size, const char *what) {
     memcpy(out, &memory, sizeof memory); /* *out is a pointer of any type: not to be written as a void * lvalue */
     int64_t n_byte;
     if (size > INT64_MAX || !mdp_multiply(n, (int64_t)size, &n_byte))
-        return MDP_ERROR(MDP_INTERNAL, "cannot allocate %" PRId64 " elements of %zu bytes for %s.", n, size, what);
+        return MDP_ERROR(MDP_EXHAUSTED, "cannot allocate %" PRId64 " elements of %zu bytes for %s.", n, size, what);
     MDP_TRY(allocate(&memory, n_byte, what));
     memcpy(out, &memory, sizeof memory);
     return mdp_ok();
@@ -190,6 +190,19 @@ void mdp_free(void *pointer) {
         munmap(memory, mapped);
     else
         free(memory);
+}
+
+mdp_status mdp_memory_spare(int64_t n_byte, const char *what) {
+    char size[32];
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "allocate"));
+    void *memory = mmap(NULL, (size_t)n_byte, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return MDP_ERROR(MDP_EXHAUSTED,
+                         "this process may not have %s more of memory, which %s; raise its limit (ulimit -v, or h_vmem "
+                         "of the batch system), or use fewer threads.",
+                         mdp_print_bytes(size, n_byte), what);
+    munmap(memory, (size_t)n_byte);
+    return mdp_ok();
 }
 
 mdp_status mdp_copy_text(char **out, const char *text) {

@@ -77,7 +77,8 @@ static mdp_status parse_real(const mdp_option *option, const char *text, double 
     bool number = end != text && *end == '\0' && isfinite(*out);
     if (option->type == MDP_OPTION_RATIO && !(number && *out > 0.0 && *out < 1.0))
         return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a ratio between 0 and 1 (both excluded).", option->name, text);
-    if (!(number && *out > 0.0)) return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a number above 0.", option->name, text);
+    if (option->type == MDP_OPTION_REAL && !mdp_parse_positive(text, text + strlen(text), out))
+        return MDP_ERROR(MDP_USAGE, "--%s '%s' is not a number above 0 (1e-12 to 1e12).", option->name, text);
     return mdp_ok();
 }
 
@@ -367,7 +368,7 @@ mdp_status mdp_options_print(const mdp_options *options, char **out) {
     }
     json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "format", CONFIG_FORMAT, "version", "1.0", "writer",
                              PROGRAM " " MDP_VERSION, "command", options->command, "options", list);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the record of the options.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the record of the options.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

@@ -35,12 +35,25 @@ static int64_t begin_of(int64_t pid) {
     return at ? strtoll(at, NULL, 10) : -1;
 }
 
+static const char *text_of_variable(const char *name) {
+    const char *text = getenv(name);
+    return text ? text : "";
+}
+
+/* "CLUSTER.ID[ELEMENT]": clusters that share a file system have jobs of the same numbers, and so have the elements of
+ * an array (LSF). */
 static void name_job(mdp_owner *out) {
-    static const char *const names[] = {"SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"};
+    static const char *const names[][3] = {{"SLURM_JOB_ID", "SLURM_CLUSTER_NAME", ""},
+                                           {"PBS_JOBID", "", ""},
+                                           {"LSB_JOBID", "LSB_CLUSTER_NAME", "LSB_JOBINDEX"}};
     static const char *const counts[] = {"SLURM_RESTART_COUNT", "MDP_RESTARTS"};
     for (size_t i = 0; i < sizeof names / sizeof *names && out->job[0] == '\0'; i++) {
-        const char *text = getenv(names[i]);
-        if (text) snprintf(out->job, sizeof out->job, "%s", text);
+        const char *id = text_of_variable(names[i][0]), *cluster = text_of_variable(names[i][1]);
+        const char *element = text_of_variable(names[i][2]);
+        bool array = *element && strcmp(element, "0") != 0; /* 0: there is none */
+        if (*id)
+            snprintf(out->job, sizeof out->job, "%s%s%s%s%s%s", cluster, *cluster ? "." : "", id, array ? "[" : "",
+                     array ? element : "", array ? "]" : "");
     }
     for (size_t i = 0; i < sizeof counts / sizeof *counts && out->restarts == 0; i++) {
         const char *text = getenv(counts[i]);
@@ -76,7 +89,7 @@ mdp_status mdp_owner_print(const mdp_owner *owner, char **out) {
                   "begun", (json_int_t)owner->begun, "job", text_of(owner->job), "restarts",
                   (json_int_t)owner->restarts, "since", owner->since, "locked", (int)owner->locked);
     *out = NULL;
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the lock.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the lock.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

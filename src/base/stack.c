@@ -69,7 +69,7 @@ mdp_status mdp_stack_take(mdp_stack *stack, void **out, mdp_count_t n, size_t si
     int64_t n_byte;
     memcpy(out, &memory, sizeof memory); /* as in mdp_alloc */
     if (!mdp_multiply(n, (int64_t)size, &n_byte) || !mdp_add(n_byte, ALIGNMENT - 1, &n_byte))
-        return MDP_ERROR(MDP_INTERNAL, "cannot allocate %lld elements of %zu bytes for %s.", (long long)n, size, what);
+        return MDP_ERROR(MDP_EXHAUSTED, "cannot allocate %lld elements of %zu bytes for %s.", (long long)n, size, what);
     n_byte -= n_byte % ALIGNMENT;
     MDP_TRY(enlarge(stack));
     if (n_byte <= stack->n_byte - stack->top.in_piece) {

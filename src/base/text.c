@@ -48,6 +48,24 @@ bool mdp_parse_size(const char *text, int64_t *out) {
     return true;
 }
 
+bool mdp_parse_positive(const char *text, const char *end, double *out) {
+    char *stop = NULL;
+    *out = strtod(text, &stop);
+    return stop == end && stop != text && *out >= 1e-12 && *out <= 1e12;
+}
+
+void mdp_next_name(const char **at, char *name, const char **rest, const char **end) {
+    const char *from = *at;
+    for (; *from && *from != ',' && *from != ':'; from++) {
+        if (*from == '\\' && from[1] != '\0' && strchr(",:\\", from[1])) from++;
+        *name++ = *from;
+    }
+    *name = '\0';
+    *rest = *from == ':' ? from + 1 : NULL;
+    *end = from + strcspn(from, ",");
+    *at = **end == ',' ? *end + 1 : NULL;
+}
+
 bool mdp_parse_seconds(const char *text, double *out) {
     static const struct {
         const char *name;

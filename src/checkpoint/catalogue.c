@@ -209,6 +209,13 @@ void mdp_catalogue_destroy(mdp_catalogue *catalogue) {
     mdp_free(catalogue);
 }
 
+bool mdp_catalogue_is_side_file(const mdp_catalogue *catalogue, int32_t file) {
+    for (int64_t i = 0; catalogue->container == MDP_HF_FOLDER && i < catalogue->n_side_file; i++) {
+        if (catalogue->side_files[i].file == file) return true;
+    }
+    return false;
+}
+
 const mdp_tensor *mdp_catalogue_find(const mdp_catalogue *catalogue, const char *name) {
     int64_t low = 0, high = catalogue->n_tensor;
     while (low < high) {

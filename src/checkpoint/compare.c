@@ -118,7 +118,10 @@ mdp_status mdp_verify_all(const mdp_comm *comm, const mdp_catalogue *catalogue, 
         out->n_byte += mdp_item_at(catalogue, i).n_byte;
         out->n_without += v.digests[i].hex[0] == '\0';
     }
-    mdp_free(v.digests);
+    if (status.code == MDP_OK)
+        out->digests = v.digests;
+    else
+        mdp_free(v.digests);
     return status;
 }
 

@@ -309,11 +309,12 @@ static void count_reading(const copy_pump *pump) {
 }
 
 static mdp_status run_threads(copy_pump *pump) {
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "start a thread"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "start a thread"));
     pthread_t thread;
     int failed = pthread_create(&thread, NULL, read_ahead, pump);
     if (failed)
-        return MDP_ERROR(MDP_INTERNAL, "cannot start the reading thread of a checkpoint writer: %s.", strerror(failed));
+        return MDP_ERROR(MDP_EXHAUSTED, "cannot start the reading thread of a checkpoint writer: %s.",
+                         strerror(failed));
     mdp_status status = put_pieces(pump);
     pthread_mutex_lock(&pump->lock);
     pump->stop = true;

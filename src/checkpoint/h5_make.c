@@ -4,7 +4,9 @@
  * File format bounds are 1.8 to 1.10. bf16 and f16 are 2-byte floats used as memory and file type alike, so that HDF5
  * never converts (its conversion does not round to nearest even). */
 #include "checkpoint/h5_make.h"
+#include "checkpoint/hdf5_read.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,25 +23,49 @@ void mdp_h5_silence_end(mdp_h5_silence silence) {
     H5Eset_auto2(H5E_DEFAULT, silence.print, silence.data);
 }
 
+typedef struct first_cause {
+    char text[MDP_H5_REASON];
+    bool system; /* a system call */
+} first_cause;
+
 /* Keep the description of the innermost entry; of a failed system call, the system's words alone. */
 static herr_t keep_first(unsigned n, const H5E_error2_t *entry, void *context) {
     static const char mark[] = "error message = '";
-    char *text = context;
+    first_cause *cause = context;
     if (n > 0 || !entry->desc) return 0;
     const char *words = strstr(entry->desc, mark);
+    cause->system = words != NULL;
     if (words)
-        snprintf(text, 300, "%.*s", (int)strcspn(words + strlen(mark), "'"), words + strlen(mark));
+        snprintf(cause->text, sizeof cause->text, "%.*s", (int)strcspn(words + strlen(mark), "'"),
+                 words + strlen(mark));
     else
-        snprintf(text, 300, "%s", entry->desc);
+        snprintf(cause->text, sizeof cause->text, "%s", entry->desc);
     return 0;
 }
 
-mdp_status mdp_h5_error(mdp_code code, const char *what, const char *name, const char *path) {
-    char reason[300] = "no reason given by HDF5";
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, reason);
-    for (char *c = reason; *c; c++)
+static first_cause find_cause(void) {
+    int error = errno;
+    first_cause cause = {.text = "no reason given by HDF5"};
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, &cause);
+    /* "MPI_File_write_at failed: MPI error string is 'MPI_ERR_OTHER: known error not in list'" */
+    if (strncmp(cause.text, "MPI_", 4) == 0 && (error == ENOSPC || error == EDQUOT)) {
+        snprintf(cause.text, sizeof cause.text, "%s", strerror(error));
+        cause.system = true;
+    }
+    for (char *c = cause.text; *c; c++)
         if (*c == '\n') *c = ' ';
-    return MDP_ERROR(code, "cannot %s %s in %s: %s.", what, name, path, reason);
+    return cause;
+}
+
+mdp_status mdp_h5_error(mdp_code code, const char *what, const char *name, const char *path) {
+    const first_cause cause = find_cause();
+    return MDP_ERROR(code, "cannot %s %s in %s: %s.", what, name, path, cause.text);
+}
+
+bool mdp_h5_system_error(char reason[MDP_H5_REASON]) {
+    const first_cause cause = find_cause();
+    memcpy(reason, cause.text, sizeof cause.text);
+    return cause.system;
 }
 
 /* ---- types --------------------------------------------------------------------------------------------------- */
@@ -101,12 +127,21 @@ hid_t mdp_h5_text_type(int64_t n_byte) {
 
 /* ---- files and groups ---------------------------------------------------------------------------------------- */
 
-static mdp_status create_file(const char *path, unsigned flags, hid_t *file) {
+/* How files that are being made are opened; `bounds`: in the format of HDF5 1.8 to 1.10. To be closed. */
+static hid_t make_access(bool bounds) {
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    if (access < 0) return access;
+    mdp_hdf5_leave_unlocked(access);
+    if (!bounds || H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0) return access;
+    H5Pclose(access);
+    return -1;
+}
+
+static mdp_status create_file(const char *path, unsigned flags, bool bounds, hid_t *file) {
     MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, "create an HDF5 file"));
-    hid_t creation = H5Pcreate(H5P_FILE_CREATE), access = H5Pcreate(H5P_FILE_ACCESS);
+    hid_t creation = H5Pcreate(H5P_FILE_CREATE), access = make_access(bounds);
     *file = -1;
-    if (creation >= 0 && access >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
-        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
+    if (creation >= 0 && access >= 0 && H5Pset_obj_track_times(creation, 0) >= 0)
         *file = H5Fcreate(path, flags, creation, access);
     mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", path);
     if (creation >= 0) H5Pclose(creation);
@@ -115,7 +150,21 @@ static mdp_status create_file(const char *path, unsigned flags, hid_t *file) {
 }
 
 mdp_status mdp_h5_create_file(const char *path, hid_t *file) {
-    return create_file(path, H5F_ACC_EXCL, file);
+    return create_file(path, H5F_ACC_EXCL, true, file);
+}
+
+mdp_status mdp_h5_create_old_file(const char *path, hid_t *file) {
+    return create_file(path, H5F_ACC_EXCL, false, file);
+}
+
+mdp_status mdp_h5_reopen_file(const char *path, hid_t *file) {
+    *file = -1;
+    MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
+    hid_t access = make_access(true);
+    if (access >= 0) *file = H5Fopen(path, H5F_ACC_RDWR, access);
+    mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "open", "the file again", path);
+    if (access >= 0) H5Pclose(access);
+    return status;
 }
 
 mdp_status mdp_h5_create_scratch(char path[MDP_H5_SCRATCH_PATH], hid_t *file) {
@@ -131,7 +180,7 @@ mdp_status mdp_h5_create_scratch(char path[MDP_H5_SCRATCH_PATH], hid_t *file) {
         return MDP_ERROR(MDP_CANNOT_CREATE, "no file can be made in /dev/shm or /tmp.");
     }
     close(descriptor);
-    return create_file(path, H5F_ACC_TRUNC, file);
+    return create_file(path, H5F_ACC_TRUNC, true, file);
 }
 
 /* Let what HDF5 still wants to write go nowhere: 1.10 can neither close a file whose metadata it cannot write out nor

@@ -15,8 +15,12 @@ typedef struct mdp_h5_silence {
 mdp_h5_silence mdp_h5_silence_begin(void);
 void mdp_h5_silence_end(mdp_h5_silence silence);
 
-/* "cannot <what> <name> in <path>: <the first cause in HDF5's error stack>". */
+/* "cannot <what> <name> in <path>: <the first cause in HDF5's error stack>". Where MPI failed, which gives no cause,
+ * the system's word in errno is taken if it is that there is no space: set errno to 0 before a call that writes. */
 mdp_status mdp_h5_error(mdp_code code, const char *what, const char *name, const char *path);
+/* Was the first cause in HDF5's error stack a system call that failed? Then its reason is put into `reason`. */
+#define MDP_H5_REASON 300
+bool mdp_h5_system_error(char reason[MDP_H5_REASON]);
 
 /* A new type for file and memory alike: bf16 and f16 as 2-byte floats, the rest native little-endian; bytes for types
  * that HDF5 1.10 has no number for. Negative on failure. To be closed. */
@@ -24,8 +28,13 @@ hid_t mdp_h5_number_type(mdp_dtype type, bool as_bytes);
 /* Fixed-length UTF-8 string of n bytes (at least 1), padded with zeros. To be closed. */
 hid_t mdp_h5_text_type(int64_t n_byte);
 
-/* A new file that HDF5 1.10 reads and whose bytes hold no times. */
+/* A new file that HDF5 1.10 reads and whose bytes hold no times. Nobody else looks at a file that is being made, so
+ * these files are never locked, and file systems without locks will do. */
 mdp_status mdp_h5_create_file(const char *path, hid_t *file);
+/* Open such a file again for writing, on this rank alone. */
+mdp_status mdp_h5_reopen_file(const char *path, hid_t *file);
+/* A new file in the oldest format that will do, with a superblock that HDF5 1.8 reads. */
+mdp_status mdp_h5_create_old_file(const char *path, hid_t *file);
 /* The same for a moment, in memory where the system has files there; what is never written takes no room. Its name, to
  * be unlinked in any case, is put into `path`. */
 #define MDP_H5_SCRATCH_PATH 64

@@ -9,64 +9,13 @@
 #include "checkpoint/safetensors.h"
 #include "checkpoint/side_files.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define SINGLE "model.safetensors"
 #define INDEX "model.safetensors.index.json"
 #define MAX_CONFIG_BYTE ((int64_t)64 << 20)
 #define MAX_INDEX_BYTE ((int64_t)1 << 30)
-
-/* ---- folder listing ------------------------------------------------------------------------------------------ */
-
-typedef struct listing {
-    char **names; /* [n] ascending; owned */
-    int64_t n, capacity;
-} listing;
-
-static void clear_listing(listing *list) {
-    for (int64_t i = 0; i < list->n; i++) mdp_free(list->names[i]);
-    mdp_free(list->names);
-}
-
-static int compare_names(const void *left, const void *right) {
-    return strcmp(*(char *const *)left, *(char *const *)right);
-}
-
-static mdp_status add_name(listing *list, const char *name) {
-    if (list->n == list->capacity) {
-        int64_t capacity = list->capacity == 0 ? 64 : 2 * list->capacity;
-        MDP_TRY(MDP_GROW(&list->names, list->n, capacity, "list of files"));
-        list->capacity = capacity;
-    }
-    MDP_TRY(mdp_copy_text(&list->names[list->n], name));
-    list->n++;
-    return mdp_ok();
-}
-
-/* Names in a folder, in byte order, whatever the file system's own order is. */
-static mdp_status list_folder(const char *folder, listing *list) {
-    MDP_TRY(mdp_fault(MDP_IO, "list folder"));
-    DIR *directory = opendir(folder);
-    if (directory == NULL) {
-        return MDP_ERROR(MDP_IO, "%s: the folder cannot be listed (%s).", folder, strerror(errno));
-    }
-    mdp_status status = mdp_ok();
-    for (;;) {
-        errno = 0;
-        const struct dirent *entry = readdir(directory);
-        if (entry == NULL) break;
-        MDP_TRY_GOTO(status, done, add_name(list, entry->d_name));
-    }
-    if (errno != 0) status = MDP_ERROR(MDP_IO, "%s: the folder cannot be listed (%s).", folder, strerror(errno));
-done:
-    closedir(directory);
-    if (status.code == MDP_OK && list->n > 0) qsort(list->names, (size_t)list->n, sizeof *list->names, compare_names);
-    return status;
-}
 
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), m = strlen(end);
@@ -80,10 +29,10 @@ static bool is_plain_name(const char *name) {
 }
 
 /* Every value of the weight map is a plain file name; the distinct ones, in byte order, go to `shards`. */
-static mdp_status list_shards(const char *path, json_t *weight_map, listing *shards) {
+static mdp_status list_shards(const char *path, json_t *weight_map, mdp_names *shards) {
     mdp_status status = mdp_ok();
     json_t *seen = json_object();
-    if (seen == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
+    if (seen == NULL) return MDP_ERROR(MDP_EXHAUSTED, "%s: out of memory for the list of shards.", path);
     const char *tensor;
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {
@@ -97,13 +46,12 @@ static mdp_status list_shards(const char *path, json_t *weight_map, listing *sha
         }
         if (json_object_get(seen, name) != NULL) continue;
         mdp_json_put(&seen, name, json_incref(value));
-        if (seen == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of shards.", path);
-        MDP_TRY_GOTO(status, done, add_name(shards, name));
+        if (seen == NULL) return MDP_ERROR(MDP_EXHAUSTED, "%s: out of memory for the list of shards.", path);
+        MDP_TRY_GOTO(status, done, mdp_names_add(shards, name));
     }
 done:
     json_decref(seen);
-    if (status.code == MDP_OK && shards->n > 0)
-        qsort(shards->names, (size_t)shards->n, sizeof *shards->names, compare_names);
+    mdp_names_sort(shards);
     return status;
 }
 
@@ -136,7 +84,7 @@ static mdp_status check_missing(const mdp_draft *draft, const char *index, json_
     for (int64_t i = 0; stored != NULL && i < draft->n_tensor; i++) {
         mdp_json_put(&stored, draft->pool + draft->tensor_at[i], json_true());
     }
-    if (stored == NULL) return MDP_ERROR(MDP_INTERNAL, "%s: out of memory for the list of tensors.", index);
+    if (stored == NULL) return MDP_ERROR(MDP_EXHAUSTED, "%s: out of memory for the list of tensors.", index);
     const char *tensor;
     json_t *value;
     json_object_foreach(weight_map, tensor, value) {
@@ -171,7 +119,7 @@ static mdp_status add_indexed(mdp_draft *draft, const char *folder, const char *
     char *text = NULL;
     int64_t n_byte;
     json_t *root = NULL;
-    listing shards = {0};
+    mdp_names shards = {0};
     MDP_TRY(mdp_file_read_all(index, MAX_INDEX_BYTE, &text, &n_byte));
     mdp_status status;
     MDP_TRY_GOTO(status, done, mdp_json_parse(text, n_byte, index, &root));
@@ -182,11 +130,11 @@ static mdp_status add_indexed(mdp_draft *draft, const char *folder, const char *
     }
     MDP_TRY_GOTO(status, done, list_shards(index, weight_map, &shards));
     for (int64_t i = 0; i < shards.n; i++) {
-        MDP_TRY_GOTO(status, done, add_shard(draft, folder, index, shards.names[i], weight_map));
+        MDP_TRY_GOTO(status, done, add_shard(draft, folder, index, shards.name[i], weight_map));
     }
     MDP_TRY_GOTO(status, done, check_missing(draft, index, weight_map));
 done:
-    clear_listing(&shards);
+    mdp_names_clear(&shards);
     json_decref(root);
     mdp_free(text);
     return status;
@@ -194,35 +142,56 @@ done:
 
 /* ---- the folder ---------------------------------------------------------------------------------------------- */
 
-static const char *find_name(const listing *list, const char *name) {
-    if (list->n == 0) return NULL;
-    char *const *found = bsearch(&name, list->names, (size_t)list->n, sizeof *list->names, compare_names);
-    return found == NULL ? NULL : *found;
+/* What people have instead of a checkpoint: a name that begins and ends so (NULL: any way), and what to do. */
+static const struct {
+    const char *begin, *end, *what;
+} others[] = {
+    {"adapter_", NULL, "a LoRA adapter alone; merge it into its model first (peft: merge_and_unload)"},
+    {"pytorch_model", ".bin",
+     "weights in the older form of PyTorch; save them as safetensors (transformers: from_pretrained, save_pretrained)"},
+    {"consolidated", NULL,
+     "weights in the form of the model's authors; convert them, or download the Hugging Face files of the model"},
+    {"snapshots", "snapshots", "a model's folder in the cache of Hugging Face; name a folder in its snapshots"},
+    {"models--", NULL, "the cache of Hugging Face; name a folder models--.../snapshots/... in it"},
+    {NULL, ".gguf", "weights in the form of llama.cpp; take the model that they were converted from"},
+    {"params.json", "params.json", "the form of the model's authors, not of Hugging Face; convert it"},
+    {"tf_model", ".h5", "weights of TensorFlow; save them as safetensors"},
+    {"flax_model", NULL, "weights of Flax; save them as safetensors"},
+    {"model-", ".safetensors", "shards without their index; download " INDEX " too"},
+};
+
+static bool is_like(const char *name, const char *begin, const char *end) {
+    return (begin == NULL || strncmp(name, begin, strlen(begin)) == 0) && (end == NULL || ends_with(name, end));
 }
 
-/* What to say of a folder without a model that we know: name what is there instead. */
-static mdp_status no_weights(const char *folder, const listing *list) {
+/* What to say of a folder without a model: name what is there instead. */
+static mdp_status no_weights(const char *folder, const mdp_names *list) {
+    if (mdp_names_have(list, "model.h5")) {
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: no " SINGLE " and no " INDEX " in this folder; for the model.h5 in it, "
+                         "name the file itself: %s/model.h5.",
+                         folder, folder);
+    }
+    for (size_t o = 0; o < sizeof others / sizeof *others; o++) {
+        for (int64_t i = 0; i < list->n; i++) {
+            if (is_like(list->name[i], others[o].begin, others[o].end))
+                return MDP_ERROR(MDP_BAD_INPUT, "%s: there is %.100s, and no " SINGLE " here: %s.", folder,
+                                 list->name[i], others[o].what);
+        }
+    }
     for (int64_t i = 0; i < list->n; i++) {
-        const char *name = list->names[i];
-        if (strcmp(name, "model.h5") == 0) {
+        if (ends_with(list->name[i], ".safetensors"))
             return MDP_ERROR(MDP_BAD_INPUT,
-                             "%s: no " SINGLE " and no " INDEX " in this folder; for the model.h5 in it, "
-                             "name the file itself: %s/model.h5.",
-                             folder, folder);
-        }
-        if (ends_with(name, ".safetensors") && strncmp(name, "consolidated", strlen("consolidated")) != 0) {
-            return MDP_ERROR(MDP_BAD_INPUT,
-                             "%s: no " SINGLE " and no " INDEX " in this folder, only %s; without an index "
-                             "the weights must be in one file of the former name.",
-                             folder, name);
-        }
+                             "%s: no " SINGLE " and no " INDEX " in this folder, only %s; without an index the weights "
+                             "must be in one file of the former name.",
+                             folder, list->name[i]);
     }
     return MDP_ERROR(MDP_BAD_INPUT,
                      "%s: no " SINGLE " and no " INDEX " in this folder; a checkpoint needs one of them.", folder);
 }
 
-static mdp_status add_config(mdp_draft *draft, const char *folder, const listing *list) {
-    if (find_name(list, "config.json") == NULL) {
+static mdp_status add_config(mdp_draft *draft, const char *folder, const mdp_names *list) {
+    if (!mdp_names_have(list, "config.json")) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: no config.json in this folder; it is no Hugging Face checkpoint.", folder);
     }
     char *path = NULL, *text = NULL;
@@ -234,9 +203,9 @@ static mdp_status add_config(mdp_draft *draft, const char *folder, const listing
     return status;
 }
 
-static mdp_status add_weights(mdp_draft *draft, const char *folder, const listing *list) {
-    bool single = find_name(list, SINGLE) != NULL;
-    if (!single && find_name(list, INDEX) == NULL) return no_weights(folder, list);
+static mdp_status add_weights(mdp_draft *draft, const char *folder, const mdp_names *list) {
+    bool single = mdp_names_have(list, SINGLE);
+    if (!single && !mdp_names_have(list, INDEX)) return no_weights(folder, list);
     char *path = NULL;
     MDP_TRY(mdp_path_join(&path, folder, single ? SINGLE : INDEX));
     mdp_status status = single ? mdp_safetensors_add(draft, path) : add_indexed(draft, folder, path);
@@ -245,13 +214,13 @@ static mdp_status add_weights(mdp_draft *draft, const char *folder, const listin
 }
 
 mdp_status mdp_hf_folder_add(mdp_draft *draft, const char *folder) {
-    listing list = {0};
+    mdp_names list = {0};
     mdp_status status;
-    MDP_TRY_GOTO(status, done, list_folder(folder, &list));
+    MDP_TRY_GOTO(status, done, mdp_folder_list(folder, &list));
     MDP_TRY_GOTO(status, done, add_weights(draft, folder, &list));
     MDP_TRY_GOTO(status, done, add_config(draft, folder, &list));
-    MDP_TRY_GOTO(status, done, mdp_side_files_add(draft, folder, list.names, list.n));
+    MDP_TRY_GOTO(status, done, mdp_side_files_add(draft, folder, &list));
 done:
-    clear_listing(&list);
+    mdp_names_clear(&list);
     return status;
 }

@@ -151,11 +151,11 @@ static mdp_status frame_header(const mdp_hf_file *file, const char *text, char *
 
 mdp_status mdp_hf_layout_header(const mdp_hf_layout *layout, int64_t shard, char **out, int64_t *n_byte) {
     const mdp_hf_file *file = &layout->files[shard];
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "make JSON"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "make JSON"));
     json_t *root = describe_shard(layout, file);
     char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
     mdp_status status = text ? frame_header(file, text, out, n_byte)
-                             : MDP_ERROR(MDP_INTERNAL, "no memory for the header of %s.", file->name);
+                             : MDP_ERROR(MDP_EXHAUSTED, "no memory for the header of %s.", file->name);
     mdp_json_free(text);
     json_decref(root);
     return status;

@@ -1,12 +1,14 @@
-/* matrix.c - rows of a logical matrix as f32, whatever its layout in the stored tensor.
+/* matrix.c - rows of a logical matrix as f32 or bf16, whatever its layout in the stored tensor.
  *
  * Three ways to read, by layout: dense rows (one run of bytes, widened chunk by chunk, f32 straight into place), runs
  * along the column index (interleaved rows), and runs along the row index (transposed, transposed and interleaved);
  * scaled.c reads weights with scales. Scratch never exceeds MDP_MATRIX_CHUNK_BYTE, whatever the matrix. Refuses: rows
  * or strides outside the tensor (our bug), number formats that do not widen. */
 #include "checkpoint/matrix.h"
+#include "mdp/linalg.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 /* The same loop for both strided ways: `n_outer` runs of `n_inner` elements. */
 typedef struct runs {
@@ -168,6 +170,40 @@ mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t
     }
     runs r = choose_runs(matrix, row0, n_row);
     return read_runs(reader, matrix, &r, scratch, out);
+}
+
+/* Can rows be read as bf16 straight into place? */
+static bool is_plain_bf16(const mdp_matrix *matrix, int64_t n_row) {
+    return matrix->tensor->type == MDP_BF16 && matrix->scaling.tensor == NULL && is_dense(matrix, n_row);
+}
+
+int64_t mdp_matrix_room(const mdp_matrix *matrix, mdp_dtype type, int64_t n_row) {
+    bool plain = type == MDP_BF16 && is_plain_bf16(matrix, n_row);
+    return n_row * matrix->n_col * (plain ? (int64_t)sizeof(uint16_t) : (int64_t)sizeof(float));
+}
+
+/* n values of f32 become bf16 at the front of their own place. */
+static void round_in_place(int64_t n, char *values) {
+    float piece[256];
+    int64_t most = (int64_t)(sizeof piece / sizeof piece[0]);
+    for (int64_t done = 0; done < n; done += most) {
+        int64_t now = n - done < most ? n - done : most;
+        memcpy(piece, values + done * (int64_t)sizeof(float), (size_t)now * sizeof(float));
+        mdp_round_bf16(piece, now, (uint16_t *)(void *)(values + done * (int64_t)sizeof(uint16_t)));
+    }
+}
+
+mdp_status mdp_matrix_read_as(mdp_reader *reader, const mdp_matrix *matrix, mdp_dtype type, int64_t row0, int64_t n_row,
+                              void *scratch, void *out) {
+    if (type == MDP_F32) return mdp_matrix_read(reader, matrix, row0, n_row, scratch, out);
+    if (is_plain_bf16(matrix, n_row)) {
+        MDP_TRY(check(matrix, row0, n_row));
+        int64_t n = n_row * matrix->n_col;
+        return n > 0 ? read_elements(reader, matrix, matrix->first + row0 * matrix->row_stride, n, out) : mdp_ok();
+    }
+    MDP_TRY(mdp_matrix_read(reader, matrix, row0, n_row, scratch, out));
+    round_in_place(n_row * matrix->n_col, out);
+    return mdp_ok();
 }
 
 mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float **out) {

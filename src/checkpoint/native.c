@@ -15,13 +15,12 @@
 #define SIDE_FILES "/files/"
 #define MAX_EXPERT (1 << 20) /* of a stack: without bytes it could claim any number */
 
-/* Context of a walk; the first error is kept and stops it. */
+/* Context of a walk. */
 typedef struct walk {
     mdp_draft *draft;
     const char *path;
     int32_t file;
     int64_t file_byte;
-    mdp_status status;
 } walk;
 
 /* ---- root attributes ----------------------------------------------------------------------------------------- */
@@ -116,7 +115,7 @@ static bool holds(hid_t type, mdp_dtype stored) {
 /* Where the bytes of a dataset lie: one run in this very file. */
 static mdp_status find_extent(const walk *w, const char *place, hid_t dataset, int64_t n_byte, int64_t *offset) {
     hid_t properties = H5Dget_create_plist(dataset);
-    bool contiguous = H5Pget_layout(properties) == H5D_CONTIGUOUS && H5Pget_external_count(properties) == 0;
+    bool contiguous = H5Pget_layout(properties) == H5D_CONTIGUOUS;
     H5Pclose(properties);
     if (!contiguous) {
         return MDP_ERROR(MDP_BAD_INPUT,
@@ -238,40 +237,19 @@ static mdp_status add_side_file(walk *w, const char *place, hid_t dataset) {
 /* ---- the walk ------------------------------------------------------------------------------------------------ */
 
 /* Everything that is not a text of ours or a side file is a tensor: names need not begin with "model.". */
-static mdp_status add_object(walk *w, hid_t root, const char *name) {
+static mdp_status add_object(void *context, hid_t file, const char *name, hid_t dataset) {
     static const char *const ours[] = {"config", "plan", "provenance", "seal"};
+    walk *w = context;
+    (void)file;
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
         if (strcmp(name, ours[i]) == 0) return mdp_ok();
     }
     char *place = NULL;
-    MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
     MDP_TRY(mdp_format(&place, "/%s", name));
-    hid_t dataset = H5Dopen2(root, name, H5P_DEFAULT);
-    mdp_status status;
-    if (dataset < 0) {
-        status = MDP_ERROR(MDP_IO, "%s: %s cannot be opened.", w->path, place);
-    } else {
-        bool side = strncmp(place, SIDE_FILES, strlen(SIDE_FILES)) == 0;
-        status = side ? add_side_file(w, place, dataset) : add_dataset(w, place, dataset);
-        H5Dclose(dataset);
-    }
+    bool side = strncmp(place, SIDE_FILES, strlen(SIDE_FILES)) == 0;
+    mdp_status status = side ? add_side_file(w, place, dataset) : add_dataset(w, place, dataset);
     mdp_free(place);
     return status;
-}
-
-static herr_t visit(hid_t root, const char *name, const H5O_info_t *info, void *context) {
-    walk *w = context;
-    if (info->type != H5O_TYPE_DATASET) return 0;
-    w->status = add_object(w, root, name);
-    return w->status.code == MDP_OK ? 0 : 1; /* not 0 stops the walk */
-}
-
-static mdp_status add_objects(walk *w, hid_t file) {
-    w->status = mdp_ok();
-    herr_t code = H5Ovisit(file, H5_INDEX_NAME, H5_ITER_INC, visit, w);
-    MDP_TRY(w->status);
-    if (code >= 0) return mdp_ok();
-    return MDP_ERROR(MDP_IO, "%s: the contents cannot be listed; the file is damaged.", w->path);
 }
 
 static mdp_status add_text(walk *w, hid_t file, const char *name, int64_t *at, int64_t *n_byte) {
@@ -293,7 +271,7 @@ static mdp_status add_contents(walk *w, hid_t file) {
     if (mdp_hdf5_has(file, "/provenance")) {
         MDP_TRY(add_text(w, file, "/provenance", &draft->provenance_at, &draft->provenance_byte));
     }
-    return add_objects(w, file);
+    return mdp_hdf5_walk(w->path, file, add_object, w);
 }
 
 static mdp_status find_size(const char *path, int64_t *n_byte) {

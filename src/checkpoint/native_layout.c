@@ -1,8 +1,8 @@
 /* native_layout.c - from the tensors of an mdp_output to the datasets of a model.h5, without HDF5.
  *
  * Tensors stand alone or belong to a stack (same HF name pattern); a stack becomes one dataset [n_expert, ...]. Order
- * in the file: by pattern or name, experts by number, then side files. Refuses names that make no HDF5 path and stacks
- * whose members are not alike or not numbered 0 .. n-1. */
+ * in the file: by pattern or name, experts by number, then side files. Refuses names that make no HDF5 path, or one
+ * that another dataset is at or above, and stacks whose members are not alike or not numbered 0 .. n-1. */
 #include "checkpoint/native_layout.h"
 
 #include "checkpoint/output.h"
@@ -43,6 +43,58 @@ static mdp_status make_path(char **out, const char *name) {
     }
     *to = '\0';
     return mdp_ok();
+}
+
+/* A slash comes before every other character, so that what lies below a path follows it. */
+static int compare_paths(const void *left, const void *right) {
+    const char *a = (*(const mdp_native_set *const *)left)->path, *b = (*(const mdp_native_set *const *)right)->path;
+    while (*a && *a == *b) a++, b++;
+    int x = *a == '\0' ? 0 : *a == '/' ? 1 : (unsigned char)*a + 1;
+    int y = *b == '\0' ? 0 : *b == '/' ? 1 : (unsigned char)*b + 1;
+    return (x > y) - (x < y);
+}
+
+static const char *set_name(const mdp_native_set *set) {
+    return set->hf_name ? set->hf_name : set->path;
+}
+
+/* Is the first part of the path one that the file itself uses? Side files have theirs. */
+static bool is_reserved(const mdp_native_set *set) {
+    static const char *const parts[] = {"config", "plan", "provenance", "files"};
+    size_t n = strcspn(set->path + 1, "/");
+    for (size_t i = 0; set->hf_name && i < sizeof parts / sizeof *parts; i++)
+        if (strlen(parts[i]) == n && strncmp(set->path + 1, parts[i], n) == 0) return true;
+    return false;
+}
+
+static mdp_status check_sorted(const mdp_native_set *const *sets, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const char *path = sets[i]->path, *next = i + 1 < n ? sets[i + 1]->path : "";
+        size_t length = strlen(path);
+        if (is_reserved(sets[i]))
+            return MDP_ERROR(MDP_BAD_INPUT,
+                             "the tensor %s would be where model.h5 keeps other things (%s); it cannot be written "
+                             "there, use --format safetensors.",
+                             set_name(sets[i]), path);
+        if (strncmp(path, next, length) != 0 || (next[length] != '\0' && next[length] != '/')) continue;
+        return MDP_ERROR(
+            MDP_BAD_INPUT,
+            "the tensors %s and %s would be datasets at the same place of model.h5, or one below the other "
+            "(%s, %s); they cannot be written there, use --format safetensors.",
+            set_name(sets[i]), set_name(sets[i + 1]), path, next);
+    }
+    return mdp_ok();
+}
+
+/* HDF5 has one thing at a path, and below a dataset nothing. */
+static mdp_status check_paths(const mdp_native_layout *layout) {
+    const mdp_native_set **sets = NULL;
+    MDP_TRY(mdp_alloc((void **)&sets, layout->n_set, sizeof *sets, "the list of datasets"));
+    for (int64_t i = 0; i < layout->n_set; i++) sets[i] = &layout->sets[i];
+    qsort(sets, (size_t)layout->n_set, sizeof *sets, compare_paths);
+    mdp_status status = check_sorted(sets, layout->n_set);
+    mdp_free(sets);
+    return status;
 }
 
 /* Types for which every HDF5 1.10 reader shows the right values; the others are bytes with a name. */
@@ -164,7 +216,7 @@ mdp_status mdp_native_layout_make(const mdp_output *output, mdp_native_layout *o
         MDP_TRY(add_tensor_set(out, first, n));
     }
     for (int64_t i = 0; i < n_side; i++) MDP_TRY(add_side_set(out, output->n_tensor + i, i));
-    return mdp_ok();
+    return check_paths(out);
 }
 
 void mdp_native_layout_destroy(mdp_native_layout *layout) {

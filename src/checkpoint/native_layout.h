@@ -30,7 +30,7 @@ typedef struct mdp_native_layout {
 } mdp_native_layout;
 
 /* Local; every rank gets the same. `out` is to be destroyed on error too. Errors: MDP_BAD_INPUT for a tensor name that
- * makes no path, and for experts of one stack that are not stored alike. */
+ * makes no path or one that is taken, and for experts of one stack that are not stored alike. */
 mdp_status mdp_native_layout_make(const mdp_output *output, mdp_native_layout *out);
 void mdp_native_layout_destroy(mdp_native_layout *layout);
 

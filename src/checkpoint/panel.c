@@ -14,8 +14,9 @@
 struct mdp_panel_feed {
     mdp_reader *reader; /* owned */
     int depth;
-    int64_t max_value;
-    float *buffers; /* [depth, max_value]; owned */
+    mdp_dtype type; /* of the values of panels */
+    int64_t max_byte;
+    char *buffers;  /* [depth, max_byte]; owned */
     void *scratch;  /* of the I/O thread; owned */
     int64_t *n_use; /* [depth] users that a panel still has, -1: all that it ever had; owned */
 
@@ -43,19 +44,19 @@ static bool has_work(const mdp_panel_feed *s) {
     return s->error.code == MDP_OK && s->filled < s->end && s->filled < s->released + s->depth;
 }
 
-static float *buffer_of(const mdp_panel_feed *s, int64_t panel) {
-    return s->buffers + panel % s->depth * s->max_value;
+static void *buffer_of(const mdp_panel_feed *s, int64_t panel) {
+    return s->buffers + panel % s->depth * s->max_byte;
 }
 
 /* Read panel s->filled; the lock is held on entry and on return. */
 static void read_one(mdp_panel_feed *s) {
     mdp_panel item = s->items[s->filled - s->base];
-    float *to = buffer_of(s, s->filled);
+    void *to = buffer_of(s, s->filled);
     int64_t n_byte = mdp_reader_bytes(s->reader);
     double reading = mdp_reader_seconds(s->reader), start = mdp_seconds();
     s->reading = true;
     pthread_mutex_unlock(&s->lock);
-    mdp_status status = mdp_matrix_read(s->reader, item.matrix, item.row0, item.n_row, s->scratch, to);
+    mdp_status status = mdp_matrix_read_as(s->reader, item.matrix, s->type, item.row0, item.n_row, s->scratch, to);
     reading = mdp_reader_seconds(s->reader) - reading;
     double widening = mdp_seconds() - start - reading;
     pthread_mutex_lock(&s->lock);
@@ -89,14 +90,14 @@ static void *run_reader(void *context) {
 
 /* Signals are for the main thread, which knows what to do with them. */
 static mdp_status start_thread(mdp_panel_feed *s) {
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "start a thread"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "start a thread"));
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int code = pthread_create(&s->thread, NULL, run_reader, s);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code == 0) return mdp_ok();
-    return MDP_ERROR(MDP_INTERNAL, "the reading thread cannot be started: %s.", strerror(code));
+    return MDP_ERROR(MDP_EXHAUSTED, "the reading thread cannot be started: %s.", strerror(code));
 }
 
 /* ---- life of a feed ---------------------------------------------------------------------------------------- */
@@ -112,9 +113,9 @@ static void free_feed(mdp_panel_feed *s) {
 
 static mdp_status allocate(const mdp_reader *reader, mdp_panel_feed *s) {
     int64_t n;
-    if (s->depth < 2 || s->max_value < 0 || !mdp_multiply(s->depth, s->max_value, &n)) {
-        return MDP_ERROR(MDP_INTERNAL, "a panel feed of depth %d and %" PRId64 " values is impossible.", s->depth,
-                         s->max_value);
+    if (s->depth < 2 || s->max_byte < 0 || !mdp_multiply(s->depth, s->max_byte, &n)) {
+        return MDP_ERROR(MDP_INTERNAL, "a panel feed of depth %d and %" PRId64 " bytes is impossible.", s->depth,
+                         s->max_byte);
     }
     MDP_TRY(mdp_reader_twin(reader, &s->reader));
     MDP_TRY(MDP_ALLOC(&s->n_use, s->depth, "panels of weights"));
@@ -123,14 +124,15 @@ static mdp_status allocate(const mdp_reader *reader, mdp_panel_feed *s) {
     return mdp_alloc(&s->scratch, MDP_MATRIX_CHUNK_BYTE, 1, "read buffer");
 }
 
-mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, int64_t max_value, mdp_profile *profile,
-                              mdp_panel_feed **out) {
+mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, mdp_dtype type, int64_t max_byte,
+                                mdp_profile *profile, mdp_panel_feed **out) {
     mdp_panel_feed *s = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&s, 1, "panel feed"));
     s->profile = profile;
     s->depth = depth;
-    s->max_value = max_value;
+    s->type = type;
+    s->max_byte = max_byte;
     s->main_thread = pthread_self();
     s->error = mdp_ok();
     mdp_status status = allocate(reader, s);
@@ -170,11 +172,14 @@ void mdp_panel_feed_destroy(mdp_panel_feed *s) {
 
 static mdp_status check_items(const mdp_panel_feed *s, const mdp_panel *items, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        int64_t n_value;
-        if (!mdp_multiply(items[i].n_row, items[i].matrix->n_col, &n_value) || n_value > s->max_value) {
+        const mdp_matrix *matrix = items[i].matrix;
+        int64_t n_value, room = INT64_MAX;
+        if (mdp_multiply(items[i].n_row, matrix->n_col * (int64_t)sizeof(float), &n_value))
+            room = mdp_matrix_room(matrix, s->type, items[i].n_row);
+        if (room > s->max_byte) {
             return MDP_ERROR(MDP_INTERNAL,
-                             "a panel of %" PRId64 " rows of '%s' does not fit a buffer of %" PRId64 " values.",
-                             items[i].n_row, items[i].matrix->tensor->name, s->max_value);
+                             "a panel of %" PRId64 " rows of '%s' does not fit a buffer of %" PRId64 " bytes.",
+                             items[i].n_row, matrix->tensor->name, s->max_byte);
         }
     }
     return mdp_ok();

@@ -7,6 +7,7 @@
 #include "checkpoint/hdf5_read.h"
 #include "mdp/resume.h"
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -58,23 +59,18 @@ static int64_t number_bytes(const mdp_section *section) {
 
 /* ---- transfers ------------------------------------------------------------------------------------------------- */
 
-typedef herr_t transfer_fn(hid_t dataset, hid_t type, hid_t memory, hid_t space, hid_t plist, void *data);
-
-static herr_t write_numbers(hid_t dataset, hid_t type, hid_t memory, hid_t space, hid_t plist, void *data) {
-    return H5Dwrite(dataset, type, memory, space, plist, data);
-}
-
 /* Elements first .. first+n-1 of a 1-D dataset, piece by piece. */
-static bool transfer(hid_t dataset, hid_t type, int64_t first, int64_t n, char *data, transfer_fn *move) {
+static bool write_run(hid_t dataset, hid_t type, int64_t first, int64_t n, const char *data) {
     int64_t unit = (int64_t)H5Tget_size(type), most = PIECE_BYTE / unit;
     hid_t space = H5Dget_space(dataset);
     bool good = space >= 0;
+    errno = 0; /* mdp_h5_error looks at it */
     for (int64_t done = 0; good && done < n;) {
         int64_t at = first + done, size = n - done < most ? n - done : most;
         hsize_t start = (hsize_t)at, count = (hsize_t)size;
         hid_t memory = H5Screate_simple(1, &count, NULL);
         good = memory >= 0 && H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &count, NULL) >= 0 &&
-               move(dataset, type, memory, space, H5P_DEFAULT, data + done * unit) >= 0;
+               H5Dwrite(dataset, type, memory, space, H5P_DEFAULT, data + done * unit) >= 0;
         if (memory >= 0) H5Sclose(memory);
         done += size;
     }
@@ -83,13 +79,44 @@ static bool transfer(hid_t dataset, hid_t type, int64_t first, int64_t n, char *
 }
 
 /* `type` is closed here. */
-static mdp_status transfer_named(hid_t file, const char *path, const char *name, hid_t type, int64_t first, int64_t n,
-                                 void *data, transfer_fn *move) {
-    const char *verb = move == write_numbers ? "write" : "read";
-    mdp_status status = mdp_fault(MDP_IO, verb);
+static mdp_status write_named(hid_t file, const char *path, const char *name, hid_t type, int64_t first, int64_t n,
+                              const void *data) {
+    mdp_status status = mdp_fault(MDP_IO, "write");
     hid_t dataset = status.code == MDP_OK ? H5Dopen2(file, name, H5P_DEFAULT) : -1;
-    if (status.code == MDP_OK && (dataset < 0 || type < 0 || !transfer(dataset, type, first, n, data, move)))
-        status = mdp_h5_error(MDP_IO, verb, name, path);
+    if (status.code == MDP_OK && (dataset < 0 || type < 0 || !write_run(dataset, type, first, n, data)))
+        status = mdp_h5_error(MDP_IO, "write", name, path);
+    if (dataset >= 0) H5Dclose(dataset);
+    if (type >= 0) H5Tclose(type);
+    return status;
+}
+
+/* Elements first .. first+n-1 of a 1-D dataset, piece by piece. */
+static mdp_status read_run(const char *path, const char *name, hid_t dataset, hid_t type, int64_t first, int64_t n,
+                           char *data) {
+    int64_t unit = (int64_t)H5Tget_size(type), most = PIECE_BYTE / unit;
+    for (int64_t done = 0; done < n; done += most) {
+        int64_t size = n - done < most ? n - done : most;
+        MDP_TRY(mdp_hdf5_read_run(path, name, dataset, type, first + done, size, data + done * unit));
+    }
+    return mdp_ok();
+}
+
+static mdp_status damaged(const char *path, const char *what) {
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: the resume point is damaged (%s); remove it, or start again with --overwrite.",
+                     path, what);
+}
+
+/* The same by name; the dataset must have n_all elements, as many as this program would write. `type` is closed here.
+ */
+static mdp_status read_named(hid_t file, const char *path, const char *name, hid_t type, int64_t n_all, int64_t first,
+                             int64_t n, void *data) {
+    hid_t dataset = -1;
+    int n_dim = 0;
+    int64_t shape[MDP_MAX_DIM] = {0};
+    mdp_status status = mdp_hdf5_open_dataset(path, file, name, &dataset);
+    if (status.code == MDP_OK) status = mdp_hdf5_shape(path, name, dataset, &n_dim, shape);
+    if (status.code == MDP_OK && (n_dim != 1 || shape[0] != n_all)) status = damaged(path, name);
+    if (status.code == MDP_OK) status = read_run(path, name, dataset, type, first, n, data);
     if (dataset >= 0) H5Dclose(dataset);
     if (type >= 0) H5Tclose(type);
     return status;
@@ -147,14 +174,12 @@ static mdp_status write_part(hid_t file, const char *path, const mdp_point *poin
     char name[MAX_NAME], *digests = NULL;
     if (n == 0) return mdp_ok();
     snprintf(name, sizeof name, "/%s", section->name);
-    MDP_TRY(transfer_named(file, path, name, mdp_h5_number_type(section->type, false), first, n, part->data,
-                           write_numbers));
+    MDP_TRY(write_named(file, path, name, mdp_h5_number_type(section->type, false), first, n, part->data));
     MDP_TRY(MDP_ALLOC(&digests, part->n * DIGEST_CHAR, "checksums"));
     for (int64_t i = 0; i < part->n; i++)
         memcpy(digests + i * DIGEST_CHAR, digest_of(section, part, part->first + i).hex, DIGEST_CHAR);
     checksum_name(section, name);
-    mdp_status status =
-        transfer_named(file, path, name, mdp_h5_text_type(DIGEST_CHAR), part->first, part->n, digests, write_numbers);
+    mdp_status status = write_named(file, path, name, mdp_h5_text_type(DIGEST_CHAR), part->first, part->n, digests);
     mdp_free(digests);
     return status;
 }
@@ -171,12 +196,8 @@ static mdp_status fill_file_all(const mdp_comm *comm, const char *partial, const
 /* Rank 0. */
 static mdp_status complete_file(const char *partial) {
     const int32_t one = 1;
-    MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
-    if (access >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
-        file = H5Fopen(partial, H5F_ACC_RDWR, access);
-    if (access >= 0) H5Pclose(access);
-    if (file < 0) return mdp_h5_error(MDP_IO, "open", "the file again", partial);
+    hid_t file;
+    MDP_TRY(mdp_h5_reopen_file(partial, &file));
     mdp_status status = mdp_h5_make_attribute(file, "complete", H5T_STD_I32LE, -1, &one, partial);
     return mdp_hdf5_close_written(file, partial, status);
 }
@@ -214,11 +235,6 @@ mdp_status mdp_point_write_all(const mdp_comm *comm, const char *path, const cha
 
 /* ---- reading --------------------------------------------------------------------------------------------------- */
 
-static mdp_status damaged(const char *path, const char *what) {
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: the resume point is damaged (%s); remove it, or start again with --overwrite.",
-                     path, what);
-}
-
 static mdp_status check_file(const char *path, hid_t file) {
     char *format = NULL, *version = NULL;
     mdp_status status = mdp_hdf5_text_attribute(path, "the file", file, "format", &format);
@@ -237,12 +253,12 @@ static mdp_status read_text(const char *path, hid_t file, char **text, int64_t *
     char *expected = NULL;
     MDP_TRY(check_file(path, file));
     MDP_TRY(mdp_hdf5_text_dataset(path, file, "/point", text, n_byte));
-    hid_t dataset = H5Dopen2(file, "/point", H5P_DEFAULT);
-    mdp_status status = dataset >= 0 ? mdp_hdf5_text_attribute(path, "/point", dataset, "xxh3_128", &expected)
-                                     : damaged(path, "its text");
+    hid_t dataset;
+    MDP_TRY(mdp_hdf5_open_dataset(path, file, "/point", &dataset));
+    mdp_status status = mdp_hdf5_text_attribute(path, "/point", dataset, "xxh3_128", &expected);
     if (status.code == MDP_OK && strcmp(expected, mdp_hash_bytes(*text, *n_byte).hex) != 0)
         status = damaged(path, "its text");
-    if (dataset >= 0) H5Dclose(dataset);
+    H5Dclose(dataset);
     mdp_free(expected);
     return status;
 }
@@ -269,16 +285,6 @@ mdp_status mdp_point_read_text_all(const mdp_comm *comm, const char *path, char 
     return found < 0 ? mdp_ok() : mdp_bcast_text_all(comm, text, &found, 0);
 }
 
-/* The dataset must have as many elements as this program would write. */
-static mdp_status check_length(hid_t file, const char *path, const char *name, int64_t n) {
-    hid_t dataset = mdp_hdf5_has(file, name) ? H5Dopen2(file, name, H5P_DEFAULT) : -1;
-    hid_t space = dataset >= 0 ? H5Dget_space(dataset) : -1;
-    int64_t found = space >= 0 ? (int64_t)H5Sget_simple_extent_npoints(space) : -1;
-    if (space >= 0) H5Sclose(space);
-    if (dataset >= 0) H5Dclose(dataset);
-    return found == n ? mdp_ok() : damaged(path, name);
-}
-
 static mdp_status compare(const char *path, const mdp_section *section, const mdp_part *part, const char *digests) {
     char what[MAX_NAME + 40];
     for (int64_t i = 0; i < part->n; i++) {
@@ -297,13 +303,12 @@ static mdp_status read_part(hid_t file, const char *path, const mdp_point *point
     char name[MAX_NAME], *digests = NULL;
     if (n == 0) return mdp_ok();
     snprintf(name, sizeof name, "/%s", section->name);
-    MDP_TRY(check_length(file, path, name, count_numbers(section)));
-    MDP_TRY(transfer_named(file, path, name, mdp_h5_number_type(section->type, false), first, n, part->data, H5Dread));
+    MDP_TRY(read_named(file, path, name, mdp_h5_number_type(section->type, false), count_numbers(section), first, n,
+                       part->data));
     checksum_name(section, name);
-    MDP_TRY(check_length(file, path, name, section->n_item));
     MDP_TRY(MDP_ALLOC(&digests, part->n * DIGEST_CHAR, "checksums"));
     mdp_status status =
-        transfer_named(file, path, name, mdp_h5_text_type(DIGEST_CHAR), part->first, part->n, digests, H5Dread);
+        read_named(file, path, name, mdp_h5_text_type(DIGEST_CHAR), section->n_item, part->first, part->n, digests);
     if (status.code == MDP_OK) status = compare(path, section, part, digests);
     mdp_free(digests);
     return status;

@@ -5,7 +5,7 @@
  * beyond the size that the catalogue saw, and a file that has another size since, are errors that say so; and so is a
  * file that was changed between its first and its last use. Files that are added are in the making: they are opened for
  * each use anew, so that what other ranks have written by then is seen on network file systems too. */
-#include "mdp/checkpoint.h"
+#include "checkpoint/stamp.h"
 
 #include <inttypes.h>
 #include <pthread.h>
@@ -40,7 +40,7 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
     MDP_TRY(MDP_ALLOC(&reader, 1, "reader"));
     mdp_status status = MDP_ALLOC(&reader->files, catalogue->n_file + MAX_ADDED, "reader");
     if (status.code == MDP_OK && pthread_mutex_init(&reader->lock, NULL) != 0) {
-        status = MDP_ERROR(MDP_INTERNAL, "a lock cannot be made.");
+        status = MDP_ERROR(MDP_EXHAUSTED, "a lock cannot be made.");
     }
     if (status.code != MDP_OK) {
         mdp_free(reader->files);
@@ -133,11 +133,7 @@ static mdp_status compare_time(mdp_reader *reader, int32_t file, int fd) {
     MDP_TRY(mdp_file_changed(path, fd, &changed));
     if (!f->known) f->changed = changed;
     f->known = true;
-    if (f->changed == changed) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT,
-                     "%s: was changed while it was read, so that results would be of two models; run again with "
-                     "--overwrite when it is complete.",
-                     path);
+    return f->changed == changed ? mdp_ok() : mdp_stamp_differs(path);
 }
 
 mdp_status mdp_reader_check(mdp_reader *reader) {

@@ -235,6 +235,13 @@ static mdp_status add_tensors(mdp_draft *draft, const header *h, range *ranges, 
     return mdp_ok();
 }
 
+/* A file that is clearly something else is called by its name. */
+static mdp_status name_other_file(const char *path, mdp_status status) {
+    const char *found = status.code == MDP_BAD_INPUT ? mdp_recognise_file(path) : NULL;
+    if (!found || strcmp(found, "a safetensors file") == 0 || strcmp(found, "an empty file") == 0) return status;
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: expected a safetensors file, found %s.", path, found);
+}
+
 mdp_status mdp_safetensors_add(mdp_draft *draft, const char *path) {
     header h = {.path = path};
     range *ranges = NULL;
@@ -253,7 +260,7 @@ done:
     if (status.code != MDP_OK) {
         mdp_status ignored = mdp_file_close(path, fd);
         (void)ignored;
-        return status;
+        return name_other_file(path, status);
     }
     return mdp_file_close(path, fd);
 }

@@ -5,6 +5,7 @@
  * runs that the caller names (which have checksums of their own) and itself; it is filled in when HDF5 has closed the
  * file. Rank 0 alone does this. */
 #include "checkpoint/h5_make.h"
+#include "checkpoint/hdf5_read.h"
 
 #include <stdlib.h>
 
@@ -22,14 +23,15 @@ mdp_status mdp_seal_make(int64_t file, const char *path) {
 
 /* Where the seal lies in the file. */
 static mdp_status find_seal(const char *path, int64_t *offset) {
-    MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    hid_t dataset = file >= 0 ? H5Dopen2(file, SEAL, H5P_DEFAULT) : -1;
+    hid_t file, dataset = -1;
+    MDP_TRY(mdp_hdf5_open(path, "the file just written", &file));
+    mdp_status status = mdp_hdf5_open_dataset(path, file, SEAL, &dataset);
     haddr_t address = dataset >= 0 ? H5Dget_offset(dataset) : HADDR_UNDEF;
-    if (dataset >= 0) H5Dclose(dataset);
-    if (file >= 0) H5Fclose(file);
     *offset = (int64_t)address;
-    return address == HADDR_UNDEF ? mdp_h5_error(MDP_IO, "find", SEAL, path) : mdp_ok();
+    if (status.code == MDP_OK && address == HADDR_UNDEF) status = mdp_h5_error(MDP_IO, "find", SEAL, path);
+    if (dataset >= 0) H5Dclose(dataset);
+    H5Fclose(file);
+    return status;
 }
 
 static int compare_runs(const void *left, const void *right) {

@@ -37,9 +37,9 @@ static bool is_of_no_use(const char *name) {
     return false;
 }
 
-/* The index is of use to nobody where there is a single file (hf_folder.c). The folder itself is listed, too. */
+/* The index is of use to nobody where there is a single file (hf_folder.c). */
 static bool is_written_anew(const char *name, bool single) {
-    if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || (!single && strcmp(name, INDEX) == 0)) return true;
+    if (!single && strcmp(name, INDEX) == 0) return true;
     return strcmp(name, "config.json") == 0 || strcmp(name, "moe-dist-prune.json") == 0;
 }
 
@@ -119,15 +119,14 @@ static mdp_status note_left_out(mdp_draft *draft, const leftovers *left) {
     return status;
 }
 
-mdp_status mdp_side_files_add(mdp_draft *draft, const char *folder, char *const *names, int64_t n) {
+mdp_status mdp_side_files_add(mdp_draft *draft, const char *folder, const mdp_names *names) {
     leftovers left = {NULL, 0};
     mdp_status status = mdp_ok();
-    bool single = false;
-    for (int64_t i = 0; i < n; i++) single = single || strcmp(names[i], SINGLE) == 0;
-    for (int64_t i = 0; i < n && status.code == MDP_OK; i++) status = refuse_adapter(folder, names[i]);
-    for (int64_t i = 0; i < n && status.code == MDP_OK; i++) {
-        if (is_written_anew(names[i], single)) continue;
-        status = add_one(draft, folder, names[i], &left);
+    bool single = mdp_names_have(names, SINGLE);
+    for (int64_t i = 0; i < names->n && status.code == MDP_OK; i++) status = refuse_adapter(folder, names->name[i]);
+    for (int64_t i = 0; i < names->n && status.code == MDP_OK; i++) {
+        if (is_written_anew(names->name[i], single)) continue;
+        status = add_one(draft, folder, names->name[i], &left);
     }
     if (status.code == MDP_OK) status = note_left_out(draft, &left);
     mdp_free(left.names);

@@ -4,8 +4,8 @@
 
 #include "checkpoint/draft.h"
 
-/* Add the side files among names [n] (ascending) in the folder to the draft, which has the weights already, and note
+/* Add the side files among the names of the folder (sorted) to the draft, which has the weights already, and note
  * what is left out. Errors: MDP_BAD_INPUT naming an adapter, or a file that is to be copied and cannot be. */
-mdp_status mdp_side_files_add(mdp_draft *draft, const char *folder, char *const *names, int64_t n);
+mdp_status mdp_side_files_add(mdp_draft *draft, const char *folder, const mdp_names *names);
 
 #endif

@@ -1,5 +1,5 @@
 /* stamp.c - which file, in which state: size, time of the last change, device and inode. */
-#include "mdp/checkpoint.h"
+#include "checkpoint/stamp.h"
 
 #include <errno.h>
 #include <string.h>
@@ -17,16 +17,21 @@ mdp_status mdp_stamp_take(const char *path, mdp_stamp *out) {
     return mdp_ok();
 }
 
+mdp_status mdp_stamp_differs(const char *path) {
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "%s: was changed while it was read, so that results would be of two models; run again with "
+                     "--overwrite when it is complete.",
+                     path);
+}
+
 mdp_status mdp_catalogue_check(const mdp_catalogue *catalogue) {
     for (int32_t i = 0; catalogue->stamps && i < catalogue->n_file; i++) {
         const mdp_stamp *then = &catalogue->stamps[i];
         mdp_stamp now;
+        if (mdp_catalogue_is_side_file(catalogue, i)) continue;
         MDP_TRY(mdp_stamp_take(catalogue->files[i], &now));
         if (now.n_byte == then->n_byte && now.changed == then->changed && now.inode == then->inode) continue;
-        return MDP_ERROR(MDP_BAD_INPUT,
-                         "%s: was changed while it was read, so that results would be of two models; run again with "
-                         "--overwrite when it is complete.",
-                         catalogue->files[i]);
+        return mdp_stamp_differs(catalogue->files[i]);
     }
     return mdp_ok();
 }

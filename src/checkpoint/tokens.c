@@ -62,9 +62,11 @@ static mdp_status mark_category(const char *path, const found *f, const char *na
                      f->names[0]);
 }
 
-static mdp_status mark_categories(const char *path, const found *f, char *selection, bool *wanted) {
-    char *rest = selection;
-    for (char *name = strsep(&rest, ","); name != NULL; name = strsep(&rest, ",")) {
+/* name: room for all of the selection. */
+static mdp_status mark_categories(const char *path, const found *f, const char *selection, char *name, bool *wanted) {
+    const char *rest, *end;
+    while (selection != NULL) {
+        mdp_next_name(&selection, name, &rest, &end);
         MDP_TRY(mark_category(path, f, name, wanted));
     }
     return mdp_ok();
@@ -73,11 +75,11 @@ static mdp_status mark_categories(const char *path, const found *f, char *select
 /* Keep the categories that the comma-separated selection names. */
 static mdp_status select_categories(const char *path, found *f, const char *selection) {
     if (selection == NULL) return mdp_ok();
-    char *copy = NULL;
+    char *name = NULL;
     bool *wanted = NULL;
-    MDP_TRY(mdp_copy_text(&copy, selection));
+    MDP_TRY(MDP_ALLOC(&name, (int64_t)strlen(selection) + 1, "categories"));
     mdp_status status = MDP_ALLOC(&wanted, f->n, "categories");
-    if (status.code == MDP_OK) status = mark_categories(path, f, copy, wanted);
+    if (status.code == MDP_OK) status = mark_categories(path, f, selection, name, wanted);
     if (status.code == MDP_OK) {
         int n = 0;
         for (int i = 0; i < f->n; i++) {
@@ -90,7 +92,7 @@ static mdp_status select_categories(const char *path, found *f, const char *sele
         f->n = n;
     }
     mdp_free(wanted);
-    mdp_free(copy);
+    mdp_free(name);
     return status;
 }
 
@@ -100,28 +102,10 @@ static mdp_status select_categories(const char *path, found *f, const char *sele
 static mdp_status open_row(const char *path, hid_t file, const char *category, const char *name, hid_t *out,
                            int64_t *length) {
     char *place = NULL;
-    MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
     MDP_TRY(mdp_format(&place, "/%s/%s", category, name));
-    mdp_status status;
-    int n_dim = 0;
-    int64_t shape[MDP_MAX_DIM] = {0};
-    *out = mdp_hdf5_has(file, place) ? H5Dopen2(file, place, H5P_DEFAULT) : H5I_INVALID_HID;
-    if (*out < 0) {
-        status = MDP_ERROR(MDP_BAD_INPUT, "%s: category '%s' has no dataset '%s'.", path, category, name);
-        goto done;
-    }
-    MDP_TRY_GOTO(status, done, mdp_hdf5_shape(path, place, *out, &n_dim, shape));
-    hid_t type = H5Dget_type(*out);
-    bool integers = H5Tget_class(type) == H5T_INTEGER;
-    H5Tclose(type);
-    if (n_dim != 1 || !integers) {
-        status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s is not a row of integers.", path, place);
-    } else if (!mdp_hdf5_is_written(*out)) {
-        status = MDP_ERROR(MDP_BAD_INPUT, "%s: %s was never written in full; write the file again.", path, place);
-    }
-    *length = shape[0];
-done:
-    if (status.code != MDP_OK && *out >= 0) H5Dclose(*out);
+    mdp_status status = mdp_hdf5_has(file, place)
+                            ? mdp_hdf5_open_row(path, file, place, out, length)
+                            : MDP_ERROR(MDP_BAD_INPUT, "%s: category '%s' has no dataset '%s'.", path, category, name);
     mdp_free(place);
     return status;
 }
@@ -129,15 +113,11 @@ done:
 /* Values first .. first+n-1 of an open 1-D dataset. */
 static mdp_status read_row(const char *path, const char *category, hid_t dataset, int64_t first, int64_t n, hid_t type,
                            void *out) {
-    MDP_TRY(mdp_fault(MDP_IO, "read tokens"));
-    hsize_t start = (hsize_t)first, count = (hsize_t)n;
-    hid_t in_file = H5Dget_space(dataset), in_memory = H5Screate_simple(1, &count, NULL);
-    herr_t code = H5Sselect_hyperslab(in_file, H5S_SELECT_SET, &start, NULL, &count, NULL);
-    if (code >= 0) code = H5Dread(dataset, type, in_memory, in_file, H5P_DEFAULT, out);
-    H5Sclose(in_memory);
-    H5Sclose(in_file);
-    if (code >= 0) return mdp_ok();
-    return MDP_ERROR(MDP_IO, "%s: tokens of category '%s' cannot be read; the file is damaged.", path, category);
+    char *place = NULL;
+    MDP_TRY(mdp_format(&place, "category '%s'", category));
+    mdp_status status = mdp_hdf5_read_run(path, place, dataset, type, first, n, out);
+    mdp_free(place);
+    return status;
 }
 
 static mdp_status check_offsets(const char *path, const char *category, const int64_t *offsets, int64_t n,

@@ -195,25 +195,15 @@ static mdp_status note_folder(verifier *v) {
 
 /* The attribute xxh3_128: n texts of 32 characters, new. */
 static mdp_status read_digests(const char *path, const char *place, hid_t dataset, char **out, int64_t *n) {
-    MDP_TRY(mdp_fault(MDP_IO, "read an attribute"));
+    int64_t width;
+    *out = NULL;
     if (!mdp_hdf5_has_attribute(dataset, "xxh3_128"))
         return MDP_ERROR(MDP_BAD_INPUT, "%s: %s has no checksum (attribute 'xxh3_128').", path, place);
-    hid_t attribute = H5Aopen(dataset, "xxh3_128", H5P_DEFAULT);
-    if (attribute < 0) return MDP_ERROR(MDP_IO, "%s: attribute 'xxh3_128' of %s cannot be opened.", path, place);
-    hid_t type = H5Aget_type(attribute), space = H5Aget_space(attribute);
-    mdp_status status = mdp_ok();
-    *n = H5Sget_simple_extent_npoints(space);
-    if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0 || H5Tget_size(type) < 32 || *n < 0)
-        status = MDP_ERROR(MDP_BAD_INPUT, "%s: the checksums of %s are not texts of 32 characters.", path, place);
-    int64_t width = status.code == MDP_OK ? (int64_t)H5Tget_size(type) : 0;
-    if (status.code == MDP_OK) status = MDP_ALLOC(out, *n * width + 1, "checksums");
-    if (status.code == MDP_OK && *n > 0 && H5Aread(attribute, type, *out) < 0)
-        status = MDP_ERROR(MDP_IO, "%s: the checksums of %s cannot be read.", path, place);
-    for (int64_t i = 1; status.code == MDP_OK && i < *n; i++) memmove(*out + 32 * i, *out + width * i, 32);
-    H5Sclose(space);
-    H5Tclose(type);
-    H5Aclose(attribute);
-    return status;
+    MDP_TRY(mdp_hdf5_texts_attribute(path, place, dataset, "xxh3_128", n, &width, out));
+    if (width == 32) return mdp_ok();
+    mdp_free(*out);
+    *out = NULL;
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: the checksums of %s are not texts of 32 characters.", path, place);
 }
 
 static mdp_status note_stack(verifier *v, const char *path, const char *pattern, const char *digests, int64_t n) {
@@ -282,13 +272,13 @@ static mdp_status note_dataset(verifier *v, hid_t file, const char *place, hid_t
 static mdp_status find_seal(const char *path, hid_t file, int64_t *offset) {
     int n_dim = 0;
     int64_t shape[MDP_MAX_DIM] = {0};
-    MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
-    hid_t dataset = mdp_hdf5_has(file, SEAL) ? H5Dopen2(file, SEAL, H5P_DEFAULT) : H5I_INVALID_HID;
-    if (dataset < 0)
+    hid_t dataset;
+    if (!mdp_hdf5_has(file, SEAL))
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: it has no seal (/seal), so what is not a tensor cannot be verified; it was written by an "
                          "older version, or is damaged.",
                          path);
+    MDP_TRY(mdp_hdf5_open_dataset(path, file, SEAL, &dataset));
     haddr_t address = H5Dget_offset(dataset);
     bool whole = H5Dget_storage_size(dataset) == SEAL_BYTE && address < INT64_MAX;
     mdp_status status = mdp_hdf5_shape(path, SEAL, dataset, &n_dim, shape);
@@ -389,41 +379,22 @@ mdp_status mdp_verify_seal_if_any(const char *path) {
 
 /* ---- the walk over a model.h5 (rank 0) ----------------------------------------------------------------------- */
 
-/* Context of a walk; the first error is kept and stops it. */
-typedef struct walk {
-    verifier *v;
-    mdp_status status;
-} walk;
-
-static mdp_status visit_dataset(verifier *v, hid_t file, const char *name) {
+static mdp_status visit(void *context, hid_t file, const char *name, hid_t dataset) {
     char *place = NULL;
-    MDP_TRY(mdp_fault(MDP_IO, "open a dataset"));
+    if (strcmp(name, SEAL + 1) == 0) return mdp_ok();
     MDP_TRY(mdp_format(&place, "/%s", name));
-    hid_t dataset = H5Dopen2(file, name, H5P_DEFAULT);
-    mdp_status status = dataset < 0 ? MDP_ERROR(MDP_IO, "%s: %s cannot be opened.", v->catalogue->path, place)
-                                    : note_dataset(v, file, place, dataset);
-    if (dataset >= 0) H5Dclose(dataset);
+    mdp_status status = note_dataset(context, file, place, dataset);
     mdp_free(place);
     return status;
 }
 
-static herr_t visit(hid_t file, const char *name, const H5O_info_t *info, void *context) {
-    walk *w = context;
-    if (info->type != H5O_TYPE_DATASET || strcmp(name, SEAL + 1) == 0) return 0;
-    w->status = visit_dataset(w->v, file, name);
-    return w->status.code == MDP_OK ? 0 : 1; /* not 0 stops the walk */
-}
-
 static mdp_status note_native(verifier *v) {
     hid_t file;
-    walk w = {.v = v, .status = mdp_ok()};
     MDP_TRY(mdp_hdf5_open(v->catalogue->path, "a model.h5 of moe-dist-prune", &file));
-    herr_t code = H5Ovisit(file, H5_INDEX_NAME, H5_ITER_INC, visit, &w);
-    if (code >= 0 && w.status.code == MDP_OK) w.status = check_native_seal(v, file);
+    mdp_status status = mdp_hdf5_walk(v->catalogue->path, file, visit, v);
+    if (status.code == MDP_OK) status = check_native_seal(v, file);
     H5Fclose(file);
-    MDP_TRY(w.status);
-    if (code >= 0) return mdp_ok();
-    return MDP_ERROR(MDP_IO, "%s: the contents cannot be listed; the file is damaged.", v->catalogue->path);
+    return status;
 }
 
 /* ---- the whole ----------------------------------------------------------------------------------------------- */

@@ -50,7 +50,7 @@ static mdp_status write_journal(const mdp_work *work) {
     for (int64_t i = 0; i < work->n_all; i++) mdp_json_add(&list, json_string(work->all_digests[i].hex));
     json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "format", FORMAT, "version", "1.0", "identity",
                              work->identity, "checksum", digest_of_all(work).hex, "items", list);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the journal of %s.", work->target);
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the journal of %s.", work->target);
     mdp_status status = mdp_json_print(root, &text);
     json_decref(root);
     if (status.code == MDP_OK) status = mdp_file_write_all(work->journal, text, (int64_t)strlen(text));

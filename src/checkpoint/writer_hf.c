@@ -145,7 +145,7 @@ static mdp_status write_text(const hf_writer *writer, const char *name, const ch
 static mdp_status print_json(json_t *value, const char *name, char **out) {
     *out = NULL;
     mdp_status status =
-        value ? mdp_json_print(value, out) : MDP_ERROR(MDP_INTERNAL, "no memory for the content of %s.", name);
+        value ? mdp_json_print(value, out) : MDP_ERROR(MDP_EXHAUSTED, "no memory for the content of %s.", name);
     json_decref(value);
     return status;
 }

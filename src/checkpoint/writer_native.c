@@ -170,6 +170,7 @@ static mdp_status write_block(const native_writer *writer, const mdp_native_set 
         memory = H5Screate_simple(1, &length, NULL);
         good = memory >= 0 && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0;
     }
+    errno = 0; /* mdp_h5_error looks at it */
     good = good && H5Dwrite(writer->dataset, writer->type, memory, space, H5P_DEFAULT, data) >= 0;
     mdp_status status = good ? mdp_ok() : write_error(writer, set, *n_written * set->unit);
     if (memory > 0) H5Sclose(memory);
@@ -259,14 +260,9 @@ static mdp_status write_marks(const native_writer *writer, hid_t file, mdp_run *
 
 /* runs [layout.n_set]: where the datasets lie, for the seal. */
 static mdp_status mark_file(const native_writer *writer, mdp_run *runs) {
-    MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
-    if (access >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0)
-        file = H5Fopen(writer->path, H5F_ACC_RDWR, access);
-    mdp_status status = file >= 0 ? mdp_ok() : mdp_h5_error(MDP_IO, "open", "the file again", writer->path);
-    if (access >= 0) H5Pclose(access);
-    MDP_TRY(status);
-    status = write_marks(writer, file, runs);
+    hid_t file;
+    MDP_TRY(mdp_h5_reopen_file(writer->path, &file));
+    mdp_status status = write_marks(writer, file, runs);
     return mdp_hdf5_close_written(file, writer->path, status);
 }
 

@@ -53,7 +53,7 @@ static mdp_status look_at_machines_all(mdp_comm *comm, int64_t per_node) {
     MDP_TRY(mdp_mpi_status(MPI_Comm_split_type(comm->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &shared),
                            "the search for ranks that share memory"));
     int leader = comm->rank;
-    mdp_status status = mdp_find_crowds_all(comm, shared);
+    mdp_status status = mdp_find_crowds_all(comm, shared, 1);
     if (status.code == MDP_OK)
         status = mdp_mpi_status(MPI_Bcast(&leader, 1, MPI_INT, 0, shared), "the search for ranks that share memory");
     MPI_Comm_free(&shared);
@@ -112,8 +112,20 @@ static mdp_status set_up_all(mdp_comm *comm) {
     return mdp_ok();
 }
 
+/* Open MPI 4 and 5 insist on one kind of helper to choose from. The third kind alone can be told, by a priority below
+ * none, not to be chosen, and obeys for files with the hint of mdp_h5_open_all. */
 void mdp_comm_prepare(void) {
     setenv("OMPI_MCA_sharedfp", "^sm,lockedfile", 0);
+    setenv("OMPI_MCA_sharedfp_individual_priority", "-1", 0);
+}
+
+mdp_status mdp_comm_count_threads_all(mdp_comm *comm, int n_thread) {
+    MPI_Comm shared;
+    MDP_TRY(mdp_mpi_status(MPI_Comm_split_type(comm->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &shared),
+                           "the search for ranks that share memory"));
+    mdp_status status = mdp_find_crowds_all(comm, shared, n_thread);
+    MPI_Comm_free(&shared);
+    return status;
 }
 
 static void free_arrays(mdp_comm *comm) {

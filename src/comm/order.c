@@ -1,6 +1,6 @@
 /* order.c - the order of collectives.
  *
- * Ranks that call different collectives wait for each other for ever. In debug builds (MDP_DEBUG_HOOKS) comm.h notes
+ * Ranks that call different collectives wait for each other for ever. In debug builds (MDP_DEBUG_HOOKS) noted.h notes
  * the source line of every collective, and a hash of all of them so far is compared first, by the same small reduction
  * whatever the collective is: ranks that went apart meet there, and say so. Agreements, which are most of the calls,
  * carry the hash in their own reduction. In other builds nothing is noted and the hash stays 0. */

@@ -30,7 +30,7 @@ mdp_status mdp_comm_node_all(const mdp_comm *comm, mdp_comm **out) {
 
 static mdp_status too_small(int64_t n_byte, int64_t room) {
     char need[32], have[32];
-    return MDP_ERROR(MDP_INTERNAL, "%s of memory that the ranks of a node share are needed, and %s has room for %s",
+    return MDP_ERROR(MDP_EXHAUSTED, "%s of memory that the ranks of a node share are needed, and %s has room for %s",
                      mdp_print_bytes(need, n_byte), FOLDER, mdp_print_bytes(have, room > 0 ? room : 0));
 }
 
@@ -54,7 +54,7 @@ static mdp_status make_pages(char *memory, int64_t n_byte, int i, int n) {
         return mdp_ok();
     if (errno == EINVAL) return mdp_ok(); /* an older system: they are made as they are touched */
     char need[32];
-    return MDP_ERROR(MDP_INTERNAL, "%s of memory that the ranks of a node share cannot be had: %s",
+    return MDP_ERROR(MDP_EXHAUSTED, "%s of memory that the ranks of a node share cannot be had: %s",
                      mdp_print_bytes(need, n_byte), strerror(errno));
 #else
     (void)memory;
@@ -108,13 +108,19 @@ static void free_window_all(mdp_shared *shared) {
     shared->n_byte = 0;
 }
 
+/* What a rank alone could lack when all of a node make the window together. */
+static mdp_status look_for_means(const mdp_comm *comm, const mdp_comm *node, int64_t n_byte) {
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "share memory"));
+    MDP_TRY(mdp_file_spare(2));
+    MDP_TRY(mdp_memory_spare(n_byte, "the ranks of a node share"));
+    return node->rank == 0 ? look_for_room(comm, n_byte) : mdp_ok();
+}
+
 /* Collective on the node. */
 static mdp_status share_all(const mdp_comm *comm, mdp_shared *shared, int64_t n_byte) {
-    mdp_status status = mdp_fault(MDP_INTERNAL, "share memory");
-    if (status.code == MDP_OK && shared->node->rank == 0) status = look_for_room(comm, n_byte);
-    MDP_AGREE(shared->node, status);
+    MDP_AGREE(shared->node, look_for_means(comm, shared->node, n_byte));
     MDP_AGREE(shared->node, look_for_others_all(shared->node));
-    status = mdp_agree_all(shared->node, make_window_all(shared, n_byte));
+    mdp_status status = mdp_agree_all(shared->node, make_window_all(shared, n_byte));
     /* Each rank makes a part, near to it where memory has places. Then each looks at all: a page counts in equal parts
      * for those who have looked at it, so who comes first to the work would have the most for a while. */
     if (status.code == MDP_OK)

@@ -1,9 +1,9 @@
 /* wait.c - waiting where ranks share cores.
  *
- * MPI libraries wait by polling, which is right for a rank that has a core. Where ranks are more than the cores of
- * their machine, those that poll take time from those that compute: with 64 ranks on two cores, most of it. There,
- * ranks meet before every collective, asleep most of the time; once all are awake the collective itself takes no time.
- * A sleep lasts a sixteenth of the time waited so far, so no rank is late by more. */
+ * MPI libraries wait by polling, which is right for a rank that has a core. Where ranks, or their threads, are more
+ * than the cores of their machine, those that poll take time from those that compute: with 64 ranks on two cores, most
+ * of it. There, ranks meet before every collective, asleep most of the time; once all are awake the collective itself
+ * takes no time. A sleep lasts a sixteenth of the time waited so far, so no rank is late by more. */
 #define MDP_COMM_PLAIN /* these are the collectives themselves */
 #include "comm/wait.h"
 
@@ -35,15 +35,16 @@ mdp_status mdp_meet_all(const mdp_comm *comm) {
     return mdp_ok();
 }
 
-mdp_status mdp_find_crowds_all(mdp_comm *comm, MPI_Comm shared) {
+mdp_status mdp_find_crowds_all(mdp_comm *comm, MPI_Comm shared, int n_thread) {
     cpu_set_t cores;
-    int n_rank, crowded;
+    int crowded;
     CPU_ZERO(&cores);
     (void)sched_getaffinity(0, sizeof cores, &cores); /* where it fails, other ranks may know */
     MDP_TRY(mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, &cores, (int)sizeof cores, MPI_BYTE, MPI_BOR, shared),
                            "the count of cores"));
-    MPI_Comm_size(shared, &n_rank);
-    crowded = CPU_COUNT(&cores) > 0 && n_rank > CPU_COUNT(&cores);
+    MDP_TRY(
+        mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, &n_thread, 1, MPI_INT, MPI_SUM, shared), "the count of threads"));
+    crowded = CPU_COUNT(&cores) > 0 && n_thread > CPU_COUNT(&cores);
     MDP_TRY(
         mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, &crowded, 1, MPI_INT, MPI_MAX, comm->world), "the count of cores"));
     comm->crowded = crowded;

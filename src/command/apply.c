@@ -23,6 +23,7 @@ static bool renumbers(const mdp_plan *plan) {
 static mdp_status describe(const mdp_session *session, const mdp_plan *plan, const char *text, mdp_output **out) {
     char *provenance = NULL;
     MDP_TRY(mdp_session_check_uniform(session, plan));
+    MDP_TRY(mdp_session_check_side_files(session));
     MDP_TRY(mdp_session_provenance(session, plan, &provenance));
     mdp_extra extra;
     mdp_status status =
@@ -45,7 +46,9 @@ static mdp_status write_result_all(mdp_session *session, const mdp_plan *plan, c
     mdp_estimate estimate = {.phase = "apply"};
     MDP_TRY(open_outputs_all(session));
     if (session->finished) return mdp_ok();
+    MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_writes_all(session, plan, output, &estimate));
+    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written));
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_begin_all(session));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
@@ -64,7 +67,8 @@ mdp_status mdp_command_apply_all(mdp_session *session) {
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, &plan,
                                       &session->replaced, &text));
     mdp_status status = renumbers(plan) ? mdp_session_check_names_all(session) : mdp_ok();
-    if (status.code == MDP_OK) status = mdp_session_plan_mtp_all(session, plan);
+    if (status.code == MDP_OK)
+        status = mdp_session_plan_mtp_all(session, plan, mdp_session_option(session, OPTION_DRY_RUN)->flag);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, plan, text, &output));
     if (status.code == MDP_OK && output) status = write_result_all(session, plan, output);
     mdp_output_destroy(output);

@@ -4,8 +4,9 @@
 
 #include "command/session.h"
 
-/* "code:2,math" -> "code,math": the names alone, as tokens files are opened by. New text. Local. MDP_USAGE: an empty
- * name, a weight that is not a positive number, a name twice. */
+/* "code:2,math" -> "code,math": the names alone, as tokens files are opened by (mdp_next_name: a comma, a colon or a
+ * backslash of a name stands behind a backslash). New text. Local. MDP_USAGE: an empty name, a weight that is not a
+ * number from 1e-12 to 1e12, a name twice. */
 mdp_status mdp_category_names(const char *text, char **names);
 /* Does any name carry a weight other than 1? Local. */
 bool mdp_category_has_weights(const char *text);

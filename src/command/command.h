@@ -104,7 +104,8 @@ typedef struct mdp_session {
     const mdp_comm *layout; /* what costs are of: comm, or `asked`; borrowed */
     mdp_comm *asked;        /* by --ranks; nobody communicates by it; NULL: not given; owned */
     int64_t at_start;       /* bytes that the largest rank has before anything heavy; the same on every rank */
-    int64_t beside;         /* bytes that a rank will come to have beside the engine */
+    int64_t held;           /* bytes that a rank will hold beside that from observing until the end */
+    int64_t beside;         /* those, and what libraries come to hold beside the engine */
     int64_t copy_byte;      /* memory for copying into a result; 0: as much as is of use */
     mdp_options *options;   /* owned */
     int n_word;             /* the command line, for report.json */
@@ -123,6 +124,8 @@ typedef struct mdp_session {
     mdp_tokens *tokens;
     mdp_tokens *eval_tokens;
     mdp_tasks *tasks;
+    mdp_weights *routers; /* read before the decision that needs them (rank 0); owned */
+    bool routers_read;
     mdp_keep_entry *keep_list; /* [n_keep] of --keep-file, or made from --top-k alone; owned */
     int64_t n_keep;
     json_t *foretold;          /* what each pass will take, one item a pass; owned */
@@ -142,6 +145,8 @@ typedef struct mdp_session {
     bool published;            /* a result has appeared in this run (rank 0) */
     bool folder_created;       /* this run made the folder --out (rank 0) */
     bool log_created;          /* and its run.log (rank 0) */
+    bool stats_made;           /* stats.h5 and plan.json in it are this run's */
+    bool plan_made;
 } mdp_session;
 
 typedef struct mdp_command {
@@ -168,7 +173,7 @@ mdp_status mdp_command_info_all(mdp_session *session);
 
 /* Find the command that the command line names, run it, and report an error in one sentence on rank 0. The status is
  * the same on every rank. Collective on `comm`. */
-mdp_status mdp_command_main_all(const mdp_comm *comm, int n_word, char **words);
+mdp_status mdp_command_main_all(mdp_comm *comm, int n_word, char **words);
 
 /* Value of an option of the session. */
 static inline const mdp_option_value *mdp_session_option(const mdp_session *session, mdp_option_id id) {

@@ -65,8 +65,8 @@ static void print_help(const mdp_command *command, const mdp_options *options, b
                   command->argument ? " " : "", command->argument ? command->argument : "", command->summary);
     }
     mdp_options_help(options, stdout);
-    mdp_print("\nSizes take units (512k, 5GB, 8GiB). Exit codes: 0 ok, 2 usage, 65 bad input, 70 bug, 73 cannot create "
-              "output, 74 I/O, 75 stopped.\n");
+    mdp_print("\nSizes take units (512k, 5GB, 8GiB). Exit codes: 0 ok, 2 usage, 65 bad input, 70 bug, 71 no memory or "
+              "threads, 73 cannot create output, 74 I/O, 75 stopped.\n");
 }
 
 /* ---- from words to a session --------------------------------------------------------------------------------- */
@@ -102,7 +102,7 @@ static mdp_status parse_all(const mdp_command *command, int n_word, char **words
     return mdp_agree_all(session->comm, check_arguments(command, session->options));
 }
 
-static mdp_status perform_all(mdp_session *session) {
+static mdp_status perform_all(mdp_comm *comm, mdp_session *session) {
     int n_used = 0;
     const mdp_command *command = NULL;
     MDP_AGREE(session->comm, find_command(session->n_word, session->words, &command, &n_used));
@@ -112,6 +112,7 @@ static mdp_status perform_all(mdp_session *session) {
         return mdp_ok();
     }
     MDP_TRY(mdp_session_start_all(session));
+    MDP_TRY(mdp_comm_count_threads_all(comm, session->n_thread));
     MDP_AGREE(session->comm, mdp_session_lay_out(session));
     MDP_AGREE(session->comm, mdp_session_listen(session));
     MDP_TRY(command->run_all(session));
@@ -128,16 +129,19 @@ static void report_error(const mdp_session *session, const mdp_status *status) {
         fprintf(stderr, "moe-dist-prune: %s\n", status->text);
 }
 
-mdp_status mdp_command_main_all(const mdp_comm *comm, int n_word, char **words) {
+mdp_status mdp_command_main_all(mdp_comm *comm, int n_word, char **words) {
     mdp_session session = {.comm = comm, .n_word = n_word, .words = words, .start = mdp_seconds()};
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* errors are one sentence of ours, not a stack of HDF5's */
     if (n_word == 2 && strcmp(words[1], "--version") == 0) {
         if (comm->rank == 0) mdp_print("moe-dist-prune %s\n", MDP_VERSION);
         return mdp_ok();
     }
-    mdp_status status = perform_all(&session);
+    mdp_status status = perform_all(comm, &session);
     if (status.code != MDP_OK) report_error(&session, &status);
-    if (status.code == MDP_STOPPED) mdp_session_say_how_to_go_on(&session);
+    if (status.code == MDP_STOPPED)
+        mdp_session_say_how_to_go_on(&session);
+    else if (status.code != MDP_OK && session.log)
+        mdp_session_say_what_stays(&session, &status);
     mdp_session_close(&session, status.code != MDP_OK);
     return status;
 }

@@ -73,11 +73,13 @@ static mdp_status open_candidates(const mdp_session *session, candidates *all) {
 typedef struct operands {
     int width; /* inner dimension of the widest */
     float *x, *w, *y;
+    uint16_t *rounded; /* w in bf16 */
 } operands;
 
 static void free_operands(operands *of) {
     mdp_free(of->x);
     mdp_free(of->w);
+    mdp_free(of->rounded);
     mdp_free(of->y);
 }
 
@@ -85,19 +87,22 @@ static mdp_status fill_operands(operands *of) {
     int64_t n_x = (int64_t)MDP_TILE_ROWS * of->width, n_w = (int64_t)MDP_PANEL_ROWS * of->width;
     MDP_TRY(MDP_ALLOC(&of->x, n_x, "a measurement"));
     MDP_TRY(MDP_ALLOC(&of->w, n_w, "a measurement"));
+    MDP_TRY(MDP_ALLOC(&of->rounded, n_w, "a measurement"));
     MDP_TRY(MDP_ALLOC(&of->y, MDP_TILE_ROWS * MDP_PANEL_ROWS, "a measurement"));
     /* zeros and numbers that are not normal multiply at other speeds */
     for (int64_t i = 0; i < n_x; i++) of->x[i] = (float)(mdp_random_uniform(0, 0, (uint64_t)i) - 0.5);
     for (int64_t i = 0; i < n_w; i++) of->w[i] = (float)(mdp_random_uniform(0, 1, (uint64_t)i) - 0.5);
+    mdp_round_bf16(of->w, n_w, of->rounded);
     return mdp_ok();
 }
 
 /* One product of a tile with a panel for each inner dimension. */
 static double time_products(candidate *of, const operands *with, const int *width, int n_width) {
+    const void *w = of->type == MDP_GEMM_BF16 ? (const void *)with->rounded : with->w;
     double start = mdp_seconds();
     for (int i = 0; i < n_width; i++)
-        mdp_gemm_weights(of->gemm, MDP_TILE_ROWS, MDP_PANEL_ROWS, width[i], with->x, width[i], with->w, width[i],
-                         with->y, MDP_PANEL_ROWS);
+        mdp_gemm_weights(of->gemm, MDP_TILE_ROWS, MDP_PANEL_ROWS, width[i], with->x, width[i], w, width[i], with->y,
+                         MDP_PANEL_ROWS);
     return mdp_seconds() - start;
 }
 

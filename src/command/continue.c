@@ -5,6 +5,7 @@
  * those that cannot change a result; the program's version and what multiplies, which decide the last bits (so --gemm
  * and --compute are not compared by name). */
 #include "command/continue.h"
+#include "command/decide.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -87,13 +88,6 @@ static json_t *list_options(const mdp_session *session) {
     return list;
 }
 
-static bool is_side_file(const mdp_catalogue *catalogue, int32_t file) {
-    for (int64_t i = 0; catalogue->container == MDP_HF_FOLDER && i < catalogue->n_side_file; i++) {
-        if (catalogue->side_files[i].file == file) return true;
-    }
-    return false;
-}
-
 /* Folders above a model may have any name. */
 static json_t *describe_file(const char *path, const mdp_stamp *stamp) {
     char *real = realpath(path, NULL), shown[4 * PATH_MAX];
@@ -110,7 +104,7 @@ static json_t *list_files(const mdp_session *session, const mdp_catalogue *catal
     bool copies = session->options->bit & (COMMAND_RUN | COMMAND_APPLY | COMMAND_EXPORT);
     json_t *list = json_array();
     for (int32_t i = 0; catalogue && i < catalogue->n_file; i++) {
-        if (is_side_file(catalogue, i) && !(copies && catalogue == session->catalogue)) continue;
+        if (mdp_catalogue_is_side_file(catalogue, i) && !(copies && catalogue == session->catalogue)) continue;
         mdp_json_add(&list, describe_file(catalogue->files[i], &catalogue->stamps[i]));
     }
     return list;
@@ -425,12 +419,95 @@ mdp_status mdp_session_recorded_compute(const mdp_session *session, bool in_fold
 
 /* ---- words ----------------------------------------------------------------------------------------------------- */
 
-void mdp_session_say_how_to_go_on(const mdp_session *session) {
+/* A command line in the making. */
+typedef struct command_line {
+    const char *words[2 * N_OPTION + 8]; /* [n] borrowed */
+    char options[N_OPTION][40];          /* "--model"; [n_option] */
+    int n, n_option;
+} command_line;
+
+static void add_word(command_line *line, const char *word) {
+    line->words[line->n++] = word;
+}
+
+/* value NULL: a flag. */
+static void add_option(command_line *line, mdp_option_id id, const char *value) {
+    char *word = line->options[line->n_option++];
+    (void)snprintf(word, sizeof line->options[0], "--%s", mdp_option_table[id].name);
+    add_word(line, word);
+    if (value) add_word(line, value);
+}
+
+/* What was given and `plan` or `apply` takes too, but for files and for how the command is run. */
+static void add_common_options(const mdp_session *session, unsigned bit, command_line *line) {
+    for (mdp_option_id i = OPTION_CATEGORIES; i <= OPTION_SHARD_SIZE; i++) {
+        const mdp_option *option = &mdp_option_table[i];
+        const mdp_option_value *value = mdp_session_option(session, i);
+        if (i == OPTION_STATS || i == OPTION_PLAN || i == OPTION_OUT) continue;
+        if (!(option->commands & bit) || !value->given) continue;
+        if (option->type != MDP_OPTION_FLAG || value->flag)
+            add_option(line, i, option->type == MDP_OPTION_FLAG ? NULL : value->text);
+    }
+}
+
+/* The command that takes up what a run has made before it failed. Paths: of stats.h5, plan.json, and a folder. */
+static void add_next(const mdp_session *session, bool refused, const char *const paths[3], command_line *line) {
+    const char *model = mdp_session_option(session, OPTION_MODEL)->text;
+    add_word(line, "moe-dist-prune");
+    if (session->plan_made) {
+        add_word(line, "apply");
+        add_option(line, OPTION_MODEL, model);
+        add_option(line, OPTION_PLAN, paths[1]);
+        if (!refused) add_common_options(session, COMMAND_APPLY, line);
+        add_option(line, OPTION_OUT, paths[2]);
+    } else {
+        add_word(line, "plan");
+        add_option(line, OPTION_STATS, paths[0]);
+        if (mdp_session_criterion(session)->tensors != MDP_NO_TENSORS) add_option(line, OPTION_MODEL, model);
+        add_common_options(session, COMMAND_PLAN, line);
+        add_option(line, OPTION_OUT, paths[1]);
+    }
+}
+
+static mdp_status say_next(const mdp_session *session, bool refused) {
+    char *paths[3] = {NULL, NULL, NULL}, *out = NULL, *text = NULL;
+    command_line line = {.n = 0};
+    mdp_status status = mdp_path_trim(&out, mdp_session_option(session, OPTION_OUT)->text);
+    if (status.code == MDP_OK) status = mdp_path_join(&paths[0], out, "stats.h5");
+    if (status.code == MDP_OK) status = mdp_path_join(&paths[1], out, "plan.json");
+    if (status.code == MDP_OK) status = mdp_format(&paths[2], "%s-2", out);
+    if (status.code == MDP_OK) {
+        add_next(session, refused, (const char *const *)paths, &line);
+        status = mdp_shell_line(line.n, line.words, &text);
+    }
+    if (status.code == MDP_OK)
+        mdp_log_message(session->log, MDP_LEVEL_INFO, "kept: %s%s; without observing again: %s", paths[0],
+                        session->plan_made ? " and plan.json" : "", text);
+    for (int i = 0; i < 3; i++) mdp_free(paths[i]);
+    mdp_free(out);
+    mdp_free(text);
+    return status;
+}
+
+static mdp_status say_resume(const mdp_session *session, const char *when) {
     char *line = NULL;
     bool given = false;
     for (int i = 0; i < session->n_word; i++) given = given || strcmp(session->words[i], "--resume") == 0;
-    if (mdp_shell_line(session->n_word, (const char *const *)session->words, &line).code != MDP_OK) return;
-    mdp_log_message(session->log, MDP_LEVEL_INFO, "to go on, on any number of ranks: %s%s", line,
+    MDP_TRY(mdp_shell_line(session->n_word, (const char *const *)session->words, &line));
+    mdp_log_message(session->log, MDP_LEVEL_INFO, "to go on%s, on any number of ranks: %s%s", when, line,
                     given ? "" : " --resume");
     mdp_free(line);
+    return mdp_ok();
+}
+
+void mdp_session_say_how_to_go_on(const mdp_session *session) {
+    mdp_status status = say_resume(session, "");
+    (void)status; /* a word that cannot be said is not worth an error */
+}
+
+void mdp_session_say_what_stays(const mdp_session *session, const mdp_status *status) {
+    bool refused = status->code == MDP_USAGE || status->code == MDP_BAD_INPUT; /* it would be again */
+    mdp_status next = session->stats_made ? say_next(session, refused) : mdp_ok();
+    if (!refused && session->resume && session->resume->saved) next = say_resume(session, " when the cause is gone");
+    (void)next; /* as above */
 }

@@ -26,5 +26,7 @@ void mdp_session_go_on(mdp_session *session, bool goes_on);
 mdp_status mdp_session_recorded_compute(const mdp_session *session, bool in_folder, char *out, size_t n_byte);
 /* Say how to go on. Rank 0. */
 void mdp_session_say_how_to_go_on(const mdp_session *session);
+/* After a failure: say what the command leaves that is of use, and the command that goes on from it. Rank 0. */
+void mdp_session_say_what_stays(const mdp_session *session, const mdp_status *status);
 
 #endif

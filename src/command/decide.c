@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-static const mdp_criterion *criterion_of(const mdp_session *session) {
+const mdp_criterion *mdp_session_criterion(const mdp_session *session) {
     return mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
 }
 
@@ -46,8 +46,16 @@ static mdp_status check_own_pass(const mdp_session *session, const mdp_criterion
     return mdp_ok();
 }
 
+static mdp_status check_scaling(const mdp_session *session, const mdp_criterion *criterion) {
+    mdp_score_normalise how = (mdp_score_normalise)mdp_session_option(session, OPTION_NORMALISE)->integer;
+    if (!criterion->is_negative || (how != MDP_LAYER_SUM && how != MDP_LAYER_MAX)) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE,
+                     "--normalise %s cannot scale the scores of method '%s', which are negative; use layer-z or none.",
+                     mdp_score_normalise_names[how], criterion->name);
+}
+
 mdp_status mdp_session_check_method(const mdp_session *session) {
-    const mdp_criterion *criterion = criterion_of(session);
+    const mdp_criterion *criterion = mdp_session_criterion(session);
     bool pretrained = mdp_session_option(session, OPTION_PRETRAINED)->present;
     if (mdp_session_option(session, OPTION_SOFT_MASK)->integer != MDP_SOFT_CHOSEN && !criterion->has_soft_mask)
         return MDP_ERROR(MDP_USAGE, "--soft-mask has a meaning only with --method soft; the method is %s.",
@@ -58,6 +66,7 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
     if (!pretrained && criterion->tensors == MDP_ROUTER_PAIRS)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --pretrained PATH, the model before fine-tuning.",
                          criterion->name);
+    MDP_TRY(check_scaling(session, criterion));
     MDP_TRY(check_own_pass(session, criterion));
     return check_categories(session, criterion);
 }
@@ -103,6 +112,13 @@ static mdp_status read_routers_all(const mdp_session *session, mdp_weights **out
     return status;
 }
 
+mdp_status mdp_session_read_routers_all(mdp_session *session) {
+    if (mdp_session_criterion(session)->tensors != MDP_ROUTER_PAIRS) return mdp_ok();
+    MDP_TRY(read_routers_all(session, &session->routers));
+    session->routers_read = true;
+    return mdp_ok();
+}
+
 static mdp_status measure_all(mdp_session *session, const mdp_criterion *criterion, int32_t keep, evidence *out) {
     mdp_forward_options options = mdp_session_forward_options(session);
     if (criterion->own_pass) {
@@ -113,7 +129,11 @@ static mdp_status measure_all(mdp_session *session, const mdp_criterion *criteri
     if (criterion->tensors == MDP_EXPERT_TENSORS)
         return mdp_weights_of_experts_all(session->comm, session->model, session->reader, session->n_thread,
                                           &out->weights);
-    if (criterion->tensors != MDP_NO_TENSORS) return read_routers_all(session, &out->weights);
+    if (criterion->tensors == MDP_NO_TENSORS) return mdp_ok();
+    if (!session->routers_read) return read_routers_all(session, &out->weights);
+    out->weights = session->routers;
+    session->routers = NULL;
+    session->routers_read = false;
     return mdp_ok();
 }
 
@@ -125,7 +145,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
     const char *categories = mdp_session_option(session, OPTION_CATEGORIES)->text;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
     mdp_plan_request request = {
-        .criterion = criterion_of(session),
+        .criterion = mdp_session_criterion(session),
         .stats = stats,
         .model = session->model,
         .weights = found->weights,
@@ -153,7 +173,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
 static mdp_status make_text_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                                 mdp_round round, char **text, int64_t *n_byte) {
     evidence found = {NULL, NULL, NULL, 0};
-    mdp_status status = measure_all(session, criterion_of(session), budget->keep, &found);
+    mdp_status status = measure_all(session, mdp_session_criterion(session), budget->keep, &found);
     if (status.code == MDP_OK) {
         if (session->comm->rank == 0) status = decide(session, stats, budget, round, &found, text, n_byte);
         status = mdp_agree_all(session->comm, status);
@@ -181,6 +201,11 @@ mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, 
     return status;
 }
 
+void mdp_session_tell_unseen(const mdp_session *session, const mdp_plan *plan) {
+    char text[MDP_PLAN_UNSEEN_TEXT];
+    if (mdp_plan_describe_unseen(plan, text)) mdp_log_message(session->log, MDP_LEVEL_WARN, "%s", text);
+}
+
 /* What multiplied when the statistics of a plan were taken: the bytes of a result depend on nothing else that computes.
  * NULL: the plan rests on no statistics, or does not say. Borrowed. */
 static json_t *compute_of(const mdp_plan *plan) {
@@ -193,7 +218,7 @@ mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *pl
                              session->catalogue->fingerprint, "model_type", session->model->model_type, "recipe",
                              plan ? plan->recipe : NULL, "compute", compute_of(plan));
     *out = NULL;
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the provenance of a checkpoint.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the provenance of a checkpoint.");
     if (session->mtp_plan) mdp_json_put(&root, "mtp", json_incref(session->mtp_plan->recipe));
     const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
     if (layers->present) mdp_json_put(&root, "layers", json_string(layers->text));

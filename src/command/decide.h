@@ -4,8 +4,14 @@
 
 #include "command/session.h"
 
+/* That --method names. */
+const mdp_criterion *mdp_session_criterion(const mdp_session *session);
 /* Do --method and the options that belong to some methods go together? Local. MDP_USAGE. */
 mdp_status mdp_session_check_method(const mdp_session *session);
+/* For a method that compares two models by their routers: read those now, when what is wrong with them is known before
+ * anything heavy, and keep them for the decision. Collective. Errors: MDP_BAD_INPUT when they do not correspond, or are
+ * the same. */
+mdp_status mdp_session_read_routers_all(mdp_session *session);
 /* What a later round of --rounds goes on from; all 0 without rounds. */
 typedef struct mdp_round {
     int64_t n;                /* rounds in all */
@@ -17,6 +23,8 @@ typedef struct mdp_round {
  * chooses and prints, the text is broadcast and parsed, so that every rank works from the same bytes. Collective. */
 mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                                   mdp_round round, mdp_plan **plan, char **text);
+/* Warn when no token reached some of the experts that a plan chooses among. */
+void mdp_session_tell_unseen(const mdp_session *session, const mdp_plan *plan);
 /* What determines the bytes of a checkpoint, as JSON: writer, model, recipe, compute mode. plan NULL: none. New text.
  * Local. */
 mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, char **out);

@@ -80,6 +80,8 @@ static mdp_status open_all(mdp_session *session, streams *all) {
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     MDP_TRY(mdp_session_open_tasks_all(session));
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
+    if (mdp_session_option(session, OPTION_DUMP)->present)
+        MDP_AGREE(session->comm, mdp_dump_check(session->model, session->tokens, all->n));
     return mdp_session_open_outputs_all(session, &(mdp_results){.is_done = is_done});
 }
 
@@ -169,10 +171,11 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
     if (session->finished) return mdp_ok();
-    mdp_pass pass = {.n_stream = all->n, .with_head = true, .views = all->views};
+    mdp_pass pass = mdp_loss_pass(all->n, all->views);
     MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, pass, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, pass, &estimate));
+    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_saved));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();

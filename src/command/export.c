@@ -33,6 +33,7 @@ static mdp_status describe(const mdp_session *session, mdp_output **out) {
     char *provenance = NULL;
     mdp_unequal unequal;
     MDP_TRY(check_uniform(session, &unequal));
+    MDP_TRY(mdp_session_check_side_files(session));
     if (!known) MDP_TRY(mdp_session_provenance(session, NULL, &provenance));
     mdp_status status = mdp_transform_output(session->model, NULL, NULL, NULL, session->catalogue->plan_text,
                                              known ? known : provenance, unequal, out);
@@ -50,7 +51,9 @@ static mdp_status write_all(mdp_session *session, const mdp_output *output) {
     MDP_TRY(mdp_session_open_outputs_all(session,
                                          &(mdp_results){.is_folder = true, .is_done = is_done, .context = output}));
     if (session->finished) return mdp_ok();
+    MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_hf_all(session, output, &estimate));
+    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written));
     MDP_TRY(mdp_session_open_lines_all(session, &estimate));
     if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();

@@ -239,3 +239,29 @@ mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan 
         "folders accepts; use --format hdf5, --non-uniform pad or per-layer-config, or --budget uniform for the plan.",
         (int)first->n_kept, (long long)first->layer, (int)other->n_kept, (long long)other->layer);
 }
+
+mdp_status mdp_session_check_budget_fits(const mdp_session *session, const mdp_budget_options *budget,
+                                         const mdp_plan *stand_in) {
+    bool decided = budget->budget != MDP_BUDGET_GLOBAL;
+    return decided || mdp_session_unequal(session) != MDP_UNEQUAL_STACKED ? mdp_session_check_uniform(session, stand_in)
+                                                                          : mdp_ok();
+}
+
+/* ---- the result ---------------------------------------------------------------------------------------------- */
+
+mdp_status mdp_session_check_side_files(const mdp_session *session) {
+    const mdp_catalogue *catalogue = session->catalogue;
+    if (session->comm->rank != 0 || catalogue->container == MDP_NATIVE) return mdp_ok();
+    for (int64_t i = 0; i < catalogue->n_side_file; i++) {
+        const char *path = catalogue->files[catalogue->side_files[i].file];
+        int fd = -1;
+        MDP_TRY(mdp_file_open_read(path, &fd));
+        MDP_TRY(mdp_file_close(path, fd));
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_session_check_result(const mdp_session *session) {
+    MDP_TRY(mdp_session_check_side_files(session));
+    return mdp_session_wants_native(session) ? mdp_transform_check_stacks(session->model) : mdp_ok();
+}

@@ -34,5 +34,16 @@ bool mdp_session_wants_hf(const mdp_session *session);
 mdp_unequal mdp_session_unequal(const mdp_session *session);
 /* A Hugging Face folder can hold only layers with equal numbers of experts. Local. MDP_USAGE. */
 mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan *plan);
+/* The same before there is a plan, for any that the budget may lead to; the global budget says only with the scores how
+ * many experts stay where, so there what --non-uniform asks for must be possible. `stand_in` has the numbers that the
+ * others lead to. Local. MDP_USAGE. */
+mdp_status mdp_session_check_budget_fits(const mdp_session *session, const mdp_budget_options *budget,
+                                         const mdp_plan *stand_in);
+/* What else can stand in the way of writing a result, whichever experts stay: side files that cannot be read (rank 0
+ * looks), experts that --format hdf5 cannot stack. Names of tensors are looked at where files are laid out, by
+ * mdp_session_add_writes_all. Local. */
+mdp_status mdp_session_check_result(const mdp_session *session);
+/* The first part of it, for results whose experts are known. */
+mdp_status mdp_session_check_side_files(const mdp_session *session);
 
 #endif

@@ -134,7 +134,7 @@ static mdp_status write_record(const mdp_session *session, const json_t *old, bo
     char *text = NULL, *path = NULL;
     json_t *root = json_pack("{s:s, s:s, s:o}", "format", FORMAT, "version", "1.0", "generations",
                              make_list(session, old, finished));
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the record of the results.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the record of the results.");
     mdp_target target = {.option = "--out", .kind = MDP_TARGET_FILE, .replace = true};
     mdp_status status = mdp_json_print(root, &text);
     json_decref(root);

@@ -68,7 +68,7 @@ static void show_table(const json_t *root) {
 static mdp_status show(const mdp_session *session, double flop_per_second) {
     json_t *root = describe(session, flop_per_second), *families = NULL;
     char *text = NULL;
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the description.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the description.");
     mdp_status status = mdp_ok();
     if (mdp_session_option(session, OPTION_JSON)->flag) {
         status = mdp_families_list(&families);

@@ -130,7 +130,7 @@ static void show_table(const json_t *root) {
 
 /* Rank 0; takes the description over. */
 static mdp_status show(const mdp_session *session, json_t *description) {
-    if (!description) return MDP_ERROR(MDP_INTERNAL, "out of memory for the description.");
+    if (!description) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the description.");
     mdp_status status = mdp_ok();
     if (mdp_session_option(session, OPTION_JSON)->flag) {
         char *text = NULL;

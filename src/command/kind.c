@@ -1,38 +1,28 @@
 /* kind.c - what a file or folder is, told from its content: an HDF5 file by its attribute "format" (tokens files have
  * none), a text file by its JSON. */
 #include "command/kind.h"
+#include "checkpoint/hdf5_read.h"
 
-#include <hdf5.h>
 #include <string.h>
 
-/* The text attribute "format" of the root of an open file; empty when there is none. */
-static void read_format(hid_t file, char out[100]) {
-    out[0] = '\0';
-    if (H5Aexists(file, "format") <= 0) return;
-    hid_t attribute = H5Aopen(file, "format", H5P_DEFAULT);
-    hid_t stored = attribute >= 0 ? H5Aget_type(attribute) : -1;
-    hid_t wanted = H5Tcopy(H5T_C_S1);
-    bool fixed = stored >= 0 && H5Tget_class(stored) == H5T_STRING && H5Tis_variable_str(stored) == 0;
-    if (fixed && H5Tset_size(wanted, 100) >= 0 && H5Tset_cset(wanted, H5Tget_cset(stored)) >= 0 &&
-        H5Aread(attribute, wanted, out) < 0)
-        out[0] = '\0';
-    out[99] = '\0';
-    H5Tclose(wanted);
-    if (stored >= 0) H5Tclose(stored);
-    if (attribute >= 0) H5Aclose(attribute);
+/* By the text attribute "format" of the root; whatever else is there is a file of somebody else's, like one of tokens.
+ */
+static mdp_status find_format(const char *path, hid_t file, mdp_kind *out) {
+    char format[100] = "";
+    if (mdp_hdf5_has_attribute(file, "format")) {
+        mdp_status status = mdp_hdf5_short_attribute(path, "the file", file, "format", format, sizeof format);
+        if (status.code != MDP_OK && status.code != MDP_BAD_INPUT) return status;
+    }
+    *out = strstr(format, "checkpoint") ? MDP_KIND_CHECKPOINT : format[0] ? MDP_KIND_STATS : MDP_KIND_TOKENS;
+    return mdp_ok();
 }
 
 static mdp_status find_hdf5_kind(const char *path, mdp_kind *out) {
-    char format[100];
-    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    if (file < 0)
-        return MDP_ERROR(MDP_BAD_INPUT, "%s: looks like an HDF5 file but cannot be opened; it may be incomplete.",
-                         path);
-    read_format(file, format);
+    hid_t file;
+    MDP_TRY(mdp_hdf5_open(path, "a file of moe-dist-prune", &file));
+    mdp_status status = find_format(path, file, out);
     H5Fclose(file);
-    *out = strstr(format, "checkpoint") ? MDP_KIND_CHECKPOINT : format[0] ? MDP_KIND_STATS : MDP_KIND_TOKENS;
-    return mdp_ok();
+    return status;
 }
 
 /* JSON: a plan, or another document of ours that is shown as it is. */

@@ -154,7 +154,8 @@ static void put_exit_status(FILE *file) {
     } codes[] = {{MDP_OK, "success"},
                  {MDP_USAGE, "the command line is wrong"},
                  {MDP_BAD_INPUT, "a file's content is wrong, or files do not belong together"},
-                 {MDP_INTERNAL, "a fault of the program, or the machine ran out of memory"},
+                 {MDP_INTERNAL, "a fault of the program"},
+                 {MDP_EXHAUSTED, "the machine gives no more memory or threads"},
                  {MDP_CANNOT_CREATE, "an output cannot be created or exists already"},
                  {MDP_IO, "reading or writing failed"},
                  {MDP_STOPPED, "stopped on request"}};

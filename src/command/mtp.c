@@ -16,9 +16,9 @@ mdp_status mdp_session_open_mtp_all(mdp_session *session) {
     return mdp_ok();
 }
 
-/* The criterion that scores their experts. A dry run needs only a number of them, which any choice has. */
-static const mdp_criterion *find_criterion(const mdp_session *session, const mdp_plan *plan) {
-    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_criterion_find("random");
+/* The criterion that scores their experts. */
+static const mdp_criterion *find_criterion(const mdp_plan *plan, bool stand_in) {
+    if (stand_in) return mdp_criterion_find("random");
     const char *method = json_string_value(json_object_get(plan->recipe, "method"));
     const mdp_criterion *criterion = method ? mdp_criterion_find(method) : NULL;
     bool by_weights = criterion && !criterion->needs_stats && !criterion->own_pass &&
@@ -55,10 +55,12 @@ static mdp_status choose(const mdp_session *session, const mdp_criterion *criter
     return status;
 }
 
-mdp_status mdp_session_plan_mtp_all(mdp_session *session, const mdp_plan *plan) {
+mdp_status mdp_session_plan_mtp_all(mdp_session *session, const mdp_plan *plan, bool stand_in) {
     const mdp_model *model = session->mtp_model;
+    mdp_plan_destroy(session->mtp_plan);
+    session->mtp_plan = NULL;
     if (!model || model->n_layer == 0 || model->layers[0].moe.n_expert <= mdp_transform_count(plan)) return mdp_ok();
-    const mdp_criterion *criterion = find_criterion(session, plan);
+    const mdp_criterion *criterion = find_criterion(plan, stand_in);
     mdp_weights *weights = NULL;
     char *text = NULL;
     int64_t n_byte = 0;

@@ -2,8 +2,6 @@
 #include "command/next.h"
 #include "command/feasible.h"
 
-#include <string.h>
-
 /* A path as Python reads it between quotes: like JSON. */
 static mdp_status say_how_to_load(const mdp_session *session, char **out) {
     char *path = NULL;
@@ -14,7 +12,7 @@ static mdp_status say_how_to_load(const mdp_session *session, char **out) {
                                           "AutoModelForCausalLM.from_pretrained(%s)     (transformers; vLLM and "
                                           "llama.cpp load it too)",
                                           text)
-                             : MDP_ERROR(MDP_INTERNAL, "out of memory for the last line.");
+                             : MDP_ERROR(MDP_EXHAUSTED, "out of memory for the last line.");
     mdp_json_free(text);
     json_decref(value);
     mdp_free(path);
@@ -22,15 +20,14 @@ static mdp_status say_how_to_load(const mdp_session *session, char **out) {
 }
 
 static mdp_status say_how_to_export(const mdp_session *session, char **out) {
-    const char *folder = mdp_session_option(session, OPTION_OUT)->text;
-    char *native = NULL, *hf = NULL, *line = NULL;
-    size_t n = strlen(folder);
-    while (n > 1 && folder[n - 1] == '/') n--;
-    mdp_status status = mdp_session_path(session, "model.h5", &native);
-    if (status.code == MDP_OK) status = mdp_format(&hf, "%.*s-hf", (int)n, folder);
+    char *folder = NULL, *native = NULL, *hf = NULL, *line = NULL;
+    mdp_status status = mdp_path_trim(&folder, mdp_session_option(session, OPTION_OUT)->text);
+    if (status.code == MDP_OK) status = mdp_session_path(session, "model.h5", &native);
+    if (status.code == MDP_OK) status = mdp_format(&hf, "%s-hf", folder);
     const char *const words[] = {"moe-dist-prune", "export", "--model", native, "--out", hf};
     if (status.code == MDP_OK) status = mdp_shell_line(6, words, &line);
     if (status.code == MDP_OK) status = mdp_format(out, "%s     (loads in transformers, vLLM, llama.cpp)", line);
+    mdp_free(folder);
     mdp_free(native);
     mdp_free(hf);
     mdp_free(line);

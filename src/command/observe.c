@@ -47,6 +47,7 @@ mdp_status mdp_command_observe_all(mdp_session *session) {
     MDP_TRY(mdp_session_weigh_all(
         session, mdp_stats_memory(session->model, session->tokens->n_category, session->layout->size)));
     MDP_TRY(mdp_session_add_pass_all(session, "observe", session->tokens, (mdp_pass){.n_stream = 1}, &estimate));
+    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     estimate.bytes_written = estimate_stats(session);
     /* Sums are as large in a resume point as in the file; there may be two points beside it. */
     MDP_TRY(mdp_session_check_room_all(session, 3 * estimate.bytes_written + estimate.bytes_saved));

@@ -46,14 +46,40 @@ mdp_status mdp_session_check_node(const mdp_session *session, int64_t memory) {
     return check_memory(session->comm, memory - session->at_start, instead);
 }
 
+void mdp_estimate_note_shortage(mdp_estimate *estimate, mdp_shortage shortage) {
+    mdp_shortage *most = &estimate->shortage;
+    bool first = most->need == 0, none = !first && (most->n_rank == 0 || shortage.n_rank == 0);
+    int n_rank = none ? 0 : shortage.n_rank > most->n_rank ? shortage.n_rank : most->n_rank;
+    if (shortage.need > most->need) *most = shortage;
+    most->n_rank = n_rank;
+}
+
+mdp_status mdp_session_check_memory(const mdp_session *session, const mdp_estimate *estimate) {
+    const mdp_shortage *most = &estimate->shortage;
+    mdp_forward_options options = mdp_session_forward_options(session);
+    char given[32], need[32];
+    if (most->need == 0) return mdp_ok();
+    if (!most->writing) return mdp_forward_too_little(session->layout, &most->pass, &options, most->need, most->n_rank);
+    return MDP_ERROR(MDP_USAGE,
+                     "--memory %s is too little: %s a rank are needed to write the result. Give --memory %lld.",
+                     mdp_print_bytes(given, options.memory), mdp_print_bytes(need, most->need),
+                     (long long)mdp_memory_to_give(most->need));
+}
+
 static mdp_status cost_of(const mdp_session *session, const mdp_tokens *tokens, const mdp_pass *pass,
-                          mdp_forward_cost *cost) {
+                          mdp_forward_cost *cost, mdp_estimate *estimate) {
     mdp_forward_options options = mdp_session_forward_options(session);
     MDP_TRY(mdp_forward_cost_of(session->layout, session->model, tokens, pass, &options, cost));
-    return mdp_session_check_node(session, cost->memory);
+    if (cost->fits) return mdp_session_check_node(session, cost->memory);
+    mdp_shortage shortage = {.need = cost->memory, .pass = *pass};
+    MDP_TRY(mdp_forward_find_ranks(session->layout, session->model, tokens, pass, &options, cost->batch_tokens,
+                                   &shortage.n_rank));
+    mdp_estimate_note_shortage(estimate, shortage);
+    return mdp_ok();
 }
 
 mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte) {
+    session->held = n_byte;
     session->beside = n_byte + LIBRARY_BYTE + session->n_thread * THREAD_BYTE;
     session->at_start = mdp_memory_share(session->layout->node_size);
     return mdp_max_i64_all(session->comm, &session->at_start, 1);
@@ -74,7 +100,7 @@ static mdp_status add_costs(const mdp_session *session, const char *name, int64_
         json_pack("{s:s, s:I, s:o, s:o, s:o}", "pass", name, "bytes_read", (json_int_t)bytes_stored, "all_ranks",
                   describe_cost(total), "least_of_a_rank", describe_cost(least), "most_of_a_rank", describe_cost(most));
     if (json_array_append_new(session->foretold, pass) != 0)
-        return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+        return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the estimate.");
     mdp_rank_cost_add(total, &estimate->total);
     mdp_rank_cost_add(least, &estimate->least);
     mdp_rank_cost_add(most, &estimate->most);
@@ -85,7 +111,7 @@ static mdp_status add_costs(const mdp_session *session, const char *name, int64_
 /* Foretell a pass and add it. Local. */
 static mdp_status add_pass(const mdp_session *session, const char *name, const mdp_tokens *tokens, const mdp_pass *pass,
                            mdp_forward_cost *cost, mdp_estimate *estimate) {
-    MDP_TRY(cost_of(session, tokens, pass, cost));
+    MDP_TRY(cost_of(session, tokens, pass, cost, estimate));
     return add_costs(session, name, cost->bytes_stored, &cost->total, &cost->least, &cost->most, estimate);
 }
 
@@ -116,11 +142,6 @@ mdp_status mdp_session_add_shares(const mdp_session *session, const char *name, 
     mdp_free(ranks);
     estimate->bytes_written += total.bytes_written;
     return add_costs(session, name, total.bytes_read, &total, &least, &most, estimate);
-}
-
-void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte) {
-    estimate->bytes_read += n_byte;
-    estimate->bytes_written += n_byte;
 }
 
 static mdp_status find_speed_all(const mdp_session *session, mdp_estimate *estimate) {
@@ -302,7 +323,7 @@ static mdp_status print_json(const mdp_session *session, const mdp_estimate *est
                   "batch_tokens", (json_int_t)estimate->batch_tokens, "n_batches", (json_int_t)estimate->n_batch,
                   "all_ranks", describe_cost(&estimate->total), "least_of_a_rank", describe_cost(&estimate->least),
                   "most_of_a_rank", describe_cost(&estimate->most), "passes", session->foretold);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the estimate.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

@@ -4,6 +4,14 @@
 
 #include "command/session.h"
 
+/* What --memory does not allow: the most that any step of a command cannot do without. */
+typedef struct mdp_shortage {
+    int64_t need; /* bytes of a rank; 0: --memory suffices */
+    bool writing; /* the step is writing, else the pass */
+    mdp_pass pass;
+    int n_rank; /* with so many ranks every pass would have enough, 0: with none */
+} mdp_shortage;
+
 /* What all passes of a command take together. */
 typedef struct mdp_estimate {
     const char *phase;         /* name of the plan line: what will be done */
@@ -16,23 +24,26 @@ typedef struct mdp_estimate {
     int64_t bytes_written;     /* all ranks */
     int64_t bytes_saved;       /* the largest resume point, and the one that it takes the place of */
     double flop_per_second;    /* all ranks; 0: neither measured nor given */
+    mdp_shortage shortage;
 } mdp_estimate;
 
 /* Note what the largest rank holds by now, and that n_byte more will be held beside the engine. When everything is
  * open, before the first pass is added. Collective. */
 mdp_status mdp_session_weigh_all(mdp_session *session, int64_t n_byte);
-/* Add a forward pass over `tokens`, known as `name`. Refuses what does not fit --memory or this node's free memory.
- * Collective. */
+/* Add a forward pass over `tokens`, known as `name`. Refuses what does not fit this node's free memory; what does not
+ * fit --memory is noted. Collective. */
 mdp_status mdp_session_add_pass_all(const mdp_session *session, const char *name, const mdp_tokens *tokens,
                                     mdp_pass pass, mdp_estimate *estimate);
 /* Files that hold weights: all but the side files of a Hugging Face folder. */
 int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue);
 
-/* Add a copy of n_byte bytes from the model to a result. */
-void mdp_estimate_add_copy(mdp_estimate *estimate, int64_t n_byte);
 /* Add the writing of a result by the ranks of the layout, known as `name`: shares [session->layout->size]. Local. */
 mdp_status mdp_session_add_shares(const mdp_session *session, const char *name, const mdp_write_share *shares,
                                   mdp_estimate *estimate);
+/* Note a step that needs more than --memory allows. Local. */
+void mdp_estimate_note_shortage(mdp_estimate *estimate, mdp_shortage shortage);
+/* When all steps are added: refuse a --memory that is too little for any, with one that suffices for all. Local. */
+mdp_status mdp_session_check_memory(const mdp_session *session, const mdp_estimate *estimate);
 /* Refuse what the ranks of this node cannot have. Local. */
 mdp_status mdp_session_check_node(const mdp_session *session, int64_t memory);
 /* Speed by --gflops-per-rank, or measured when it is a dry run or a long one; then the opening lines: on stdout for a

@@ -107,11 +107,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                       .help = "multiple-choice items (.h5) that original and pruned model answer",
                       .commands = COMMAND_RUN | COMMAND_EVAL,
                       .reads = true},
-    [OPTION_CATEGORIES] = {.name = "categories",
-                           .type = MDP_OPTION_TEXT,
-                           .value = "A,B:2,...",
-                           .help = "only these categories of the text; run and plan: with weights in the choice",
-                           .commands = FORWARD | COMMAND_PLAN | COMMAND_VERIFY},
+    [OPTION_CATEGORIES] =
+        {.name = "categories",
+         .type = MDP_OPTION_TEXT,
+         .value = "A,B:2,...",
+         .help = "only these categories of the text; run and plan: with weights in the choice; \\, and \\: stand "
+                 "for a comma and a colon in a name",
+         .commands = FORWARD | COMMAND_PLAN | COMMAND_VERIFY},
     [OPTION_STATS] = {.name = "stats",
                       .type = MDP_OPTION_TEXT_LIST,
                       .value = "FILE[:WEIGHT]",

@@ -12,6 +12,8 @@
 
 #define MAX_DOCUMENT (INT64_C(1) << 30)
 #define CONFIG_NAME "effective-config.json"
+#define BESIDE_BYTE 32 /* a name beside the output is longer by fewer: .profile.json.partial */
+#define BELOW_BYTE 128 /* and a path, but for the name again: .state/making.X/NAME.partial/model-00001-of-00002.... */
 
 static const char *out_of(const mdp_session *session) {
     return mdp_session_option(session, OPTION_OUT)->text;
@@ -19,6 +21,42 @@ static const char *out_of(const mdp_session *session) {
 
 static bool is_dry(const mdp_session *session) {
     return mdp_session_option(session, OPTION_DRY_RUN)->flag;
+}
+
+/* ---- names ------------------------------------------------------------------------------------------------------- */
+
+/* Can there be a file or folder of this name, and beside and below it what has longer names? */
+static mdp_status check_length(const char *path) {
+    char *folder = NULL;
+    MDP_TRY(mdp_path_folder(&folder, path));
+    long most_name = pathconf(folder, _PC_NAME_MAX), most_path = pathconf(folder, _PC_PATH_MAX);
+    mdp_free(folder);
+    long n_path = (long)strlen(path), n_name = (long)strlen(mdp_path_name(path));
+    most_name -= BESIDE_BYTE;
+    most_path -= BELOW_BYTE + n_name;
+    if ((most_name <= 0 || n_name <= most_name) && (most_path <= 0 || n_path <= most_path)) return mdp_ok();
+    return MDP_ERROR(MDP_CANNOT_CREATE,
+                     "the output %.100s... has a name of %ld bytes in a path of %ld; with what is written beside and "
+                     "below it, at most %ld and %ld are possible there. Give another --out.",
+                     path, n_name, n_path, most_name, most_path);
+}
+
+/* `path` as it was given: slashes at its end say that a folder is meant. */
+static mdp_status check_name(const mdp_session *session, const char *path, bool is_folder) {
+    char *trimmed = NULL;
+    MDP_TRY(mdp_path_trim(&trimmed, path));
+    mdp_status status = check_length(trimmed);
+    bool folder_meant = strcmp(trimmed, path) != 0 || mdp_path_is_folder(path);
+    mdp_free(trimmed);
+    if (status.code != MDP_OK || is_folder || !folder_meant) return status;
+    return MDP_ERROR(MDP_CANNOT_CREATE, "%.600s names a folder, the output of %s is a file; name that.", path,
+                     session->options->command);
+}
+
+static mdp_status check_names(const mdp_session *session, bool is_folder) {
+    const mdp_option_value *dump = mdp_session_option(session, OPTION_DUMP);
+    MDP_TRY(check_name(session, out_of(session), is_folder));
+    return dump->present ? check_name(session, dump->text, false) : mdp_ok();
 }
 
 /* ---- lists ------------------------------------------------------------------------------------------------------- */
@@ -166,6 +204,7 @@ static mdp_status list_and_check(mdp_session *session, const mdp_results *result
     mdp_generation own = {false, false};
     if (results->members && mdp_path_exists(out) && !mdp_path_is_folder(out))
         return MDP_ERROR(MDP_CANNOT_CREATE, "%s: is not a folder; --out names the folder for the results.", out);
+    MDP_TRY(check_names(session, results->members || results->is_folder));
     MDP_TRY(list_all(session, results, &own));
     MDP_TRY(mdp_places_check_apart(&session->places));
     return check_room(session, 0);

@@ -5,7 +5,6 @@
 #include "command/feasible.h"
 #include "command/outputs.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,11 +64,10 @@ static mdp_status split_weight(const char *text, char **path, double *weight) {
     char *end = NULL;
     *weight = 1.0;
     if (!colon || mdp_path_exists(text)) return mdp_copy_text(path, text);
-    double value = strtod(colon + 1, &end);
+    (void)strtod(colon + 1, &end);
     if (end == colon + 1 || *end != '\0') return mdp_copy_text(path, text);
-    if (!isfinite(value) || value <= 0.0)
-        return MDP_ERROR(MDP_USAGE, "--stats %s: the weight must be a positive number.", text);
-    *weight = value;
+    if (!mdp_parse_positive(colon + 1, end, weight))
+        return MDP_ERROR(MDP_USAGE, "--stats %s: the weight must be a positive number (1e-12 to 1e12).", text);
     return mdp_format(path, "%.*s", (int)(colon - text), text);
 }
 
@@ -121,6 +119,7 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
     mdp_plan *plan = NULL;
     char *text = NULL;
     MDP_TRY(mdp_session_decide_all(session, stats, budget, (mdp_round){0, NULL}, &plan, &text));
+    mdp_session_tell_unseen(session, plan);
     mdp_status status = mdp_session_put_text_all(session, NULL, text);
     if (status.code == MDP_OK)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: %lld layers, %s", path, (long long)plan->n_layer,

@@ -6,9 +6,9 @@
 #include "command/continue.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/foresee.h"
 #include "command/mtp.h"
 #include "command/next.h"
-#include "command/opening.h"
 #include "command/write.h"
 #include "mdp/report.h"
 
@@ -17,6 +17,7 @@
 /* What the steps make, one after the other. */
 typedef struct products {
     mdp_budget_options budget;
+    int64_t n_round;
     mdp_stats *stats;
     mdp_plan *plan;
     char *plan_text;
@@ -36,22 +37,13 @@ static void free_products(products *made) {
     mdp_evaluation_destroy(made->evaluation);
 }
 
-static const mdp_criterion *criterion_of(const mdp_session *session) {
-    return mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
-}
-
-static bool evaluates(const mdp_session *session) {
-    return mdp_session_option(session, OPTION_EVAL_TOKENS)->present ||
-           mdp_session_option(session, OPTION_TASKS)->present;
-}
-
 /* ---- before anything heavy ----------------------------------------------------------------------------------- */
 
 /* Everything beside run.log and effective-config.json. */
 static mdp_status open_outputs_all(mdp_session *session) {
     const char *names[8] = {"stats.h5", "plan.json", "report.json", "report.html"};
     int n = 4;
-    if (evaluates(session)) names[n++] = "eval.json";
+    if (mdp_session_evaluates(session)) names[n++] = "eval.json";
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
     return mdp_session_open_outputs_all(session, &(mdp_results){.members = names});
@@ -59,7 +51,7 @@ static mdp_status open_outputs_all(mdp_session *session) {
 
 /* Rounds are for criteria that see what is left; vectors are read back from stats.h5, which is that of the first. */
 static mdp_status check_rounds(const mdp_session *session) {
-    const mdp_criterion *criterion = criterion_of(session);
+    const mdp_criterion *criterion = mdp_session_criterion(session);
     if (mdp_session_option(session, OPTION_ROUNDS)->integer <= 1) return mdp_ok();
     if (!criterion->needs_stats || criterion->needs_vectors)
         return MDP_ERROR(
@@ -70,14 +62,10 @@ static mdp_status check_rounds(const mdp_session *session) {
     return mdp_ok();
 }
 
-static bool propagates(const mdp_session *session) {
-    return mdp_session_option(session, OPTION_PROPAGATE)->integer == PROPAGATE_PRUNED;
-}
-
 /* A layer is decided before the next is seen. */
 static mdp_status check_propagation(const mdp_session *session) {
-    const mdp_criterion *criterion = criterion_of(session);
-    if (!propagates(session)) return mdp_ok();
+    const mdp_criterion *criterion = mdp_session_criterion(session);
+    if (!mdp_session_propagates(session)) return mdp_ok();
     if (!criterion->needs_stats || criterion->needs_vectors)
         return MDP_ERROR(MDP_USAGE,
                          "--propagate pruned changes what layers see, which changes nothing for method '%s' or cannot "
@@ -110,6 +98,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
+    MDP_TRY(mdp_session_read_routers_all(session));
     MDP_TRY(mdp_session_choose_compute_all(session, true));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
     if (renumbers(session, &made->budget)) MDP_TRY(mdp_session_check_names_all(session));
@@ -122,108 +111,36 @@ static mdp_status open_all(mdp_session *session, products *made) {
 }
 
 static const char *name_phases(const mdp_session *session) {
-    if (propagates(session))
-        return evaluates(session) ? "observe (experts twice, for --propagate pruned), eval"
-                                  : "observe (experts twice, for --propagate pruned)";
-    return evaluates(session) ? "observe, eval" : "observe";
+    if (mdp_session_propagates(session))
+        return mdp_session_evaluates(session) ? "observe (experts twice, for --propagate pruned), eval"
+                                              : "observe (experts twice, for --propagate pruned)";
+    return mdp_session_evaluates(session) ? "observe, eval" : "observe";
 }
 
-/* Each layer as it will be by a budget, though nobody knows which of its experts stay. */
-static mdp_status assume_view(const mdp_session *session, const mdp_budget_options *budget, mdp_view **out) {
-    const mdp_model *model = session->model;
-    bool zero = mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer == MDP_ROUTE_ZERO;
-    int64_t n = mdp_census_of_model(model).n_layer, first = 0;
-    mdp_budget_layer *layers = NULL;
-    int32_t *count = NULL;
-    MDP_TRY(mdp_transform_view_new(model, out));
-    mdp_status status = mdp_session_list_layers(model, NULL, n, &layers);
-    if (status.code == MDP_OK) status = MDP_ALLOC(&count, n, "experts that stay");
-    for (int64_t i = 0; status.code == MDP_OK && i < n; i++) count[i] = budget->keep;
-    if (status.code == MDP_OK) status = mdp_budget_counts(layers, n, budget, count);
-    for (int64_t i = 0; status.code == MDP_OK && i < n; i++) {
-        const mdp_moe *moe = &model->layers[layers[i].layer].moe;
-        for (int32_t e = 0; e < moe->n_expert; e++) {
-            (*out)->memory[first + e] = e;
-            (*out)->zeros[first + e] = zero && e >= count[i];
-        }
-        (*out)->layers[layers[i].layer] = (mdp_layer_view){.n_expert = zero ? moe->n_expert : count[i],
-                                                           .top_k = budget->top_k > 0 ? budget->top_k : moe->top_k,
-                                                           .source = (*out)->memory + first,
-                                                           .zero = (*out)->zeros + first};
-        first += moe->n_expert;
-    }
-    mdp_free(layers);
-    mdp_free(count);
-    return status;
-}
-
-static int64_t count_rounds(const mdp_session *session) {
-    return mdp_session_option(session, OPTION_ROUNDS)->integer;
-}
-
-/* The layers as they will be when so many rounds have decided. Local. */
-static mdp_status assume_round(const mdp_session *session, const mdp_budget_options *whole, int64_t round,
-                               mdp_view **out) {
+/* Rounds beyond one for each expert that goes would observe for nothing. Local. */
+static mdp_status count_rounds(const mdp_session *session, products *made) {
     int64_t n = mdp_census_of_model(session->model).n_layer;
+    int64_t asked = mdp_session_option(session, OPTION_ROUNDS)->integer;
     mdp_budget_layer *layers = NULL;
-    mdp_keep_entry *list = NULL;
-    mdp_status status = mdp_session_list_layers(session->model, NULL, n, &layers);
-    if (status.code == MDP_OK) status = MDP_ALLOC(&list, n, "the list of a budget");
-    if (status.code == MDP_OK) {
-        mdp_budget_options budget = mdp_budget_of_round(layers, n, whole, round, count_rounds(session), list);
-        status = assume_view(session, &budget, out);
-    }
+    MDP_TRY(mdp_session_list_layers(session->model, NULL, n, &layers));
+    made->n_round = mdp_budget_rounds(layers, n, &made->budget, asked);
     mdp_free(layers);
-    mdp_free(list);
-    return status;
-}
-
-/* What a round after the first observes: what the ones before it leave. Collective. */
-static mdp_status add_round_all(mdp_session *session, const mdp_budget_options *budget, int64_t round,
-                                mdp_estimate *estimate) {
-    char name[64];
-    mdp_view *view = NULL;
-    mdp_status status = mdp_agree_all(session->comm, assume_round(session, budget, round, &view));
-    const mdp_view *views[1] = {view};
-    snprintf(name, sizeof name, "observe, round %lld of %lld", (long long)round + 1, (long long)count_rounds(session));
-    if (status.code == MDP_OK)
-        status = mdp_session_add_pass_all(session, name, session->tokens, (mdp_pass){.n_stream = 1, .views = views},
-                                          estimate);
-    mdp_view_destroy(view);
-    return status;
-}
-
-/* All forward passes, by what the model will be in them. Collective. */
-static mdp_status add_passes_all(mdp_session *session, const mdp_budget_options *budget, const mdp_view *view,
-                                 mdp_estimate *estimate) {
-    const mdp_view *views[2] = {NULL, view}, *pruned[1] = {view};
-    mdp_pass observe = {.n_stream = 1, .redo_block = propagates(session), .views = propagates(session) ? pruned : NULL};
-    mdp_pass both = {.n_stream = 2, .with_head = true, .views = views}; /* original and pruned */
-    MDP_TRY(mdp_session_add_pass_all(session, "observe", session->tokens, observe, estimate));
-    for (int64_t r = 1; r < count_rounds(session); r++) MDP_TRY(add_round_all(session, budget, r, estimate));
-    if (criterion_of(session)->own_pass)
-        MDP_TRY(mdp_session_add_pass_all(session, criterion_of(session)->name, session->tokens,
-                                         (mdp_pass){.n_stream = 1}, estimate));
-    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, "eval", session->eval_tokens, both, estimate));
-    return session->tasks ? mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, both, estimate)
-                          : mdp_ok();
+    if (made->n_round < asked)
+        mdp_log_message(session->log, MDP_LEVEL_INFO,
+                        "--rounds %lld: %lld are enough to remove experts one by one (or in their multiples)",
+                        (long long)asked, (long long)made->n_round);
+    return mdp_ok();
 }
 
 static mdp_status prepare_all(mdp_session *session, products *made) {
     mdp_estimate estimate = {.phase = name_phases(session)};
-    mdp_view *view = NULL;
     MDP_TRY(open_all(session, made));
+    MDP_AGREE(session->comm, count_rounds(session, made));
     MDP_TRY(open_outputs_all(session));
     if (session->finished) return mdp_ok();
-    int64_t result_byte = mdp_transform_estimate(session->model, session->mtp_model, made->budget.keep);
-    int n_container = mdp_session_wants_native(session) + mdp_session_wants_hf(session);
     MDP_TRY(mdp_session_weigh_all(
         session, mdp_stats_memory(session->model, session->tokens->n_category, session->layout->size)));
-    mdp_status status = mdp_agree_all(session->comm, assume_view(session, &made->budget, &view));
-    if (status.code == MDP_OK) status = add_passes_all(session, &made->budget, view, &estimate);
-    mdp_view_destroy(view);
-    MDP_TRY(status);
-    for (int i = 0; i < n_container; i++) mdp_estimate_add_copy(&estimate, result_byte);
+    MDP_TRY(mdp_session_foresee_all(session, &made->budget, made->n_round, &estimate));
     /* Sums are as large in a resume point as in stats.h5; there may be two points beside it. */
     int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category);
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written + estimate.bytes_saved + 3 * stats_byte));
@@ -238,7 +155,7 @@ static mdp_status write_stats_all(mdp_session *session, mdp_stats *stats) {
     char *path = NULL;
     mdp_status status = mdp_agree_all(session->comm, mdp_session_make_path(session, "stats.h5", &path));
     if (status.code == MDP_OK) status = mdp_stats_write_all(session->comm, stats, path);
-    if (status.code == MDP_OK && criterion_of(session)->needs_vectors) {
+    if (status.code == MDP_OK && mdp_session_criterion(session)->needs_vectors) {
         if (session->comm->rank == 0) status = mdp_stats_read_vectors(path, stats);
         status = mdp_agree_all(session->comm, status);
     }
@@ -281,12 +198,14 @@ static mdp_status observe_pruned_all(mdp_session *session, products *made) {
 
 static mdp_status observe_all(mdp_session *session, products *made) {
     mdp_forward_options options = mdp_session_forward_options(session);
-    if (propagates(session))
+    if (mdp_session_propagates(session))
         MDP_TRY(observe_pruned_all(session, made));
     else
         MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options,
                                 &made->stats));
-    return write_stats_all(session, made->stats);
+    MDP_TRY(write_stats_all(session, made->stats));
+    session->stats_made = true;
+    return mdp_ok();
 }
 
 /* The described result and its view. Local. */
@@ -307,7 +226,7 @@ static mdp_status transform(const mdp_session *session, products *made) {
 /* One round after the first: what the plan of the round before leaves is observed, and more of it removed. */
 static mdp_status go_on_all(mdp_session *session, const mdp_budget_options *budget, products *made) {
     mdp_forward_options options = mdp_session_forward_options(session);
-    mdp_round round = {.n = count_rounds(session), .previous = made->plan};
+    mdp_round round = {.n = made->n_round, .previous = made->plan};
     mdp_view *view = NULL;
     mdp_stats *stats = NULL;
     mdp_plan *plan = NULL;
@@ -330,7 +249,7 @@ static mdp_status go_on_all(mdp_session *session, const mdp_budget_options *budg
 /* Every round decides by its own share of the budget. */
 static mdp_status rounds_all(mdp_session *session, const mdp_budget_layer *layers, int64_t n_layer,
                              mdp_keep_entry *list, products *made) {
-    int64_t n_round = count_rounds(session);
+    int64_t n_round = made->n_round;
     for (int64_t r = 1; r <= n_round; r++) {
         mdp_budget_options budget = mdp_budget_of_round(layers, n_layer, &made->budget, r, n_round, list);
         if (n_round > 1)
@@ -356,7 +275,9 @@ static mdp_status decide_all(mdp_session *session, products *made) {
     mdp_free(list);
     MDP_TRY(status);
     MDP_TRY(mdp_session_put_text_all(session, "plan.json", made->plan_text));
-    MDP_TRY(mdp_session_plan_mtp_all(session, made->plan));
+    session->plan_made = true;
+    mdp_session_tell_unseen(session, made->plan);
+    MDP_TRY(mdp_session_plan_mtp_all(session, made->plan, false));
     return mdp_agree_all(session->comm, transform(session, made));
 }
 
@@ -364,7 +285,7 @@ static mdp_status decide_all(mdp_session *session, products *made) {
 static mdp_status evaluate_all(mdp_session *session, products *made) {
     mdp_forward_options options = mdp_session_forward_options(session);
     char *plan_path = NULL, *text = NULL;
-    if (!evaluates(session)) return mdp_ok();
+    if (!mdp_session_evaluates(session)) return mdp_ok();
     mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "plan.json", &plan_path));
     mdp_eval_request requests[2] = {{.name = "original"}, {.name = "pruned", .plan = plan_path, .view = made->view}};
     if (status.code == MDP_OK)
@@ -397,7 +318,7 @@ static mdp_status name_results(const mdp_session *session, paths *out) {
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
     names[n++] = "plan.json";
     names[n++] = "stats.h5";
-    if (evaluates(session)) names[n++] = "eval.json";
+    if (mdp_session_evaluates(session)) names[n++] = "eval.json";
     names[n++] = "report.json";
     names[n++] = "report.html";
     for (int i = 0; i < n; i++) {
@@ -476,7 +397,7 @@ static mdp_status perform_all(mdp_session *session, products *made) {
     MDP_TRY(decide_all(session, made));
     end_phase(session, made, "plan");
     MDP_TRY(evaluate_all(session, made));
-    if (evaluates(session)) end_phase(session, made, "evaluate");
+    if (mdp_session_evaluates(session)) end_phase(session, made, "evaluate");
     MDP_TRY(mdp_session_write_all(session, made->plan, made->output));
     end_phase(session, made, "write");
     return report_all(session, made);

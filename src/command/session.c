@@ -53,21 +53,20 @@ static mdp_status start(mdp_session *session) {
     MDP_TRY(mdp_blas_start());
     if (session->recipe) mdp_log_message(session->log, MDP_LEVEL_INFO, "%s", session->recipe);
     session->foretold = json_array();
-    if (!session->foretold) return MDP_ERROR(MDP_INTERNAL, "out of memory for the estimate.");
+    if (!session->foretold) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the estimate.");
     if (!mdp_session_option(session, OPTION_PROFILE)->flag) return mdp_ok();
     session->profiles = json_array();
-    return session->profiles ? mdp_ok() : MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    return session->profiles ? mdp_ok() : MDP_ERROR(MDP_EXHAUSTED, "out of memory for the profile.");
 }
 
 mdp_status mdp_session_start_all(mdp_session *session) {
     MDP_AGREE(session->comm, configure_faults(session));
     MDP_AGREE(session->comm, start(session));
     const mdp_option_value *threads = mdp_session_option(session, OPTION_THREADS);
-    if (threads->present) {
-        session->n_thread = (int)threads->integer;
-        return mdp_ok();
-    }
-    return mdp_threads_default_all(session->comm, &session->n_thread);
+    session->n_thread = (int)threads->integer;
+    if (!threads->present) MDP_TRY(mdp_threads_default_all(session->comm, &session->n_thread));
+    bool computes = (mdp_option_table[OPTION_THREADS].commands & session->options->bit) != 0;
+    return computes ? mdp_threads_start_all(session->comm, session->n_thread) : mdp_ok();
 }
 
 void mdp_session_close(mdp_session *session, bool failed) {
@@ -83,6 +82,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_reader_destroy(session->reader);
     mdp_plan_destroy(session->mtp_plan);
     mdp_model_destroy(session->mtp_model);
+    mdp_weights_destroy(session->routers);
     mdp_model_destroy(session->model);
     mdp_catalogue_destroy(session->catalogue);
     mdp_catalogue_destroy(session->pretrained);
@@ -115,10 +115,27 @@ static mdp_status note_checksums_all(const mdp_session *session) {
     return mdp_ok();
 }
 
+/* Loaders differ in which of two ways to the weights they take. Rank 0; failing to look is not worth an error. */
+static void warn_of_two_ways(const mdp_session *session) {
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
+    bool both = session->comm->rank == 0 && session->catalogue->container == MDP_HF_FOLDER;
+    for (int i = 0; i < 2 && both; i++) {
+        char *path = NULL;
+        both = mdp_path_join(&path, session->catalogue->path, names[i]).code == MDP_OK && mdp_path_exists(path);
+        mdp_free(path);
+    }
+    if (both)
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "%s holds both %s and %s; the former alone is read, as transformers does, and the shards are "
+                        "not; remove the one that does not belong there",
+                        session->catalogue->path, names[0], names[1]);
+}
+
 mdp_status mdp_session_open_model_all(mdp_session *session) {
     const char *path = mdp_session_option(session, OPTION_MODEL)->text;
     bool copies = (session->options->bit & (COMMAND_RUN | COMMAND_APPLY | COMMAND_EXPORT)) != 0;
     MDP_TRY(mdp_catalogue_open_all(session->comm, path, &session->catalogue));
+    warn_of_two_ways(session);
     if (copies) MDP_TRY(note_checksums_all(session));
     if (copies && session->catalogue->left_out)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: not for the result: %s", path, session->catalogue->left_out);
@@ -142,6 +159,24 @@ static mdp_status category_names(const mdp_session *session, const char *categor
     return mdp_category_names(categories, names);
 }
 
+/* Texts too long to be computed are refused; beyond what positions were trained for the model computes, but badly. */
+static mdp_status check_lengths(const mdp_session *session, const mdp_tokens *tokens) {
+    int64_t longest = 0, most = session->model->max_position;
+    char found[32], trained[32];
+    for (int64_t s = 0; s < tokens->n_sequence; s++) {
+        int64_t length = tokens->offset[s + 1] - tokens->offset[s];
+        longest = length > longest ? length : longest;
+    }
+    mdp_status status = mdp_engine_check_length(session->model, longest);
+    if (status.code != MDP_OK) return MDP_ERROR(status.code, "%s: %s", tokens->path, status.text);
+    if (longest > most)
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "%s: the longest sequence has %s tokens, the model is made for positions up to %s "
+                        "(max_position_embeddings); cut the text shorter, or trust no number of it",
+                        tokens->path, mdp_print_count(found, longest), mdp_print_count(trained, most));
+    return mdp_ok();
+}
+
 mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, const char *categories,
                                        mdp_tokens **out) {
     char *names = NULL;
@@ -150,13 +185,15 @@ mdp_status mdp_session_open_tokens_all(mdp_session *session, const char *path, c
     if (status.code == MDP_OK)
         status = mdp_tokens_open_all(session->comm, path, names, session->model->vocab_size, out);
     mdp_free(names);
-    return status;
+    MDP_TRY(status);
+    return mdp_agree_all(session->comm, check_lengths(session, *out));
 }
 
 mdp_status mdp_session_open_tasks_all(mdp_session *session) {
     const mdp_option_value *path = mdp_session_option(session, OPTION_TASKS);
     if (!path->present) return mdp_ok();
-    return mdp_tasks_open_all(session->comm, path->text, session->model->vocab_size, &session->tasks);
+    MDP_TRY(mdp_tasks_open_all(session->comm, path->text, session->model->vocab_size, &session->tasks));
+    return mdp_agree_all(session->comm, check_lengths(session, session->tasks->tokens));
 }
 
 mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, char **text, int64_t *n_byte) {
@@ -174,7 +211,7 @@ static mdp_status parse_plan(const mdp_session *session, const char *text, int64
                              mdp_plan **out) {
     MDP_TRY(mdp_plan_parse(text, n_byte, path, out));
     MDP_TRY(mdp_plan_check(*out, session->model));
-    return session->comm->rank == 0 ? mdp_plan_check_arrays(*out) : mdp_ok();
+    return mdp_plan_check_arrays(*out, session->comm->rank, session->comm->size);
 }
 
 mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, mdp_replaced **replaced,
@@ -221,7 +258,7 @@ mdp_status mdp_session_path(const mdp_session *session, const char *name, char *
 static mdp_status print_profiles(const mdp_session *session, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:O}", "format", "moe-dist-prune profile", "version", "1.0",
                              "threads", session->n_thread, "blas", session->compute, "passes", session->profiles);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the profile.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

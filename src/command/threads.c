@@ -2,13 +2,87 @@
 #include "command/threads.h"
 #include "mdp/engine.h"
 
+#include <limits.h>
 #include <math.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #define MAX_THREAD 1024
 #define MEASURE_SECONDS 1.0
 #define MEASURE_WIDTH 1024 /* inner dimension of the measured product */
+
+/* ---- before the start ---------------------------------------------------------------------------------------- */
+
+void mdp_threads_prepare(char **words) {
+    char program[PATH_MAX];
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program);
+    if (n < 0 || n == sizeof program) return;
+    program[n] = '\0';
+    if (setenv("OMP_WAIT_POLICY", "passive", 0) != 0 || setenv("OPENBLAS_NUM_THREADS", "1", 0) != 0) return;
+    execv(program, words); /* returns where it is not possible: then as it is */
+}
+
+/* ---- start --------------------------------------------------------------------------------------------------- */
+
+typedef struct gate {
+    pthread_mutex_t lock;
+    pthread_cond_t moved;
+    bool open;
+} gate;
+
+static void *wait_at(void *context) {
+    gate *g = context;
+    pthread_mutex_lock(&g->lock);
+    while (!g->open) pthread_cond_wait(&g->moved, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    return NULL;
+}
+
+/* Can n threads live at once beside this one? The OpenMP library would end the process where they cannot. */
+static mdp_status try_threads(int n) {
+    gate g = {.lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER};
+    pthread_t *threads = NULL;
+    int n_started = 0, code = 0;
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "start threads"));
+    MDP_TRY(MDP_ALLOC(&threads, n, "threads"));
+    for (; n_started < n && code == 0; n_started += code == 0)
+        code = pthread_create(&threads[n_started], NULL, wait_at, &g);
+    pthread_mutex_lock(&g.lock);
+    g.open = true;
+    pthread_cond_broadcast(&g.moved);
+    pthread_mutex_unlock(&g.lock);
+    for (int i = 0; i < n_started; i++) pthread_join(threads[i], NULL);
+    mdp_free(threads);
+    if (code == 0) return mdp_ok();
+    return MDP_ERROR(MDP_EXHAUSTED,
+                     "a rank was to have %d threads and can have %d: %s. Raise the limit (ulimit -u or -v, or that of "
+                     "the batch system), or use fewer (--threads).",
+                     n + 1, n_started + 1, strerror(code));
+}
+
+static mdp_status start_threads(int n_thread) {
+    int n_here = 0;
+    if (n_thread > 1) MDP_TRY(try_threads(n_thread - 1));
+#pragma omp parallel num_threads(n_thread)
+    {
+#pragma omp atomic
+        n_here++;
+    }
+    if (n_here != n_thread)
+        return MDP_ERROR(MDP_EXHAUSTED,
+                         "a rank was to have %d threads and the OpenMP library gives %d; see OMP_THREAD_LIMIT and "
+                         "OMP_DYNAMIC, or use fewer (--threads).",
+                         n_thread, n_here);
+    return mdp_blas_reserve(n_thread);
+}
+
+mdp_status mdp_threads_start_all(const mdp_comm *comm, int n_thread) {
+    return mdp_agree_all(comm, start_threads(n_thread));
+}
 
 /* ---- threads ------------------------------------------------------------------------------------------------- */
 

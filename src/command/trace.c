@@ -157,7 +157,7 @@ static mdp_status trace_all(mdp_session *session, tracer *t) {
     MDP_TRY(read_all(comm, t));
     MDP_AGREE(comm, read_plan(session, t));
     if (has_extra(session, t)) MDP_AGREE(comm, mdp_model_bind_extra(session->model, &session->mtp_model));
-    if (t->plan) MDP_TRY(mdp_session_plan_mtp_all(session, t->plan));
+    if (t->plan) MDP_TRY(mdp_session_plan_mtp_all(session, t->plan, false));
     MDP_AGREE(comm, describe_as_it_is(session, t));
     mdp_status status = mdp_output_hash_all(comm, session->reader, t->output, BUFFER_BYTE, &made);
     if (status.code == MDP_OK && comm->rank == 0) status = compare(session, t, made);

@@ -156,21 +156,15 @@ static mdp_status cost_of(mdp_container container, const mdp_session *session, c
     return mdp_write_hf_cost(output, &options, session->layout->size, out);
 }
 
-static mdp_status too_little(const mdp_session *session, int64_t need) {
-    char given[32], least[32];
-    return MDP_ERROR(MDP_USAGE,
-                     "--memory %s is too little: %s a rank are needed to write the result. Give --memory %lld.",
-                     mdp_print_bytes(given, mdp_session_option(session, OPTION_MEMORY)->integer),
-                     mdp_print_bytes(least, need), (long long)need);
-}
-
 /* Buffers as --memory allows, and what the largest rank has with them. Local. */
 static mdp_status fit(mdp_session *session, const mdp_write_cost *cost, mdp_estimate *estimate) {
     int64_t given = mdp_session_option(session, OPTION_MEMORY)->integer, copying = cost->copying;
-    int64_t fixed = session->at_start + LIBRARY_BYTE + cost->beside;
+    int64_t fixed = session->at_start + session->held + LIBRARY_BYTE + cost->beside;
     if (given > 0 && fixed + copying > given) {
-        copying = given - fixed;
-        if (copying < LEAST_COPY_BYTE) return too_little(session, fixed + LEAST_COPY_BYTE);
+        int64_t least = copying < LEAST_COPY_BYTE ? copying : LEAST_COPY_BYTE;
+        copying = given - fixed > least ? given - fixed : least;
+        if (given - fixed < least)
+            mdp_estimate_note_shortage(estimate, (mdp_shortage){.need = fixed + least, .writing = true});
         if (session->copy_byte == 0 || copying < session->copy_byte) session->copy_byte = copying;
     }
     if (fixed + copying > estimate->memory) estimate->memory = fixed + copying;
@@ -204,12 +198,10 @@ static mdp_status add_writes(mdp_session *session, const mdp_plan *plan, const m
 
 mdp_status mdp_session_add_writes_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output,
                                       mdp_estimate *estimate) {
-    MDP_TRY(mdp_session_weigh_all(session, 0));
     return mdp_agree_all(session->comm, add_writes(session, plan, output, estimate));
 }
 
 mdp_status mdp_session_add_hf_all(mdp_session *session, const mdp_output *output, mdp_estimate *estimate) {
-    MDP_TRY(mdp_session_weigh_all(session, 0));
     return mdp_agree_all(session->comm, add_write(MDP_HF_FOLDER, session, output, estimate));
 }
 

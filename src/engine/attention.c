@@ -16,7 +16,7 @@
 /* ---- memory -------------------------------------------------------------------------------------------------- */
 
 int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share, int n_stream, int n_thread) {
-    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + mdp_head_values(model));
+    int64_t tile = (int64_t)MDP_QUERY_ROWS * (MDP_KEY_ROWS + mdp_head_values(model)) + 2 * model->rope.n_pair;
     if (model->delta.n_value > 0 && mdp_delta_scratch(&model->delta) > tile) tile = mdp_delta_scratch(&model->delta);
     int64_t rows = mdp_pack_group_rows(model, share, n_stream);
     int64_t n_query = rows / MDP_QUERY_ROWS + rows, n_used = rows / MDP_QUERY_ROWS + n_stream * share->n_sequence;
@@ -25,16 +25,19 @@ int64_t mdp_attention_memory(const mdp_model *model, const mdp_rank_share *share
            mdp_memory_taken(n_query * query_byte, (n_used < n_query ? n_used : n_query) * query_byte);
 }
 
+mdp_status mdp_engine_check_length(const mdp_model *model, int64_t n_token) {
+    int64_t most = model->most_tokens;
+    if (most <= 0 || n_token <= most) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT,
+                     "a sequence has %lld tokens; beyond %lld (index_topk) this model attends to tokens chosen by its "
+                     "indexer, which is not computed here; cut the text into sequences of at most %lld.",
+                     (long long)n_token, (long long)most, (long long)most);
+}
+
 mdp_status mdp_attention_prepare(mdp_engine *engine) {
     const mdp_rope *rope = &engine->model->rope;
-    int64_t n = engine->partition->longest, most = engine->model->most_tokens;
-    if (most > 0 && n > most) {
-        return MDP_ERROR(
-            MDP_BAD_INPUT,
-            "a sequence has %lld tokens; beyond %lld (index_topk) this model attends to tokens chosen by its "
-            "indexer, which is not computed here; cut the text into sequences of at most %lld.",
-            (long long)n, (long long)most, (long long)most);
-    }
+    int64_t n = engine->partition->longest;
+    MDP_TRY(mdp_engine_check_length(engine->model, n));
     MDP_TRY(MDP_ALLOC(&engine->cosine, n * rope->n_pair, "rotation angles"));
     MDP_TRY(MDP_ALLOC(&engine->sine, n * rope->n_pair, "rotation angles"));
     for (int64_t i = 0; i < n; i++) {
@@ -357,6 +360,7 @@ static mdp_status new_delta_rows(const mdp_engine *engine, mdp_attention_buffers
 static mdp_status new_softmax_rows(const mdp_engine *engine, mdp_attention_buffers *buffers) {
     const mdp_model *model = engine->model;
     MDP_TRY(model->latent.kv_rank > 0 ? new_latent_rows(engine, buffers) : new_head_rows(engine, buffers));
+    MDP_TRY(MDP_TAKE(engine->stack, &buffers->angles, engine->n_thread * 2 * model->rope.n_pair, "rotation angles"));
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->scores, (int64_t)engine->n_thread * MDP_QUERY_ROWS * MDP_KEY_ROWS,
                      "attention scores"));
     return MDP_TAKE(engine->stack, &buffers->sum, (int64_t)engine->n_thread * MDP_QUERY_ROWS * mdp_head_values(model),

@@ -132,6 +132,7 @@ typedef struct mdp_attention_buffers {
     float *delta_scratch;    /* linear: [n_thread, mdp_delta_scratch] */
     float *latent_norm[2];   /* of q_latent and latent */
     float *latent_bias[2];   /* NULL: none */
+    float *angles;           /* [n_thread, 2, n_pair] cosines and sines, where the table has not those of a sequence */
     float *scores;           /* [n_thread, MDP_QUERY_ROWS, MDP_KEY_ROWS] */
     float *sum;              /* [n_thread, MDP_QUERY_ROWS, values of a head's output] */
     float *norm;             /* as loaded */

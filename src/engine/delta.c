@@ -93,7 +93,7 @@ static void convolve(const mdp_delta_job *job, int64_t t, int64_t column, int64_
         const float *x = job->rows + from * job->ld + column, *w = job->weights->kernel + j * n->n_channel + channel;
         for (int64_t i = 0; i < n_value; i++) out[i] += w[i] * x[i];
     }
-    mdp_gate(job->activation, ones, n_value, out);
+    mdp_gate(&job->activation, ones, n_value, out);
 }
 
 static void scale_row(float by, int64_t n, float *x) {
@@ -172,12 +172,13 @@ static void advance(const mdp_delta_sizes *n, int n_row, delta_chunk *c) {
 /* Norm of every output row, times silu of its gate. */
 static void write_chunk(const mdp_delta_job *job, const head_columns *at, int64_t first, int n_row,
                         const delta_chunk *c) {
+    const mdp_activation silu = {.kind = MDP_SILU};
     int64_t d = job->sizes->d_value;
     for (int i = 0; i < n_row; i++) {
         float *o = c->o + i * d, *out = job->out + (first + i) * job->ldo + job->head * d;
         memcpy(out, job->rows + (first + i) * job->ld + at->z, (size_t)d * sizeof *out);
         mdp_rms_norm(o, job->weights->norm, job->norm_eps, d, o);
-        mdp_gate(MDP_SILU, o, d, out);
+        mdp_gate(&silu, o, d, out);
     }
 }
 

@@ -16,8 +16,9 @@ static mdp_status new_local(mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&engine->branches, engine->n_stream, "branches"));
     MDP_TRY(MDP_ALLOC(&engine->stream_branch, engine->n_stream, "branches"));
     MDP_TRY(mdp_stack_new(&engine->stack));
-    MDP_TRY(mdp_panel_feed_new(engine->reader, mdp_feed_depth(engine->n_thread),
-                               mdp_largest_panel(engine->model, engine->views, engine->n_stream).n_value,
+    const mdp_panel_size panel =
+        mdp_largest_panel(engine->model, engine->views, engine->n_stream, mdp_gemm_type_of(engine->gemm));
+    MDP_TRY(mdp_panel_feed_new(engine->reader, mdp_feed_depth(engine->n_thread), panel.type, panel.n_byte,
                                engine->profile, &engine->feed));
     return mdp_attention_prepare(engine);
 }

@@ -71,8 +71,9 @@ static mdp_status observe_tile(void *context, int64_t number, const float *x, co
     return status;
 }
 
-/* Biases of an expert into scratch->bias. */
-static mdp_status load_biases(mdp_engine *engine, const mdp_expert *expert, const mdp_expert_scratch *scratch) {
+/* Biases of the expert of the walk's first group. */
+static mdp_status load_biases(mdp_engine *engine, const mdp_expert_scratch *scratch, mdp_gated_walk *walk) {
+    const mdp_expert *expert = walk->groups->expert;
     const mdp_matrix *biases[] = {&expert->gate_bias, &expert->up_bias, &expert->down_bias};
     float *to = scratch->bias;
     mdp_status status = mdp_ok();
@@ -80,6 +81,9 @@ static mdp_status load_biases(mdp_engine *engine, const mdp_expert *expert, cons
     for (int i = 0; i < 3 && status.code == MDP_OK; to += biases[i++]->n_col)
         status = mdp_matrix_read(engine->reader, biases[i], 0, 1, scratch->stored, to);
     mdp_engine_end_reading(engine, &reading);
+    walk->gating.gate_bias = scratch->bias;
+    walk->gating.up_bias = walk->gating.gate_bias + expert->gate_bias.n_col;
+    walk->down_bias = walk->gating.up_bias + expert->up_bias.n_col;
     return status;
 }
 
@@ -104,7 +108,7 @@ static mdp_status list_tiles(const mdp_engine *engine, const mdp_placement *plac
     for (const mdp_tile_place *tile = placement->tiles; tile < placement->tiles + placement->n_tile; tile++) {
         if (tile->owner != engine->comm->rank || tile->round != number) continue;
         bool joins = before && before + 1 == tile && before->expert == tile->expert &&
-                     scratch->groups[scratch->n_group - 1].n_tile < scratch->n_tile;
+                     scratch->groups[scratch->n_group - 1].n_tile < scratch->room.n_place;
         if (!joins)
             scratch->groups[scratch->n_group++] = (mdp_gated_group){.expert = engine->roster.experts[tile->expert]};
         scratch->groups[scratch->n_group - 1].n_tile++;
@@ -121,29 +125,19 @@ static mdp_status run_groups(mdp_engine *engine, const mdp_moe *moe, mdp_expert_
     int64_t n_group = scratch->n_group, step = scratch->bias ? 1 : n_group;
     mdp_gated_walk walk = {
         .engine = engine,
-        .gating = {.activation = moe->activation, .alpha = moe->alpha, .limit = moe->limit},
+        .gating = {.activation = moe->activation},
         .groups = scratch->groups,
         .n_group = step,
         .tiles = scratch->tiles,
-        .n_place = scratch->n_tile,
-        .x = scratch->x,
-        .h = scratch->h,
+        .room = &scratch->room,
         .up = scratch->up,
         .panels = &scratch->panels,
         .load = gather_tile,
         .finish = observe_tile,
         .context = context,
     };
-    if (scratch->bias) {
-        walk.gating.gate_bias = scratch->bias;
-    }
     for (; walk.groups < scratch->groups + n_group; walk.groups += step) {
-        if (scratch->bias) {
-            int64_t d_ff = walk.groups->expert->gate.n_row;
-            MDP_TRY(load_biases(engine, walk.groups->expert, scratch));
-            walk.gating.up_bias = scratch->bias + d_ff;
-            walk.down_bias = scratch->bias + 2 * d_ff;
-        }
+        if (scratch->bias) MDP_TRY(load_biases(engine, scratch, &walk));
         MDP_TRY(mdp_gated_run(&walk));
         walk.tiles += walk.groups->n_tile;
         context->own += walk.groups->n_tile;

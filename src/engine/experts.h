@@ -30,12 +30,10 @@ typedef struct mdp_round {
 
 /* Scratch of the expert loop of one rank. */
 typedef struct mdp_expert_scratch {
-    int64_t n_tile; /* tiles at a time, and of a group */
-    float *x;       /* [n_tile, MDP_TILE_ROWS, d_model] */
-    float *h;       /* [n_tile, MDP_TILE_ROWS, d_ff] */
-    float *up;      /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
-    float *bias;    /* [2 d_ff + d_model] of gate, up and down; NULL: experts have none */
-    void *stored;   /* room to read them */
+    mdp_gated_room room; /* as many tiles as a group has at most */
+    float *up;           /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
+    float *bias;         /* [2 d_ff + d_model] of gate, up and down; NULL: experts have none */
+    void *stored;        /* room to read them */
     mdp_panel_list panels;
     int64_t n_own;              /* tiles of the round at hand that are this rank's */
     int64_t capacity;           /* for so many */

@@ -37,11 +37,33 @@ static void clear(mdp_engine *engine, int64_t layer, float *x, int64_t n) {
 
 /* ---- what is to blame ---------------------------------------------------------------------------------------- */
 
-/* "'name' holds a NaN at element 17", or nothing when the matrix is finite, absent or unreadable. */
+/* Where a value of a matrix is stored: row and column of the tensor's last two dimensions. */
+static void find_stored(const mdp_matrix *matrix, int64_t *row, int64_t *column) {
+    const mdp_tensor *tensor = matrix->tensor;
+    const mdp_scaling *scaling = &matrix->scaling;
+    int n_dim = tensor->n_dim;
+    int64_t n_row = scaling->tensor ? scaling->n_row : n_dim > 1 ? tensor->shape[n_dim - 2] : 1;
+    int64_t n_col = scaling->tensor ? scaling->n_col : n_dim > 0 ? tensor->shape[n_dim - 1] : 1;
+    int64_t value = matrix->first + *row * matrix->row_stride + *column * matrix->col_stride;
+    *row = value / n_col % n_row;
+    *column = value % n_col;
+}
+
+/* "'name' holds a NaN (row 1, column 17)" */
+static void describe_value(const mdp_matrix *matrix, int64_t row, int64_t column, float value, char *out,
+                           size_t n_byte) {
+    const mdp_tensor *scales = matrix->scaling.tensor;
+    find_stored(matrix, &row, &column);
+    snprintf(out, n_byte, "'%.200s'%s%.200s%s holds %s (row %" PRId64 ", column %" PRId64 ")", matrix->tensor->name,
+             scales ? " with its scales '" : "", scales ? scales->name : "", scales ? "'" : "",
+             isnan(value) ? "a NaN" : "an infinity", row, column);
+}
+
+/* Describe the first value of a matrix that is not finite; nothing when all are, or it is unreadable. */
 static void blame_matrix(mdp_engine *engine, const mdp_matrix *matrix, char *out, size_t n_byte) {
     void *scratch = NULL;
     float *rows = NULL;
-    if (out[0] || !matrix->tensor || !mdp_dtype_widens(matrix->tensor->type)) return;
+    if (out[0]) return;
     mdp_status status = mdp_alloc(&scratch, mdp_matrix_scratch(matrix, 1), 1, "a row");
     if (status.code == MDP_OK) status = MDP_ALLOC(&rows, matrix->n_col, "a row");
     for (int64_t r = 0; status.code == MDP_OK && !out[0] && r < matrix->n_row; r++) {
@@ -49,24 +71,29 @@ static void blame_matrix(mdp_engine *engine, const mdp_matrix *matrix, char *out
         if (status.code != MDP_OK || mdp_all_finite(rows, matrix->n_col)) continue;
         int64_t c = 0;
         while (isfinite(rows[c])) c++;
-        snprintf(out, n_byte, "'%.200s' holds %s (row %" PRId64 ", column %" PRId64 ")", matrix->tensor->name,
-                 isnan(rows[c]) ? "a NaN" : "an infinity", r, c);
+        describe_value(matrix, r, c, rows[c], out, n_byte);
     }
     mdp_free(rows);
     mdp_free(scratch);
 }
 
-/* Every tensor of a layer that belongs to no routed expert. */
-static void blame_layer(mdp_engine *engine, int64_t layer, char *out, size_t n_byte) {
-    const mdp_catalogue *catalogue = engine->model->catalogue;
-    char part[32];
-    snprintf(part, sizeof part, ".%" PRId64 ".", layer);
-    for (int64_t t = 0; t < catalogue->n_tensor && !out[0]; t++) {
-        const mdp_tensor *tensor = &catalogue->tensors[t];
-        if (!strstr(tensor->name, part) || strstr(tensor->name, ".experts.") || tensor->n_dim > 2) continue;
-        mdp_matrix matrix = mdp_matrix_whole(tensor);
-        blame_matrix(engine, &matrix, out, n_byte);
-    }
+/* Who looks for what is to blame. */
+typedef struct search {
+    mdp_engine *engine;
+    mdp_expert_t expert; /* whose matrices are looked at; -1: those of no routed expert */
+    char *out;
+    size_t n_byte;
+} search;
+
+static void blame_visited(void *context, const mdp_matrix *matrix, mdp_expert_t expert) {
+    const search *s = context;
+    if (expert == s->expert) blame_matrix(s->engine, matrix, s->out, s->n_byte);
+}
+
+/* The matrices of a layer that belong to an expert, or to none (-1). */
+static void blame_layer(mdp_engine *engine, int64_t layer, mdp_expert_t expert, char *out, size_t n_byte) {
+    search s = {.engine = engine, .expert = expert, .out = out, .n_byte = n_byte};
+    mdp_layer_visit(&engine->model->layers[layer], blame_visited, &s);
 }
 
 /* The row of the embedding of a token of this rank. */
@@ -119,10 +146,10 @@ mdp_status mdp_finite_residual(mdp_engine *engine, int64_t layer, const char *wh
         }
     }
     if (first == INT64_MAX) return mdp_ok();
-    char blame[400] = "";
+    char blame[600] = "";
     int64_t token = engine->batch.first_token + first;
     if (layer == 0) blame_embedding(engine, token, blame, sizeof blame);
-    blame_layer(engine, layer, blame, sizeof blame);
+    blame_layer(engine, layer, -1, blame, sizeof blame);
     return refuse(engine, layer, what, token, blame);
 }
 
@@ -154,14 +181,13 @@ mdp_status mdp_finite_agree_all(mdp_engine *engine, int64_t layer) {
     if (key == INT64_MAX) return mdp_ok();
     mdp_status status = mdp_ok();
     if (engine->comm->rank == 0) {
-        char blame[400] = "", what[64];
+        char blame[600] = "", what[64];
         mdp_expert_t e = (mdp_expert_t)(key >> TOKEN_BITS);
         const mdp_expert *expert = engine->roster.experts[e];
-        snprintf(what, sizeof what, "the output of expert %d", (int)engine->roster.number[e]);
-        blame_matrix(engine, &expert->gate, blame, sizeof blame);
-        blame_matrix(engine, &expert->up, blame, sizeof blame);
-        blame_matrix(engine, &expert->down, blame, sizeof blame);
-        blame_layer(engine, layer, blame, sizeof blame); /* the norm of its input */
+        search s = {.engine = engine, .expert = engine->roster.number[e], .out = blame, .n_byte = sizeof blame};
+        snprintf(what, sizeof what, "the output of expert %d", (int)s.expert);
+        mdp_expert_visit(expert, s.expert, blame_visited, &s);
+        blame_layer(engine, layer, -1, blame, sizeof blame); /* the norm of its input */
         status = refuse(engine, layer, what, key & ((INT64_C(1) << TOKEN_BITS) - 1), blame);
     }
     return mdp_agree_all(engine->comm, status);

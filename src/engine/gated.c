@@ -70,7 +70,7 @@ static bunch next_bunch(const mdp_gated_walk *walk, const bunch *before) {
     bunch out = {.first = before->end, .end = before->end, .first_tile = before->first_tile + before->n_tile};
     for (; out.end < walk->n_group; out.end++) {
         int64_t n_tile = out.n_tile + walk->groups[out.end].n_tile;
-        if (out.end > out.first && 2 * n_tile > walk->n_place) break;
+        if (out.end > out.first && 2 * n_tile > walk->room->n_place) break;
         out.n_tile = n_tile;
     }
     return out;
@@ -89,7 +89,7 @@ static void list_steps(progress *p) {
     const mdp_gated_walk *walk = p->walk;
     for (bunch before = {0}, at; before.first < walk->n_group; before = at) {
         at = next_bunch(walk, &before);
-        bool ahead = walk->engine->n_thread > 1 && before.n_tile + at.n_tile <= walk->n_place;
+        bool ahead = walk->engine->n_thread > 1 && before.n_tile + at.n_tile <= walk->room->n_place;
         if (!ahead) add_steps(p, &before, STAGE_DOWN, STAGE_DOWN);
         add_steps(p, &at, STAGE_LOAD, STAGE_GATED);
         if (ahead) add_steps(p, &before, STAGE_DOWN, STAGE_DOWN);
@@ -110,8 +110,8 @@ static void advance(progress *p) {
 }
 
 static bool is_ready(const progress *p, const walk_item *item) {
-    const walk_place *at = &p->places[item->tile % p->walk->n_place];
-    return at->n_gone == item->tile / p->walk->n_place && at->stage == p->steps[item->step].stage;
+    const walk_place *at = &p->places[item->tile % p->walk->room->n_place];
+    return at->n_gone == item->tile / p->walk->room->n_place && at->stage == p->steps[item->step].stage;
 }
 
 static void fail(progress *p, const mdp_status *status) {
@@ -143,7 +143,7 @@ static bool take_item(progress *p, walk_item *out, mdp_panel panels[2]) {
 static void end_item(progress *p, const walk_item *item, const float *x, const float *h) {
     const mdp_gated_walk *walk = p->walk;
     const walk_step *step = &p->steps[item->step];
-    walk_place *at = &p->places[item->tile % walk->n_place];
+    walk_place *at = &p->places[item->tile % walk->room->n_place];
     if (panels_of(step->stage) > 0)
         mdp_panel_feed_release(walk->engine->feed, item->panel, panels_of(step->stage), step->group->n_tile);
     pthread_mutex_lock(&p->lock);
@@ -164,22 +164,20 @@ static void end_item(progress *p, const walk_item *item, const float *x, const f
 
 /* ---- items ------------------------------------------------------------------------------------------------------ */
 
-/* Columns of one pair of panels for one tile; scratch [MDP_TILE_ROWS, MDP_PANEL_ROWS]. */
-static void gated_item(const mdp_gated_walk *walk, const mdp_rows *tile, const mdp_panel pair[2], float *scratch) {
+/* Columns of one pair of panels for one tile, rounded too where that is wanted; scratch [MDP_TILE_ROWS,
+ * MDP_PANEL_ROWS]. */
+static void gated_item(const mdp_gated_walk *walk, const mdp_rows *tile, const mdp_panel pair[2], float *scratch,
+                       uint16_t *rounded) {
     const mdp_gating *gating = &walk->gating;
-    mdp_gemm *gemm = walk->engine->gemm;
-    int k = (int)tile->ldx, m = (int)pair[0].n_row;
+    int64_t m = pair[0].n_row;
     float *h = tile->y + pair[0].row0;
-    mdp_gemm_weights(gemm, tile->n_row, m, k, tile->x, (int)tile->ldx, pair[0].data, k, h, (int)tile->ldy);
-    mdp_gemm_weights(gemm, tile->n_row, m, k, tile->x, (int)tile->ldx, pair[1].data, k, scratch, MDP_PANEL_ROWS);
+    mdp_linear_multiply(walk->engine->gemm, tile, &pair[0], h, tile->ldy);
+    mdp_linear_multiply(walk->engine->gemm, tile, &pair[1], scratch, MDP_PANEL_ROWS);
     for (int32_t i = 0; i < tile->n_row; i++, h += tile->ldy, scratch += MDP_PANEL_ROWS) {
         if (gating->gate_bias) mdp_axpy(1.0F, gating->gate_bias + pair[0].row0, m, h);
         if (gating->up_bias) mdp_axpy(1.0F, gating->up_bias + pair[0].row0, m, scratch);
-        if (gating->activation == MDP_SWIGLU_CLAMPED) {
-            mdp_gate_clamped(gating->alpha, gating->limit, scratch, m, h);
-        } else {
-            mdp_gate(gating->activation, scratch, m, h);
-        }
+        mdp_gate(&gating->activation, scratch, m, h);
+        if (rounded) mdp_round_bf16(h, m, rounded + i * tile->ldy + pair[0].row0);
     }
 }
 
@@ -188,18 +186,46 @@ static void compute_item(progress *p, const walk_item *item, const mdp_panel pan
     const mdp_gated_tile *tile = &walk->tiles[item->tile];
     const walk_step *step = &p->steps[item->step];
     const mdp_expert *expert = step->group->expert;
-    int64_t d = expert->down.n_row, f = expert->gate.n_row, number = item->tile % walk->n_place;
-    float *x = walk->x + number * MDP_TILE_ROWS * d, *h = walk->h + number * MDP_TILE_ROWS * f;
+    int64_t d = expert->down.n_row, f = expert->gate.n_row, first = item->tile % walk->room->n_place * MDP_TILE_ROWS;
+    float *x = walk->room->x + first * d, *h = walk->room->h + first * walk->room->d_ff;
+    uint16_t *x_rounded = walk->room->x_rounded ? walk->room->x_rounded + first * d : NULL;
+    uint16_t *h_rounded = walk->room->h_rounded ? walk->room->h_rounded + first * walk->room->d_ff : NULL;
     if (step->stage == STAGE_LOAD) {
         walk->load(walk->context, item->tile, x);
+        if (x_rounded) mdp_round_bf16(x, tile->n_row * d, x_rounded);
     } else if (step->stage == STAGE_GATED) {
-        const mdp_rows rows = {.x = x, .ldx = d, .y = h, .ldy = f, .n_row = tile->n_row};
-        gated_item(walk, &rows, panels, walk->up + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS);
+        const mdp_rows rows = {.x = x, .ldx = d, .rounded = x_rounded, .y = h, .ldy = f, .n_row = tile->n_row};
+        float *up = walk->up + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
+        gated_item(walk, &rows, panels, up, h_rounded);
     } else {
-        const mdp_rows rows = {.x = h, .ldx = f, .y = tile->y, .ldy = d, .n_row = tile->n_row};
+        const mdp_rows rows = {.x = h, .ldx = f, .rounded = h_rounded, .y = tile->y, .ldy = d, .n_row = tile->n_row};
         mdp_linear_item(walk->engine->gemm, &rows, &panels[0], walk->down_bias);
     }
     end_item(p, item, x, h);
+}
+
+/* ---- room ------------------------------------------------------------------------------------------------------- */
+
+mdp_status mdp_gated_take_room(mdp_engine *engine, int64_t n_place, int64_t d_ff, mdp_gated_room *out) {
+    int64_t n_x = n_place * MDP_TILE_ROWS * engine->model->d_model, n_h = n_place * MDP_TILE_ROWS * d_ff;
+    *out = (mdp_gated_room){.n_place = n_place, .d_ff = d_ff};
+    MDP_TRY(MDP_TAKE(engine->stack, &out->x, n_x, "tiles of inputs"));
+    MDP_TRY(MDP_TAKE(engine->stack, &out->h, n_h, "tiles of activations"));
+    if (mdp_gemm_type_of(engine->gemm) != MDP_GEMM_BF16) return mdp_ok();
+    MDP_TRY(MDP_TAKE(engine->stack, &out->x_rounded, n_x, "rounded inputs"));
+    return MDP_TAKE(engine->stack, &out->h_rounded, n_h, "rounded activations");
+}
+
+int64_t mdp_gated_room_memory(const mdp_model *model, mdp_gemm_type type, int64_t n_place, int64_t d_ff,
+                              int64_t n_row) {
+    const int64_t widths[] = {model->d_model, d_ff};
+    int64_t n_byte = 0, room = n_place * MDP_TILE_ROWS;
+    for (int i = 0; i < 2; i++) {
+        int64_t row = widths[i] * (int64_t)sizeof(float), rounded = widths[i] * (int64_t)sizeof(uint16_t);
+        n_byte += mdp_memory_taken(room * row, n_row * row);
+        if (type == MDP_GEMM_BF16) n_byte += mdp_memory_taken(room * rounded, n_row * rounded);
+    }
+    return n_byte;
 }
 
 /* ---- the walk --------------------------------------------------------------------------------------------------- */
@@ -208,7 +234,7 @@ static void compute_item(progress *p, const walk_item *item, const mdp_panel pan
 static mdp_status prepare(progress *p) {
     const mdp_gated_walk *walk = p->walk;
     walk->panels->n = 0;
-    MDP_TRY(MDP_ALLOC(&p->places, walk->n_place, "places of tiles"));
+    MDP_TRY(MDP_ALLOC(&p->places, walk->room->n_place, "places of tiles"));
     MDP_TRY(MDP_ALLOC(&p->steps, 3 * walk->n_group, "steps of experts"));
     list_steps(p);
     for (int64_t i = 0; i < p->n_step; i++) {

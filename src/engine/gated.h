@@ -7,7 +7,6 @@
 /* What becomes of the products with a gate and an up matrix. */
 typedef struct mdp_gating {
     mdp_activation activation;
-    float alpha, limit;               /* of MDP_SWIGLU_CLAMPED */
     const float *gate_bias, *up_bias; /* [rows of the matrices] or NULL */
 } mdp_gating;
 typedef struct mdp_gated_tile {
@@ -21,7 +20,21 @@ typedef struct mdp_gated_group {
     int64_t n_tile;
 } mdp_gated_group;
 
-/* Groups of tiles that go through experts of one size; all borrowed. */
+/* Where tiles lie while they go through. Products in bf16 have them rounded as well: once for all panels. */
+typedef struct mdp_gated_room {
+    int64_t n_place;     /* tiles at a time */
+    int64_t d_ff;        /* of the largest expert */
+    float *x;            /* [n_place, MDP_TILE_ROWS, d_model] */
+    float *h;            /* [n_place, MDP_TILE_ROWS, d_ff]; rows of a tile are as long as its expert's */
+    uint16_t *x_rounded; /* the same shapes; NULL: products are in f32 */
+    uint16_t *h_rounded;
+} mdp_gated_room;
+/* From the engine's stack. Local. */
+mdp_status mdp_gated_take_room(mdp_engine *engine, int64_t n_place, int64_t d_ff, mdp_gated_room *out);
+/* Its bytes, where n_row of its rows are used. */
+int64_t mdp_gated_room_memory(const mdp_model *model, mdp_gemm_type type, int64_t n_place, int64_t d_ff, int64_t n_row);
+
+/* Groups of tiles that go through their experts; all borrowed. */
 typedef struct mdp_gated_walk {
     mdp_engine *engine;
     mdp_gating gating;
@@ -29,9 +42,7 @@ typedef struct mdp_gated_walk {
     const mdp_gated_group *groups;
     int64_t n_group;
     const mdp_gated_tile *tiles; /* of all groups, one after the other */
-    int64_t n_place;             /* tiles at a time; no group has more */
-    float *x;                    /* [n_place, MDP_TILE_ROWS, d_model] */
-    float *h;                    /* [n_place, MDP_TILE_ROWS, d_ff] */
+    const mdp_gated_room *room;  /* no group has more tiles than places */
     float *up;                   /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
     mdp_panel_list *panels;      /* scratch, kept for the next walk */
     /* Both from any thread, several tiles at once. Fill x of a tile. Look at x, h and y before their places are taken

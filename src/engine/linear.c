@@ -92,10 +92,18 @@ void mdp_engine_look_after_rows(const mdp_engine *engine) {
     mdp_profile_switch(engine->profile, before);
 }
 
+void mdp_linear_multiply(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, float *y, int64_t ldy) {
+    int k = (int)panel->matrix->n_col, m = (int)panel->n_row, n = tile->n_row, ldx = (int)tile->ldx;
+    if (tile->rounded)
+        mdp_gemm_rounded(gemm, n, m, k, tile->rounded, ldx, panel->data, k, y, (int)ldy);
+    else
+        mdp_gemm_weights(gemm, n, m, k, tile->x, ldx, panel->data, k, y, (int)ldy);
+}
+
 void mdp_linear_item(mdp_gemm *gemm, const mdp_rows *tile, const mdp_panel *panel, const float *bias) {
-    int k = (int)panel->matrix->n_col, m = (int)panel->n_row;
+    int m = (int)panel->n_row;
     float *y = tile->y + panel->row0;
-    mdp_gemm_weights(gemm, tile->n_row, m, k, tile->x, (int)tile->ldx, panel->data, k, y, (int)tile->ldy);
+    mdp_linear_multiply(gemm, tile, panel, y, tile->ldy);
     if (!bias) return;
     for (int32_t i = 0; i < tile->n_row; i++) mdp_axpy(1.0F, bias + panel->row0, m, y + (size_t)i * (size_t)tile->ldy);
 }

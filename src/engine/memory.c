@@ -34,8 +34,8 @@ int mdp_feed_depth(int n_thread) {
 static void meet(const mdp_matrix *matrix, mdp_panel_size *out) {
     int64_t n_row = smaller(matrix->n_row, MDP_PANEL_ROWS);
     if (!matrix->tensor) return;
-    out->n_value = larger(out->n_value, n_row * matrix->n_col);
-    out->n_byte = larger(out->n_byte, mdp_matrix_scratch(matrix, n_row));
+    out->n_byte = larger(out->n_byte, mdp_matrix_room(matrix, out->type, n_row));
+    out->n_scratch = larger(out->n_scratch, mdp_matrix_scratch(matrix, n_row));
 }
 
 static void meet_mlp(const mdp_expert *mlp, mdp_panel_size *out) {
@@ -53,8 +53,8 @@ static void meet_view(const mdp_view *view, mdp_panel_size *out) {
     }
 }
 
-mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *views, int n_view) {
-    mdp_panel_size out = {0};
+mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *views, int n_view, mdp_gemm_type type) {
+    mdp_panel_size out = {.type = type == MDP_GEMM_BF16 ? MDP_BF16 : MDP_F32};
     meet(&model->head, &out);
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
@@ -143,6 +143,7 @@ typedef struct work {
     const mdp_model *model;
     const mdp_partition *partition;
     int n_thread, n_stream;
+    mdp_gemm_type type;
     mdp_rank_share share; /* of MoE blocks */
     int64_t attention;    /* bytes that attention takes */
     int64_t kept;         /* tokens of a rank in a wave, at most */
@@ -188,12 +189,12 @@ static int64_t round_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->model->d_model * (int64_t)sizeof(float), n_token = w->n_stream * w->partition->batch_tokens;
     const mdp_moe_room room = room_of(w, moe);
     int64_t most = room.n_row;
-    int64_t group = smaller(most, room.n_tile * MDP_TILE_ROWS), tiles = room.n_tile * MDP_TILE_ROWS;
+    int64_t group = smaller(most, room.n_tile * MDP_TILE_ROWS);
     int64_t n_note = (room.ahead ? MDP_ROUNDS_AT_ONCE : 1) * (int64_t)sizeof(mdp_row_note);
     int64_t one = taken(most, most, row), inputs = taken(most, smaller(most, n_token), row);
     if (room.ahead && placed_rows(w, moe) > most) inputs = 2 * one;
-    return one + inputs + most * (20 + n_note + 8 * mdp_landing_words(w->comm)) + taken(tiles, group, row) +
-           taken(tiles, group, w->widest * (int64_t)sizeof(float)) +
+    return one + inputs + most * (20 + n_note + 8 * mdp_landing_words(w->comm)) +
+           mdp_gated_room_memory(w->model, w->type, room.n_tile, w->widest, group) +
            w->n_thread * mdp_moe_thread_scratch(w->model->d_model) * (int64_t)sizeof(float);
 }
 
@@ -211,7 +212,7 @@ static int64_t block_bytes(const work *w, const mdp_moe *moe) {
     int64_t n_row = w->n_stream * w->partition->batch_tokens * moe->top_k;
     int64_t shared = 0;
     if (moe->shared.gate.tensor)
-        shared = w->kept * row + mdp_mlp_memory(w->model, moe->shared_ff, &w->share, w->n_thread);
+        shared = w->kept * row + mdp_mlp_memory(w->model, w->type, moe->shared_ff, &w->share, w->n_thread);
     return w->n_stream * w->kept * moe->top_k * row + list_bytes(w, moe, n_row) + round_bytes(w, moe) +
            activation_bytes(w, moe) + shared;
 }
@@ -234,8 +235,9 @@ static int64_t largest_layer(const work *w) {
     for (int64_t l = 0; l < w->model->n_layer; l++) {
         const mdp_layer *layer = &w->model->layers[l];
         int64_t router = layer->moe.n_expert * w->model->d_model * (int64_t)sizeof(float);
-        int64_t own = layer->is_moe ? larger(router, block_bytes(w, &layer->moe))
-                                    : mdp_dense_memory(w->model, w->partition, layer->dense_ff, &w->share, w->n_thread);
+        int64_t own = layer->is_moe
+                          ? larger(router, block_bytes(w, &layer->moe))
+                          : mdp_dense_memory(w->model, w->type, w->partition, layer->dense_ff, &w->share, w->n_thread);
         most = larger(most, own);
     }
     return most;
@@ -250,7 +252,7 @@ static int64_t attention_bytes(const mdp_model *model, const shares *of, int n_s
 }
 
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
-                          const mdp_pass *pass) {
+                          mdp_gemm_type type, const mdp_pass *pass) {
     const shares most_of = largest_shares(comm, model, partition);
     work w = {.comm = comm,
               .model = model,
@@ -259,6 +261,7 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
               .n_stream = pass->n_stream,
               .widest = mdp_widest_expert(model, pass->views, pass->n_stream),
               .activations = pass->activations,
+              .type = type,
               .share = most_of.all,
               .attention = attention_bytes(model, &most_of, pass->n_stream, n_thread)};
     int64_t top_k = 0, row = model->d_model * (int64_t)sizeof(float);
@@ -268,12 +271,12 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     for (int64_t l = 0; l < model->n_layer; l++)
         w.n_roster = (int32_t)larger(w.n_roster, mdp_roster_most(model, l, pass->views, pass->n_stream));
     int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
-    if (pass->with_head) token += pass->n_stream * MDP_LOSS_ROW;
+    token += pass->n_stream * pass->head_byte;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);
     if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
-    const mdp_panel_size panel = mdp_largest_panel(model, pass->views, pass->n_stream);
-    int64_t weights = mdp_feed_depth(n_thread) * panel.n_value * (int64_t)sizeof(float) + panel.n_byte;
+    const mdp_panel_size panel = mdp_largest_panel(model, pass->views, pass->n_stream, type);
+    int64_t weights = mdp_feed_depth(n_thread) * panel.n_byte + panel.n_scratch;
     return w.share.n_token * token + angles + weights + most + SHARED_BYTE + message_bytes(&w) +
            shared_bytes(comm, model, partition, pass->n_stream) +
            partition->n_pack * (int64_t)(sizeof(mdp_pack) + 2 * sizeof(int64_t));

@@ -11,12 +11,13 @@ typedef struct mdp_rank_share {
     int64_t n_tile;       /* of its packs */
     int64_t longest_pack; /* tokens */
 } mdp_rank_share;
-/* Values of the largest panel of any matrix that the engine streams, of those that views (NULL: none) make too, and
- * bytes that reading one takes beside it. */
+/* Panels as a gemm takes them: the type of their values, the bytes of the largest of any matrix that the engine
+ * streams, of those that views (NULL: none) make too, and those that reading one takes beside it. */
 typedef struct mdp_panel_size {
-    int64_t n_value, n_byte;
+    mdp_dtype type;
+    int64_t n_byte, n_scratch;
 } mdp_panel_size;
-mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *views, int n_view);
+mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *views, int n_view, mdp_gemm_type type);
 /* Neurons of the widest expert of the model or of views (NULL: none). */
 int64_t mdp_widest_expert(const mdp_model *model, const mdp_view *const *views, int n_view);
 /* Panels in the feed: a gate and an up panel for each thread, as where experts have one tile each, and one read

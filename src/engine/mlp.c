@@ -18,19 +18,17 @@ typedef struct mlp_buffers {
     int64_t n_tile;          /* of a group */
     local_tile *tiles;       /* [n_tile] */
     mdp_gated_tile *outputs; /* [n_tile] */
-    float *x;                /* [n_tile, MDP_TILE_ROWS, d_model] */
-    float *h;                /* [n_tile, MDP_TILE_ROWS, d_ff] */
+    mdp_gated_room room;     /* of n_tile places */
     float *up;               /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
     mdp_panel_list panels;
 } mlp_buffers;
 
-static mdp_status new_buffers(const mdp_engine *engine, const mdp_mlp *mlp, mlp_buffers *buffers) {
+static mdp_status new_buffers(mdp_engine *engine, const mdp_mlp *mlp, mlp_buffers *buffers) {
     int64_t n = mdp_group_tiles(engine->n_thread);
     buffers->n_tile = n;
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->tiles, n, "tiles of an MLP"));
     MDP_TRY(MDP_TAKE(engine->stack, &buffers->outputs, n, "tiles of an MLP"));
-    MDP_TRY(MDP_TAKE(engine->stack, &buffers->x, n * MDP_TILE_ROWS * engine->model->d_model, "inputs of an MLP"));
-    MDP_TRY(MDP_TAKE(engine->stack, &buffers->h, n * MDP_TILE_ROWS * mlp->d_ff, "activations of an MLP"));
+    MDP_TRY(mdp_gated_take_room(engine, n, mlp->d_ff, &buffers->room));
     return MDP_TAKE(engine->stack, &buffers->up, (int64_t)engine->n_thread * MDP_TILE_ROWS * MDP_PANEL_ROWS,
                     "MLP scratch");
 }
@@ -83,9 +81,7 @@ static mdp_status compute_group(mdp_engine *engine, const mdp_mlp *mlp, const md
                                  .groups = &group,
                                  .n_group = 1,
                                  .tiles = buffers->outputs,
-                                 .n_place = buffers->n_tile,
-                                 .x = buffers->x,
-                                 .h = buffers->h,
+                                 .room = &buffers->room,
                                  .up = buffers->up,
                                  .panels = &buffers->panels,
                                  .load = load_tile,
@@ -139,18 +135,18 @@ static int64_t pack_rows(const mdp_partition *partition) {
     return most > MDP_ATTENTION_ROWS ? most : MDP_ATTENTION_ROWS;
 }
 
-int64_t mdp_mlp_memory(const mdp_model *model, int64_t d_ff, const mdp_rank_share *share, int n_thread) {
+int64_t mdp_mlp_memory(const mdp_model *model, mdp_gemm_type type, int64_t d_ff, const mdp_rank_share *share,
+                       int n_thread) {
     int64_t room = mdp_group_tiles(n_thread), n_tile = share->n_tile < room ? share->n_tile : room;
-    int64_t d = model->d_model, row_byte = MDP_TILE_ROWS * (int64_t)sizeof(float);
-    return mdp_memory_taken(room * d * row_byte, n_tile * d * row_byte) +
-           mdp_memory_taken(room * d_ff * row_byte, n_tile * d_ff * row_byte) + n_thread * MDP_PANEL_ROWS * row_byte;
+    return mdp_gated_room_memory(model, type, room, d_ff, n_tile * MDP_TILE_ROWS) +
+           n_thread * MDP_PANEL_ROWS * MDP_TILE_ROWS * (int64_t)sizeof(float);
 }
 
-int64_t mdp_dense_memory(const mdp_model *model, const mdp_partition *partition, int64_t d_ff,
+int64_t mdp_dense_memory(const mdp_model *model, mdp_gemm_type type, const mdp_partition *partition, int64_t d_ff,
                          const mdp_rank_share *share, int n_thread) {
     int64_t most = pack_rows(partition), used = share->n_token < most ? share->n_token : most;
     int64_t row_byte = model->d_model * (int64_t)sizeof(float);
-    return mdp_memory_taken(most * row_byte, used * row_byte) + mdp_mlp_memory(model, d_ff, share, n_thread);
+    return mdp_memory_taken(most * row_byte, used * row_byte) + mdp_mlp_memory(model, type, d_ff, share, n_thread);
 }
 
 int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread) {

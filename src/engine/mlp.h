@@ -24,8 +24,9 @@ mdp_status mdp_dense(mdp_engine *engine, const mdp_layer *layer);
 int64_t mdp_mlp_groups(const mdp_pack *packs, int64_t n_pack, int n_thread);
 int64_t mdp_dense_groups(const mdp_partition *partition, const mdp_pack *packs, int64_t n_pack, int n_thread);
 /* Bytes that each of the two takes. */
-int64_t mdp_mlp_memory(const mdp_model *model, int64_t d_ff, const mdp_rank_share *share, int n_thread);
-int64_t mdp_dense_memory(const mdp_model *model, const mdp_partition *partition, int64_t d_ff,
+int64_t mdp_mlp_memory(const mdp_model *model, mdp_gemm_type type, int64_t d_ff, const mdp_rank_share *share,
+                       int n_thread);
+int64_t mdp_dense_memory(const mdp_model *model, mdp_gemm_type type, const mdp_partition *partition, int64_t d_ff,
                          const mdp_rank_share *share, int n_thread);
 
 #endif

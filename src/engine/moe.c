@@ -366,6 +366,24 @@ static mdp_status new_rounds(const mdp_engine *engine, const mdp_moe_room *room,
     return mdp_ok();
 }
 
+/* Room for the biases of any one expert, and to read them. */
+static mdp_status new_bias_room(const mdp_roster *roster, mdp_expert_scratch *scratch) {
+    int64_t n_value = 0, n_byte = 0;
+    for (int32_t e = 0; e < roster->n; e++) {
+        const mdp_expert *expert = roster->experts[e];
+        const mdp_matrix *biases[] = {&expert->gate_bias, &expert->up_bias, &expert->down_bias};
+        int64_t n_own = 0;
+        for (int i = 0; i < 3; i++) {
+            int64_t n_stored = mdp_matrix_scratch(biases[i], 1);
+            n_own += biases[i]->n_col;
+            if (n_stored > n_byte) n_byte = n_stored;
+        }
+        if (n_own > n_value) n_value = n_own;
+    }
+    MDP_TRY(MDP_ALLOC(&scratch->bias, n_value, "biases of an expert"));
+    return mdp_alloc(&scratch->stored, n_byte, 1, "biases of an expert");
+}
+
 static mdp_status new_buffers(mdp_engine *engine, int64_t layer, mdp_moe_buffers *buffers) {
     const mdp_moe *moe = &engine->model->layers[layer].moe;
     int32_t top_k = 0;
@@ -377,16 +395,9 @@ static mdp_status new_buffers(mdp_engine *engine, int64_t layer, mdp_moe_buffers
     int64_t d_ff = engine->roster.largest_ff, d = engine->model->d_model;
     mdp_expert_scratch *scratch = &buffers->scratch;
     MDP_TRY(new_rounds(engine, &room, buffers));
-    scratch->n_tile = room.n_tile;
-    MDP_TRY(MDP_TAKE(engine->stack, &scratch->x, scratch->n_tile * MDP_TILE_ROWS * d, "tiles of expert inputs"));
-    MDP_TRY(
-        MDP_TAKE(engine->stack, &scratch->h, scratch->n_tile * MDP_TILE_ROWS * d_ff, "tiles of expert activations"));
+    MDP_TRY(mdp_gated_take_room(engine, room.n_tile, d_ff, &scratch->room));
     MDP_TRY(MDP_TAKE(engine->stack, &scratch->up, engine->n_thread * mdp_moe_thread_scratch(d), "expert scratch"));
-    if (moe->experts[0].gate_bias.tensor) {
-        MDP_TRY(MDP_ALLOC(&scratch->bias, 2 * d_ff + d, "biases of an expert"));
-        MDP_TRY(
-            mdp_alloc(&scratch->stored, mdp_matrix_scratch(&moe->experts[0].gate_bias, 1), 1, "biases of an expert"));
-    }
+    if (moe->experts[0].gate_bias.tensor) MDP_TRY(new_bias_room(&engine->roster, scratch));
     if (moe->shared_gate.tensor) MDP_TRY(mdp_engine_load(engine, &moe->shared_gate, &buffers->shared_gate));
     return mdp_ok();
 }

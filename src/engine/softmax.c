@@ -15,21 +15,21 @@ int64_t mdp_head_values(const mdp_model *model) {
 
 /* ---- rotation ------------------------------------------------------------------------------------------------ */
 
-/* Cosines and sines of a position; the table serves every sequence unless its length changes the frequencies. own has
- * room for both. */
+/* Cosines and sines of a position. */
 typedef struct angles {
-    const float *cosine, *sine;
-    float own[2][512];
+    const float *cosine, *sine; /* [n_pair] */
 } angles;
 
-static void find_angles(const mdp_engine *engine, int64_t length, int64_t position, angles *out) {
+/* The table serves every sequence unless its length changes the frequencies; then they are computed by this thread. */
+static angles find_angles(const mdp_engine *engine, const mdp_attention_buffers *buffers, int64_t length,
+                          int64_t position) {
     const mdp_rope *rope = &engine->model->rope;
-    out->cosine = engine->cosine + position * rope->n_pair;
-    out->sine = engine->sine + position * rope->n_pair;
-    if (!mdp_rope_is_stretched(rope, length) || rope->n_pair > 512) return;
-    mdp_rope_angles(rope, length, position, out->own[0], out->own[1]);
-    out->cosine = out->own[0];
-    out->sine = out->own[1];
+    int64_t n = rope->n_pair;
+    if (!mdp_rope_is_stretched(rope, length))
+        return (angles){.cosine = engine->cosine + position * n, .sine = engine->sine + position * n};
+    float *own = buffers->angles + omp_get_thread_num() * 2 * n;
+    mdp_rope_angles(rope, length, position, own, own + n);
+    return (angles){.cosine = own, .sine = own + n};
 }
 
 /* Rotate the first values of n_head heads that begin `step` apart. */
@@ -111,8 +111,7 @@ void mdp_rotate_rows(const mdp_engine *engine, const mdp_layer *layer, const mdp
             int64_t low = first > start ? first - start : 0, high = end - start < length ? end - start : length;
 #pragma omp parallel for schedule(static) num_threads(engine->n_thread)
             for (int64_t i = low; i < high; i++) {
-                angles at;
-                find_angles(engine, length, i, &at);
+                const angles at = find_angles(engine, buffers, length, i);
                 rotate_row(engine, layer, buffers, start + i, i, &at);
             }
         }

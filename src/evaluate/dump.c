@@ -123,19 +123,16 @@ static bool create_sequence(const mdp_dump *dump, int stream, int64_t sequence) 
 
 /* Rank 0's part: all datasets, empty. */
 static mdp_status lay_out(mdp_dump *dump) {
-    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, dump->path));
+    hid_t file;
     unlink(dump->path); /* what a killed run left */
-    dump->file = H5Fcreate(dump->path, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
-    if (dump->file < 0) {
-        return mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", dump->path);
-    }
+    MDP_TRY(mdp_h5_create_old_file(dump->path, &file));
+    dump->file = file;
     bool good = true;
     for (int stream = 0; stream < dump->n_stream; stream++) {
         for (int64_t s = 0; good && s < dump->tokens->n_sequence; s++) good = create_sequence(dump, stream, s);
     }
     mdp_status status = mdp_ok();
     if (!good) status = MDP_ERROR(MDP_IO, "%s: HDF5 cannot lay out the dump; is the disk full?", dump->path);
-    hid_t file = dump->file;
     dump->file = -1;
     return mdp_hdf5_close_written(file, dump->path, status);
 }
@@ -147,17 +144,27 @@ static mdp_status check_size(const mdp_dump *dump) {
     double n_byte = 4.0 * (double)dump->n_stream * (double)dump->tokens->n_token * (double)(row + n_moe * layer);
     if (n_byte <= (double)MDP_DUMP_MOST) return mdp_ok();
     char text[32];
-    return MDP_ERROR(MDP_USAGE, "--dump would write %s, and is for at most 1 GiB; take fewer tokens or streams",
+    return MDP_ERROR(MDP_USAGE, "--dump would write %s, and is for at most 1 GiB; take fewer tokens or streams.",
                      mdp_print_bytes(text, (int64_t)n_byte));
 }
 
-static mdp_status new_local(mdp_dump *dump, const char *path) {
+static void find_widest(mdp_dump *dump) {
     for (int64_t l = 0; l < dump->model->n_layer; l++) {
         const mdp_moe *moe = &dump->model->layers[l].moe;
         if (!dump->model->layers[l].is_moe) continue;
         if (moe->n_expert > dump->most_expert) dump->most_expert = moe->n_expert;
         if (moe->top_k > dump->most_k) dump->most_k = moe->top_k;
     }
+}
+
+mdp_status mdp_dump_check(const mdp_model *model, const mdp_tokens *tokens, int n_request) {
+    mdp_dump dump = {.model = model, .tokens = tokens, .n_stream = n_request};
+    find_widest(&dump);
+    return check_size(&dump);
+}
+
+static mdp_status new_local(mdp_dump *dump, const char *path) {
+    find_widest(dump);
     MDP_TRY(check_size(dump));
     MDP_TRY(mdp_copy_text(&dump->path, path));
     MDP_TRY(MDP_ALLOC(&dump->n_expert, dump->n_stream, "the dump"));

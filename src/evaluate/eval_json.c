@@ -75,7 +75,7 @@ mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, const char *id
         json_pack("{s:s, s:s, s:i, s:o, s:o, s:o}", "format", "moe-dist-prune eval", "version", "1.0", "n_ranks",
                   evaluation->n_rank, "seconds", mdp_json_number_or_null(evaluation->seconds), "tokens_per_second",
                   mdp_json_number_or_null(evaluation->tokens_per_second), "streams", streams);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for eval.json.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for eval.json.");
     if (identity) mdp_json_put(&root, "identity", json_string(identity));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);

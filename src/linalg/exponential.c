@@ -86,7 +86,7 @@ static void gate_gelu(const float *restrict u, int64_t n, float *restrict h) {
     }
 }
 
-MDP_CLONES void mdp_gate_clamped(float alpha, float limit, const float *restrict u, int64_t n, float *restrict h) {
+MDP_CLONES static void gate_clamped(float alpha, float limit, const float *restrict u, int64_t n, float *restrict h) {
     for (int64_t i = 0; i < n; i++) {
         float g = h[i] > limit ? limit : h[i];
         float c = u[i] > limit ? limit : u[i] < -limit ? -limit : u[i];
@@ -94,8 +94,8 @@ MDP_CLONES void mdp_gate_clamped(float alpha, float limit, const float *restrict
     }
 }
 
-void mdp_gate(mdp_activation activation, const float *u, int64_t n, float *h) {
-    switch (activation) {
+void mdp_gate(const mdp_activation *activation, const float *u, int64_t n, float *h) {
+    switch (activation->kind) {
     case MDP_SILU:
         gate_silu(u, n, h);
         break;
@@ -105,7 +105,8 @@ void mdp_gate(mdp_activation activation, const float *u, int64_t n, float *h) {
     case MDP_GELU_TANH:
         gate_gelu_tanh(u, n, h);
         break;
-    case MDP_SWIGLU_CLAMPED: /* mdp_gate_clamped */
+    case MDP_SWIGLU_CLAMPED:
+        gate_clamped(activation->alpha, activation->limit, u, n, h);
         break;
     }
 }

@@ -14,6 +14,10 @@ extern void openblas_set_num_threads(int n) __attribute__((weak));
 extern int openblas_get_num_threads(void) __attribute__((weak));
 extern char *openblas_get_config(void) __attribute__((weak));
 extern char *openblas_get_corename(void) __attribute__((weak));
+extern void *blas_memory_alloc(int place) __attribute__((weak)); /* OpenBLAS's buffers: not in its headers, exported */
+extern void blas_memory_free(void *buffer) __attribute__((weak));
+
+#define BLAS_BUFFER (INT64_C(128) << 20) /* bytes of address space of a buffer of OpenBLAS on x86-64 and arm64 */
 
 mdp_status mdp_blas_start(void) {
     MDP_TRY(mdp_fault(MDP_INTERNAL, "set the BLAS library to one thread"));
@@ -26,6 +30,17 @@ mdp_status mdp_blas_start(void) {
                          "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1, or link another BLAS.",
                          n);
     }
+    return mdp_ok();
+}
+
+mdp_status mdp_blas_reserve(int n_thread) {
+    void **buffers = NULL;
+    if (blas_memory_alloc == NULL || blas_memory_free == NULL) return mdp_ok();
+    MDP_TRY(mdp_memory_spare(n_thread * BLAS_BUFFER, "OpenBLAS needs to multiply"));
+    MDP_TRY(MDP_ALLOC(&buffers, n_thread, "the buffers of OpenBLAS"));
+    for (int i = 0; i < n_thread; i++) buffers[i] = blas_memory_alloc(0);
+    for (int i = 0; i < n_thread; i++) blas_memory_free(buffers[i]); /* which keeps them */
+    mdp_free(buffers);
     return mdp_ok();
 }
 
@@ -106,8 +121,12 @@ void mdp_gemm_describe(const mdp_gemm *gemm, char *out, size_t n_byte) {
     (void)snprintf(out, n_byte, "%s %s", name, mdp_gemm_type_names[gemm->type]);
 }
 
+mdp_gemm_type mdp_gemm_type_of(const mdp_gemm *gemm) {
+    return gemm->type;
+}
+
 int64_t mdp_gemm_memory(const mdp_gemm *gemm) {
-    return gemm->scratch ? gemm->backend->bf16_memory(gemm->n_thread) : 0;
+    return gemm->backend->n_byte + (gemm->scratch ? gemm->backend->bf16_memory(gemm->n_thread) : 0);
 }
 
 mdp_status mdp_gemm_check(const mdp_gemm *gemm) {
@@ -124,12 +143,28 @@ static void keep_failure(mdp_gemm *gemm, int code) {
     if (code != 0) __atomic_store_n(&gemm->failed, code, __ATOMIC_RELAXED);
 }
 
-void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const float *w, int ldw, float *y,
+void mdp_gemm_weights(mdp_gemm *gemm, int n, int m, int k, const float *x, int ldx, const void *w, int ldw, float *y,
                       int ldy) {
     const mdp_product product = {
         .n = n, .m = m, .k = k, .x = x, .ldx = ldx, .w = w, .ldw = ldw, .y = y, .ldy = ldy, .transposed = true};
     keep_failure(gemm, gemm->type == MDP_GEMM_BF16 ? gemm->backend->bf16(gemm->scratch, omp_get_thread_num(), &product)
                                                    : gemm->backend->f32(&product));
+}
+
+void mdp_gemm_rounded(mdp_gemm *gemm, int n, int m, int k, const uint16_t *x, int ldx, const uint16_t *w, int ldw,
+                      float *y, int ldy) {
+    const mdp_product product = {.n = n,
+                                 .m = m,
+                                 .k = k,
+                                 .x = x,
+                                 .ldx = ldx,
+                                 .w = w,
+                                 .ldw = ldw,
+                                 .y = y,
+                                 .ldy = ldy,
+                                 .transposed = true,
+                                 .rounded = true};
+    keep_failure(gemm, gemm->backend->bf16(gemm->scratch, omp_get_thread_num(), &product));
 }
 
 /* y (+)= x w, or x w^T. */

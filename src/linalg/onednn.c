@@ -1,20 +1,22 @@
-/* onednn.c - matrix products by oneDNN: its sgemm, and products of values rounded to bf16.
+/* onednn.c - matrix products by oneDNN: its sgemm, and products in bf16.
  *
  * Built where the library was found. oneDNN splits a product among the OpenMP threads that the caller may start, unless
  * it is called from inside an active parallel region: so the caller may start one, for the time of a call. Products in
  * bf16 go in pieces of at most MOST x MOST x DEPTH, so that what a thread holds is bounded and known. */
 #include "linalg/gemm.h"
-#include "linalg/lanes.h"
 
 #ifdef MDP_HAVE_ONEDNN
 
 #include <omp.h>
-#include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
+#include "linalg/onednn_matmul.h"
+
 #define MOST 512    /* rows of x and of w in a piece */
-#define DEPTH 1024  /* inner dimension of a piece */
+#define DEPTH 4096  /* inner dimension of a piece */
 #define PREPARED 16 /* shapes that a thread keeps ready */
+/* Pages of the library's code, and the kernels that it makes (some 20 KB a shape) and keeps: measured. */
+#define LIBRARY_BYTE ((int64_t)16 << 20)
 
 static void describe(char *out, size_t n_byte) {
     static const struct {
@@ -70,18 +72,10 @@ static int multiply_f32(const mdp_product *p) {
 
 /* ---- bf16 ---------------------------------------------------------------------------------------------------- */
 
-/* A piece of a product, [n, k] x [m, k]^T into rows ldy apart, ready to run; x and w are the thread's own buffers. */
-typedef struct prepared {
-    int n, m, k, ldy;
-    bool add;
-    dnnl_primitive_t run;
-    dnnl_memory_t x, w, y;
-} prepared;
-
 typedef struct own {
-    uint16_t *x, *w; /* [MOST, DEPTH] rounded, rows as long as the piece is deep */
+    uint16_t *x; /* [MOST, DEPTH] rounded, rows as long as the piece is deep */
     dnnl_stream_t stream;
-    prepared shapes[PREPARED];
+    mdp_matmul shapes[PREPARED];
     int oldest;
 } own;
 
@@ -90,111 +84,59 @@ typedef struct bf16 {
     own *threads; /* [n_thread] */
 } bf16;
 
-/* To nearest, ties to even; a NaN stays one. */
-MDP_CLONES static void round_row(const float *restrict x, int64_t n, uint16_t *restrict out) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        uint32_t nan = (bits >> 16) | 0x40u;
-        out[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-    }
-}
-
-static void discard(prepared *shape) {
-    if (shape->run) dnnl_primitive_destroy(shape->run);
-    if (shape->x) dnnl_memory_destroy(shape->x);
-    if (shape->w) dnnl_memory_destroy(shape->w);
-    if (shape->y) dnnl_memory_destroy(shape->y);
-    memset(shape, 0, sizeof *shape);
-}
-
-static dnnl_status_t describe_matrix(dnnl_memory_desc_t *out, int n, int m, dnnl_data_type_t type, int row_stride,
-                                     int column_stride) {
-    const dnnl_dims_t shape = {n, m}, strides = {row_stride, column_stride};
-    return dnnl_memory_desc_init_by_strides(out, 2, shape, type, strides);
-}
-
-/* y (+)= x w, where `to` is to be added to or not. */
-static dnnl_status_t make_primitive(dnnl_engine_t engine, bool add, const dnnl_memory_desc_t *x,
-                                    const dnnl_memory_desc_t *w, const dnnl_memory_desc_t *y, dnnl_primitive_t *out) {
-    dnnl_matmul_desc_t matmul;
-    dnnl_primitive_attr_t attributes = NULL;
-    dnnl_post_ops_t after = NULL;
-    dnnl_primitive_desc_t chosen = NULL;
-    dnnl_status_t status = dnnl_matmul_desc_init(&matmul, x, w, NULL, y);
-    if (status == dnnl_success) status = dnnl_primitive_attr_create(&attributes);
-    if (status == dnnl_success) status = dnnl_post_ops_create(&after);
-    if (status == dnnl_success && add) status = dnnl_post_ops_append_sum(after, 1.0F);
-    if (status == dnnl_success) status = dnnl_primitive_attr_set_post_ops(attributes, after);
-    if (status == dnnl_success) status = dnnl_primitive_desc_create(&chosen, &matmul, attributes, engine, NULL);
-    if (status == dnnl_success) status = dnnl_primitive_create(out, chosen);
-    if (chosen) dnnl_primitive_desc_destroy(chosen);
-    if (after) dnnl_post_ops_destroy(after);
-    if (attributes) dnnl_primitive_attr_destroy(attributes);
-    return status;
-}
-
-static dnnl_status_t prepare(dnnl_engine_t engine, const own *mine, prepared *shape) {
-    dnnl_memory_desc_t x, w, y;
-    dnnl_status_t status = describe_matrix(&x, shape->n, shape->k, dnnl_bf16, shape->k, 1);
-    if (status == dnnl_success) status = describe_matrix(&w, shape->k, shape->m, dnnl_bf16, 1, shape->k);
-    if (status == dnnl_success) status = describe_matrix(&y, shape->n, shape->m, dnnl_f32, shape->ldy, 1);
-    if (status == dnnl_success) status = make_primitive(engine, shape->add, &x, &w, &y, &shape->run);
-    if (status == dnnl_success) status = dnnl_memory_create(&shape->x, &x, engine, mine->x);
-    if (status == dnnl_success) status = dnnl_memory_create(&shape->w, &w, engine, mine->w);
-    if (status == dnnl_success) status = dnnl_memory_create(&shape->y, &y, engine, DNNL_MEMORY_NONE);
-    return status;
-}
-
 /* The piece's shape, ready to run: one that was kept, or in the place of the oldest. */
-static dnnl_status_t find_prepared(dnnl_engine_t engine, own *mine, const prepared *wanted, prepared **out) {
+static dnnl_status_t find_prepared(dnnl_engine_t engine, own *mine, const mdp_matmul *wanted, mdp_matmul **out) {
     for (int i = 0; i < PREPARED; i++) {
-        prepared *shape = &mine->shapes[i];
+        mdp_matmul *shape = &mine->shapes[i];
         *out = shape;
         if (shape->run && shape->n == wanted->n && shape->m == wanted->m && shape->k == wanted->k &&
-            shape->ldy == wanted->ldy && shape->add == wanted->add)
+            shape->ldx == wanted->ldx && shape->ldw == wanted->ldw && shape->ldy == wanted->ldy &&
+            shape->add == wanted->add)
             return dnnl_success;
     }
     *out = &mine->shapes[mine->oldest];
     mine->oldest = (mine->oldest + 1) % PREPARED;
-    discard(*out);
+    mdp_matmul_discard(*out);
     **out = *wanted;
-    dnnl_status_t status = prepare(engine, mine, *out);
-    if (status != dnnl_success) discard(*out);
+    dnnl_status_t status = mdp_matmul_prepare(engine, *out);
+    if (status != dnnl_success) mdp_matmul_discard(*out);
     return status;
 }
 
-/* x [n, k] and w [m, k] are rounded already. */
-static dnnl_status_t multiply_piece(dnnl_engine_t engine, own *mine, const prepared *wanted, float *y) {
-    prepared *shape;
+static dnnl_status_t multiply_piece(dnnl_engine_t engine, own *mine, const mdp_matmul *wanted, const uint16_t *x,
+                                    const uint16_t *w, float *y) {
+    mdp_matmul *shape;
     dnnl_status_t status = find_prepared(engine, mine, wanted, &shape);
-    if (status != dnnl_success) return status;
-    const dnnl_exec_arg_t arguments[] = {
-        {DNNL_ARG_SRC, shape->x}, {DNNL_ARG_WEIGHTS, shape->w}, {DNNL_ARG_DST, shape->y}};
-    status = dnnl_memory_set_data_handle(shape->y, y);
-    if (status == dnnl_success) status = dnnl_primitive_execute(shape->run, mine->stream, 3, arguments);
-    return status == dnnl_success ? dnnl_stream_wait(mine->stream) : status;
-}
-
-static void round_rows(const float *x, int64_t ld, int n, int k, uint16_t *out) {
-    for (int i = 0; i < n; i++) round_row(x + i * ld, k, out + (size_t)i * (size_t)k);
+    return status == dnnl_success ? mdp_matmul_run(shape, mine->stream, x, w, y) : status;
 }
 
 static int smaller(int a, int b) {
     return a < b ? a : b;
 }
 
+/* Rows and columns of x from row n and column k on, as the piece reads them: where they are, or rounded to the thread's
+ * own. */
+static const uint16_t *find_rows(own *mine, const mdp_product *p, int n, int k, mdp_matmul *piece) {
+    int64_t first = (int64_t)n * p->ldx + k;
+    piece->ldx = p->rounded ? p->ldx : piece->k;
+    if (p->rounded) return (const uint16_t *)p->x + first;
+    const float *x = (const float *)p->x + first;
+    for (int i = 0; i < piece->n; i++)
+        mdp_round_bf16(x + (int64_t)i * p->ldx, piece->k, mine->x + (size_t)i * (size_t)piece->k);
+    return mine->x;
+}
+
 static dnnl_status_t multiply_pieces(dnnl_engine_t engine, own *mine, const mdp_product *p) {
+    const uint16_t *w = p->w;
     for (int k = 0; k < p->k; k += DEPTH) {
-        prepared piece = {.k = smaller(p->k - k, DEPTH), .ldy = p->ldy, .add = p->add || k > 0};
+        mdp_matmul piece = {.k = smaller(p->k - k, DEPTH), .ldw = p->ldw, .ldy = p->ldy, .add = p->add || k > 0};
         for (int n = 0; n < p->n; n += MOST) {
             piece.n = smaller(p->n - n, MOST);
-            round_rows(p->x + (int64_t)n * p->ldx + k, p->ldx, piece.n, piece.k, mine->x);
+            const uint16_t *x = find_rows(mine, p, n, k, &piece);
             for (int m = 0; m < p->m; m += MOST) {
                 piece.m = smaller(p->m - m, MOST);
-                round_rows(p->w + (int64_t)m * p->ldw + k, p->ldw, piece.m, piece.k, mine->w);
-                dnnl_status_t status = multiply_piece(engine, mine, &piece, p->y + (int64_t)n * p->ldy + m);
+                dnnl_status_t status = multiply_piece(engine, mine, &piece, x, w + (int64_t)m * p->ldw + k,
+                                                      p->y + (int64_t)n * p->ldy + m);
                 if (status != dnnl_success) return status;
             }
         }
@@ -214,10 +156,9 @@ static void close_bf16(int n_thread, void *scratch) {
     bf16 *all = scratch;
     for (int t = 0; all->threads && t < n_thread; t++) {
         own *mine = &all->threads[t];
-        for (int i = 0; i < PREPARED; i++) discard(&mine->shapes[i]);
+        for (int i = 0; i < PREPARED; i++) mdp_matmul_discard(&mine->shapes[i]);
         if (mine->stream) dnnl_stream_destroy(mine->stream);
         mdp_free(mine->x);
-        mdp_free(mine->w);
     }
     mdp_free(all->threads);
     if (all->engine) dnnl_engine_destroy(all->engine);
@@ -235,13 +176,13 @@ static mdp_status fill_bf16(int n_thread, bf16 *all) {
     for (int t = 0; t < n_thread; t++) {
         own *mine = &all->threads[t];
         MDP_TRY(MDP_ALLOC(&mine->x, MOST * DEPTH, "bf16 products"));
-        MDP_TRY(MDP_ALLOC(&mine->w, MOST * DEPTH, "bf16 products"));
         MDP_TRY(refused(dnnl_stream_create(&mine->stream, all->engine, dnnl_stream_default_flags)));
     }
     /* a small one shows whether the processor can */
-    const float one[16] = {1.0F};
+    const float x[16] = {1.0F};
+    const uint16_t w[16] = {0x3f80};
     float y[16];
-    const mdp_product product = {.n = 4, .m = 4, .k = 4, .x = one, .ldx = 4, .w = one, .ldw = 4, .y = y, .ldy = 4};
+    const mdp_product product = {.n = 4, .m = 4, .k = 4, .x = x, .ldx = 4, .w = w, .ldw = 4, .y = y, .ldy = 4};
     return refused((dnnl_status_t)multiply_bf16(all, 0, &product));
 }
 
@@ -258,10 +199,11 @@ static mdp_status open_bf16(int n_thread, void **scratch) {
 }
 
 static int64_t bf16_memory(int n_thread) {
-    return n_thread * (int64_t)(2 * sizeof(uint16_t)) * MOST * DEPTH;
+    return n_thread * (int64_t)sizeof(uint16_t) * MOST * DEPTH;
 }
 
 const mdp_gemm_backend mdp_gemm_onednn = {.describe = describe,
+                                          .n_byte = LIBRARY_BYTE,
                                           .f32 = multiply_f32,
                                           .explain = explain,
                                           .bf16_open = open_bf16,

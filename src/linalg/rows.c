@@ -99,6 +99,16 @@ MDP_CLONES void mdp_add_rows(const float *y, int64_t ldy, int64_t n_row, int64_t
     add_columns(y + first, ldy, n_row, n - first, sum + first);
 }
 
+MDP_CLONES void mdp_round_bf16(const float *restrict x, int64_t n, uint16_t *restrict out) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        uint32_t nan = (bits >> 16) | 0x40u;
+        out[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+    }
+}
+
 /* By bits, without branches: exponents of NaN and infinity are the largest. */
 MDP_CLONES bool mdp_all_finite(const float *x, int64_t n) {
     uint32_t most = 0;

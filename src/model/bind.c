@@ -740,8 +740,6 @@ static mdp_status bind_experts(binder *b, int64_t layer, mdp_moe *moe) {
     moe->top_k = (int32_t)b->config->top_k;
     moe->d_ff = b->config->d_ff;
     moe->activation = b->config->activation;
-    moe->alpha = (float)b->config->alpha;
-    moe->limit = (float)b->config->limit;
     bool fused = layout->fused_gate_up != NULL;
     MDP_TRY(resolve_rule(b, layer, moe));
     MDP_TRY(bind_router(b, layout, layer, moe));

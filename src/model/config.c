@@ -64,11 +64,12 @@ mdp_status mdp_config_int(const json_t *json, const mdp_int_key *key, const char
     return mdp_ok();
 }
 
+/* The library asks whether a flag holds, and null does not. */
 static mdp_status read_bool(const json_t *json, const mdp_bool_key *key, const char *path, bool *out) {
     *out = key->absent;
     const json_t *value = key->name == NULL ? NULL : mdp_config_get(json, key->name);
     if (value == NULL) return mdp_ok();
-    if (!json_is_boolean(value)) {
+    if (!json_is_boolean(value) && !json_is_null(value)) {
         return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", path, key->name,
                          mdp_json_kind(value));
     }
@@ -137,16 +138,18 @@ static mdp_status read_positive(const json_t *json, const mdp_real_key *key, con
     return read_factor(json, key, key->absent, path, out);
 }
 
-static mdp_status read_clamps(const json_t *json, const mdp_family *family, const char *path, mdp_config *c) {
-    c->activation = MDP_SWIGLU_CLAMPED;
-    MDP_TRY(read_positive(json, &family->alpha, path, &c->alpha));
-    return read_positive(json, &family->limit, path, &c->limit);
+static mdp_status read_clamps(const json_t *json, const mdp_family *family, const char *path, mdp_activation *out) {
+    double alpha, limit;
+    MDP_TRY(read_positive(json, &family->alpha, path, &alpha));
+    MDP_TRY(read_positive(json, &family->limit, path, &limit));
+    *out = (mdp_activation){.kind = MDP_SWIGLU_CLAMPED, .alpha = (float)alpha, .limit = (float)limit};
+    return mdp_ok();
 }
 
 static mdp_status read_activation(const json_t *json, const mdp_family *family, const char *path, mdp_activation *out) {
     static const struct {
         const char *name;
-        mdp_activation activation;
+        mdp_activation_kind kind;
     } known[] = {
         {"silu", MDP_SILU},           {"swish", MDP_SILU},         {"gelu", MDP_GELU},
         {"gelu_python", MDP_GELU},    {"gelu_new", MDP_GELU_TANH}, {"gelu_pytorch_tanh", MDP_GELU_TANH},
@@ -156,7 +159,7 @@ static mdp_status read_activation(const json_t *json, const mdp_family *family, 
     const char *name = value == NULL ? family->activation : json_string_value(value);
     for (size_t i = 0; name != NULL && i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(name, known[i].name) == 0) {
-            *out = known[i].activation;
+            *out = (mdp_activation){.kind = known[i].kind};
             return mdp_ok();
         }
     }
@@ -370,7 +373,7 @@ mdp_status mdp_config_read(const json_t *json, const mdp_family *family, const c
     if (family->qk_norm_flag.name == NULL) c.qk_norm = true;
     if (family->qk_norm == MDP_QK_NORM_NONE) c.qk_norm = false;
     MDP_TRY(read_bool(json, &family->tied, path, &c.tied));
-    MDP_TRY(family->limit.name != NULL ? read_clamps(json, family, path, &c)
+    MDP_TRY(family->limit.name != NULL ? read_clamps(json, family, path, &c.activation)
                                        : read_activation(json, family, path, &c.activation));
     MDP_TRY(read_heads(json, family, path, &c));
     MDP_TRY(read_factors(json, family, path, &c));

@@ -51,7 +51,6 @@ typedef struct mdp_config {
     bool normalise; /* weights of the chosen experts are made to add up to 1 */
     mdp_activation activation;
     mdp_quantisation quantisation;
-    double alpha, limit;      /* of MDP_SWIGLU_CLAMPED */
     mdp_layer_config *layers; /* [n_layer] */
 } mdp_config;
 

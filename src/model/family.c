@@ -220,7 +220,11 @@ static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"
         .weight_scale = {.name = "routed_scaling_factor", .absent = 2.5},                                              \
         .normalise_flag = {.name = "norm_topk_prob", .absent = true}, .fixed = SIGMOID_ONLY,                           \
         .bias = {.name = "attention_bias", .absent = false},                                                           \
-        .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},  \
+        .n_extra = {.name = "num_nextn_predict_layers",                                                                \
+                    .other = "num_mtp_layers",                                                                         \
+                    .absent = 1,                                                                                       \
+                    .may_be_zero = true,                                                                               \
+                    .null_is_absent = true},                                                                           \
         .rope_theta = 1e4, .dense = GATED_MLP(""), .shared = GATED_MLP("shared_experts."),                             \
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_GATE), BIASED_FUSED_EXPERTS(BIAS_OF_GATE)}
 /* Its own sizes. */
@@ -274,12 +278,13 @@ static const mdp_fixed_key SOFTMAX_ONLY[] = {{"scoring_func", "\"softmax\""}, {"
     .extra_layouts = {{SEPARATE_EXPERT_NAMES_OF("mtp.layers.{layer}.")},                                               \
                       {FUSED_EXPERT_NAMES_OF("mtp.layers.{layer}.")}}
 #define QWEN35_KEYS                                                                                                    \
-    QWEN_LINEAR_KEYS, .n_layer = {.name = "num_hidden_layers", .absent = 40},                                          \
-                      .vocab_size = {.name = "vocab_size", .absent = 248320},                                          \
-                      .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 256},                \
-                      .top_k = {.name = "num_experts_per_tok", .absent = 8}, .sparse_step = {.absent = 1},             \
-                      .n_extra = {.name = "mtp_num_hidden_layers", .absent = 1, .may_be_zero = true},                  \
-                      .normalise = MDP_NORMALISE_ALWAYS
+    QWEN_LINEAR_KEYS,                                                                                                  \
+        .n_layer = {.name = "num_hidden_layers", .absent = 40},                                                        \
+        .vocab_size = {.name = "vocab_size", .absent = 248320},                                                        \
+        .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 256},                              \
+        .top_k = {.name = "num_experts_per_tok", .absent = 8}, .sparse_step = {.absent = 1},                           \
+        .n_extra = {.name = "mtp_num_hidden_layers", .absent = 1, .may_be_zero = true, .null_is_absent = true},        \
+        .normalise = MDP_NORMALISE_ALWAYS
 #define QWEN35_TENSORS(root, layer)                                                                                    \
     ROOTED_TENSORS(root, layer), ROOTED_QKV_BIASES(layer),                                                             \
         .o_bias = layer "self_attn.o_proj.bias", ROOTED_QK_NORMS(layer),                                               \
@@ -501,7 +506,7 @@ static const mdp_family FAMILIES[] = {
         .sparse_step = {.name = "decoder_sparse_step", .absent = 1},
         .dense_ff = {.name = "intermediate_size", .absent = 5632},
         .dense_layers = "mlp_only_layers",
-        .n_extra = {.name = "num_nextn_predict_layers", .absent = 1, .may_be_zero = true},
+        .n_extra = {.name = "num_nextn_predict_layers", .absent = 1, .may_be_zero = true, .null_is_absent = true},
         .normalise_flag = {.name = "norm_topk_prob", .absent = true},
         .normalise = MDP_NORMALISE_BY_FLAG,
         COMMON_TENSORS,
@@ -667,7 +672,11 @@ static const mdp_family FAMILIES[] = {
         .rope_pairs = {.name = "rope_interleave", .absent = true},
         .partial_rotary = 1.0,
         .vocab_size = {.name = "vocab_size", .absent = 154880},
-        .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},
+        .n_extra = {.name = "num_nextn_predict_layers",
+                    .other = "num_mtp_layers",
+                    .absent = 1,
+                    .may_be_zero = true,
+                    .null_is_absent = true},
         .max_position = {.name = "max_position_embeddings", .absent = 202752},
         .n_expert = {.name = "n_routed_experts", .other = "num_local_experts", .absent = 64},
         .top_k = {.name = "num_experts_per_tok", .absent = 4},
@@ -719,7 +728,11 @@ static const mdp_family FAMILIES[] = {
         .model_type = "glm4_moe",
         GLM4_MOE_KEYS,
         .vocab_size = {.name = "vocab_size", .absent = 151552},
-        .n_extra = {.name = "num_nextn_predict_layers", .other = "num_mtp_layers", .absent = 1, .may_be_zero = true},
+        .n_extra = {.name = "num_nextn_predict_layers",
+                    .other = "num_mtp_layers",
+                    .absent = 1,
+                    .may_be_zero = true,
+                    .null_is_absent = true},
         .max_position = {.name = "max_position_embeddings", .absent = 131072},
         .bias = {.name = "attention_bias", .absent = false},
         .qk_norm = MDP_QK_NORM_HEAD,
@@ -784,7 +797,7 @@ static const mdp_family FAMILIES[] = {
         .n_kv_head = {.name = "num_key_value_heads", .absent = 8},
         .head_dim = {.name = "head_dim", .absent = 128, .null_is_absent = true},
         .vocab_size = {.name = "vocab_size", .absent = 120832},
-        .n_extra = {.name = "num_nextn_predict_layers", .may_be_zero = true},
+        .n_extra = {.name = "num_nextn_predict_layers", .may_be_zero = true, .null_is_absent = true},
         .max_position = {.name = "max_position_embeddings", .absent = 131072},
         .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 192},
         .top_k = {.name = "num_experts_per_tok", .absent = 8},
@@ -818,7 +831,7 @@ static const mdp_family FAMILIES[] = {
         .n_head = {.name = "num_attention_heads", .absent = 32},
         .n_kv_head = {.name = "num_key_value_heads", .absent = 32},
         .vocab_size = {.name = "vocab_size", .absent = 102400},
-        .n_extra = {.name = "num_nextn_predict_layers", .may_be_zero = true},
+        .n_extra = {.name = "num_nextn_predict_layers", .may_be_zero = true, .null_is_absent = true},
         .extra = "mtp.",
         .max_position = {.name = "max_position_embeddings", .absent = 2048},
         .n_expert = {.name = "num_experts", .other = "num_local_experts", .absent = 64},
@@ -915,7 +928,7 @@ static const mdp_family FAMILIES[] = {
         .dense = GATED_MLP(""),
         .shared = GATED_MLP("shared_experts."),
         .layouts = {BIASED_SEPARATE_EXPERTS(BIAS_OF_STATICS), BIASED_FUSED_EXPERTS(BIAS_OF_GATE_STATICS)},
-        .n_extra = {.name = "num_nextn_predict_layers", .absent = 1, .may_be_zero = true},
+        .n_extra = {.name = "num_nextn_predict_layers", .absent = 1, .may_be_zero = true, .null_is_absent = true},
         .extra = "model.mtp_",
         .extra_layouts = {ERNIE_EXTRA_EXPERTS},
     },
@@ -1047,7 +1060,7 @@ static const mdp_family FAMILIES[] = {
         .n_kv_head = {.name = "attn_config.kv_n_heads", .absent = 1},
         .head_dim = {.name = "head_dim", .null_is_absent = true},
         .vocab_size = {.name = "vocab_size", .absent = 32000},
-        .max_position = {.name = "max_seq_len", .absent = 2048},
+        .max_position = {.name = "max_seq_len", .absent = 2048, .null_is_absent = true},
         .n_expert = {.name = "ffn_config.moe_num_experts", .absent = 4},
         .top_k = {.name = "ffn_config.moe_top_k", .absent = 1},
         .sparse_step = {.absent = 1},

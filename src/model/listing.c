@@ -47,5 +47,5 @@ mdp_status mdp_families_list(json_t **out) {
     }
     *out = list;
     if (list) return mdp_ok();
-    return MDP_ERROR(MDP_INTERNAL, "out of memory for the list of families.");
+    return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the list of families.");
 }

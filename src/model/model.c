@@ -50,6 +50,8 @@ int64_t mdp_attention_values(const mdp_attention *attention) {
 
 static void copy_sizes(const mdp_config *config, mdp_model *model) {
     (void)snprintf(model->model_type, sizeof model->model_type, "%s", model->family->model_type);
+    model->count_key = model->family->n_expert.name;
+    model->count_is_nested = strchr(model->count_key, '.') != NULL;
     model->n_layer = config->n_layer;
     model->d_model = config->d_model;
     model->vocab_size = config->vocab_size;

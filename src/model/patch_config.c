@@ -87,6 +87,12 @@ static mdp_status set_key(const char *text, int64_t from, const mdp_int_key *key
     return mdp_ok();
 }
 
+static bool has_key(const char *text, int64_t from, const mdp_int_key *key) {
+    mdp_span at;
+    return (key->name != NULL && find_member(text, from, key->name, &at)) ||
+           (key->other != NULL && find_member(text, from, key->other, &at));
+}
+
 /* How the text spells a key that it has. */
 static const char *spelling(const char *text, int64_t from, const mdp_int_key *key) {
     mdp_span at;
@@ -158,7 +164,8 @@ static mdp_status make_edits(const mdp_model *model, const mdp_config_change *ch
     int64_t from = find_scope(text, model->family->scope);
     MDP_TRY(set_key(text, from, &model->family->n_expert, change->n_expert, edits, n_edit));
     if (change->top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, change->top_k, edits, n_edit));
-    if (change->without_extra && model->n_extra > 0)
+    /* The key is not believed: checkpoints are published without the layers that it counts. */
+    if (change->without_extra && (model->n_extra > 0 || has_key(text, from, &model->family->n_extra)))
         MDP_TRY(set_key(text, from, &model->family->n_extra, 0, edits, n_edit));
     MDP_TRY(set_layers(model, text, from, change, edits, n_edit));
     sort_edits(edits, *n_edit);

@@ -283,7 +283,8 @@ static mdp_status check_factor(const rope_source *s, const char *key, const json
 }
 
 /* Rotated values of a head where the family may leave some alone: by partial_rotary_factor of the dict, then of
- * config.json, then by the older key for their number. Cut down to a whole number as the library does. */
+ * config.json, where null is no class default but the whole head; without either by the older key for their number. Cut
+ * down to a whole number as the library does. */
 static mdp_status find_rotated(rope_source *s, const mdp_family *family) {
     const char *key = "partial_rotary_factor";
     double part = family->partial_rotary;
@@ -292,6 +293,8 @@ static mdp_status find_rotated(rope_source *s, const mdp_family *family) {
     if (value == NULL || json_is_null(value)) value = top;
     if (value != NULL && !json_is_null(value)) {
         MDP_TRY(check_factor(s, key, value, &part));
+    } else if (json_is_null(top)) {
+        part = 1.0;
     } else if (number != NULL && !json_is_null(number)) {
         if (!json_is_integer(number) || json_integer_value(number) < 2 || json_integer_value(number) > s->dim) {
             return MDP_ERROR(
@@ -320,14 +323,10 @@ static mdp_status find_layout(const rope_source *s, const mdp_family *family, md
     const char *key = family->rope_pairs.name;
     if (key == NULL) return mdp_ok();
     const json_t *value = json_object_get(s->json, key);
-    bool pairs = family->rope_pairs.absent;
-    if (value != NULL && !json_is_null(value)) {
-        if (!json_is_boolean(value)) {
-            return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", s->path, key,
-                             mdp_json_kind(value));
-        }
-        pairs = json_is_true(value);
+    if (value != NULL && !json_is_boolean(value) && !json_is_null(value)) {
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is %s; expected true or false.", s->path, key, mdp_json_kind(value));
     }
+    bool pairs = value == NULL ? family->rope_pairs.absent : json_is_true(value); /* null does not hold */
     rope->layout = pairs ? MDP_ROPE_PAIR : MDP_ROPE_HALF;
     return mdp_ok();
 }

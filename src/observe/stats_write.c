@@ -180,14 +180,8 @@ static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *
 
 /* Create the file with all but its vectors. Rank 0. */
 static mdp_status write_scalars(const mdp_stats *stats, const char *path, hid_t *file) {
-    MDP_TRY(mdp_fault(MDP_CANNOT_CREATE, path));
-    hid_t create = H5Pcreate(H5P_FILE_CREATE);
-    H5Pset_obj_track_times(create, false);
     unlink(path); /* what a killed run left */
-    *file = H5Fcreate(path, H5F_ACC_EXCL, create, H5P_DEFAULT);
-    mdp_status status = *file >= 0 ? mdp_ok() : mdp_h5_error(MDP_CANNOT_CREATE, "create", "the file itself", path);
-    H5Pclose(create);
-    MDP_TRY(status);
+    MDP_TRY(mdp_h5_create_old_file(path, file));
     return write_content(*file, stats, path);
 }
 

@@ -60,8 +60,9 @@ static mdp_status size_of_batch(const mdp_comm *layout, const mdp_model *model, 
     MDP_TRY(mdp_partition_new(tokens, batch_tokens, &partition));
     out->batch_tokens = batch_tokens;
     out->n_batch = partition->n_batch;
-    out->memory = options->reserve + mdp_engine_memory(layout, model, partition, options->n_thread, pass) +
-                  mdp_gemm_memory(options->gemm);
+    mdp_gemm_type type = mdp_gemm_type_of(options->gemm);
+    out->memory = options->reserve + mdp_gemm_memory(options->gemm) +
+                  mdp_engine_memory(layout, model, partition, options->n_thread, type, pass);
     mdp_partition_destroy(partition);
     return mdp_ok();
 }
@@ -79,9 +80,10 @@ static mdp_status memory_of_ranks(const mdp_comm *layout, int size, const mdp_mo
     return status;
 }
 
-/* The smallest number of ranks with which a batch fits; 0: none does. More ranks hardly ever need more each. */
-static mdp_status find_ranks(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
-                             const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens, int *out) {
+/* More ranks hardly ever need more each. */
+mdp_status mdp_forward_find_ranks(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                                  const mdp_pass *pass, const mdp_forward_options *options, int64_t batch_tokens,
+                                  int *out) {
     int64_t memory;
     int low = layout->size, high = low; /* low does not fit; high is to */
     *out = 0;
@@ -100,31 +102,35 @@ static mdp_status find_ranks(const mdp_comm *layout, const mdp_model *model, con
     return mdp_ok();
 }
 
-static mdp_status too_little(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
-                             const mdp_pass *pass, const mdp_forward_options *options, const mdp_forward_cost *cost) {
-    const char *why = pass->redo_block            ? " (pruned propagation takes all tokens as one batch)"
+int64_t mdp_memory_to_give(int64_t need) {
+    const int64_t unit = 1000000, more = need + need / 32;
+    return (more + unit - 1) / unit * unit;
+}
+
+mdp_status mdp_forward_too_little(const mdp_comm *layout, const mdp_pass *pass, const mdp_forward_options *options,
+                                  int64_t need, int n_rank) {
+    const char *why = pass->redo_block             ? " (pruned propagation takes all tokens as one batch)"
                       : options->batch_tokens > 0 ? " with this --batch-tokens"
                                                   : "";
-    char given[32], need[32], ranks[64] = "; no number of ranks would do with less";
-    int n_rank;
-    MDP_TRY(find_ranks(layout, model, tokens, pass, options, cost->batch_tokens, &n_rank));
+    char given[32], needed[32], ranks[64] = "; no number of ranks would do with less";
     if (n_rank > 0) snprintf(ranks, sizeof ranks, ", or take %d ranks or more", n_rank);
     return MDP_ERROR(MDP_USAGE,
                      "--memory %s is too little: %s a rank are needed on %d rank%s%s. Give --memory %lld%s%s.",
-                     mdp_print_bytes(given, options->memory), mdp_print_bytes(need, cost->memory), layout->size,
-                     layout->size == 1 ? "" : "s", why, (long long)cost->memory, ranks,
+                     mdp_print_bytes(given, options->memory), mdp_print_bytes(needed, need), layout->size,
+                     layout->size == 1 ? "" : "s", why, (long long)mdp_memory_to_give(need), ranks,
                      options->batch_tokens > 0 ? ", or a smaller --batch-tokens" : "");
 }
 
-/* The largest batch that fits. */
+/* The largest batch that fits, or the smallest that may be taken where none does. More tokens than there are make no
+ * larger batch. */
 static mdp_status choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
-    int64_t batch = options->batch_tokens > 0 ? options->batch_tokens : tokens->n_token;
+    bool given = options->batch_tokens > 0;
+    int64_t batch = given && options->batch_tokens < tokens->n_token ? options->batch_tokens : tokens->n_token;
     for (;;) {
         MDP_TRY(size_of_batch(layout, model, tokens, pass, options, batch, out));
-        if (options->memory <= 0 || out->memory <= options->memory) return mdp_ok();
-        if (pass->redo_block || options->batch_tokens > 0 || batch <= MDP_BLOCK_TOKENS)
-            return too_little(layout, model, tokens, pass, options, out);
+        out->fits = options->memory <= 0 || out->memory <= options->memory;
+        if (out->fits || pass->redo_block || given || batch <= MDP_BLOCK_TOKENS) return mdp_ok();
         batch = batch / 2 > MDP_BLOCK_TOKENS ? batch / 2 : MDP_BLOCK_TOKENS;
     }
 }
@@ -147,8 +153,8 @@ static mdp_status add_ranks(const mdp_comm *layout, const mdp_model *model, cons
     return status;
 }
 
-mdp_status mdp_forward_choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
-                                    const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
+static mdp_status cut_into_batches(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                                   const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
     *out = (mdp_forward_cost){0};
     MDP_TRY(choose_batch(layout, model, tokens, pass, options, out));
     if (!pass->redo_block || out->n_batch == 1) return mdp_ok();
@@ -158,9 +164,18 @@ mdp_status mdp_forward_choose_batch(const mdp_comm *layout, const mdp_model *mod
                      (long long)tokens->n_token);
 }
 
+mdp_status mdp_forward_choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                                    const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
+    int n_rank;
+    MDP_TRY(cut_into_batches(layout, model, tokens, pass, options, out));
+    if (out->fits) return mdp_ok();
+    MDP_TRY(mdp_forward_find_ranks(layout, model, tokens, pass, options, out->batch_tokens, &n_rank));
+    return mdp_forward_too_little(layout, pass, options, out->memory, n_rank);
+}
+
 mdp_status mdp_forward_cost_of(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
-    MDP_TRY(mdp_forward_choose_batch(layout, model, tokens, pass, options, out));
+    MDP_TRY(cut_into_batches(layout, model, tokens, pass, options, out));
     out->bytes_stored = out->n_batch * batch_bytes(model, layout->n_node, pass);
     return add_ranks(layout, model, tokens, pass, options->n_thread, out);
 }

@@ -90,7 +90,7 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
                            .tokens = run->tokens,
                            .options = options,
                            .phase = run->tasks ? "tasks" : "eval",
-                           .pass = {.n_stream = n_stream, .with_head = true},
+                           .pass = mdp_loss_pass(n_stream, NULL),
                            .views = views,
                            .begin_batch = begin_batch,
                            .layer_done = layer_done,

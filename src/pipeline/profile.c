@@ -142,7 +142,7 @@ static mdp_status add_pass(const merged *all, const char *pass, json_t *passes) 
     mdp_json_put(&root, "phases", describe_rows(all, 0, MDP_N_PHASE));
     mdp_json_put(&root, "beside", describe_rows(all, READ_AHEAD, PASS));
     mdp_json_put(&root, "all", describe_row(all, PASS));
-    if (json_array_append_new(passes, root) != 0) return MDP_ERROR(MDP_INTERNAL, "out of memory for the profile.");
+    if (json_array_append_new(passes, root) != 0) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the profile.");
     return mdp_ok();
 }
 

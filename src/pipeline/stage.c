@@ -27,7 +27,7 @@ static mdp_status print_text(const mdp_stage *stage, const mdp_engine *engine, c
                   int_list(n_branch, mdp_engine_leader_of, engine), "stream_states",
                   int_list(engine ? stage->forward->pass.n_stream : 0, mdp_engine_branch_of, engine));
     *out = NULL;
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the text of a resume point.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the text of a resume point.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

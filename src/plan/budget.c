@@ -194,6 +194,23 @@ static int64_t left_after(int64_t n, int64_t keep, int64_t round, int64_t n_roun
     return left < keep ? keep : left;
 }
 
+/* Of layers that change by shares of their own: the one with most to remove, one unit a round. Budgets that spread an
+ * average over layers change it by one. */
+int64_t mdp_budget_rounds(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options,
+                          int64_t n_round) {
+    bool spread = options->budget == MDP_BUDGET_GLOBAL || options->budget == MDP_BUDGET_TRAPEZOID;
+    int32_t unit = spread ? 1 : mdp_budget_unit(options), smallest = INT32_MAX;
+    int64_t most = 1;
+    for (int64_t i = 0; i < n_layer; i++) {
+        int32_t keep = options->budget == MDP_BUDGET_LIST ? options->list[i].keep : options->keep;
+        int64_t n_step = ((int64_t)layers[i].n_expert - keep + unit - 1) / unit;
+        if (layers[i].n_expert < smallest) smallest = layers[i].n_expert;
+        if (!spread && n_step > most) most = n_step;
+    }
+    if (spread && smallest - options->keep > most) most = smallest - options->keep;
+    return n_round < most ? n_round : most;
+}
+
 mdp_budget_options mdp_budget_of_round(const mdp_budget_layer *layers, int64_t n_layer,
                                        const mdp_budget_options *options, int64_t round, int64_t n_round,
                                        mdp_keep_entry *list) {

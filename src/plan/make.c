@@ -63,6 +63,20 @@ static mdp_status take_previous(const mdp_plan_layer *previous, mdp_plan_layer *
     return mdp_ok();
 }
 
+/* Experts of which the text that counts says nothing. A round after the first knows it of those that are left. */
+static mdp_status find_unseen(const mdp_plan_request *request, int64_t i, mdp_plan_layer *layer) {
+    const mdp_plan_layer *previous = request->previous ? &request->previous->layers[i] : NULL;
+    if (!request->criterion->needs_stats) return mdp_ok();
+    MDP_TRY(MDP_ALLOC(&layer->unseen, layer->n_expert, "the experts that no token reached"));
+    for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
+        if (previous && layer->gone && layer->gone[e])
+            layer->unseen[e] = previous->unseen && previous->unseen[e];
+        else
+            layer->unseen[e] = mdp_stats_count(request->stats, i, e, request->weight) == 0.0;
+    }
+    return mdp_ok();
+}
+
 static mdp_status score_layers(const mdp_plan_request *request, mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         mdp_plan_layer *layer = &plan->layers[i];
@@ -77,6 +91,7 @@ static mdp_status score_layers(const mdp_plan_request *request, mdp_plan *plan) 
                                  .n_expert = layer->n_expert};
         MDP_TRY(score_layer(request, &input, layer));
         if (request->previous) MDP_TRY(take_previous(&request->previous->layers[i], layer));
+        MDP_TRY(find_unseen(request, i, layer));
     }
     return mdp_ok();
 }
@@ -229,7 +244,7 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     json_t *recipe = describe_recipe(request, min_keep);
     if (recipe && super) mdp_json_put(&recipe, "super_experts", json_incref(super));
     json_decref(super);
-    if (!recipe) return MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
+    if (!recipe) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the recipe of a plan.");
     json_decref(plan->recipe);
     plan->recipe = recipe;
     return mdp_ok();

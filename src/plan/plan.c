@@ -21,6 +21,7 @@ static void destroy_layer(mdp_plan_layer *layer) {
     mdp_free(layer->scores);
     mdp_free(layer->must_keep);
     mdp_free(layer->gone);
+    mdp_free(layer->unseen);
     mdp_free(layer->kept);
     mdp_free(layer->dropped);
 }
@@ -33,7 +34,7 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out) {
     if (status.code == MDP_OK) {
         plan->n_layer = n_layer;
         plan->recipe = json_object();
-        if (!plan->recipe) status = MDP_ERROR(MDP_INTERNAL, "out of memory for the recipe of a plan.");
+        if (!plan->recipe) status = MDP_ERROR(MDP_EXHAUSTED, "out of memory for the recipe of a plan.");
     }
     if (status.code != MDP_OK) {
         mdp_plan_destroy(plan);
@@ -51,6 +52,49 @@ void mdp_plan_destroy(mdp_plan *plan) {
     mdp_free(plan->layers);
     mdp_free(plan);
 }
+
+/* ---- experts that no token reached ------------------------------------------------------------------------------ */
+
+static int32_t count_unseen(const mdp_plan_layer *layer) {
+    int32_t n = 0;
+    for (mdp_expert_t e = 0; layer->unseen && e < layer->n_expert; e++) n += layer->unseen[e] != 0;
+    return n;
+}
+
+/* Of those, the ones that have no effect in the result. */
+static int32_t count_unseen_gone(const mdp_plan_layer *layer) {
+    int32_t n = 0;
+    for (int32_t i = 0; layer->unseen && i < layer->n_dropped; i++) n += layer->unseen[layer->dropped[i]] != 0;
+    for (int32_t i = 0; layer->unseen && i < layer->n_kept; i++)
+        n += layer->kept[i].action == MDP_ZERO && layer->unseen[layer->kept[i].from[0]];
+    return n;
+}
+
+const char *mdp_plan_describe_unseen(const mdp_plan *plan, char out[MDP_PLAN_UNSEEN_TEXT]) {
+    enum { MOST_LISTED = 12 };
+    int64_t n_layer = 0, n = 0, n_gone = 0;
+    char layers[240] = "";
+    size_t used = 0;
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        const mdp_plan_layer *layer = &plan->layers[i];
+        int32_t here = count_unseen(layer);
+        n += here;
+        n_gone += count_unseen_gone(layer);
+        if (here == 0 || ++n_layer > MOST_LISTED) continue;
+        int more = snprintf(layers + used, sizeof layers - used, "%s%lld: %d of %d", n_layer > 1 ? ", " : "",
+                            (long long)layer->layer, (int)here, (int)layer->n_expert);
+        if (more > 0 && used + (size_t)more < sizeof layers) used += (size_t)more;
+    }
+    if (n == 0) return NULL;
+    snprintf(out, MDP_PLAN_UNSEEN_TEXT,
+             "no token reached %lld expert%s (layer %s%s), of which %lld go%s; their scores say nothing, so among them "
+             "the lower number goes first: calibrate on more text",
+             (long long)n, n == 1 ? "" : "s", layers, n_layer > MOST_LISTED ? ", ..." : "", (long long)n_gone,
+             n_gone == 1 ? "es" : "");
+    return out;
+}
+
+/* ---- against a model -------------------------------------------------------------------------------------------- */
 
 static const char *name_of(const mdp_plan *plan) {
     return plan->path ? plan->path : "the plan";

@@ -30,6 +30,15 @@ static json_t *print_dropped(const mdp_plan_layer *layer) {
     return list;
 }
 
+/* Nothing where tokens reached all. */
+static void print_unseen(const mdp_plan_layer *layer, json_t **object) {
+    if (!layer->unseen || !memchr(layer->unseen, 1, (size_t)layer->n_expert)) return;
+    json_t *list = json_array();
+    for (mdp_expert_t e = 0; e < layer->n_expert; e++)
+        if (layer->unseen[e]) mdp_json_add(&list, json_integer(e));
+    mdp_json_put(object, "unseen", list);
+}
+
 static json_t *print_layer(const mdp_plan_layer *layer) {
     json_t *object = json_pack("{s:I}", "layer", (json_int_t)layer->layer);
     if (layer->scores) {
@@ -41,6 +50,7 @@ static json_t *print_layer(const mdp_plan_layer *layer) {
     mdp_json_put(&object, "dropped", print_dropped(layer));
     mdp_json_put(&object, "router", json_string("slice"));
     if (layer->top_k > 0) mdp_json_put(&object, "k", json_integer(layer->top_k));
+    print_unseen(layer, &object);
     return object;
 }
 
@@ -50,7 +60,7 @@ mdp_status mdp_plan_print(const mdp_plan *plan, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:{s:s, s:s}, s:O, s:b, s:o}", "format", PLAN_FORMAT, "version", PLAN_VERSION,
                              "model", "fingerprint", plan->fingerprint, "model_type", plan->model_type, "recipe",
                              plan->recipe, "uniform", (int)plan->uniform, "layers", layers);
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the text of a plan.");
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the text of a plan.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;
@@ -167,9 +177,23 @@ static mdp_status parse_top_k(const json_t *value, const mdp_plan_place *where, 
     return mdp_ok();
 }
 
+static mdp_status parse_unseen(const json_t *list, const mdp_plan_place *where, mdp_plan_layer *layer) {
+    if (!list) return mdp_ok();
+    if (!json_is_array(list)) return MDP_REFUSE(where, "'unseen' is not a list of %s", "experts");
+    MDP_TRY(MDP_ALLOC(&layer->unseen, layer->n_expert, "the experts that no token reached"));
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *value = json_array_get(list, i);
+        json_int_t e = json_is_integer(value) ? json_integer_value(value) : -1;
+        if (e < 0 || e >= layer->n_expert)
+            return MDP_REFUSE(where, "entry %zu of 'unseen' is no expert of the layer's %d", i, (int)layer->n_expert);
+        layer->unseen[e] = 1;
+    }
+    return mdp_ok();
+}
+
 static mdp_status parse_layer(const json_t *object, const char *path, int64_t index, int64_t previous,
                               mdp_plan_layer *layer) {
-    static const char *const known[] = {"layer", "scores", "experts", "dropped", "router", "k", NULL};
+    static const char *const known[] = {"layer", "scores", "experts", "dropped", "router", "k", "unseen", NULL};
     if (!json_is_object(object))
         return MDP_ERROR(MDP_BAD_INPUT, "%s: entry %lld of 'layers' is not an object.", path, (long long)index);
     MDP_TRY(mdp_json_int(object, "layer", path, &layer->layer));
@@ -189,6 +213,7 @@ static mdp_status parse_layer(const json_t *object, const char *path, int64_t in
     MDP_TRY(check_every_expert(&where, layer));
     MDP_TRY(parse_scores(json_object_get(object, "scores"), &where, layer));
     MDP_TRY(parse_top_k(json_object_get(object, "k"), &where, layer));
+    MDP_TRY(parse_unseen(json_object_get(object, "unseen"), &where, layer));
     const char *router = json_string_value(json_object_get(object, "router"));
     if (!router || strcmp(router, "slice") != 0)
         return MDP_REFUSE(&where, "'router' is '%s'; this version knows 'slice'", router ? router : "(none)");

@@ -35,7 +35,7 @@ mdp_status mdp_report_page(const char *json, char **out) {
     char *compact = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(root);
     mdp_status status =
-        compact ? print_inside_html(compact, &inside) : MDP_ERROR(MDP_INTERNAL, "out of memory for the report page.");
+        compact ? print_inside_html(compact, &inside) : MDP_ERROR(MDP_EXHAUSTED, "out of memory for the report page.");
     mdp_json_free(compact);
     if (status.code == MDP_OK)
         status = mdp_format(out, "%.*s%s%s", (int)(place - mdp_report_template), mdp_report_template, inside,

@@ -192,6 +192,14 @@ static mdp_status print_streams(const mdp_evaluation *evaluation, json_t **out) 
     return status;
 }
 
+/* What makes the numbers doubtful; mostly nothing. */
+static json_t *print_warnings(const mdp_report *report) {
+    char text[MDP_PLAN_UNSEEN_TEXT];
+    json_t *list = json_array();
+    if (mdp_plan_describe_unseen(report->plan, text)) mdp_json_add(&list, json_string(text));
+    return list;
+}
+
 mdp_status mdp_report_print(const mdp_report *report, char **out) {
     summary sum = summarise(report);
     char sentence[256];
@@ -203,16 +211,17 @@ mdp_status mdp_report_print(const mdp_report *report, char **out) {
         json_decref(streams);
         return status;
     }
-    json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:O, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "format",
-        "moe-dist-prune report", "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "sentence",
-        print_sentence(report, &sum, sentence, sizeof sentence), "run", print_run(report), "model", print_model(report),
-        "tokens", print_tokens(report->tokens), "recipe", report->plan->recipe, "uniform", (int)report->plan->uniform,
-        "before", print_side(sum.n_before, sum.before, sum.byte_before, sum.flop[0]), "after",
-        print_side(sum.n_after, sum.after, sum.byte_after, sum.flop[1]), "perplexity",
-        print_perplexity(report->evaluation), "streams", streams, "observed", mdp_report_observed(report), "layers",
-        layers, "written", print_words(report->n_written, report->written));
-    if (!root) return MDP_ERROR(MDP_INTERNAL, "out of memory for the report.");
+    json_t *root =
+        json_pack("{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:O, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "format",
+                  "moe-dist-prune report", "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "sentence",
+                  print_sentence(report, &sum, sentence, sizeof sentence), "warnings", print_warnings(report), "run",
+                  print_run(report), "model", print_model(report), "tokens", print_tokens(report->tokens), "recipe",
+                  report->plan->recipe, "uniform", (int)report->plan->uniform, "before",
+                  print_side(sum.n_before, sum.before, sum.byte_before, sum.flop[0]), "after",
+                  print_side(sum.n_after, sum.after, sum.byte_after, sum.flop[1]), "perplexity",
+                  print_perplexity(report->evaluation), "streams", streams, "observed", mdp_report_observed(report),
+                  "layers", layers, "written", print_words(report->n_written, report->written));
+    if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the report.");
     status = mdp_json_print(root, out);
     json_decref(root);
     return status;
@@ -258,11 +267,13 @@ static void table_perplexity(const mdp_evaluation *evaluation, FILE *file) {
 
 /* What else tells the pruned model from the original, over all text. */
 static void table_likeness(const mdp_evaluation *evaluation, FILE *file) {
-    if (evaluation->n_category == 0) return;
-    fprintf(file, "%-18s %12s %12.4g\n", "KL to original", "", mdp_evaluation_kl(evaluation, 1, -1));
-    fprintf(file, "%-18s %12s %11.1f%%\n", "top-1 agreement", "", 100.0 * mdp_evaluation_agreement(evaluation, 1, -1));
-    fprintf(file, "%-18s %11.1f%% %11.1f%%\n", "exact match", 100.0 * mdp_evaluation_exact_match(evaluation, 0, -1),
-            100.0 * mdp_evaluation_exact_match(evaluation, 1, -1));
+    double kl = mdp_evaluation_kl(evaluation, 1, -1), agreement = mdp_evaluation_agreement(evaluation, 1, -1);
+    double exact[2] = {mdp_evaluation_exact_match(evaluation, 0, -1), mdp_evaluation_exact_match(evaluation, 1, -1)};
+    /* texts of one token have nothing to predict, short ones no piece that could match */
+    if (isfinite(kl)) fprintf(file, "%-18s %12s %12.4g\n", "KL to original", "", kl);
+    if (isfinite(agreement)) fprintf(file, "%-18s %12s %11.1f%%\n", "top-1 agreement", "", 100.0 * agreement);
+    if (isfinite(exact[0]) && isfinite(exact[1]))
+        fprintf(file, "%-18s %11.1f%% %11.1f%%\n", "exact match", 100.0 * exact[0], 100.0 * exact[1]);
 }
 
 /* Accuracies per byte of the choices, of all tasks and of each. */
@@ -302,6 +313,8 @@ static void fill_table(const mdp_report *report, FILE *file) {
     table_sizes(report, file);
     if (report->evaluation && report->evaluation->n_stream == 2) table_evaluation(report->evaluation, file);
     table_kept(report->plan, file);
+    char unseen[MDP_PLAN_UNSEEN_TEXT];
+    if (mdp_plan_describe_unseen(report->plan, unseen)) fprintf(file, "warning  %s\n", unseen);
     fprintf(file, "written ");
     for (int i = 0; i < report->n_written; i++) fprintf(file, " %s", report->written[i]);
     fprintf(file, "\n");
@@ -312,14 +325,14 @@ mdp_status mdp_report_table(const mdp_report *report, char **out) {
     char *text = NULL;
     size_t n_byte = 0;
     *out = NULL;
-    MDP_TRY(mdp_fault(MDP_INTERNAL, "open a text in memory"));
+    MDP_TRY(mdp_fault(MDP_EXHAUSTED, "open a text in memory"));
     FILE *file = open_memstream(&text, &n_byte);
-    if (!file) return MDP_ERROR(MDP_INTERNAL, "out of memory for the closing table.");
+    if (!file) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the closing table.");
     fill_table(report, file);
     bool failed = ferror(file) != 0;
     failed = fclose(file) != 0 || failed;
     mdp_status status =
-        failed ? MDP_ERROR(MDP_INTERNAL, "out of memory for the closing table.") : mdp_copy_text(out, text);
+        failed ? MDP_ERROR(MDP_EXHAUSTED, "out of memory for the closing table.") : mdp_copy_text(out, text);
     free(text);
     return status;
 }

@@ -238,6 +238,7 @@ const mdp_criterion mdp_criteria[] = {
     {.name = "aimer",
      .help = "minus mean |w| over the root mean square of w, of all weights of the expert, no text",
      .tensors = MDP_EXPERT_TENSORS,
+     .is_negative = true,
      .score = score_aimer},
     {.name = "random",
      .help = "seeded random scores, the floor of every comparison",

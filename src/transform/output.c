@@ -389,7 +389,7 @@ static mdp_status fill(maker *m, const char *plan_text, const char *provenance_t
     output->n_layer = m->model->n_layer;
     output->uniform = unequal != MDP_UNEQUAL_STACKED || is_uniform(m->model, m->plan);
     MDP_TRY(make_layers(m->model, m->plan, unequal, &m->layers));
-    if (m->extra) MDP_TRY(make_layers(m->extra->model, m->extra->plan, false, &m->extra_layers));
+    if (m->extra) MDP_TRY(make_layers(m->extra->model, m->extra->plan, MDP_UNEQUAL_STACKED, &m->extra_layers));
     MDP_TRY(assign_roles(m));
     MDP_TRY(fill_tensors(m));
     MDP_TRY(make_config(m, unequal));

@@ -6,9 +6,6 @@
  * logits: then the weights of the chosen are those without it, to the last bit. It would change them where a softmax
  * over all experts comes before the bias, so that is refused, as are routers without a bias. */
 #include "transform/pad.h"
-#include "model/family.h"
-
-#include <string.h>
 
 /* The bias that keeps an expert from being chosen; NULL: there is none that does so exactly. */
 static const mdp_tensor *deciding_bias(const mdp_moe *moe) {
@@ -37,10 +34,10 @@ mdp_status mdp_transform_check_pad(const mdp_model *model) {
 }
 
 mdp_status mdp_transform_check_list(const mdp_model *model) {
-    if (!strchr(model->family->n_expert.name, '.')) return mdp_ok();
+    if (!model->count_is_nested) return mdp_ok();
     return MDP_ERROR(MDP_USAGE,
                      "--non-uniform per-layer-config: config.json of model_type '%s' has the number of experts in an "
                      "object within it ('%s'), which per_layer_config cannot say; use model.h5 (--format hdf5), or "
                      "--budget uniform for the plan.",
-                     model->model_type, model->family->n_expert.name);
+                     model->model_type, model->count_key);
 }

@@ -67,24 +67,3 @@ double mdp_transform_flop(const mdp_model *model, const mdp_plan *plan) {
     }
     return 2.0 * (double)n;
 }
-
-/* Bytes of the experts that go. */
-static int64_t count_going(const mdp_model *model, int32_t keep) {
-    int64_t n_byte = 0;
-    for (int64_t l = 0; l < model->n_layer; l++) {
-        if (!model->layers[l].is_moe || model->layers[l].moe.n_expert <= keep) continue;
-        const mdp_moe *moe = &model->layers[l].moe;
-        int64_t expert_byte = 0;
-        for (int64_t j = 0; j < moe->n_expert_tensor; j++) expert_byte += moe->expert_tensors[j].tensor->n_byte;
-        n_byte += expert_byte / moe->n_expert * (moe->n_expert - keep);
-    }
-    return n_byte;
-}
-
-int64_t mdp_transform_estimate(const mdp_model *model, const mdp_model *extra, int32_t keep) {
-    int64_t n_byte = model->catalogue->tensor_byte - count_going(model, keep);
-    if (extra) return n_byte - count_going(extra, keep);
-    for (int64_t t = 0; model->n_extra > 0 && t < model->catalogue->n_tensor; t++)
-        n_byte -= model->extra[t] ? model->catalogue->tensors[t].n_byte : 0;
-    return n_byte;
-}

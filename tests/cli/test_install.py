@@ -46,12 +46,29 @@ def test_installed_program_runs(prefix):
     assert (prefix / "share" / "moe-dist-prune" / "jobs" / "slurm.sbatch").is_file()
 
 
+def test_a_build_without_cmocka_is_one_without_tests(cache, tmp_path):
+    pkg_config = tmp_path / "pkg-config"
+    pkg_config.write_text(f'#!/bin/sh\ncase "$*" in *cmocka*) exit 1 ;; esac\nexec {cache["PKG_CONFIG_EXECUTABLE"]} "$@"\n')
+    pkg_config.chmod(0o755)
+    said = call("cmake", "-S", mdp.ROOT, "-B", tmp_path / "build", f"-DPKG_CONFIG_EXECUTABLE={pkg_config}")
+    assert re.findall("^-- cmocka is not here: built without tests", said, re.M)
+    assert "Total Tests: 0" in call("ctest", "--test-dir", tmp_path / "build", "-N")
+
+
+def test_installed_headers_are_those_of_every_build(prefix):
+    for header in (prefix / "include" / "mdp").iterdir():
+        assert "MDP_DEBUG_HOOKS" not in header.read_text(encoding="utf-8"), header
+
+
 def check_example(program, demo_run):
     """What the example says of the demo is what safetensors counts and what the plan calls it."""
     with safe_open(mdp.DEMO / "model.safetensors", "np") as file:
         want = f"{len(file.keys())} tensors, fingerprint {mdp.read_json(demo_run / 'plan.json')['model']['fingerprint']}\n"
     for ranks in (1, 3):
         assert call(mdp.TESTS / "mpiexec", ranks, program, mdp.DEMO) == want
+    done = subprocess.run([str(mdp.TESTS / "mpiexec"), "2", str(program), str(mdp.DEMO)], capture_output=True, text=True, timeout=300,
+                          check=False, env={**os.environ, "MDP_RANKS_PER_NODE": "few"})
+    assert done.returncode == 2 and len(re.findall("^use_mdp: .*MDP_RANKS_PER_NODE", done.stderr, re.M)) == 1, done.stderr
 
 
 def test_another_project_links_by_cmake(prefix, cache, demo_run, tmp_path):

@@ -34,7 +34,7 @@ def test_bash_can_read_it(name):
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
-    names = [*(f"jobs/{name}" for name in ["common.sh", *SCRIPTS]), "tests/slurm-jobs"]
+    names = [f"jobs/{name}" for name in ["common.sh", *SCRIPTS]]
     result = subprocess.run(["shellcheck", "-x", *names], cwd=mdp.ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
@@ -82,6 +82,42 @@ def test_staged_model_gives_the_same_bytes_and_goes(arguments, tmp_path):
     seen = stages.read_text()
     assert "/mixtral/model.safetensors" in seen and ".git" not in seen
     assert list((tmp_path / "local").iterdir()) == []
+
+
+def test_staging_makes_a_folder_that_is_its_users_alone(arguments, tmp_path):
+    """A folder that another made before under the name of job and process is not taken for the copy."""
+    local = tmp_path / "local"
+    local.mkdir()
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nfor word; do case $word in {local}/*) stat -c "mode %a" "$(dirname "$word")";; esac; done\n'
+                       f'exec {mdp.PROGRAM} "$@"\n')
+    program.chmod(0o755)
+    trap = tmp_path / "trap"
+    trap.write_text(f'mkdir -p {local}/moe-dist-prune.none.$$/mixtral\nexec bash {JOBS}/mpirun.sh "$@"\n')
+    result = start(trap, "--stage", local, *arguments, "--keep", 4, "--out", tmp_path / "out", LAUNCH=HERE, MDP_PROGRAM=str(program))
+    assert result.returncode == 0 and (tmp_path / "out" / "model.h5").is_file(), result.stdout + result.stderr
+    assert set(re.findall("mode (.*)", result.stdout)) == {"700"}
+    assert [path.name[:20] for path in local.iterdir()] == ["moe-dist-prune.none."]  # the other's is left alone
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file", "another's"])
+def test_staging_trusts_no_folder_that_it_did_not_make(kind, tmp_path):
+    copy = tmp_path / "local" / "copy"
+    copy.parent.mkdir()
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    {"open": lambda: copy.mkdir(mode=0o755), "link": lambda: copy.symlink_to(other), "file": copy.touch,
+     "another's": lambda: copy.mkdir(mode=0o700)}[kind]()
+    if kind == "another's":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(copy, 65534, 65534)
+    script = f". {JOBS}/common.sh; mdp_copy_model {MODEL} "
+    result = subprocess.run(["bash", "-c", script + str(copy)], capture_output=True, text=True, check=False)
+    assert result.returncode == 73 and "--stage: cannot make" in result.stderr and not list(other.iterdir())
+    for _ in range(2):  # two processes of one node
+        assert subprocess.run(["bash", "-c", script + str(tmp_path / "local" / "ours")], check=False).returncode == 0
+    assert (tmp_path / "local" / "ours" / "mixtral" / "config.json").is_file()
 
 
 def test_staged_file_goes_also_when_the_program_fails(arguments, tmp_path):
@@ -135,6 +171,61 @@ def test_element_of_an_array_takes_its_value(name, variable):
 def test_without_an_array_the_values_come_one_after_another():
     assert echo(JOBS / "mpirun.sh", "--each", "a,b", "x{}")[1] == ["+ true xa", "+ true xb"]
     assert echo(JOBS / "lsf.sh", "x{}", LSB_JOBINDEX="0")[1] == ["+ true x{}"]
+
+
+@pytest.mark.parametrize("name, variable", [("slurm.sbatch", "SLURM_ARRAY_TASK_ID"), ("pbs.sh", "PBS_ARRAY_INDEX"),
+                                            ("pbs.sh", "PBS_ARRAYID")])
+def test_element_0_of_an_array_does_not_do_the_work_of_all(name, variable):
+    code, lines, said = echo(JOBS / name, "--each", "a,b", "x{}", **{variable: "0"})
+    assert (code, lines) == (2, []) and "element 0 of the job array: --each has values 1 to 2" in said
+
+
+BATCHES = {"slurm.sbatch": ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"),
+           "pbs.sh": ("PBS_JOBID", "PBS_ARRAY_INDEX", "MDP_RESTARTS"), "lsf.sh": ("LSB_JOBID", "LSB_JOBINDEX", "MDP_RESTARTS")}
+
+
+@pytest.fixture
+def job(tmp_path):
+    """job(NAME, COMMAND ...) of bash, the last of which ends with 75 -> the lines that were run, in a queue that takes jobs back."""
+    def run(name, *commands, index="0", restarts=0, **env):
+        number, element, restart = BATCHES[name]
+        words = [word for command in (*commands, "exit 75") for word in ("--then", "-c", command)][1:]
+        index = {} if index == "0" and element != "LSB_JOBINDEX" else {element: index}
+        result = start(JOBS / name, *(["--each", "a,b"] if index.get(element, "0") != "0" else []), *words, cwd=tmp_path, LAUNCH="env",
+                       **{"MDP_PROGRAM": "bash", "MDP_REQUEUE": "true", number: "7", restart: str(restarts), **index, **env})
+        assert result.returncode == 75, result.stdout + result.stderr
+        return [line[4:] for line in result.stdout.splitlines() if line.startswith("ran ")]
+    return run
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_elements_of_an_array_have_done_their_own_commands(name, job):
+    """Also where the batch system gives them one number, as LSF does."""
+    assert job(name, "echo ran {}", index="1") == ["a"]
+    assert job(name, "echo ran {}", index="2", restarts=1) == ["b"]
+    assert job(name, "echo ran {}", index="1", restarts=1) == []
+    assert job(name, "echo ran {}", index="2", restarts=1) == []
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_what_an_earlier_job_of_the_number_did_is_not_done(name, job, tmp_path):
+    assert job(name, "echo ran 1", "echo ran 2") == ["1", "2"]
+    assert job(name, "echo ran 1", "echo ran 3", restarts=1) == ["3"]
+    assert len(list(tmp_path.glob(".moe-dist-prune.*"))) == 1
+    assert job(name, "exit 75") == [] and not list(tmp_path.glob(".moe-dist-prune.*"))
+
+
+def test_what_is_done_is_written_through_no_link_and_read_from_no_link(job, tmp_path):
+    (tmp_path / "mine").write_text("-c echo\\ ran\\ 1 \n1\n")
+    (tmp_path / ".moe-dist-prune.7.done").symlink_to("mine")
+    assert job("lsf.sh", "echo ran 1", restarts=1) == ["1"]
+    assert (tmp_path / "mine").read_text().startswith("-c echo") and not (tmp_path / ".moe-dist-prune.7.done").is_symlink()
+    assert job("lsf.sh", "echo ran 1", restarts=1) == []
+
+
+def test_clusters_that_share_a_folder_have_the_same_numbers(job):
+    assert job("slurm.sbatch", "echo ran 1", SLURM_CLUSTER_NAME="one") == ["1"]
+    assert job("slurm.sbatch", "echo ran 1", SLURM_CLUSTER_NAME="two", restarts=1) == ["1"]
 
 
 def test_the_first_command_that_fails_ends_the_job():
@@ -216,6 +307,12 @@ def queue(recorder, tmp_path):
     return {**recorder, "SLURM_JOB_ID": "7", "MDP_JOBS": str(JOBS)}
 
 
+def done_commands(path):
+    lines = path.read_text().splitlines()
+    assert all(line.startswith("observe ") for line in lines)
+    return len(lines)
+
+
 def test_stopped_job_goes_back_into_the_queue_and_on(arguments, queue, tmp_path):
     """Three command lines: the first is done when the second is stopped, and is not repeated."""
     (tmp_path / "bin" / "mpirun").unlink()
@@ -229,7 +326,7 @@ def test_stopped_job_goes_back_into_the_queue_and_on(arguments, queue, tmp_path)
         assert ("1 was done before" in result.stdout) == (n > 0) and (" --resume" in result.stdout) == (n > 0), result.stdout
         if result.returncode == 0:
             break
-        assert result.returncode == 75 and "ended     code 75" in result.stdout and done.read_text() == "1\n", result.stdout + result.stderr
+        assert result.returncode == 75 and "ended     code 75" in result.stdout and done_commands(done) == 1, result.stdout + result.stderr
     assert n > 0 and (tmp_path / "asked").read_text().count("requeue 7\n") == n and not done.exists()
     assert (tmp_path / "stats.h5").read_bytes() == (tmp_path / "again.h5").read_bytes() and (tmp_path / "plan.json").exists()
 
@@ -244,6 +341,34 @@ def test_signal_to_the_script_reaches_the_program(queue, tmp_path):
     process.send_signal(signal.SIGUSR1)
     said, complaints = process.communicate(timeout=30)
     assert process.returncode == 75 and "saved" in said and "requeue   scontrol requeue 7" in said, said + complaints
+    assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
+
+
+def signalled(queue, tmp_path, *words):
+    """A job of bash commands, the first of which sends the script SIGUSR1."""
+    tell = f"kill -USR1 $(cat {tmp_path}/script)"
+    (tmp_path / "begin").write_text(f'echo $$ >{tmp_path}/script\nexec bash {JOBS}/slurm.sbatch "$@"\n')
+    return start(tmp_path / "begin", *(word.replace("TELL", tell) for word in words), LAUNCH="env", cwd=tmp_path, **{**queue, "MDP_PROGRAM": "bash"})
+
+
+def test_signal_between_two_programs_stops_the_job_before_the_next(queue, tmp_path):
+    result = signalled(queue, tmp_path, "-c", "trap '' USR1; TELL; sleep 0.5; echo first", "--then", "-c", "echo never")
+    assert result.returncode == 75 and "\nfirst\n" in result.stdout and "\nnever" not in result.stdout, result.stdout + result.stderr
+    assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
+    (tmp_path / "asked").unlink()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "bin" / "cp").write_text(f'#!/bin/sh\nkill -USR1 $(cat {tmp_path}/script)\nexec /bin/cp "$@"\n')
+    (tmp_path / "bin" / "cp").chmod(0o755)
+    result = signalled(queue, tmp_path, "--stage", "local", "-c", "echo never", "--model", str(model))
+    assert result.returncode == 75 and "staged " in result.stdout and "\nnever" not in result.stdout, result.stdout + result.stderr
+    assert (tmp_path / "asked").read_text().endswith("requeue 7\n") and list((tmp_path / "local").iterdir()) == []
+
+
+def test_a_program_that_dies_of_the_signal_while_it_starts_goes_back_into_the_queue(queue, tmp_path):
+    result = signalled(queue, tmp_path, "-c", "TELL; sleep 20")
+    assert result.returncode == 75 and "ended     code 75" in result.stdout, result.stdout + result.stderr
     assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
 
 

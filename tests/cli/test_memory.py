@@ -118,6 +118,20 @@ def test_the_peak_is_what_was_foretold_or_a_little_less(ranks, threads, command,
     assert 0.85 * said <= most <= said
 
 
+@pytest.mark.parametrize("ranks, threads", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("stored", ["bf16", "f32"])
+def test_the_peak_of_products_in_bf16_is_what_was_foretold_or_a_little_less(stored, ranks, threads, tmp_path):
+    """Panels of bf16 weights take half as much as others, and rows of experts are there a second time, rounded."""
+    if mdp.run(1, "info", "--compute", "bf16").codes != [0]:
+        pytest.skip("built without oneDNN, or the processor cannot multiply in bf16")
+    text = sequences(tmp_path, *[512] * 8)
+    mdp.tool("make-shape-model", "--hidden", 512, "--intermediate", 4096, "--layers", 2, "--experts", 8, "--vocab", 256, "--dtype", stored,
+             "--out", tmp_path / "model")
+    most, said = measured_and_foretold(tmp_path, ranks, "observe", "--model", tmp_path / "model", "--tokens", text, "--compute", "bf16",
+                                       "--threads", threads, "--out", tmp_path / "out")
+    assert 0.85 * said <= most <= said
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_the_peak_is_below_what_was_foretold_however_tokens_are_routed(ranks, tmp_path):
     """Weights of zeros: every token goes to the same two experts."""

@@ -1,5 +1,6 @@
 """Numbers that are not finite are named, and the same ones on any number of ranks; --allow-nonfinite goes on with 0. And the
 edges of routing: one expert, all experts, none for some, one token, sequences of one token, more ranks than rows."""
+import json
 import re
 import shutil
 
@@ -72,6 +73,31 @@ def test_weights_that_every_token_meets(place, sentence, tokens, tmp_path):
         weights[place] = weights[place].copy()
         weights[place][(3 if place.count("proj") else slice(None)),] = np.nan
     refused(make(tmp_path / "model", change), tokens, tmp_path, sentence)
+
+
+def test_tensors_that_are_not_computed_with_are_not_to_blame(tokens, tmp_path):
+    """Names that look like the layer's, such as those of layers that predict tokens further ahead."""
+    place = "model.layers.1.self_attn.q_proj.weight"
+
+    def change(weights):
+        weights[place] = weights[place].copy()
+        weights[place][3, 5] = np.nan
+        return {**weights, "another.layers.1.weight": np.full((2, 2), np.nan, np.float32)}
+    refused(make(tmp_path / "model", change), tokens, tmp_path, rf"layer 1: .* '{re.escape(place)}' holds a NaN \(row 3, column 5\)")
+
+
+def test_weights_in_few_bits_are_looked_at_with_their_scales(tmp_path):
+    weight = "model.layers.1.mlp.experts.3.up_proj.weight"
+    model, file = shutil.copytree(mdp.GOLDEN / "deepseek_v3_fp8", tmp_path / "model"), tmp_path / "model" / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    data = 8 + int.from_bytes(raw[:8], "little")
+    entry = json.loads(raw[8:data])[f"{weight}_scale_inv"]
+    scales = np.frombuffer(raw, np.float32, 6, data + entry["data_offsets"][0]).reshape(entry["shape"])
+    scales[1, 2] = np.nan  # blocks of 128 x 128
+    file.write_bytes(raw)
+    refused(model, mdp.golden_tokens("deepseek_v3_fp8", tmp_path / "tokens.h5"), tmp_path,
+            rf"layer 1: the output of expert 3 .* '{re.escape(weight)}' with its scales '{re.escape(weight)}_scale_inv' holds a NaN "
+            r"\(row 128, column 256\)")
 
 
 def test_activations_that_outgrow_float32(tokens, tmp_path):

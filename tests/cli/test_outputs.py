@@ -356,7 +356,11 @@ def lock(state, **changes):
     (True, {"boot": "x"}, {}, None),
     (True, {"host": "n17", "boot": "x", "job": "4711"}, {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "1"}, True),
     (True, {"host": "n17", "boot": "x", "job": "4711", "restarts": 1}, {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "1"}, None),
-    (True, {"host": "n17", "boot": "x", "job": "4711"}, {"SLURM_JOB_ID": "4712", "SLURM_RESTART_COUNT": "1"}, None)])
+    (True, {"host": "n17", "boot": "x", "job": "4711"}, {"SLURM_JOB_ID": "4712", "SLURM_RESTART_COUNT": "1"}, None),
+    (True, {"host": "n17", "boot": "x", "job": "a.4711"}, {"SLURM_JOB_ID": "4711", "SLURM_CLUSTER_NAME": "a", "SLURM_RESTART_COUNT": "1"}, True),
+    (True, {"host": "n17", "boot": "x", "job": "a.4711"}, {"SLURM_JOB_ID": "4711", "SLURM_CLUSTER_NAME": "b", "SLURM_RESTART_COUNT": "1"}, None),
+    (True, {"host": "n17", "boot": "x", "job": "4711[2]"}, {"LSB_JOBID": "4711", "LSB_JOBINDEX": "2", "MDP_RESTARTS": "1"}, True),
+    (True, {"host": "n17", "boot": "x", "job": "4711[1]"}, {"LSB_JOBID": "4711", "LSB_JOBINDEX": "2", "MDP_RESTARTS": "1"}, None)])
 def test_an_owner_that_is_gone_is_known(by_name, changes, env, taken, given, no_locks, tmp_path):
     """Where it cannot be known it is refused, and taken over with --break-lock."""
     out = tmp_path / "s.h5"

@@ -1,5 +1,6 @@
-"""Recipes for Spack, EasyBuild, Lmod and Apptainer: they parse, agree with the project's version and dependencies, and name
+"""Recipes for Spack, EasyBuild, Lmod, Apptainer and other containers: they parse, agree with the project's version and dependencies, and name
 what an installation has. That they build on a cluster is not shown here (packaging/README.md says what was never run)."""
+import pathlib
 import re
 import shutil
 import subprocess
@@ -24,12 +25,13 @@ def test_spack_recipe_names_version_and_every_library():
     stub = types.ModuleType("spack.package")
     for name, values in found.items():
         setattr(stub, name, lambda value, values=values, **_: values.append(value))
-    stub.CMakePackage = object
+    stub.CMakePackage = type("CMakePackage", (), {"define": staticmethod(lambda name, value: f"-D{name}={value}")})
+    recipe = {"__name__": "package"}
     saved = {name: sys.modules.get(name) for name in ("spack", "spack.package")}
     sys.modules.update({"spack": types.ModuleType("spack"), "spack.package": stub})
     try:
         path = PACKAGING / "spack" / "moe-dist-prune" / "package.py"
-        exec(compile(path.read_text(), str(path), "exec"), {"__name__": "package"})
+        exec(compile(path.read_text(), str(path), "exec"), recipe)
     finally:
         for name, module in saved.items():
             if module is None:
@@ -40,6 +42,14 @@ def test_spack_recipe_names_version_and_every_library():
     names = {re.match(r"[a-z0-9-]+", spec)[0] for spec in found["depends_on"]}
     assert names == {"c", "cmake", "pkgconfig", "mpi", "hdf5", "blas", "lapack", "scalapack", "jansson", "xxhash"}
     assert any(spec.startswith("hdf5") and "+mpi" in spec for spec in found["depends_on"])
+    package = recipe["MoeDistPrune"]()
+    package.spec = {name: types.SimpleNamespace(prefix=types.SimpleNamespace(include=f"/{name}/include"),
+                                                libs=types.SimpleNamespace(joined=lambda between, name=name: f"/{name}.so")) for name in names}
+    told = dict(argument.removeprefix("-D").split("=", 1) for argument in package.cmake_args())
+    assert told["BLAS_LIBRARIES"] == "/blas.so" and told["LAPACK_LIBRARIES"] == "/lapack.so" and told["BUILD_TESTING"] == "False"
+    known = "".join(path.read_text() for path in [*(mdp.ROOT / "cmake").glob("*.cmake"), mdp.ROOT / "CMakeLists.txt"])
+    for name in told:
+        assert name in known or name == "HDF5_ROOT", name  # which find_package(HDF5) looks at
 
 
 def test_easyconfig_is_named_by_what_it_says():
@@ -75,17 +85,66 @@ dofile(arg[1])
                      "XDG_DATA_DIRS": "/PREFIX/share"}
 
 
-def test_apptainer_definition_copies_what_is_there_and_installs_what_the_build_needs(tmp_path):
+def apptainer():
+    """Sections of the definition, in order."""
     text = (PACKAGING / "apptainer" / "moe-dist-prune.def").read_text()
-    sections = re.findall(r"^%(\w+)[^\n]*\n(.*?)(?=^%|^Bootstrap|\Z)", text, re.M | re.S)
+    return re.findall(r"^%(\w+)[^\n]*\n(.*?)(?=^%|^Bootstrap|\Z)", text, re.M | re.S)
+
+
+def dockerfile():
+    """[[instruction, rest], ...] with lines joined."""
+    text = (PACKAGING / "container" / "Dockerfile").read_text().replace("\\\n", " ")
+    return [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def copied_by_apptainer():
+    copied = [line.split() for line in apptainer()[0][1].splitlines() if line.strip()]
+    return {name: folder + name for name, folder in copied}
+
+
+def copied_by_dockerfile():
+    copied = [rest.split() for word, rest in dockerfile() if word == "COPY" and not rest.startswith("--from")]
+    return {name: to + name if to.endswith("/") else to for *names, to in copied for name in names}
+
+
+def installed_by(script):
+    return set(re.search(r"--no-install-recommends +(.*?)(?:\n    cmake|&&|$)", script.replace("\\\n", " "), re.S)[1].split())
+
+
+@pytest.mark.parametrize("copied", [copied_by_apptainer, copied_by_dockerfile])
+def test_containers_copy_what_the_build_and_the_installation_need(copied, tmp_path):
+    """The project is configured from what is copied alone; every file that it would install has to be among it."""
+    source, build = tmp_path / "src", tmp_path / "build"
+    source.mkdir()
+    for name, to in copied().items():
+        assert to == f"/src/{name}"
+        (source / name).symlink_to(mdp.ROOT / name)
+    done = subprocess.run(["cmake", "-S", source, "-B", build, "-DBUILD_TESTING=OFF"], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    wanted = re.findall(rf'"({re.escape(str(source))}/[^"]+)"', (build / "cmake_install.cmake").read_text())
+    assert len(wanted) > 5
+    for path in wanted:
+        assert pathlib.Path(path).exists(), path
+
+
+def test_apptainer_definition_parses_and_installs_what_the_build_needs(tmp_path):
+    sections = apptainer()
     assert [name for name, _ in sections] == ["files", "post", "files", "post", "test", "runscript", "labels"]
-    copied = [line.split() for line in sections[0][1].splitlines() if line.strip()]
-    for name, folder in copied:
-        assert (mdp.ROOT / name).exists() and folder == "/src/"
     for name, body in sections:
         if name in ("post", "test", "runscript"):
             (tmp_path / "part.sh").write_text(body)
             subprocess.run(["sh", "-n", tmp_path / "part.sh"], check=True, timeout=30)
-    installed = set(re.search(r"--no-install-recommends (.*?)\n    cmake", sections[1][1].replace("\\\n", " "), re.S)[1].split())
-    assert installed == debian_packages()
+    assert installed_by(sections[1][1]) == debian_packages() | {"libdnnl-dev"}
     assert f"version {VERSION}" in sections[-1][1]
+
+
+def test_dockerfile_builds_in_a_stage_of_its_own_and_runs_as_nobody_special(tmp_path):
+    steps = dockerfile()
+    scripts = [rest for word, rest in steps if word == "RUN"]
+    for script in scripts:
+        (tmp_path / "part.sh").write_text(script)
+        subprocess.run(["sh", "-n", tmp_path / "part.sh"], check=True, timeout=30)
+    words = [word for word, _ in steps]
+    assert words.count("FROM") == 2 and words.index("USER") > max(i for i, word in enumerate(words) if word in ("RUN", "COPY"))
+    assert installed_by(scripts[0]) == debian_packages() | {"libdnnl-dev"}
+    assert not any("-dev" in name or name == "gcc" for name in installed_by(scripts[2]))

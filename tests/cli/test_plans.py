@@ -193,6 +193,22 @@ def test_rounds_do_not_depend_on_ranks_and_one_round_is_none(stats, tmp_path):
     assert (tmp_path / "one" / "plan.json").read_bytes() == (tmp_path / "p.json").read_bytes()
 
 
+@pytest.mark.parametrize("budget, enough", [
+    (["--keep", 6], 2), (["--keep", 4, "--keep-multiple-of", 4], 1), (["--keep", 6, "--budget", "global"], 2),
+    (["--keep-file", '{"0": 8, "1": 5, "2": 7}'], 3), (["--top-k", 1], 1),
+])
+def test_there_are_no_more_rounds_than_experts_to_remove(budget, enough, stats, tmp_path):
+    if budget[0] == "--keep-file":
+        (tmp_path / "keep.json").write_text(budget[1])
+        budget = ["--keep-file", tmp_path / "keep.json"]
+    words = ["run", "--model", MODEL, "--tokens", stats.parent / "tokens.h5", "--method", "reap", *budget]
+    many = mdp.succeed(2, *words, "--rounds", 100, "--out", tmp_path / "many", "--profile")
+    mdp.succeed(2, *words, "--rounds", enough, "--out", tmp_path / "enough")
+    assert f"--rounds 100: {enough} are enough" in many.stderr, str(many)
+    assert [one["pass"] for one in mdp.read_json(tmp_path / "many" / "profile.json")["passes"]] == ["observe"] * enough + ["write model.h5"]
+    assert (tmp_path / "many" / "plan.json").read_bytes() == (tmp_path / "enough" / "plan.json").read_bytes()
+
+
 @pytest.mark.parametrize("method", ["random", "characteristic"])
 def test_rounds_are_refused_where_nothing_would_be_seen(method, stats, tmp_path):
     mdp.refuse(2, USAGE, f"--rounds .*'{method}'", "run", "--model", MODEL, "--tokens", stats.parent / "tokens.h5", "--method", method,
@@ -333,6 +349,37 @@ def test_arrays_that_are_not_those_of_the_plan_are_refused(spoil, sentence, plai
     if not spoil:
         (tmp_path / "p.h5").unlink()
     mdp.refuse(3, BAD_INPUT, sentence, "apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out")
+
+
+def with_values(plain, path, shapes):
+    """A plan of three constant experts, whose arrays in plan.h5 have these shapes; the arrays."""
+    arrays, content = {}, copy.deepcopy(plain)
+    for number, shape in enumerate(shapes):
+        values = np.random.default_rng(number).standard_normal(shape, np.float32)
+        content["layers"][1]["experts"][number].update(
+            action="constant", arrays={"value": array_of(f"/layers/1/{number}/value", values, arrays)})
+    write(content, arrays, path)
+    return content, arrays
+
+
+def test_ranks_share_out_large_arrays_and_read_them_in_pieces(plain, tmp_path):
+    shapes = [(3, 600001), (3, 2, 300001), (9000, 201)]  # more than a piece each, none a multiple of it
+    _, arrays = with_values(plain, tmp_path / "p.json", shapes)
+    words = ["apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out"]
+    mdp.refuse(3, USAGE, "the action 'constant'.*cannot be carried out", *words, within=[mdp.PYTHON, mdp.TESTS / "reads_of.py", tmp_path])
+    largest = max(values.nbytes for values in arrays.values())
+    for rank in range(3):
+        assert largest < int((tmp_path / f"reads-{rank}").read_text(encoding="ascii")) < 2 * largest, rank
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_first_array_that_is_wrong_is_named_on_any_number_of_ranks(ranks, plain, tmp_path):
+    content, arrays = with_values(plain, tmp_path / "p.json", [(4,), (5,), (6,)])
+    for number in 1, 2:
+        arrays[f"/layers/1/{number}/value"][0] = 7
+    write(content, arrays, tmp_path / "p.json")
+    mdp.refuse(ranks, BAD_INPUT, r"p\.h5: array '/layers/1/1/value'.*checksum", "apply", "--model", MODEL, "--plan", tmp_path / "p.json",
+               "--out", tmp_path / "out")
 
 
 def first(content):

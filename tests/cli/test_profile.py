@@ -122,9 +122,11 @@ def test_each_round_is_foretold_for_the_experts_that_it_finds(tmp_path):
     mdp.succeed(1, *words, "--out", tmp_path / "out", "--profile")
     counted = mdp.read_json(tmp_path / "out" / "profile.json")["passes"]
     flop = [one["all"]["flop"]["total"] for one in counted]
-    assert [one["all_ranks"]["flop"] for one in said["passes"]] == flop[:3] and flop[0] > flop[1] > flop[2]
-    assert [one["pass"] for one in said["passes"]] == ["observe", "observe, round 2 of 3", "observe, round 3 of 3"]
-    assert said["flop"] == sum(flop[:3])
+    assert [one["all_ranks"]["flop"] for one in said["passes"]] == flop and flop[0] > flop[1] > flop[2] > flop[3] == 0
+    assert [one["pass"] for one in said["passes"]] == ["observe", "observe, round 2 of 3", "observe, round 3 of 3", "write model.h5"]
+    assert said["flop"] == sum(flop)
+    read = [one["all"]["bytes_read"]["total"] for one in counted]
+    assert said["passes"][3]["all_ranks"]["bytes_read"] == read[3]  # of whichever experts stay
 
 
 def test_a_dry_run_foretells_both_passes_of_run(tmp_path):

@@ -46,11 +46,6 @@ def assert_same(whole, parts, names):
         assert mdp.digests(whole / name) == mdp.digests(parts / name), name
 
 
-def measures(path):
-    """An eval.json without what tells of the machine."""
-    return [{key: value for key, value in stream.items() if key not in ("name", "plan")} for stream in mdp.read_json(path)["streams"]]
-
-
 @pytest.mark.parametrize("steps, words", [
     (1, ["--method", "reap", "--eval-tokens"]),
     (2, ["--method", "reap", "--rounds", 2]),
@@ -67,7 +62,7 @@ def test_run_stopped_anywhere_ends_with_the_same_bytes(steps, words, tokens, tmp
     assert_same(tmp_path / "whole", tmp_path / "parts", ["plan.json", "stats.h5", "model.h5", "hf"])
     if "--eval-tokens" in words:
         assert any(" of eval;" in line for line in said)
-        assert measures(tmp_path / "whole" / "eval.json") == measures(tmp_path / "parts" / "eval.json")
+        assert mdp.measures(tmp_path / "whole" / "eval.json") == mdp.measures(tmp_path / "parts" / "eval.json")
 
 
 def test_observe_in_batches(tmp_path):
@@ -92,7 +87,7 @@ def test_eval_of_plans_and_tasks(tokens, tmp_path):
     mdp.succeed(1, *words, "--out", tmp_path / "whole.json")
     said = go_on(tmp_path / "parts.json", *words, steps=2)
     assert any(" of tasks;" in line for line in said) and any(" of eval;" in line for line in said), said
-    assert measures(tmp_path / "whole.json") == measures(tmp_path / "parts.json")
+    assert mdp.measures(tmp_path / "whole.json") == mdp.measures(tmp_path / "parts.json")
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,24 @@ def test_what_should_be_copied_and_cannot_is_refused(model, tokens, tmp_path):
     assert "not for the result: weights.gguf" in mdp.succeed(2, *run(model, tokens, tmp_path / "out", "--dry-run")).stderr
 
 
+def test_a_file_that_grows_hinders_nobody_who_does_not_copy_it(model, tokens, tmp_path):
+    """All files of a model are looked at again before a resume point is saved."""
+    log, ends = model / "notes.txt", threading.Event()
+
+    def grow():
+        while not ends.is_set():
+            with open(log, "a", encoding="utf-8") as file:
+                file.write("more\n")
+            time.sleep(0.001)
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        mdp.succeed(2, "observe", "--model", model, "--tokens", tokens, "--checkpoint-every", 0, "--out", tmp_path / "stats.h5")
+    finally:
+        ends.set()
+        writer.join()
+
+
 def test_a_file_that_grows_is_not_cut(model, tokens, tmp_path):
     """Between its listing, after which the folder for results is made, and its copying."""
     log, ends = model / "notes.txt", threading.Event()

@@ -61,7 +61,7 @@ static void add_file(const char *path, const mdp_catalogue *catalogue) {
 static int look(const char *path) {
     mdp_catalogue *catalogue = NULL;
     mdp_stats *stats = NULL;
-    mdp_verified verified;
+    mdp_verified verified = {0};
     int64_t n_byte;
     size_t length = strlen(path);
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
@@ -74,6 +74,7 @@ static int look(const char *path) {
     }
     status = mdp_catalogue_open_all(fuzz_comm(), path, &catalogue);
     if (status.code == MDP_OK) status = mdp_verify_all(fuzz_comm(), catalogue, NULL, NULL, &verified);
+    mdp_free(verified.digests);
     mdp_catalogue_destroy(catalogue);
     return status.code;
 }

@@ -69,7 +69,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_byte) {
     fuzz_file_write(file, path);
     fuzz_file_destroy(file);
     mdp_catalogue *catalogue = NULL;
-    mdp_verified verified;
+    mdp_verified verified = {0};
     fuzz_begin();
     mdp_status status = mdp_catalogue_open_all(comm, path, &catalogue);
     fuzz_end(&status);
@@ -81,6 +81,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_byte) {
     fuzz_begin();
     status = mdp_verify_all(comm, catalogue, NULL, NULL, &verified);
     fuzz_end(&status);
+    mdp_free(verified.digests);
     mdp_catalogue_destroy(catalogue);
     return 0;
 }

@@ -39,7 +39,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_byte) {
     fuzz_end(&status);
     if (status.code != MDP_OK) return 0;
     fuzz_begin();
-    status = mdp_plan_check_arrays(plan);
+    status = mdp_plan_check_arrays(plan, 0, 1);
     fuzz_end(&status);
     /* what was understood prints as a plan that means the same */
     status = mdp_plan_print(plan, &text);

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mdp
-from families import SIZES, assert_dump_equals, assert_same_logits, load, masked, prune, save_random, write_tokens
+from families import SIZES, assert_dump_equals, assert_same_logits, load, masked, prune, pruned_config, save_random, write_tokens
 
 ROUTED = dict(**SIZES, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
 GROUPED = dict(**SIZES, n_routed_experts=12, n_group=3, topk_group=2, moe_intermediate_size=24, n_shared_experts=2,
@@ -74,7 +74,7 @@ def check(original, keep, tmp_path, form):
     key, config = count_key(original), mdp.read_json(original / "config.json")
     tokens = write_tokens(config["vocab_size"], tmp_path / "tokens.h5")
     pruned = prune(original, tokens, keep, tmp_path / "out", form)
-    assert mdp.read_json(pruned / "config.json") == {**config, key: keep}
+    assert mdp.read_json(pruned / "config.json") == pruned_config(config, **{key: keep})
     before, after = load(original), assert_same_logits(pruned, tokens, tmp_path, 1)
     smaller, n_sliced = after.state_dict(), 0
     for name, values in before.state_dict().items():

@@ -11,7 +11,7 @@ import torch
 
 import mdp
 import quantise
-from families import SIZES, assert_dump_equals, assert_same_logits, load, masked, save_random, write_tokens
+from families import SIZES, assert_dump_equals, assert_same_logits, load, masked, pruned_config, save_random, write_tokens
 
 ROUTED = dict(**SIZES, num_experts_per_tok=2, moe_intermediate_size=24)
 GROUPED = dict(**SIZES, n_routed_experts=12, n_group=3, topk_group=2, num_experts_per_tok=3, moe_intermediate_size=24, head_dim=16)
@@ -61,7 +61,7 @@ def test_padded_folder_computes_what_model_h5_does(case, tmp_path):
     native, padded = tmp_path / "out" / "model.h5", tmp_path / "out" / "hf"
     keep, config = CASES[case][2], mdp.read_json(original / "config.json")
     key = next(key for key in ("n_routed_experts", "num_local_experts") if key in config)
-    assert mdp.read_json(padded / "config.json") == {**config, key: max(keep.values())}
+    assert mdp.read_json(padded / "config.json") == pruned_config(config, **{key: max(keep.values())})
     assert all(np.array_equal(a, b) for a, b in zip(dump(1, native, tokens, tmp_path / "native.h5"),
                                                     dump(2, padded, tokens, tmp_path / "padded.h5")))
     n_bias = 0
@@ -125,7 +125,10 @@ def test_padding_is_refused_where_it_would_change_results(tmp_path):
         (work / "keep.json").write_text(json.dumps(keep), encoding="utf-8")
         mdp.refuse(2, 2, rf"--non-uniform pad: model_type '{model_type}' chooses experts by a softmax over all",
                    *prune(original, tokens, work, "--non-uniform", "pad"))
-        assert not (work / "out" / "hf").exists() and not (work / "out" / "model.h5").exists()
+        assert not (work / "out").exists()  # nothing was observed for it
+    mdp.succeed(2, *["hdf5" if word == "both" else word for word in prune(original, tokens, work)])
+    refused = ["apply", "--model", original, "--plan", work / "out" / "plan.json", "--format", "safetensors", "--out", work / "no"]
+    mdp.refuse(2, 2, "--non-uniform pad: model_type 'mixtral'", *refused, "--non-uniform", "pad")
     mdp.succeed(2, "apply", "--model", original, "--plan", work / "out" / "plan.json", "--out", work / "native")
     mdp.refuse(2, 65, r"layers differ.*--non-uniform pad", "export", "--model", work / "native" / "model.h5", "--out", work / "hf")
 
@@ -144,8 +147,8 @@ def test_config_lists_the_experts_of_every_layer(model_type, settings, key, tmp_
     mdp.succeed(3, *prune(original, tokens, tmp_path, "--non-uniform", "per-layer-config"))
     native, folder = tmp_path / "out" / "model.h5", tmp_path / "out" / "hf"
     config = mdp.read_json(folder / "config.json")
-    assert config == {**mdp.read_json(original / "config.json"), key: 5,
-                      "per_layer_config": {layer: {key: n} for layer, n in keep.items() if n != 5}}
+    listed = {layer: {key: n} for layer, n in keep.items() if n != 5}
+    assert config == pruned_config(mdp.read_json(original / "config.json"), **{key: 5}, per_layer_config=listed)
     theirs = AutoConfig.from_pretrained(folder).per_layer_config
     assert {layer: getattr(theirs[int(layer)], key) for layer in keep} == keep
     assert all(np.array_equal(a, b) for a, b in zip(dump(1, native, tokens, tmp_path / "native.h5"), dump(2, folder, tokens, tmp_path / "listed.h5")))
@@ -155,6 +158,16 @@ def test_config_lists_the_experts_of_every_layer(model_type, settings, key, tmp_
     mdp.succeed(1, "run", "--model", folder, "--tokens", tokens, "--method", "reap", "--keep", 3, "--format", "safetensors", "--out", tmp_path / "again")
     assert mdp.read_json(tmp_path / "again" / "hf" / "config.json") == {**config, key: 3, "per_layer_config": {}}
     load(tmp_path / "again" / "hf")
+
+
+def test_config_that_has_the_number_in_an_object_cannot_list_layers(tmp_path):
+    settings = dict(d_model=32, n_heads=4, n_layers=3, max_seq_len=256, vocab_size=96, attn_config=dict(kv_n_heads=2, rope_theta=5000.0),
+                    rope_parameters=dict(rope_type="default", rope_theta=5000.0),
+                    ffn_config=dict(ffn_hidden_size=40, moe_num_experts=6, moe_top_k=2))
+    original = save_random("dbrx", settings, tmp_path / "made")
+    mdp.succeed(1, "plan", "--model", original, "--method", "random", "--budget", "trapezoid", "--keep", 4, "--out", tmp_path / "plan.json")
+    mdp.refuse(2, 2, r"per-layer-config: .*model_type 'dbrx'.*an object within it \('ffn_config\.moe_num_experts'\)", "apply", "--model", original,
+               "--plan", tmp_path / "plan.json", "--format", "safetensors", "--non-uniform", "per-layer-config", "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("listed, sentence", [

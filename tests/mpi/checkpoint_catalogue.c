@@ -288,11 +288,14 @@ static void bad_indexes_are_refused(const mdp_comm *comm) {
 static void folders_without_parts_are_refused(const mdp_comm *comm) {
     static const char *const names[1] = {"a"};
     scratch s = begin(comm);
-    put_tensors(&s, "consolidated.safetensors", 1, names);
     expect_refusal(comm, s.folder,
                    "no model.safetensors and no model.safetensors.index.json in this folder; a checkpoint");
     put_tensors(&s, "other.safetensors", 1, names);
     expect_refusal(comm, s.folder, "in this folder, only other.safetensors");
+    put_tensors(&s, "consolidated.safetensors", 1, names);
+    expect_refusal(comm, s.folder,
+                   "there is consolidated.safetensors, and no model.safetensors here: weights in the form of the "
+                   "model's authors");
     put_text(&s, "model.h5", "");
     expect_refusal(comm, s.folder, "/model.h5.");
     put_text(&s, "model.safetensors", "");

@@ -16,7 +16,7 @@ static mdp_status stream_matrix(mdp_reader *reader, const mdp_matrix *matrix) {
     for (int64_t row = 0; row < matrix->n_row && n < 8; row += 2, n++) {
         items[n] = (mdp_panel){.matrix = matrix, .row0 = row, .n_row = row + 2 <= matrix->n_row ? 2 : 1};
     }
-    MDP_TRY(mdp_panel_feed_new(reader, 3, 2 * matrix->n_col, NULL, &feed));
+    MDP_TRY(mdp_panel_feed_new(reader, 3, MDP_F32, 8 * matrix->n_col, NULL, &feed));
     mdp_status status = mdp_panel_feed_start(feed, items, n);
     for (int i = 0; i < n && status.code == MDP_OK; i++) {
         status = mdp_panel_feed_wait(feed, i, 1, &panel);

@@ -95,6 +95,8 @@ static void worth_is_what_took_long_or_has_points(const mdp_comm *comm) {
 /* One rank is sent a signal; batch systems do not reach all at once. Last, since it is not taken back. */
 static void a_signal_to_one_rank_stops_all(const mdp_comm *comm) {
     mdp_watch watch = {.start = mdp_seconds(), .every = 1e9};
+    mdp_stop_defer();
+    CHECK_OK(mdp_stop_begin());
     CHECK_OK(mdp_stop_listen());
     mdp_watch_begin_phase(&watch, 1);
     CHECK(look_all(comm, &watch) == MDP_GO_ON);

@@ -109,7 +109,7 @@ static void a_stack_keeps_what_it_held_at_most_and_gives_it_again(void **unused)
     for (int i = 2; i < 4 && !mdp_memory_is_watched(); i++) assert_memory_equal(place[i], place[1], sizeof place[1]);
     assert_int_equal(mdp_stack_mark(stack).n_byte, 0);
     double *data;
-    assert_int_equal(MDP_TAKE(stack, &data, INT64_MAX / 4, "a test").code, MDP_INTERNAL);
+    assert_int_equal(MDP_TAKE(stack, &data, INT64_MAX / 4, "a test").code, MDP_EXHAUSTED);
     assert_null(data);
     assert_int_equal(MDP_TAKE(stack, &data, 1000000, "a test").code, MDP_OK); /* more than it keeps */
     data[999999] = 1.0;
@@ -132,12 +132,12 @@ static void a_size_that_overflows_is_refused(void **unused) {
     (void)unused;
     int64_t *data = (int64_t *)&data;
     mdp_status status = MDP_ALLOC(&data, INT64_MAX / 4, "the residual stream");
-    assert_int_equal(status.code, MDP_INTERNAL);
+    assert_int_equal(status.code, MDP_EXHAUSTED);
     assert_non_null(strstr(status.text, "cannot allocate"));
     assert_non_null(strstr(status.text, "the residual stream"));
     assert_null(data);
-    assert_int_equal(MDP_ALLOC(&data, -1, "test").code, MDP_INTERNAL);
-    assert_int_equal(MDP_ALLOC(&data, INT64_MAX / 8, "test").code, MDP_INTERNAL);
+    assert_int_equal(MDP_ALLOC(&data, -1, "test").code, MDP_EXHAUSTED);
+    assert_int_equal(MDP_ALLOC(&data, INT64_MAX / 8, "test").code, MDP_EXHAUSTED);
 }
 
 static void memory_that_is_not_there_is_an_error_with_its_size(void **unused) {
@@ -147,7 +147,7 @@ static void memory_that_is_not_there_is_an_error_with_its_size(void **unused) {
 #else
     char *data;
     mdp_status status = MDP_ALLOC(&data, INT64_C(1) << 60, "a test");
-    assert_int_equal(status.code, MDP_INTERNAL);
+    assert_int_equal(status.code, MDP_EXHAUSTED);
     assert_non_null(strstr(status.text, "cannot allocate 1.2 EB for a test"));
     assert_null(data);
 #endif
@@ -212,7 +212,7 @@ static void faults_come_at_every_nth_operation_from_the_seed_on(void **unused) {
     }
     mdp_fault_configure(1, 0);
     char *data;
-    assert_int_equal(MDP_ALLOC(&data, 1, "test").code, MDP_INTERNAL);
+    assert_int_equal(MDP_ALLOC(&data, 1, "test").code, MDP_EXHAUSTED);
     assert_null(data);
     mdp_fault_configure(0, 0);
     assert_int_equal(MDP_ALLOC(&data, 1, "test").code, MDP_OK);

@@ -73,6 +73,40 @@ static void times_are_read_with_their_units(void **state) {
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) assert_false(mdp_parse_seconds(bad[i], &value));
 }
 
+static void names_of_a_list_may_hold_what_divides_it(void **state) {
+    (void)state;
+    static const struct {
+        const char *list, *name, *rest, *next; /* rest, next NULL: none */
+    } all[] = {
+        {"a,b", "a", NULL, "b"},       {"a:2,b", "a", "2", "b"},      {"a\\:b:2", "a:b", "2", NULL},
+        {"a\\,b,c", "a,b", NULL, "c"}, {"a\\\\,c", "a\\", NULL, "c"}, {"a\\\\\\,c", "a\\,c", NULL, NULL},
+        {"a\\b", "a\\b", NULL, NULL},  {"a\\", "a\\", NULL, NULL},    {"", "", NULL, NULL},
+        {",b", "", NULL, "b"},         {":1,", "", "1", ""},          {"a:1:2,b", "a", "1:2", "b"},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        char name[16];
+        const char *at = all[i].list, *rest, *end;
+        mdp_next_name(&at, name, &rest, &end);
+        assert_string_equal(name, all[i].name);
+        assert_true((rest == NULL) == (all[i].rest == NULL) && (at == NULL) == (all[i].next == NULL));
+        if (rest)
+            assert_true(strlen(all[i].rest) == (size_t)(end - rest) &&
+                        memcmp(rest, all[i].rest, strlen(all[i].rest)) == 0);
+        if (at) assert_string_equal(at, all[i].next);
+    }
+}
+
+static void positive_numbers_are_bounded(void **state) {
+    (void)state;
+    static const char *const good[] = {"1", "0.5", "1e12", "1e-12", "3."};
+    static const char *const bad[] = {"", "0", "-1", "1e13", "1e-13", "1e308", "1e999", "nan", "inf", "1x", "x"};
+    double value;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        assert_true(mdp_parse_positive(good[i], good[i] + strlen(good[i]), &value));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_false(mdp_parse_positive(bad[i], bad[i] + strlen(bad[i]), &value));
+}
+
 static void numbers_are_printed_for_people(void **unused) {
     (void)unused;
     char out[32];
@@ -312,6 +346,8 @@ int main(void) {
         cmocka_unit_test(what_jansson_refuses_ends_the_whole),
         cmocka_unit_test(sizes_are_read_with_their_units),
         cmocka_unit_test(times_are_read_with_their_units),
+        cmocka_unit_test(names_of_a_list_may_hold_what_divides_it),
+        cmocka_unit_test(positive_numbers_are_bounded),
         cmocka_unit_test(numbers_are_printed_for_people),
         cmocka_unit_test(a_slip_of_the_finger_finds_its_name),
         cmocka_unit_test(time_goes_forward),

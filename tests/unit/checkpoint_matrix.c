@@ -1,6 +1,7 @@
 /* Logical matrices: every layout that a stored tensor may have, in every format that widens, against values that the
  * test computes from the element's number; and the panel stream against the same, under stress and with errors. */
 #include "mdp/checkpoint.h"
+#include "mdp/linalg.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -118,6 +119,26 @@ static void assert_rows(store *s, const mdp_matrix *m, int64_t row0, int64_t n_r
     free(out);
 }
 
+/* The same as bf16, in which the values are exact. */
+static void assert_rounded_rows(store *s, const mdp_matrix *m, int64_t row0, int64_t n_row) {
+    int64_t n = n_row * m->n_col, n_scratch = mdp_matrix_scratch(m, n_row), room = mdp_matrix_room(m, MDP_BF16, n_row);
+    bool as_it_is = m->tensor->type == MDP_BF16 && m->col_stride == 1 && (m->row_stride == m->n_col || n_row == 1);
+    assert_int_equal(room, as_it_is ? 2 * n : 4 * n);
+    unsigned char *out = malloc((size_t)room + 1), *scratch = malloc((size_t)n_scratch + 1);
+    out[room] = scratch[n_scratch] = 77;
+    assert_ok(mdp_matrix_read_as(s->reader, m, MDP_BF16, row0, n_row, scratch, out));
+    for (int64_t i = 0; i < n; i++) {
+        unsigned char expected[2];
+        int64_t row = row0 + i / m->n_col, column = i % m->n_col;
+        put_half(expected, MDP_BF16, value_of(m->first + row * m->row_stride + column * m->col_stride));
+        assert_memory_equal(out + 2 * i, expected, 2);
+    }
+    assert_int_equal(out[room], 77);
+    assert_int_equal(scratch[n_scratch], 77);
+    free(scratch);
+    free(out);
+}
+
 static void every_layout_reads_right(void **state) {
     store *s = *state;
     static const struct {
@@ -149,8 +170,37 @@ static void every_layout_reads_right(void **state) {
             if (m.n_row > 3) assert_rows(s, &m, 1, 2);
             assert_rows(s, &m, m.n_row - 1, 1);
             assert_rows(s, &m, 0, 0);
+            assert_rounded_rows(s, &m, 0, m.n_row);
+            assert_rounded_rows(s, &m, m.n_row - 1, 1);
         }
     }
+}
+
+/* Numbers that are not exact in bf16: the bytes of others, read from an odd place. */
+static void other_formats_are_rounded_to_bf16(void **state) {
+    store *s = *state;
+    mdp_tensor odd = s->tensors[0];
+    odd.offset += 1;
+    odd.n_byte -= 4;
+    mdp_matrix m = {&odd, 700, 1024, 3, 1024, 1, {0}};
+    void *scratch = malloc(4 << 20);
+    float *exact = malloc((size_t)(700 * 1024) * sizeof *exact);
+    uint16_t *rounded = malloc((size_t)mdp_matrix_room(&m, MDP_BF16, 700));
+    assert_ok(mdp_matrix_read(s->reader, &m, 0, 700, scratch, exact));
+    assert_ok(mdp_matrix_read_as(s->reader, &m, MDP_BF16, 0, 700, scratch, rounded));
+    int64_t n_different = 0;
+    for (int64_t i = 0; i < 700 * 1024; i++) {
+        uint32_t bits;
+        uint16_t expected;
+        memcpy(&bits, &exact[i], sizeof bits);
+        mdp_round_bf16(&exact[i], 1, &expected);
+        assert_int_equal(rounded[i], expected);
+        n_different += (bits & 0xffffu) != 0;
+    }
+    assert_true(n_different > 10000);
+    free(rounded);
+    free(exact);
+    free(scratch);
 }
 
 static void a_matrix_loads_whole(void **state) {
@@ -202,10 +252,11 @@ static uint64_t next_random(uint64_t *seed) {
 
 static void check_panel(const mdp_panel *panel) {
     const mdp_matrix *m = panel->matrix;
+    const float *data = panel->data;
     for (int64_t r = 0; r < panel->n_row; r++) {
         for (int64_t c = 0; c < m->n_col; c++) {
             float expected = value_of(m->first + (panel->row0 + r) * m->row_stride + c * m->col_stride);
-            assert_true(panel->data[r * m->n_col + c] == expected);
+            assert_true(data[r * m->n_col + c] == expected);
         }
     }
 }
@@ -242,7 +293,7 @@ static void random_sequences_arrive_in_order(void **state) {
     uint64_t seed = 0;
     for (int depth = 2; depth <= 7; depth++) {
         mdp_panel_feed *feed = NULL;
-        assert_ok(mdp_panel_feed_new(s->reader, depth, 2000, NULL, &feed));
+        assert_ok(mdp_panel_feed_new(s->reader, depth, MDP_F32, 2000 * 4, NULL, &feed));
         for (int sequence = 0; sequence < 60; sequence++) {
             mdp_panel items[40];
             int64_t n = (int64_t)(next_random(&seed) % 41);
@@ -270,14 +321,15 @@ static void threads_share_a_sequence(void **state) {
     int n_wrong = 0;
     for (int i = 0; i < N_PANEL; i++) items[i] = (mdp_panel){.matrix = &matrix, .row0 = i, .n_row = 20};
     mdp_panel_feed *feed = NULL;
-    assert_ok(mdp_panel_feed_new(s->reader, 3, 800, NULL, &feed));
+    assert_ok(mdp_panel_feed_new(s->reader, 3, MDP_F32, 800 * 4, NULL, &feed));
     assert_ok(mdp_panel_feed_start(feed, items, N_PANEL));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(4)
     for (int item = 0; item < N_PANEL * N_USE; item++) {
         mdp_panel got = {0};
         mdp_status status = mdp_panel_feed_wait(feed, item / N_USE, 1, &got);
         if (item % 7 == 0) usleep(100);
-        bool right = status.code == MDP_OK && got.row0 == item / N_USE && got.data[0] == value_of(40 * got.row0);
+        bool right =
+            status.code == MDP_OK && got.row0 == item / N_USE && ((float *)got.data)[0] == value_of(40 * got.row0);
         mdp_panel_feed_release(feed, item / N_USE, 1, N_USE);
 #pragma omp atomic
         n_wrong += !right;
@@ -293,12 +345,12 @@ static void misuse_is_an_error(void **state) {
     mdp_matrix m = {&s->tensors[0], 100, 40, 0, 40, 1, {0}};
     mdp_panel items[3] = {{&m, 0, 10, NULL}, {&m, 10, 10, NULL}, {&m, 20, 10, NULL}}, got[4];
     mdp_panel_feed *feed = NULL;
-    assert_int_equal(mdp_panel_feed_new(s->reader, 1, 400, NULL, &feed).code, MDP_INTERNAL);
+    assert_int_equal(mdp_panel_feed_new(s->reader, 1, MDP_F32, 400 * 4, NULL, &feed).code, MDP_INTERNAL);
     assert_null(feed);
-    assert_ok(mdp_panel_feed_new(s->reader, 3, 400, NULL, &feed));
+    assert_ok(mdp_panel_feed_new(s->reader, 3, MDP_F32, 400 * 4, NULL, &feed));
     assert_ok(mdp_panel_feed_start(feed, items, 3));
     assert_int_equal(mdp_panel_feed_start(feed, items, 3).code, MDP_INTERNAL); /* not passed yet */
-    assert_int_equal(take(feed, 4, got).code, MDP_INTERNAL);                   /* depth is the most */
+    assert_int_equal(take(feed, 4, got).code, MDP_INTERNAL);                     /* depth is the most */
     assert_ok(take(feed, 2, got));
     mdp_panel_feed_pass(feed, 2);
     assert_int_equal(take(feed, 2, got).code, MDP_INTERNAL); /* one is left */
@@ -321,7 +373,7 @@ static void read_errors_reach_the_consumer(void **state) {
     mdp_panel items[4] = {{&good, 0, 10, NULL}, {&good, 10, 10, NULL}, {&bad, 0, 10, NULL}, {&good, 20, 10, NULL}};
     mdp_panel got[2];
     mdp_panel_feed *feed = NULL;
-    assert_ok(mdp_panel_feed_new(s->reader, 3, 400, NULL, &feed));
+    assert_ok(mdp_panel_feed_new(s->reader, 3, MDP_F32, 400 * 4, NULL, &feed));
     for (int round = 0; round < 3; round++) {
         assert_ok(mdp_panel_feed_start(feed, items, 4));
         assert_ok(take(feed, 2, got));
@@ -424,15 +476,11 @@ static void a_file_that_shrank_is_an_error(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_layout_reads_right),
-        cmocka_unit_test(a_matrix_loads_whole),
-        cmocka_unit_test(whole_tensors_are_matrices),
-        cmocka_unit_test(what_is_outside_is_refused),
-        cmocka_unit_test(random_sequences_arrive_in_order),
-        cmocka_unit_test(threads_share_a_sequence),
-        cmocka_unit_test(misuse_is_an_error),
-        cmocka_unit_test(read_errors_reach_the_consumer),
-        cmocka_unit_test(many_files_are_read_with_few_descriptors),
+        cmocka_unit_test(every_layout_reads_right),       cmocka_unit_test(other_formats_are_rounded_to_bf16),
+        cmocka_unit_test(a_matrix_loads_whole),           cmocka_unit_test(whole_tensors_are_matrices),
+        cmocka_unit_test(what_is_outside_is_refused),     cmocka_unit_test(random_sequences_arrive_in_order),
+        cmocka_unit_test(threads_share_a_sequence),       cmocka_unit_test(misuse_is_an_error),
+        cmocka_unit_test(read_errors_reach_the_consumer), cmocka_unit_test(many_files_are_read_with_few_descriptors),
         cmocka_unit_test(a_file_that_shrank_is_an_error),
     };
     return cmocka_run_group_tests_name("checkpoint_matrix", tests, make_store, remove_store);

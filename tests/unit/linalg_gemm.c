@@ -46,6 +46,7 @@ static void blas_start_leaves_one_thread(void **state) {
     assert_true(strlen(name) > 4);
 }
 
+static uint16_t rounded[M * LDW];
 static float x[N * LDX], wt[M * LDW], w[K * LDY], weights[N * LDY], y[N * LDY], sum[N * LDY];
 
 static void fill_operands(void) {
@@ -58,6 +59,7 @@ static void fill_operands(void) {
     for (int i = 0; i < K; i++) {
         for (int j = 0; j < LDY; j++) w[i * LDY + j] = j < M ? entry(j, i, 2) : NAN;
     }
+    mdp_round_bf16(wt, M * LDW, rounded);
     for (int i = 0; i < N * LDY; i++) weights[i] = y[i] = sum[i] = 1000.0F;
 }
 
@@ -68,7 +70,7 @@ static void check_products(mdp_gemm_library library, mdp_gemm_type type) {
     mdp_gemm_describe(gemm, name, sizeof name);
     print_message("%s\n", name);
     fill_operands();
-    mdp_gemm_weights(gemm, N, M, K, x, LDX, wt, LDW, weights, LDY);
+    mdp_gemm_weights(gemm, N, M, K, x, LDX, type == MDP_GEMM_BF16 ? (void *)rounded : wt, LDW, weights, LDY);
     mdp_gemm_nt(gemm, N, M, K, x, LDX, wt, LDW, y, LDY);
     mdp_gemm_nn_add(gemm, N, M, K, x, LDX, w, LDY, sum, LDY);
     mdp_gemm_nt_add(gemm, N, M, K, x, LDX, wt, LDW, sum, LDY);
@@ -108,9 +110,12 @@ static void *multiply(void *argument) {
     job *j = argument;
     float *memory = aligned_alloc(64, 64 * ((N * K + M * K + 32) * sizeof(float) / 64 + 1));
     float *own_x = memory + j->offset, *own_w = own_x + N * K + 1;
+    uint16_t own_rounded[M * K + 32], *at = own_rounded + j->offset;
     for (int i = 0; i < N * K; i++) own_x[i] = random_value(i);
     for (int i = 0; i < M * K; i++) own_w[i] = random_value(N * K + i);
-    mdp_gemm_weights(j->gemm, N, M, K, own_x, K, own_w, K, j->y, M);
+    mdp_round_bf16(own_w, M * K, at);
+    mdp_gemm_weights(j->gemm, N, M, K, own_x, K, mdp_gemm_type_of(j->gemm) == MDP_GEMM_BF16 ? (void *)at : own_w, K,
+                     j->y, M);
     free(memory);
     return NULL;
 }
@@ -148,10 +153,15 @@ static void a_product_has_the_same_bits_at_every_alignment_and_from_every_thread
 }
 
 /* As large as a tile with a panel, and long enough for several pieces of bf16. */
-enum { LARGE_N = 512, LARGE_M = 512, LARGE_K = 1500 };
+enum { LARGE_N = 512, LARGE_M = 512, LARGE_K = 4500 };
 
 static void large_product(mdp_gemm *gemm, const float *a, const float *b, float *out) {
-    mdp_gemm_weights(gemm, LARGE_N, LARGE_M, LARGE_K, a, LARGE_K, b, LARGE_K, out, LARGE_M);
+    bool in_bf16 = mdp_gemm_type_of(gemm) == MDP_GEMM_BF16;
+    uint16_t *b_rounded = malloc((size_t)LARGE_M * LARGE_K * sizeof *b_rounded);
+    mdp_round_bf16(b, LARGE_M * LARGE_K, b_rounded);
+    mdp_gemm_weights(gemm, LARGE_N, LARGE_M, LARGE_K, a, LARGE_K, in_bf16 ? (const void *)b_rounded : b, LARGE_K, out,
+                     LARGE_M);
+    free(b_rounded);
 }
 
 static void fill_large(float **a, float **b, float **out) {
@@ -200,6 +210,31 @@ static void a_product_starts_no_threads_and_has_the_same_bits_when_it_might(void
     free(other);
 }
 
+/* Rows that are rounded once, and lie in wider ones, against rows that each product rounds. */
+static void rows_rounded_before_give_the_same_bits(void **state) {
+    (void)state;
+    enum { WIDE = LARGE_K + 37 };
+    float *a, *b, *out, *other = malloc((size_t)LARGE_N * LARGE_M * sizeof *other);
+    uint16_t *a_rounded = calloc((size_t)LARGE_N * WIDE, sizeof *a_rounded), *b_rounded;
+    mdp_gemm *gemm = make(MDP_ONEDNN, MDP_GEMM_BF16);
+    if (!gemm) skip();
+    fill_large(&a, &b, &out);
+    b_rounded = malloc((size_t)LARGE_M * LARGE_K * sizeof *b_rounded);
+    mdp_round_bf16(b, LARGE_M * LARGE_K, b_rounded);
+    for (int i = 0; i < LARGE_N; i++) mdp_round_bf16(a + i * LARGE_K, LARGE_K, a_rounded + i * WIDE);
+    large_product(gemm, a, b, out);
+    mdp_gemm_rounded(gemm, LARGE_N, LARGE_M, LARGE_K, a_rounded, WIDE, b_rounded, LARGE_K, other, LARGE_M);
+    assert_memory_equal(out, other, (size_t)LARGE_N * LARGE_M * sizeof *out);
+    assert_int_equal(mdp_gemm_check(gemm).code, MDP_OK);
+    mdp_gemm_destroy(gemm);
+    free(a);
+    free(b);
+    free(out);
+    free(other);
+    free(a_rounded);
+    free(b_rounded);
+}
+
 /* The nearest of the two neighbours with 8 bits, the even one at a tie, by arithmetic of libm. */
 static double nearest_bf16(float value) {
     int exponent;
@@ -241,6 +276,7 @@ int main(void) {
         cmocka_unit_test(products_equal_exact_integer_sums_and_leave_padding_alone),
         cmocka_unit_test(a_product_has_the_same_bits_at_every_alignment_and_from_every_thread),
         cmocka_unit_test(a_product_starts_no_threads_and_has_the_same_bits_when_it_might),
+        cmocka_unit_test(rows_rounded_before_give_the_same_bits),
         cmocka_unit_test(bf16_rounds_both_sides_to_nearest_even_and_sums_in_f32),
     };
     return cmocka_run_group_tests_name("linalg_gemm", tests, NULL, NULL);

@@ -232,8 +232,8 @@ static void exp_shift_equals_exp_one_by_one_bit_for_bit(void **state) {
     }
 }
 
-static long double activated(mdp_activation activation, long double x) {
-    switch (activation) {
+static long double activated(mdp_activation_kind kind, long double x) {
+    switch (kind) {
     case MDP_SILU:
         return x / (1.0L + expl(-x));
     case MDP_GELU:
@@ -253,7 +253,8 @@ static void a_clamped_gate_is_its_formula(void **state) {
         h[i] = before[i] = 9.0F * value(11, i);
         u[i] = 9.0F * value(12, i);
     }
-    mdp_gate_clamped(1.702F, 5.0F, u, LONGEST, h);
+    const mdp_activation clamped = {.kind = MDP_SWIGLU_CLAMPED, .alpha = 1.702F, .limit = 5.0F};
+    mdp_gate(&clamped, u, LONGEST, h);
     for (int64_t i = 0; i < LONGEST; i++) {
         long double up = fmaxl(fminl(u[i], 5.0L), -5.0L) + 1.0L;
         long double expected = activated(MDP_SWIGLU_CLAMPED, fminl(before[i], 5.0L)) * up;
@@ -282,19 +283,19 @@ static void a_layer_norm_has_mean_and_deviation_taken_out(void **state) {
 static void gates_are_their_formulas(void **state) {
     (void)state;
     static float h[LONGEST], u[LONGEST], before[LONGEST];
-    const mdp_activation all[] = {MDP_SILU, MDP_GELU, MDP_GELU_TANH};
+    const mdp_activation all[] = {{.kind = MDP_SILU}, {.kind = MDP_GELU}, {.kind = MDP_GELU_TANH}};
     for (int a = 0; a < 3; a++) {
         for (int64_t i = 0; i < LONGEST; i++) h[i] = before[i] = 9.0F * value(11, i);
         fill(12, LONGEST, u);
-        mdp_gate(all[a], u, LONGEST, h);
+        mdp_gate(&all[a], u, LONGEST, h);
         for (int64_t i = 0; i < LONGEST; i++) {
-            long double act = activated(all[a], before[i]);
+            long double act = activated(all[a].kind, before[i]);
             assert_true(fabsl(act * u[i] - h[i]) <= 2e-6L * fabsl(act * u[i]) + 1e-7L);
         }
         /* one at a time: the scalar remainder of the loops gives the same bits */
         for (int64_t i = 0; i < 100; i++) {
             float one = before[i];
-            mdp_gate(all[a], &u[i], 1, &one);
+            mdp_gate(&all[a], &u[i], 1, &one);
             assert_memory_equal(&one, &h[i], sizeof one);
         }
     }
@@ -338,6 +339,39 @@ static void rotation_has_the_same_bits_at_every_width(void **state) {
     }
 }
 
+/* The nearest of the two neighbours with 8 bits, the even one at a tie, by arithmetic of libm. */
+static float nearest_bf16(float x) {
+    int exponent;
+    if (!isfinite(x) || x == 0.0F) return x;
+    double fraction = frexp((double)x, &exponent);
+    int lost = exponent < -125 ? -125 - exponent : 0; /* bits that a number below the normal ones has not */
+    return (float)ldexp(nearbyint(ldexp(fraction, 8 - lost)), exponent - 8 + lost);
+}
+
+/* All bf16 numbers, those half-way between them, and their neighbours in f32. */
+static void rounding_to_bf16_is_to_nearest_even(void **state) {
+    (void)state;
+    static const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    enum { N = 6 * 65536 };
+    float *x = malloc(N * sizeof *x);
+    uint16_t *found = malloc((N + 1) * sizeof *found);
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t bits = (i / 6) << 16 | lower[i % 6];
+        memcpy(&x[i], &bits, sizeof bits);
+    }
+    found[N] = 4711;
+    mdp_round_bf16(x, N, found);
+    for (int64_t i = 0; i < N; i++) {
+        uint32_t bits = (uint32_t)found[i] << 16;
+        float back, expected = nearest_bf16(x[i]);
+        memcpy(&back, &bits, sizeof back);
+        assert_true(isnan(x[i]) ? isnan(back) : memcmp(&back, &expected, sizeof back) == 0);
+    }
+    assert_int_equal(found[N], 4711);
+    free(found);
+    free(x);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dot_has_one_order_at_every_length_and_alignment),
@@ -347,6 +381,7 @@ int main(void) {
         cmocka_unit_test(nan_and_infinity_are_found_wherever_they_are),
         cmocka_unit_test(dot_is_the_sum_of_products),
         cmocka_unit_test(rms_norm_is_the_formula_and_may_work_in_place),
+        cmocka_unit_test(rounding_to_bf16_is_to_nearest_even),
         cmocka_unit_test(axpy_and_max),
         cmocka_unit_test(exp_is_within_2e_7_of_double_exp),
         cmocka_unit_test(exp_shift_equals_exp_one_by_one_bit_for_bit),

@@ -156,7 +156,7 @@ static void per_expert_layout(void **state) {
     assert_int_equal(layer->moe.n_expert, 3);
     assert_int_equal(layer->moe.top_k, 2);
     assert_int_equal(layer->moe.d_ff, 6);
-    assert_int_equal(layer->moe.activation, MDP_SILU);
+    assert_int_equal(layer->moe.activation.kind, MDP_SILU);
     assert_matrix(&layer->moe.router, "model.layers.1.block_sparse_moe.gate.weight", 3, 8, 0);
     assert_matrix(&layer->moe.experts[2].gate, "model.layers.1.block_sparse_moe.experts.2.w1.weight", 6, 8, 0);
     assert_matrix(&layer->moe.experts[2].up, "model.layers.1.block_sparse_moe.experts.2.w3.weight", 6, 8, 0);
@@ -282,7 +282,7 @@ static void config_spellings_and_nulls(void **state) {
                                    "\"rope_scaling\": null, \"quantization_config\": null, \"hidden_act\": \"gelu\"}");
     assert_int_equal(m->layers[0].moe.n_expert, 3);
     assert_int_equal(m->layers[0].moe.top_k, 2); /* class default */
-    assert_int_equal(m->layers[0].moe.activation, MDP_GELU);
+    assert_int_equal(m->layers[0].moe.activation.kind, MDP_GELU);
     mdp_model_destroy(m);
     free(f);
     m = bind_config(&f, "{\"model_type\": \"mixtral\", " CONFIG_REST
@@ -290,7 +290,7 @@ static void config_spellings_and_nulls(void **state) {
                         "\"rms_norm_eps\": 1e-6, \"rope_theta\": 5000, \"hidden_act\": \"gelu_pytorch_tanh\"}");
     assert_int_equal(m->layers[1].attention.window, 20);
     assert_true(m->norm_eps == 1e-6 && m->rope.theta == 5000.0);
-    assert_int_equal(m->layers[0].moe.activation, MDP_GELU_TANH);
+    assert_int_equal(m->layers[0].moe.activation.kind, MDP_GELU_TANH);
     mdp_model_destroy(m);
     free(f);
 }

@@ -174,7 +174,7 @@ static void qwen2_has_a_dense_layer_biases_and_a_gated_shared_expert(void **stat
     const mdp_layer *dense = &m->layers[0], *layer = &m->layers[2];
     assert_false(dense->is_moe);
     assert_int_equal(dense->dense_ff, 12);
-    assert_int_equal(dense->activation, MDP_SILU);
+    assert_int_equal(dense->activation.kind, MDP_SILU);
     assert_int_equal(dense->moe.n_expert, 0);
     assert_matrix(&dense->dense.gate, "model.layers.0.mlp.gate_proj.weight", 12, 8);
     assert_matrix(&dense->dense.up, "model.layers.0.mlp.up_proj.weight", 12, 8);

@@ -77,6 +77,33 @@ static void longer_and_shorter_numbers_fit(void **state) {
     mdp_free(back);
 }
 
+/* Layers that predict further tokens are gone, or were never there: under no spelling does the text count any. */
+static void what_is_left_out_is_not_counted(void **state) {
+    (void)state;
+    static const struct {
+        int64_t n_extra; /* tensors */
+        const char *before, *after;
+    } all[] = {
+        {0, "{\"n_routed_experts\": 8, \"num_nextn_predict_layers\": 1}",
+         "{\"n_routed_experts\": 4, \"num_nextn_predict_layers\": 0}"},
+        {0, "{\"n_routed_experts\": 8, \"num_mtp_layers\": 2}", "{\"n_routed_experts\": 4, \"num_mtp_layers\": 0}"},
+        {0, "{\"n_routed_experts\": 8}", "{\"n_routed_experts\": 4}"},
+        {5, "{\"n_routed_experts\": 8}", "{\"num_nextn_predict_layers\": 0,\"n_routed_experts\": 4}"},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        mdp_catalogue catalogue = {
+            .path = (char *)"m", .config_text = (char *)all[i].before, .config_byte = (int64_t)strlen(all[i].before)};
+        mdp_model model = {.catalogue = &catalogue, .n_extra = all[i].n_extra};
+        mdp_config_change change = {.n_expert = 4, .without_extra = true};
+        char *out = NULL;
+        int64_t n_byte = 0;
+        assert_int_equal(mdp_family_find("glm4_moe", "m", &model.family).code, MDP_OK);
+        assert_int_equal(mdp_model_patch_config(&model, &change, &out, &n_byte).code, MDP_OK);
+        assert_string_equal(out, all[i].after);
+        mdp_free(out);
+    }
+}
+
 /* What jansson reads from a patched text is what it reads from the text before, but for the count; in many styles. */
 static void the_result_parses_to_the_same_but_for_the_count(void **state) {
     (void)state;
@@ -106,6 +133,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_the_count_changes),
         cmocka_unit_test(longer_and_shorter_numbers_fit),
+        cmocka_unit_test(what_is_left_out_is_not_counted),
         cmocka_unit_test(the_result_parses_to_the_same_but_for_the_count),
     };
     return cmocka_run_group_tests_name("model_patch_config", tests, NULL, NULL);

@@ -143,6 +143,31 @@ static void groups_keep_equally_many(void **state) {
     expect(plain, (mdp_budget_options){.budget = MDP_BUDGET_GLOBAL, .keep = 2, .n_group = 2}, 0x5, 0xa, 0xa);
 }
 
+/* {experts, kept, multiples}: no more rounds than steps. */
+static void rounds_are_no_more_than_steps(void **state) {
+    (void)state;
+    static const struct {
+        mdp_budget budget;
+        int32_t keep, unit;
+        int64_t asked, want;
+    } all[] = {{MDP_BUDGET_UNIFORM, 6, 0, 100, 2}, {MDP_BUDGET_UNIFORM, 6, 0, 1, 1},
+               {MDP_BUDGET_UNIFORM, 8, 0, 100, 1}, {MDP_BUDGET_UNIFORM, 4, 4, 100, 1},
+               {MDP_BUDGET_UNIFORM, 2, 2, 100, 3}, {MDP_BUDGET_GLOBAL, 5, 4, 100, 3},
+               {MDP_BUDGET_TRAPEZOID, 5, 0, 2, 2}};
+    const mdp_budget_layer layers[2] = {{0, 8, 8, 2}, {1, 8, 8, 2}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        mdp_budget_options options = {.budget = all[i].budget, .keep = all[i].keep, .multiple_of = all[i].unit};
+        mdp_keep_entry list[2];
+        assert_int_equal(mdp_budget_rounds(layers, 2, &options, all[i].asked), all[i].want);
+        /* every round but one that is the whole leaves something, and each less than the one before */
+        for (int64_t r = 1, before = 8; all[i].budget == MDP_BUDGET_UNIFORM && r < all[i].want; r++) {
+            mdp_budget_options of = mdp_budget_of_round(layers, 2, &options, r, all[i].want, list);
+            assert_true(of.list[0].keep < before && of.list[0].keep > all[i].keep);
+            before = of.list[0].keep;
+        }
+    }
+}
+
 static void experts_gone_before_go_again_and_count_for_nothing(void **state) {
     (void)state;
     mdp_plan *plan = plan_of(plain);
@@ -262,6 +287,7 @@ int main(void) {
         cmocka_unit_test(normalisation_of_zero_layers_gives_zero_and_sums_refuse_negative_scores),
         cmocka_unit_test(budgets_that_cannot_be_met_are_refused),
         cmocka_unit_test(groups_keep_equally_many),
+        cmocka_unit_test(rounds_are_no_more_than_steps),
         cmocka_unit_test(experts_gone_before_go_again_and_count_for_nothing),
         cmocka_unit_test(criteria_are_their_formulas),
         cmocka_unit_test(random_scores_differ_by_seed_and_layer_only),

@@ -1,0 +1,136 @@
+/* foresee.c - what a run will be, from headers alone: see foresee.h.
+ *
+ * Which experts stay decides little of what can be known: a plan by chance has as many experts in every layer as the
+ * one to come, so the model seen through it does as much work, and the checkpoint that it makes has the same names and
+ * shapes. It goes through the same steps as the real one: transform, layout of the files, costs. */
+#include "command/foresee.h"
+#include "command/decide.h"
+#include "command/feasible.h"
+#include "command/mtp.h"
+#include "command/write.h"
+
+#include <string.h>
+
+/* What stands in for the plan, and what it makes. */
+typedef struct stand_in {
+    mdp_plan *plan;
+    char *text;
+    mdp_view *view;
+    mdp_output *output;
+} stand_in;
+
+static void free_stand_in(stand_in *made) {
+    mdp_plan_destroy(made->plan);
+    mdp_free(made->text);
+    mdp_view_destroy(made->view);
+    mdp_output_destroy(made->output);
+}
+
+bool mdp_session_propagates(const mdp_session *session) {
+    return mdp_session_option(session, OPTION_PROPAGATE)->integer == PROPAGATE_PRUNED;
+}
+
+bool mdp_session_evaluates(const mdp_session *session) {
+    return mdp_session_option(session, OPTION_EVAL_TOKENS)->present ||
+           mdp_session_option(session, OPTION_TASKS)->present;
+}
+
+/* Local; every rank makes the same. */
+static mdp_status make_plan(const mdp_session *session, const mdp_budget_options *budget, mdp_plan **out) {
+    mdp_plan_request request = {.criterion = mdp_criterion_find("random"),
+                                .model = session->model,
+                                .pruned_route =
+                                    (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
+                                .budget = *budget};
+    return mdp_plan_make(&request, out);
+}
+
+/* ---- passes ---------------------------------------------------------------------------------------------------- */
+
+/* The model as it will be when so many rounds have decided. Local. */
+static mdp_status view_round(const mdp_session *session, const mdp_budget_options *whole, int64_t round,
+                             int64_t n_round, mdp_view **out) {
+    int64_t n = mdp_census_of_model(session->model).n_layer;
+    mdp_budget_layer *layers = NULL;
+    mdp_keep_entry *list = NULL;
+    mdp_plan *plan = NULL;
+    mdp_status status = mdp_session_list_layers(session->model, NULL, n, &layers);
+    if (status.code == MDP_OK) status = MDP_ALLOC(&list, n, "the list of a budget");
+    if (status.code == MDP_OK) {
+        mdp_budget_options budget = mdp_budget_of_round(layers, n, whole, round, n_round, list);
+        status = make_plan(session, &budget, &plan);
+    }
+    if (status.code == MDP_OK) status = mdp_transform_view(session->model, plan, NULL, out);
+    mdp_plan_destroy(plan);
+    mdp_free(layers);
+    mdp_free(list);
+    return status;
+}
+
+/* What a round after the first observes: what the ones before it leave. Collective. */
+static mdp_status add_round_all(mdp_session *session, const mdp_budget_options *budget, int64_t round, int64_t n_round,
+                                mdp_estimate *estimate) {
+    char name[64];
+    mdp_view *view = NULL;
+    mdp_status status = mdp_agree_all(session->comm, view_round(session, budget, round, n_round, &view));
+    const mdp_view *views[1] = {view};
+    snprintf(name, sizeof name, "observe, round %lld of %lld", (long long)round + 1, (long long)n_round);
+    if (status.code == MDP_OK)
+        status = mdp_session_add_pass_all(session, name, session->tokens, (mdp_pass){.n_stream = 1, .views = views},
+                                          estimate);
+    mdp_view_destroy(view);
+    return status;
+}
+
+/* All forward passes, by what the model will be in them. Collective. */
+static mdp_status add_passes_all(mdp_session *session, const mdp_budget_options *budget, int64_t n_round,
+                                 const mdp_view *view, mdp_estimate *estimate) {
+    const mdp_view *views[2] = {NULL, view}, *pruned[1] = {view};
+    bool propagates = mdp_session_propagates(session);
+    const mdp_criterion *criterion = mdp_session_criterion(session);
+    mdp_pass observe = {.n_stream = 1, .redo_block = propagates, .views = propagates ? pruned : NULL};
+    mdp_pass both = mdp_loss_pass(2, views); /* original and pruned */
+    MDP_TRY(mdp_session_add_pass_all(session, "observe", session->tokens, observe, estimate));
+    for (int64_t r = 1; r < n_round; r++) MDP_TRY(add_round_all(session, budget, r, n_round, estimate));
+    if (criterion->own_pass)
+        MDP_TRY(
+            mdp_session_add_pass_all(session, criterion->name, session->tokens, (mdp_pass){.n_stream = 1}, estimate));
+    if (session->eval_tokens) MDP_TRY(mdp_session_add_pass_all(session, "eval", session->eval_tokens, both, estimate));
+    return session->tasks ? mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, both, estimate)
+                          : mdp_ok();
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------------------- */
+
+static mdp_status plan_all(mdp_session *session, const mdp_budget_options *budget, stand_in *made) {
+    mdp_status status = make_plan(session, budget, &made->plan);
+    if (status.code == MDP_OK) status = mdp_plan_print(made->plan, &made->text);
+    if (status.code == MDP_OK) status = mdp_transform_view(session->model, made->plan, session->replaced, &made->view);
+    MDP_AGREE(session->comm, status);
+    return mdp_session_plan_mtp_all(session, made->plan, true);
+}
+
+/* Local. */
+static mdp_status describe(const mdp_session *session, const mdp_budget_options *budget, stand_in *made) {
+    char *provenance = NULL;
+    mdp_extra extra;
+    MDP_TRY(mdp_session_check_budget_fits(session, budget, made->plan));
+    MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
+    mdp_status status =
+        mdp_transform_output(session->model, made->plan, session->replaced, mdp_session_extra(session, &extra),
+                             made->text, provenance, MDP_UNEQUAL_STACKED, &made->output);
+    mdp_free(provenance);
+    return status.code == MDP_OK ? mdp_session_check_result(session) : status;
+}
+
+mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_options *budget, int64_t n_round,
+                                   mdp_estimate *estimate) {
+    stand_in made = {NULL, NULL, NULL, NULL};
+    mdp_status status = plan_all(session, budget, &made);
+    if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, budget, &made));
+    if (status.code == MDP_OK) status = add_passes_all(session, budget, n_round, made.view, estimate);
+    if (status.code == MDP_OK) status = mdp_session_add_writes_all(session, made.plan, made.output, estimate);
+    free_stand_in(&made);
+    MDP_TRY(status);
+    return mdp_agree_all(session->comm, mdp_session_check_memory(session, estimate));
+}
