@@ -44,7 +44,10 @@ mdp_status mdp_arrays_put(const mdp_arrays *arrays, int64_t i, int64_t offset, i
 /* What ranks have put into arrays first .. first + n - 1 is on storage, and their checksums are known on all ranks: the
  * arrays are shared out, and read. Collective on `comm` (agrees). */
 mdp_status mdp_arrays_settle_all(const mdp_comm *comm, mdp_arrays *arrays, int64_t first, int64_t n);
-/* Write the checksums into the file, and the mark that it is complete. Collective on `comm` (agrees). */
+/* An array is not wanted after all. The same on every rank. */
+void mdp_arrays_leave_out(mdp_arrays *arrays, int64_t i);
+/* Write the checksums into the file, take out what was left out or never settled, and mark it as complete. Collective
+ * on `comm` (agrees). */
 mdp_status mdp_arrays_finish_all(const mdp_comm *comm, mdp_arrays *arrays);
 
 #endif

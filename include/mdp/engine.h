@@ -224,6 +224,7 @@ typedef struct mdp_local_batch {
 mdp_status mdp_engine_nonfinite_all(const mdp_engine *engine, int64_t *n, int64_t *layer);
 const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine);
 int mdp_engine_n_branch(const mdp_engine *engine);
+mdp_profile *mdp_engine_profile(const mdp_engine *engine); /* for what observers do; NULL: none is kept */
 int mdp_engine_branch_of(const mdp_engine *engine, int stream);
 int mdp_engine_leader_of(const mdp_engine *engine, int branch); /* the stream whose view is the branch's */
 /* Who the tokens of a branch have chosen in the layer at hand: index, weight [n_token of the local batch, top_k]. */

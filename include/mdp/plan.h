@@ -66,6 +66,8 @@ typedef struct mdp_plan {
 /* A new plan with n_layer empty layers and an empty recipe. */
 mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
+/* Say that an array in plan.h5 is the expert's. Local. */
+mdp_status mdp_plan_add_array(mdp_plan_expert *expert, const char *name, const char *path, const char *xxh3);
 /* plan.json text, new; equal plans give equal bytes. */
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
 /* What to say when the choice rests on text from which no token reached some experts: how many in which layers, and how
@@ -78,7 +80,8 @@ mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, md
 /* Check a plan against a model whose catalogue has its fingerprint: fingerprint, family, layers, expert counts,
  * keep >= k, "uniform" true to the layers. MDP_BAD_INPUT, naming the layer. */
 mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model);
-/* The .h5 file beside a plan that was read from a file. New text. */
+/* The .h5 file beside a plan of that path, and beside one that was read from a file. New text. */
+mdp_status mdp_plan_arrays_name(const char *plan_path, char **out);
 mdp_status mdp_plan_arrays_path(const mdp_plan *plan, char **out);
 /* The arrays that the plan names are in the .h5 file beside it, with the checksums that it names: those that rank
  * `rank` of `size` is to look at. Local, main thread (HDF5); agreed on, the error is the same for any number of ranks.

@@ -18,6 +18,8 @@ typedef enum mdp_phase {
     MDP_PHASE_COMBINE,
     MDP_PHASE_MLP,   /* shared experts and dense layers */
     MDP_PHASE_HEAD,  /* the final norm, lm_head and the loss */
+    MDP_PHASE_SUMS,  /* row products: sums over tokens of outer products */
+    MDP_PHASE_SOLVE, /* factors, and what is solved by them */
     MDP_PHASE_SAVE,  /* resume points */
     MDP_PHASE_WRITE, /* of a checkpoint: its files, their data and what describes them */
     MDP_PHASE_SYNC,  /* until that is on storage */

@@ -50,6 +50,19 @@ typedef struct mdp_refit {
 } mdp_refit;
 void mdp_refit_destroy(mdp_refit *refit); /* NULL is allowed */
 
+/* What sums and solves take beside the pass, foretold: tokens choose among the kept experts at random. */
+typedef struct mdp_refit_cost {
+    int64_t flop, flop_most; /* of all ranks, and of the one with the most */
+    int64_t memory;          /* bytes of a rank, in the layer with the most */
+} mdp_refit_cost;
+mdp_status mdp_refit_cost_of(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                             const mdp_plan *plan, const mdp_refit_options *options, int n_thread, mdp_refit_cost *out);
+/* Bytes of a rank for rows of all of its tokens. */
+int64_t mdp_refit_token_memory(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                               const mdp_refit_options *options);
+/* The pass of a refit, of two streams. */
+mdp_pass mdp_refit_pass(const mdp_view *const *views);
+
 /* Fit the experts that a plan keeps, over all tokens, which are one batch. `replaced` lists all of them, with arrays to
  * be written into (mdp_replaced_list, mdp_arrays_create_all, bound to `reader`); on success the checksums of all arrays
  * are known. Of an expert that is not fitted the arrays mean nothing. Collective on `comm`. Errors: those of a forward

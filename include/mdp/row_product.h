@@ -68,6 +68,11 @@ typedef struct mdp_product_cost {
 } mdp_product_cost;
 mdp_product_cost mdp_product_cost_of(const mdp_product_layout *layout, int rank);
 
+/* Bytes that a rank of `size` holds for sums beside their blocks, and those for the rows of one call: row [n_side], the
+ * most of each side, of all ranks. Local. */
+int64_t mdp_products_room_memory(int size, int n_thread);
+int64_t mdp_products_row_memory(const mdp_product_layout *layout, int rank, const int64_t *row);
+
 /* ---- sums ---------------------------------------------------------------------------------------------------- */
 
 typedef struct mdp_products mdp_products;

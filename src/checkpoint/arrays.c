@@ -158,8 +158,8 @@ mdp_status mdp_arrays_create_all(const mdp_comm *comm, const char *path, int64_t
 /* ---- finding --------------------------------------------------------------------------------------------------- */
 
 static mdp_status find_array(hid_t file, const mdp_tensor *tensor, const char *path, int64_t *offset) {
-    hid_t dataset = H5Dopen2(file, tensor->name, H5P_DEFAULT);
-    if (dataset < 0) return MDP_ERROR(MDP_BAD_INPUT, "%s: has no array '%s'.", path, tensor->name);
+    hid_t dataset;
+    MDP_TRY(mdp_hdf5_open_dataset(path, file, tensor->name, &dataset));
     hsize_t n_byte = H5Dget_storage_size(dataset);
     haddr_t address = H5Dget_offset(dataset);
     H5Dclose(dataset);
@@ -174,13 +174,11 @@ static mdp_status find_array(hid_t file, const mdp_tensor *tensor, const char *p
 
 /* Rank 0. */
 static mdp_status find_arrays(mdp_arrays *arrays, int64_t *offset) {
-    mdp_h5_silence silence = mdp_h5_silence_begin();
-    hid_t file = H5Fopen(arrays->path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    mdp_status status = file >= 0 ? mdp_ok() : MDP_ERROR(MDP_BAD_INPUT, "%s: cannot be opened as HDF5.", arrays->path);
+    hid_t file;
+    mdp_status status = mdp_hdf5_open(arrays->path, "the arrays of a plan", &file);
     for (int64_t i = 0; i < arrays->n && status.code == MDP_OK; i++)
         status = find_array(file, &arrays->tensors[i], arrays->path, &offset[i]);
     if (file >= 0) H5Fclose(file);
-    mdp_h5_silence_end(silence);
     return status;
 }
 
@@ -235,22 +233,35 @@ mdp_status mdp_arrays_settle_all(const mdp_comm *comm, mdp_arrays *arrays, int64
     return mdp_bcast_all(comm, arrays->digests + first, n * (int64_t)sizeof *arrays->digests, 0);
 }
 
+void mdp_arrays_leave_out(mdp_arrays *arrays, int64_t i) {
+    arrays->digests[i] = (mdp_digest){""};
+}
+
+/* Its room in the file stays. */
+static mdp_status take_out(hid_t file, const mdp_arrays *arrays, int64_t i) {
+    if (H5Ldelete(file, arrays->tensors[i].name, H5P_DEFAULT) >= 0) return mdp_ok();
+    return mdp_h5_error(MDP_IO, "take out", arrays->tensors[i].name, arrays->path);
+}
+
 static mdp_status write_digest(hid_t file, const mdp_arrays *arrays, int64_t i) {
-    hid_t attribute = H5Aopen_by_name(file, arrays->tensors[i].name, "xxh3_128", H5P_DEFAULT, H5P_DEFAULT);
-    hid_t type = mdp_h5_text_type(DIGEST_LENGTH);
-    bool good = attribute >= 0 && type >= 0 && H5Awrite(attribute, type, arrays->digests[i].hex) >= 0;
+    if (arrays->digests[i].hex[0] == '\0') return take_out(file, arrays, i);
+    hid_t dataset = H5Dopen2(file, arrays->tensors[i].name, H5P_DEFAULT), type = mdp_h5_text_type(DIGEST_LENGTH);
+    mdp_status status =
+        dataset >= 0 ? mdp_h5_write_attribute(dataset, "xxh3_128", type, arrays->digests[i].hex, arrays->path)
+                     : mdp_h5_error(MDP_IO, "open", arrays->tensors[i].name, arrays->path);
     if (type >= 0) H5Tclose(type);
-    if (attribute >= 0) H5Aclose(attribute);
-    return good ? mdp_ok() : mdp_h5_error(MDP_IO, "write the checksum of", arrays->tensors[i].name, arrays->path);
+    if (dataset >= 0) H5Dclose(dataset);
+    return status;
 }
 
 /* Rank 0. */
 static mdp_status finish(const mdp_arrays *arrays) {
     const int32_t complete = 1;
-    MDP_TRY(mdp_fault(MDP_IO, "open an HDF5 file"));
-    hid_t file = H5Fopen(arrays->path, H5F_ACC_RDWR, H5P_DEFAULT);
-    if (file < 0) return mdp_h5_error(MDP_IO, "open", "the file itself", arrays->path);
+    hid_t file;
+    MDP_TRY(mdp_h5_reopen_file(arrays->path, &file));
     mdp_status status = mdp_ok();
+    if (mdp_hdf5_has_attribute(file, "complete")) /* by a run that was stopped after it */
+        return mdp_hdf5_close_written(file, arrays->path, status);
     for (int64_t i = 0; i < arrays->n && status.code == MDP_OK; i++) status = write_digest(file, arrays, i);
     if (status.code == MDP_OK)
         status = mdp_h5_make_attribute(file, "complete", H5T_STD_I32LE, -1, &complete, arrays->path);

@@ -270,6 +270,16 @@ mdp_status mdp_h5_make_attribute(hid_t object, const char *name, hid_t type, int
     return status;
 }
 
+mdp_status mdp_h5_write_attribute(hid_t dataset, const char *name, hid_t type, const void *data, const char *path) {
+    MDP_TRY(mdp_fault(MDP_IO, "write an attribute"));
+    hid_t attribute = H5Aopen(dataset, name, H5P_DEFAULT);
+    mdp_status status = mdp_ok();
+    if (type < 0 || attribute < 0 || H5Awrite(attribute, type, data) < 0)
+        status = mdp_h5_error(MDP_IO, "write the attribute", name, path);
+    if (attribute >= 0) H5Aclose(attribute);
+    return status;
+}
+
 mdp_status mdp_h5_make_text_attribute(hid_t object, const char *name, const char *text, const char *path) {
     int64_t n_byte = (int64_t)strlen(text);
     hid_t type = mdp_h5_text_type(n_byte);

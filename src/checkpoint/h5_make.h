@@ -50,6 +50,9 @@ mdp_status mdp_h5_make_text(hid_t file, const char *name, const char *text, int6
 /* Attributes. n < 0: scalar; else 1-D of n values. data == NULL: zeros, to be written later. */
 mdp_status mdp_h5_make_attribute(hid_t object, const char *name, hid_t type, int64_t n, const void *data,
                                  const char *path);
+/* Write all of one that is there. Of an open dataset, not by H5Aopen_by_name: such attributes cannot be written in HDF5
+ * 1.10.8. */
+mdp_status mdp_h5_write_attribute(hid_t dataset, const char *name, hid_t type, const void *data, const char *path);
 mdp_status mdp_h5_make_text_attribute(hid_t object, const char *name, const char *text, const char *path);
 
 #endif

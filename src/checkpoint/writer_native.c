@@ -227,19 +227,14 @@ static mdp_status fill_file_all(native_writer *writer, mdp_reader *reader) {
 /* *run: where the bytes lie that they are of. */
 static mdp_status write_digests(const native_writer *writer, hid_t file, const mdp_native_set *set, char *scratch,
                                 mdp_run *run) {
-    MDP_TRY(mdp_fault(MDP_IO, "write an attribute"));
     for (int64_t i = 0; i < set->n_item; i++)
         memcpy(scratch + 32 * i, writer->work.all_digests[set->first_item + i].hex, 32);
     hid_t type = mdp_h5_text_type(32);
-    /* By way of the dataset: an attribute opened by H5Aopen_by_name cannot be written in HDF5 1.10.8. */
-    hid_t dataset = H5Dopen2(file, set->path, H5P_DEFAULT), attribute = -1;
-    if (dataset >= 0) attribute = H5Aopen(dataset, "xxh3_128", H5P_DEFAULT);
-    mdp_status status = mdp_ok();
-    if (type < 0 || attribute < 0 || H5Awrite(attribute, type, scratch) < 0)
-        status = mdp_h5_error(MDP_IO, "write the checksums of", set->path, writer->path);
+    hid_t dataset = H5Dopen2(file, set->path, H5P_DEFAULT);
+    mdp_status status = dataset >= 0 ? mdp_h5_write_attribute(dataset, "xxh3_128", type, scratch, writer->path)
+                                     : mdp_h5_error(MDP_IO, "open", set->path, writer->path);
     run->n_byte = set->n_item * set->n_element * set->unit;
     run->offset = status.code == MDP_OK && run->n_byte > 0 ? (int64_t)H5Dget_offset(dataset) : 0;
-    if (attribute >= 0) H5Aclose(attribute);
     if (dataset >= 0) H5Dclose(dataset);
     if (type >= 0) H5Tclose(type);
     return status;

@@ -30,6 +30,12 @@ typedef enum mdp_option_id {
     OPTION_TOP_K,
     OPTION_ROUNDS,
     OPTION_PROPAGATE,
+    OPTION_REFIT,
+    OPTION_RIDGE,
+    OPTION_REFIT_TOKENS,
+    OPTION_REFIT_TARGET,
+    OPTION_REFIT_INPUTS,
+    OPTION_REFIT_HOLDOUT,
     OPTION_BUDGET,
     OPTION_MIN_KEEP,
     OPTION_NORMALISE,
@@ -83,7 +89,8 @@ enum {
     COMMAND_INSPECT = 1u << 6,
     COMMAND_INFO = 1u << 7,
     COMMAND_VERIFY = 1u << 8,
-    COMMAND_ALL = (1u << 9) - 1
+    COMMAND_REFIT = 1u << 9,
+    COMMAND_ALL = (1u << 10) - 1
 };
 
 extern const mdp_option mdp_option_table[N_OPTION];
@@ -119,8 +126,8 @@ typedef struct mdp_session {
     mdp_model *model;
     mdp_reader *reader;
     mdp_replaced *replaced; /* of the plan that is carried out; NULL: nothing of it stands in plan.h5 */
-    mdp_model *mtp_model; /* its layers that predict tokens further ahead, where they are to stay; else NULL */
-    mdp_plan *mtp_plan;   /* what becomes of their experts; NULL: nothing */
+    mdp_model *mtp_model;   /* its layers that predict tokens further ahead, where they are to stay; else NULL */
+    mdp_plan *mtp_plan;     /* what becomes of their experts; NULL: nothing */
     mdp_tokens *tokens;
     mdp_tokens *eval_tokens;
     mdp_tasks *tasks;
@@ -164,6 +171,7 @@ extern const int mdp_n_command;
 mdp_status mdp_command_run_all(mdp_session *session);
 mdp_status mdp_command_observe_all(mdp_session *session);
 mdp_status mdp_command_plan_all(mdp_session *session);
+mdp_status mdp_command_refit_all(mdp_session *session);
 mdp_status mdp_command_apply_all(mdp_session *session);
 mdp_status mdp_command_eval_all(mdp_session *session);
 mdp_status mdp_command_export_all(mdp_session *session);

@@ -124,11 +124,12 @@ static mdp_status describe(const mdp_session *session, const mdp_budget_options 
 }
 
 mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_options *budget, int64_t n_round,
-                                   mdp_estimate *estimate) {
+                                   mdp_refit_options *refit, mdp_estimate *estimate) {
     stand_in made = {NULL, NULL, NULL, NULL};
     mdp_status status = plan_all(session, budget, &made);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, budget, &made));
     if (status.code == MDP_OK) status = add_passes_all(session, budget, n_round, made.view, estimate);
+    if (status.code == MDP_OK && refit) status = mdp_session_add_refit_all(session, made.plan, refit, estimate);
     if (status.code == MDP_OK) status = mdp_session_add_writes_all(session, made.plan, made.output, estimate);
     free_stand_in(&made);
     MDP_TRY(status);

@@ -3,7 +3,7 @@
 #ifndef MDP_FORESEE_H
 #define MDP_FORESEE_H
 
-#include "command/opening.h"
+#include "command/refitting.h"
 
 /* --propagate pruned: layers see what the decided layers before them give. */
 bool mdp_session_propagates(const mdp_session *session);
@@ -11,9 +11,9 @@ bool mdp_session_propagates(const mdp_session *session);
 bool mdp_session_evaluates(const mdp_session *session);
 
 /* Everything that is open is looked at as it will be at the end: adds every forward pass of n_round rounds and the
- * writing of the result. Refuses a result that a writer would refuse (mdp_session_check_result), or for which --memory
- * is too little. Collective. */
+ * writing of the result; refit (NULL: none is wanted) gets its memory. Refuses a result that a writer would refuse
+ * (mdp_session_check_result), or for which --memory is too little. Collective. */
 mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_options *budget, int64_t n_round,
-                                   mdp_estimate *estimate);
+                                   mdp_refit_options *refit, mdp_estimate *estimate);
 
 #endif

@@ -28,6 +28,10 @@ static int64_t available_memory(void) {
     return kib * 1024;
 }
 
+int64_t mdp_session_node_share(const mdp_session *session) {
+    return available_memory() / session->comm->node_size + session->at_start;
+}
+
 /* `instead`: what else than fewer ranks would do. */
 static mdp_status check_memory(const mdp_comm *comm, int64_t need, const char *instead) {
     int64_t available = available_memory();
@@ -92,10 +96,9 @@ static json_t *describe_cost(const mdp_rank_cost *cost) {
                      (json_int_t)cost->n_message);
 }
 
-/* Add what all ranks together, and those with the least and the most, do in a pass. Local. */
-static mdp_status add_costs(const mdp_session *session, const char *name, int64_t bytes_stored,
-                            const mdp_rank_cost *total, const mdp_rank_cost *least, const mdp_rank_cost *most,
-                            mdp_estimate *estimate) {
+mdp_status mdp_session_add_costs(const mdp_session *session, const char *name, int64_t bytes_stored,
+                                 const mdp_rank_cost *total, const mdp_rank_cost *least, const mdp_rank_cost *most,
+                                 mdp_estimate *estimate) {
     json_t *pass =
         json_pack("{s:s, s:I, s:o, s:o, s:o}", "pass", name, "bytes_read", (json_int_t)bytes_stored, "all_ranks",
                   describe_cost(total), "least_of_a_rank", describe_cost(least), "most_of_a_rank", describe_cost(most));
@@ -112,7 +115,7 @@ static mdp_status add_costs(const mdp_session *session, const char *name, int64_
 static mdp_status add_pass(const mdp_session *session, const char *name, const mdp_tokens *tokens, const mdp_pass *pass,
                            mdp_forward_cost *cost, mdp_estimate *estimate) {
     MDP_TRY(cost_of(session, tokens, pass, cost, estimate));
-    return add_costs(session, name, cost->bytes_stored, &cost->total, &cost->least, &cost->most, estimate);
+    return mdp_session_add_costs(session, name, cost->bytes_stored, &cost->total, &cost->least, &cost->most, estimate);
 }
 
 mdp_status mdp_session_add_pass_all(const mdp_session *session, const char *name, const mdp_tokens *tokens,
@@ -141,7 +144,7 @@ mdp_status mdp_session_add_shares(const mdp_session *session, const char *name, 
     mdp_rank_cost_bound(ranks, size, &least, &most);
     mdp_free(ranks);
     estimate->bytes_written += total.bytes_written;
-    return add_costs(session, name, total.bytes_read, &total, &least, &most, estimate);
+    return mdp_session_add_costs(session, name, total.bytes_read, &total, &least, &most, estimate);
 }
 
 static mdp_status find_speed_all(const mdp_session *session, mdp_estimate *estimate) {

@@ -37,6 +37,12 @@ mdp_status mdp_session_add_pass_all(const mdp_session *session, const char *name
 /* Files that hold weights: all but the side files of a Hugging Face folder. */
 int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue);
 
+/* Add what all ranks together, and those with the least and the most, do in a step of that name. Local. */
+mdp_status mdp_session_add_costs(const mdp_session *session, const char *name, int64_t bytes_stored,
+                                 const mdp_rank_cost *total, const mdp_rank_cost *least, const mdp_rank_cost *most,
+                                 mdp_estimate *estimate);
+/* Bytes that a rank of this node can have, those that it has included; 0: unknown. Local. */
+int64_t mdp_session_node_share(const mdp_session *session);
 /* Add the writing of a result by the ranks of the layout, known as `name`: shares [session->layout->size]. Local. */
 mdp_status mdp_session_add_shares(const mdp_session *session, const char *name, const mdp_write_share *shares,
                                   mdp_estimate *estimate);

@@ -2,10 +2,13 @@
  * effective-config.json read this table. */
 #include "command/command.h"
 #include "command/recipes.h"
+#include "mdp/refit.h"
 
-#define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL)
+#define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL | COMMAND_REFIT)
 #define CHOOSES (COMMAND_RUN | COMMAND_PLAN)
-#define WRITES (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_APPLY | COMMAND_EVAL | COMMAND_EXPORT)
+#define WRITES                                                                                                         \
+    (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_APPLY | COMMAND_EVAL | COMMAND_EXPORT | COMMAND_REFIT)
+#define REFITS (COMMAND_RUN | COMMAND_REFIT)
 #define PRUNES (COMMAND_RUN | COMMAND_APPLY)
 #define CONTINUES (WRITES & ~(unsigned)COMMAND_PLAN)
 #define GROUP_KEEP 1
@@ -38,6 +41,16 @@ static const char *pruned_route_name(int i) {
 }
 
 static const char *propagate_name(int i) {
+    static const char *const names[] = {[PROPAGATE_ORIGINAL] = "original", [PROPAGATE_PRUNED] = "pruned", NULL};
+    return names[i];
+}
+
+static const char *refit_target_name(int i) {
+    static const char *const names[] = {[MDP_REFIT_RESIDUAL] = "residual", [MDP_REFIT_OUTPUT] = "output", NULL};
+    return names[i];
+}
+
+static const char *refit_inputs_name(int i) {
     static const char *const names[] = {[PROPAGATE_ORIGINAL] = "original", [PROPAGATE_PRUNED] = "pruned", NULL};
     return names[i];
 }
@@ -123,9 +136,9 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_PLAN] = {.name = "plan",
                      .type = MDP_OPTION_TEXT_LIST,
                      .value = "FILE",
-                     .help = "plan.json to apply (eval: in memory, nothing is written)",
-                     .commands = COMMAND_APPLY | COMMAND_EVAL,
-                     .required = COMMAND_APPLY,
+                     .help = "plan.json to apply (eval: in memory, nothing is written) or to refit",
+                     .commands = COMMAND_APPLY | COMMAND_EVAL | COMMAND_REFIT,
+                     .required = COMMAND_APPLY | COMMAND_REFIT,
                      .reads = true},
     [OPTION_METHOD] = {.name = "method",
                        .type = MDP_OPTION_CHOICE,
@@ -217,6 +230,45 @@ const mdp_option mdp_option_table[N_OPTION] = {
                                   "layers before them give (twice the expert work)",
                           .choice = propagate_name,
                           .commands = COMMAND_RUN},
+    [OPTION_REFIT] = {.name = "refit",
+                      .type = MDP_OPTION_TEXT,
+                      .value = "HOW",
+                      .help = "fit the down projections of what is left to what was there: auto, joint, sweeps:S, "
+                              "diagonal or none (default: none for run, auto for refit)",
+                      .commands = REFITS},
+    [OPTION_RIDGE] = {.name = "ridge",
+                      .type = MDP_OPTION_TEXT,
+                      .value = "X",
+                      .fallback = "auto",
+                      .help = "how much a fit is held back, as a part of the mean square of activations; auto: by text "
+                              "that is left out in turn",
+                      .commands = REFITS},
+    [OPTION_REFIT_TOKENS] = {.name = "refit-tokens",
+                             .type = MDP_OPTION_SIZE,
+                             .value = "N",
+                             .help = "fit to about so many tokens, drawn by --seed (default: all)",
+                             .minimum = 1,
+                             .commands = REFITS},
+    [OPTION_REFIT_TARGET] = {.name = "refit-target",
+                             .type = MDP_OPTION_CHOICE,
+                             .fallback = "residual",
+                             .help = "what a layer is to give: the original's output, or that and what the residual "
+                                     "stream has lost before it",
+                             .choice = refit_target_name,
+                             .commands = REFITS},
+    [OPTION_REFIT_INPUTS] = {.name = "refit-inputs",
+                             .type = MDP_OPTION_CHOICE,
+                             .fallback = "pruned",
+                             .help = "what a layer is fitted on: what the fitted layers before it give, or the "
+                                     "original's inputs",
+                             .choice = refit_inputs_name,
+                             .commands = REFITS},
+    [OPTION_REFIT_HOLDOUT] = {.name = "refit-holdout",
+                              .type = MDP_OPTION_TEXT,
+                              .value = "R",
+                              .fallback = "0.1",
+                              .help = "part of the sequences that is not fitted to, but measured (0: none)",
+                              .commands = REFITS},
     [OPTION_BUDGET] = {.name = "budget",
                        .type = MDP_OPTION_CHOICE,
                        .fallback = "uniform",
@@ -243,7 +295,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                      .value = "N",
                      .fallback = "0",
                      .help = "of everything that is drawn at random",
-                     .commands = CHOOSES},
+                     .commands = CHOOSES | COMMAND_REFIT},
     [OPTION_OUT] = {.name = "out",
                     .type = MDP_OPTION_TEXT,
                     .value = "PATH",

@@ -68,6 +68,10 @@ static mdp_status add_input(mdp_session *session, mdp_option_id id, const char *
     MDP_TRY(mdp_format(&path, "%.*s", colon ? (int)(colon - text) : (int)strlen(text), text));
     mdp_status status = mdp_places_add_input(&session->places, path);
     mdp_free(path);
+    if (id != OPTION_PLAN || status.code != MDP_OK) return status;
+    MDP_TRY(mdp_plan_arrays_name(text, &path));
+    if (mdp_path_exists(path)) status = mdp_places_add_input(&session->places, path);
+    mdp_free(path);
     return status;
 }
 
@@ -134,12 +138,27 @@ static mdp_status list_members(mdp_session *session, const char *const *members,
     return add_member(session, "run.log", MDP_TARGET_LOG, true);
 }
 
+mdp_status mdp_session_arrays_name(const mdp_session *session, char **out) {
+    return mdp_plan_arrays_name(out_of(session), out);
+}
+
+/* Replaced with the plan that names them; what a killed run has published before its plan is its own. */
+static mdp_status add_arrays(mdp_session *session, bool replace) {
+    char *path = NULL;
+    MDP_TRY(mdp_session_arrays_name(session, &path));
+    replace = replace || mdp_session_option(session, OPTION_RESUME)->flag;
+    mdp_status status = mdp_places_add_target(&session->places, path, "--out", MDP_TARGET_FILE, replace);
+    mdp_free(path);
+    return status;
+}
+
 /* --out is the result itself. */
-static mdp_status list_single(mdp_session *session, bool is_folder) {
+static mdp_status list_single(mdp_session *session, const mdp_results *results) {
     bool overwrite = mdp_session_option(session, OPTION_OVERWRITE)->flag;
     char *profile = NULL, *trimmed = NULL;
     MDP_TRY(mdp_places_add_target(&session->places, out_of(session), "--out",
-                                  is_folder ? MDP_TARGET_FOLDER : MDP_TARGET_FILE, overwrite));
+                                  results->is_folder ? MDP_TARGET_FOLDER : MDP_TARGET_FILE, overwrite));
+    if (results->with_arrays) MDP_TRY(add_arrays(session, overwrite));
     if (!session->profiles) return mdp_ok();
     mdp_status status = mdp_path_trim(&trimmed, out_of(session));
     if (status.code == MDP_OK) status = mdp_format(&profile, "%s.profile.json", trimmed);
@@ -156,7 +175,7 @@ static mdp_status list_all(mdp_session *session, const mdp_results *results, mdp
     if (results->members)
         MDP_TRY(list_members(session, results->members, own));
     else
-        MDP_TRY(list_single(session, results->is_folder));
+        MDP_TRY(list_single(session, results));
     MDP_TRY(add_state(session, out_of(session), results->members != NULL, "--out"));
     if (!dump->present) return mdp_ok();
     MDP_TRY(mdp_places_add_target(&session->places, dump->text, "--dump", MDP_TARGET_FILE,
@@ -381,6 +400,14 @@ mdp_status mdp_session_put_beside(mdp_session *session, const char *ending, cons
     mdp_free(made);
     mdp_free(path);
     return status;
+}
+
+mdp_status mdp_session_publish_arrays_all(mdp_session *session) {
+    char *path = NULL;
+    mdp_status status = mdp_session_arrays_name(session, &path);
+    if (status.code == MDP_OK && session->comm->rank == 0) status = publish_path(session, session->workshop, path);
+    mdp_free(path);
+    return mdp_agree_all(session->comm, status);
 }
 
 mdp_status mdp_session_dump_path(const mdp_session *session, char **out) {

@@ -9,6 +9,7 @@
 #include "command/foresee.h"
 #include "command/mtp.h"
 #include "command/next.h"
+#include "command/refitting.h"
 #include "command/write.h"
 #include "mdp/report.h"
 
@@ -18,6 +19,8 @@
 typedef struct products {
     mdp_budget_options budget;
     int64_t n_round;
+    bool refits;
+    mdp_refit_options refit;
     mdp_stats *stats;
     mdp_plan *plan;
     char *plan_text;
@@ -40,9 +43,10 @@ static void free_products(products *made) {
 /* ---- before anything heavy ----------------------------------------------------------------------------------- */
 
 /* Everything beside run.log and effective-config.json. */
-static mdp_status open_outputs_all(mdp_session *session) {
-    const char *names[8] = {"stats.h5", "plan.json", "report.json", "report.html"};
+static mdp_status open_outputs_all(mdp_session *session, const products *made) {
+    const char *names[9] = {"stats.h5", "plan.json", "report.json", "report.html"};
     int n = 4;
+    if (made->refits) names[n++] = "plan.h5";
     if (mdp_session_evaluates(session)) names[n++] = "eval.json";
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
@@ -95,6 +99,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_method(session));
     MDP_AGREE(session->comm, check_rounds(session));
     MDP_AGREE(session->comm, check_propagation(session));
+    MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
@@ -110,11 +115,13 @@ static mdp_status open_all(mdp_session *session, products *made) {
     return mdp_session_open_tasks_all(session);
 }
 
-static const char *name_phases(const mdp_session *session) {
-    if (mdp_session_propagates(session))
-        return mdp_session_evaluates(session) ? "observe (experts twice, for --propagate pruned), eval"
-                                              : "observe (experts twice, for --propagate pruned)";
-    return mdp_session_evaluates(session) ? "observe, eval" : "observe";
+static const char *name_phases(const mdp_session *session, const products *made) {
+    static const char *const names[2][2][2] = {
+        {{"observe", "observe, eval"}, {"observe, refit", "observe, refit, eval"}},
+        {{"observe (experts twice, for --propagate pruned)", "observe (experts twice, for --propagate pruned), eval"},
+         {"observe (experts twice, for --propagate pruned), refit",
+          "observe (experts twice, for --propagate pruned), refit, eval"}}};
+    return names[mdp_session_propagates(session)][made->refits][mdp_session_evaluates(session)];
 }
 
 /* Rounds beyond one for each expert that goes would observe for nothing. Local. */
@@ -133,14 +140,17 @@ static mdp_status count_rounds(const mdp_session *session, products *made) {
 }
 
 static mdp_status prepare_all(mdp_session *session, products *made) {
-    mdp_estimate estimate = {.phase = name_phases(session)};
+    mdp_estimate estimate = {0};
     MDP_TRY(open_all(session, made));
+    estimate.phase = name_phases(session, made);
     MDP_AGREE(session->comm, count_rounds(session, made));
-    MDP_TRY(open_outputs_all(session));
+    MDP_TRY(open_outputs_all(session, made));
     if (session->finished) return mdp_ok();
-    MDP_TRY(mdp_session_weigh_all(
-        session, mdp_stats_memory(session->model, session->tokens->n_category, session->layout->size)));
-    MDP_TRY(mdp_session_foresee_all(session, &made->budget, made->n_round, &estimate));
+    int64_t held = mdp_stats_memory(session->model, session->tokens->n_category, session->layout->size);
+    if (made->refits) held += mdp_session_refit_memory(session, &made->refit);
+    MDP_TRY(mdp_session_weigh_all(session, held));
+    MDP_TRY(
+        mdp_session_foresee_all(session, &made->budget, made->n_round, made->refits ? &made->refit : NULL, &estimate));
     /* Sums are as large in a resume point as in stats.h5; there may be two points beside it. */
     int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category);
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written + estimate.bytes_saved + 3 * stats_byte));
@@ -263,6 +273,30 @@ static mdp_status rounds_all(mdp_session *session, const mdp_budget_layer *layer
     return mdp_ok();
 }
 
+/* The plan becomes one with fitted down projections, which stand in plan.h5. */
+static mdp_status refit_all(mdp_session *session, products *made) {
+    char *text = NULL, *path = NULL, *arrays = NULL;
+    mdp_plan *plan = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "plan.h5", &arrays));
+    if (status.code == MDP_OK) status = mdp_session_refit_all(session, made->plan, &made->refit, arrays, &text);
+    if (status.code == MDP_OK) status = mdp_session_publish_all(session, "plan.h5");
+    if (status.code == MDP_OK) status = mdp_agree_all(session->comm, mdp_session_path(session, "plan.json", &path));
+    if (status.code == MDP_OK)
+        status = mdp_agree_all(session->comm, mdp_plan_parse(text, (int64_t)strlen(text), path, &plan));
+    mdp_free(path);
+    mdp_free(arrays);
+    if (status.code != MDP_OK) {
+        mdp_free(text);
+        mdp_plan_destroy(plan);
+        return status;
+    }
+    mdp_plan_destroy(made->plan);
+    mdp_free(made->plan_text);
+    made->plan = plan;
+    made->plan_text = text;
+    return mdp_replaced_open_all(session->comm, session->model, plan, session->reader, &session->replaced);
+}
+
 static mdp_status decide_all(mdp_session *session, products *made) {
     int64_t n_layer = mdp_census_of_model(session->model).n_layer;
     mdp_budget_layer *layers = NULL;
@@ -274,6 +308,7 @@ static mdp_status decide_all(mdp_session *session, products *made) {
     mdp_free(layers);
     mdp_free(list);
     MDP_TRY(status);
+    if (made->refits) MDP_TRY(refit_all(session, made));
     MDP_TRY(mdp_session_put_text_all(session, "plan.json", made->plan_text));
     session->plan_made = true;
     mdp_session_tell_unseen(session, made->plan);
@@ -312,11 +347,12 @@ typedef struct paths {
 } paths;
 
 static mdp_status name_results(const mdp_session *session, paths *out) {
-    const char *names[7];
+    const char *names[8];
     int n = 0;
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
     names[n++] = "plan.json";
+    if (session->replaced) names[n++] = "plan.h5";
     names[n++] = "stats.h5";
     if (mdp_session_evaluates(session)) names[n++] = "eval.json";
     names[n++] = "report.json";

@@ -117,6 +117,10 @@ const mdp_local_batch *mdp_engine_batch(const mdp_engine *engine) {
     return &engine->batch;
 }
 
+mdp_profile *mdp_engine_profile(const mdp_engine *engine) {
+    return engine->profile;
+}
+
 int mdp_engine_n_branch(const mdp_engine *engine) {
     return engine->n_branch;
 }

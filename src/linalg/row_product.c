@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define MESSAGE_BYTE (8 << 20)
+#define PACK_BYTE (8 << 20) /* what BLAS packs of a product in f64, for each thread (measured) */
 #define PANEL (MDP_PRODUCT_ROWS * MDP_PRODUCT_SEGMENT)
 
 /* Rows of a side, of one call. */
@@ -180,6 +181,23 @@ static mdp_status make_room(mdp_products *p) {
             memcpy(side->token + side->own_first, side->own->token, (size_t)side->n_own * sizeof *side->token);
     }
     return mdp_ok();
+}
+
+int64_t mdp_products_room_memory(int size, int n_thread) {
+    return n_thread * (2 * PANEL * (int64_t)sizeof(double) + PACK_BYTE) + (size > 1 ? MESSAGE_BYTE : 0);
+}
+
+int64_t mdp_products_row_memory(const mdp_product_layout *layout, int rank, const int64_t *row) {
+    int64_t n_byte = 0, first, width;
+    int32_t before = -1;
+    for (int64_t i = layout->first_need[rank]; i < layout->first_need[rank + 1]; i++) {
+        int32_t side = mdp_product_segment(layout, layout->needs[i], &first, &width);
+        int64_t away = layout->size > 1 ? row[side] : 0;
+        n_byte += away * width * (int64_t)sizeof(float);
+        if (side != before) n_byte += row[side] * (int64_t)sizeof(int64_t);
+        before = side;
+    }
+    return n_byte;
 }
 
 static void drop_room(mdp_products *p) {

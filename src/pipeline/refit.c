@@ -2,7 +2,6 @@
  *
  * A layer is computed for both; its sums become new down projections; the block of the second stream is computed again
  * with them, as they are stored, and goes on. So every layer is fitted on what the fitted layers before it give. */
-#include "pipeline/forward.h"
 #include "pipeline/refit_run.h"
 
 #include <string.h>
@@ -102,11 +101,13 @@ static mdp_status refit_layer_all(mdp_refit_run *run, mdp_engine *engine, mdp_re
     MDP_TRY(mdp_refit_sum_all(run, sums));
     run->record->before = run->record->after = errors_of(run, sums, false);
     if (!run->products) return mdp_ok();
+    mdp_phase before = mdp_profile_switch(run->profile, MDP_PHASE_SOLVE);
     mdp_status status = mdp_fit_new_all(run->comm, run->products, run->layout, run->mode, MDP_SPD_ALONE, unit,
                                         run->forward->n_thread, run->profile, &fit);
     if (status.code == MDP_OK) status = fit_all(run, engine, sums, fit);
     mdp_fit_destroy_all(fit);
     mdp_refit_end_layer(run); /* what it took is free for the block */
+    mdp_profile_switch(run->profile, before);
     if (status.code == MDP_OK) status = redo_all(run, engine, false);
     if (status.code == MDP_OK) status = mdp_refit_sum_all(run, sums);
     if (status.code == MDP_OK) run->record->after = errors_of(run, sums, true);
@@ -141,22 +142,27 @@ static mdp_status end_layer_all(void *context, mdp_engine *engine, int64_t layer
 
 static mdp_status begin_batch(void *context, const mdp_engine *engine) {
     mdp_refit_run *run = context;
+    run->profile = mdp_engine_profile(engine);
     mdp_refit_begin_layer(run, run->layer);
     return mdp_refit_begin_batch(run, engine);
 }
 
-/* Sets that sums are kept apart for: one where the ridge is given; else categories, or two parts of one. */
-static int count_sets(const mdp_tokens *tokens, const mdp_refit_options *options) {
+int mdp_refit_count_sets(const mdp_tokens *tokens, const mdp_refit_options *options) {
     if (options->ridge > 0.0) return 1;
     if (tokens->n_category == 1) return 2;
     return tokens->n_category < MDP_REFIT_MOST_SETS ? tokens->n_category : MDP_REFIT_MOST_SETS - 1;
 }
 
 static mdp_status open_run(mdp_refit_run *run) {
-    run->n_set = count_sets(run->tokens, run->options);
+    run->n_set = mdp_refit_count_sets(run->tokens, run->options);
     MDP_TRY(mdp_transform_view(run->model, run->plan, NULL, &run->view));
     MDP_TRY(MDP_ALLOC(&run->sums, run->n_set + 1, "sums of a layer"));
-    return new_result(run->plan, &run->result);
+    MDP_TRY(new_result(run->plan, &run->result));
+    return mdp_refit_saved_new(run);
+}
+
+mdp_pass mdp_refit_pass(const mdp_view *const *views) {
+    return (mdp_pass){.n_stream = 2, .redo_block = true, .activations = true, .views = views};
 }
 
 mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
@@ -181,16 +187,20 @@ mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reade
                                      .tokens = tokens,
                                      .options = options,
                                      .phase = "refit",
-                                     .pass = {.n_stream = 2, .redo_block = true, .activations = true, .views = views},
+                                     .pass = mdp_refit_pass(views),
                                      .views = views,
                                      .observers = &observers,
                                      .begin_batch = begin_batch,
                                      .redo_all = end_layer_all,
+                                     .gather_all = mdp_refit_gather_all,
+                                     .describe = mdp_refit_describe,
+                                     .restored_all = mdp_refit_restored_all,
                                      .context = &run};
         status = mdp_forward_all(&forward);
     }
     mdp_refit_end_layer(&run);
     mdp_refit_clear(&run);
+    mdp_refit_saved_clear(&run.saved);
     mdp_view_destroy(run.view);
     mdp_free(run.sums);
     if (status.code != MDP_OK) {

@@ -4,6 +4,7 @@
 
 #include "mdp/fit.h"
 #include "mdp/refit.h"
+#include "pipeline/forward.h"
 
 #define MDP_REFIT_MOST_SETS 64 /* sets of tokens that sums are kept apart for, and the held-out ones */
 
@@ -12,6 +13,14 @@ typedef struct mdp_refit_sums {
     mdp_exact target, before, after; /* of |target|^2, |target - Z'|^2 before and after */
     mdp_exact along, change;         /* <target - Z', change of Z'>, |change|^2, in a trial */
 } mdp_refit_sums;
+
+/* What a resume point holds, packed. */
+typedef struct mdp_refit_saved {
+    int64_t *numbers; /* of each layer of the plan */
+    double *values;   /* the same */
+    int64_t *rows;    /* of each expert of the plan: rows, fitted */
+    int64_t *digests; /* of each array */
+} mdp_refit_saved;
 
 typedef struct mdp_refit_run {
     const mdp_comm *comm;
@@ -25,6 +34,7 @@ typedef struct mdp_refit_run {
     mdp_profile *profile; /* NULL: nothing is counted */
     mdp_view *view;       /* of the second stream; gets the fitted experts */
     mdp_refit *result;
+    mdp_refit_saved saved;
 
     /* the batch */
     const mdp_engine *engine;
@@ -65,6 +75,42 @@ void mdp_refit_end_layer(mdp_refit_run *run);
 /* Bring the sums of the layer together, on all ranks. Collective (agrees). */
 mdp_status mdp_refit_sum_all(const mdp_refit_run *run, mdp_refit_sums *out);
 double mdp_refit_ratio(const mdp_exact *part, const mdp_exact *whole); /* -1: whole is 0 */
+
+/* ---- refit_system.c: how a layer is solved ----------------------------------------------------------------------- */
+
+typedef struct mdp_refit_system {
+    mdp_fit_mode mode;
+    int64_t order;
+    bool fixed;     /* the same bytes on any number of ranks */
+    int64_t n_byte; /* the most that a rank has of sums and of what is factored */
+    mdp_product_layout *layout;
+} mdp_refit_system;
+/* What its size depends on. */
+typedef struct mdp_refit_size {
+    int n_rank, n_thread, n_set;
+    int32_t n_side; /* experts that are fitted */
+    int64_t n_token;
+    int64_t unit; /* rows of W that are put together */
+    bool chooses; /* a ridge is to be found */
+} mdp_refit_size;
+mdp_refit_size mdp_refit_size_of(int n_rank, int n_thread, const mdp_moe *moe, const mdp_tokens *tokens,
+                                 const mdp_refit_options *options, int32_t n_side);
+/* The way that is asked for; auto: the first whose sums and factors fit options->memory. rows [n_side, n_side]: tokens
+ * that chose both. Local, the same on every rank; the layout is freed by the caller. */
+mdp_status mdp_refit_choose_system(const mdp_refit_size *size, const mdp_model *model, int64_t layer,
+                                   const mdp_refit_options *options, const int64_t *rows, mdp_refit_system *out);
+mdp_refit_mode mdp_refit_mode_of(mdp_fit_mode mode);
+/* Sets that sums are kept apart for: one where the ridge is given; else categories, or two parts of one. */
+int mdp_refit_count_sets(const mdp_tokens *tokens, const mdp_refit_options *options);
+
+/* ---- refit_point.c: resume points -------------------------------------------------------------------------------- */
+
+mdp_status mdp_refit_saved_new(mdp_refit_run *run);
+void mdp_refit_saved_clear(mdp_refit_saved *saved);
+/* Steps of the pass (mdp_forward). */
+mdp_status mdp_refit_gather_all(void *context);
+mdp_status mdp_refit_describe(void *context, const mdp_position *at, bool taken, mdp_point *point);
+mdp_status mdp_refit_restored_all(void *context, const mdp_position *at);
 
 /* ---- refit_solve.c: sums become new down projections ------------------------------------------------------------- */
 

@@ -150,45 +150,6 @@ static mdp_status choose_sides(mdp_refit_run *run, const mdp_layer_view *view, c
     return mdp_ok();
 }
 
-static mdp_fit_mode forced(mdp_refit_mode mode) {
-    if (mode == MDP_REFIT_SWEEPS) return MDP_FIT_SWEEPS;
-    return mode == MDP_REFIT_DIAGONAL ? MDP_FIT_DIAGONAL : MDP_FIT_JOINT;
-}
-
-/* Lay the products out for a mode; *n_byte: the most that a rank has of sums and of what is factored. */
-static mdp_status lay_out(mdp_refit_run *run, const int64_t *rows, mdp_fit_mode mode, int64_t *n_byte) {
-    const mdp_moe *moe = &run->model->layers[run->layer].moe;
-    bool biased = moe->experts[0].down_bias.tensor != NULL;
-    mdp_product_side *sides = NULL;
-    mdp_product_pair *pairs = NULL;
-    int64_t order = 0, widest = 0, most = 0;
-    mdp_status status = MDP_ALLOC(&sides, run->n_side + 1, "sides of a fit");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&pairs, mdp_fit_count_pairs(run->n_side, mode), "pairs of a fit");
-    for (int32_t s = 0; status.code == MDP_OK && s < run->n_side; s++) {
-        sides[s] = (mdp_product_side){.n_value = moe->experts[0].gate.n_row, .with_one = biased};
-        order += mdp_product_width(&sides[s]);
-        widest = mdp_product_width(&sides[s]) > widest ? mdp_product_width(&sides[s]) : widest;
-    }
-    if (status.code == MDP_OK) {
-        sides[run->n_side] = (mdp_product_side){.n_value = run->model->d_model};
-        mdp_fit_list_pairs(run->n_side, mode, rows, pairs);
-        status = mdp_product_layout_new(run->comm->size, run->n_side + 1, sides, mdp_fit_count_pairs(run->n_side, mode),
-                                        pairs, &run->layout);
-    }
-    for (int r = 0; status.code == MDP_OK && r < run->comm->size; r++) {
-        int64_t own = mdp_product_cost_of(run->layout, r).value_byte;
-        most = own > most ? own : most;
-    }
-    int64_t factored = mode == MDP_FIT_JOINT ? order : widest, n_factor = mode == MDP_FIT_SWEEPS ? run->n_side : 1;
-    *n_byte =
-        most * run->n_set + n_factor * mdp_grid_memory(factored, MDP_SPD_ALONE, run->model->d_model, run->comm->size);
-    run->record->order = order;
-    run->record->fixed = mdp_grid_is_fixed(factored, MDP_SPD_ALONE, run->comm->size);
-    mdp_free(sides);
-    mdp_free(pairs);
-    return status;
-}
-
 /* rows of the fitted experts alone, [n_side, n_side]. */
 static void pick_rows(const mdp_refit_run *run, int32_t n, const int64_t *rows, int64_t *out) {
     for (int32_t a = 0; a < run->n_side; a++)
@@ -196,22 +157,17 @@ static void pick_rows(const mdp_refit_run *run, int32_t n, const int64_t *rows, 
             out[a * run->n_side + b] = rows[(int64_t)run->expert[a] * n + run->expert[b]];
 }
 
-/* The way to solve that is asked for; auto: the first whose sums and factors fit. Local, the same on every rank. */
-static mdp_status choose_mode(mdp_refit_run *run, const int64_t *rows) {
-    static const mdp_fit_mode tried[] = {MDP_FIT_JOINT, MDP_FIT_SWEEPS, MDP_FIT_DIAGONAL};
-    static const mdp_refit_mode names[] = {[MDP_FIT_JOINT] = MDP_REFIT_JOINT,
-                                           [MDP_FIT_SWEEPS] = MDP_REFIT_SWEEPS,
-                                           [MDP_FIT_DIAGONAL] = MDP_REFIT_DIAGONAL};
-    bool automatic = run->options->mode == MDP_REFIT_AUTO;
-    int64_t n_byte = 0;
-    for (int i = 0; i < 3; i++) {
-        run->mode = automatic ? tried[i] : forced(run->options->mode);
-        MDP_TRY(lay_out(run, rows, run->mode, &n_byte));
-        run->record->mode = names[run->mode];
-        if (!automatic || run->options->memory == 0 || n_byte <= run->options->memory || i == 2) return mdp_ok();
-        mdp_product_layout_destroy(run->layout);
-        run->layout = NULL;
-    }
+static mdp_status choose_system(mdp_refit_run *run, const int64_t *rows) {
+    const mdp_refit_size size =
+        mdp_refit_size_of(run->comm->size, run->forward->n_thread, &run->model->layers[run->layer].moe, run->tokens,
+                          run->options, run->n_side);
+    mdp_refit_system system;
+    MDP_TRY(mdp_refit_choose_system(&size, run->model, run->layer, run->options, rows, &system));
+    run->layout = system.layout;
+    run->mode = system.mode;
+    run->record->mode = mdp_refit_mode_of(system.mode);
+    run->record->order = system.order;
+    run->record->fixed = system.fixed;
     return mdp_ok();
 }
 
@@ -227,7 +183,7 @@ static mdp_status open_products_all(mdp_refit_run *run, const mdp_wave_rows *wav
         status = choose_sides(run, view, rows);
         if (status.code == MDP_OK) {
             pick_rows(run, wave->n_expert, rows, picked);
-            status = run->n_side > 0 ? choose_mode(run, picked) : mdp_ok();
+            status = run->n_side > 0 ? choose_system(run, picked) : mdp_ok();
         }
         status = mdp_agree_all(run->comm, status);
     }
@@ -323,10 +279,12 @@ static mdp_status see_wave_all(void *context, const mdp_wave_rows *wave) {
     run->branch = mdp_engine_branch_of(run->engine, 1);
     run->parted = run->branch != mdp_engine_branch_of(run->engine, 0);
     if (!run->parted) return mdp_ok();
-    if (!run->side) MDP_TRY(open_products_all(run, wave));
+    mdp_phase before = mdp_profile_switch(run->profile, MDP_PHASE_SUMS);
+    mdp_status status = run->side ? mdp_ok() : open_products_all(run, wave);
     for (int64_t b = 0; run->products && b < wave->n_block; b++)
-        for (int s = 0; s < run->n_set; s++) MDP_TRY(add_block_all(run, wave, b, s));
-    return mdp_ok();
+        for (int s = 0; s < run->n_set && status.code == MDP_OK; s++) status = add_block_all(run, wave, b, s);
+    mdp_profile_switch(run->profile, before);
+    return status;
 }
 
 /* ---- layers ---------------------------------------------------------------------------------------------------- */

@@ -11,10 +11,14 @@
 
 #define PIECE_BYTE ((int64_t)4 << 20)
 
+mdp_status mdp_plan_arrays_name(const char *plan_path, char **out) {
+    size_t n = strlen(plan_path);
+    if (n > 5 && strcmp(plan_path + n - 5, ".json") == 0) n -= 5;
+    return mdp_format(out, "%.*s.h5", (int)n, plan_path);
+}
+
 mdp_status mdp_plan_arrays_path(const mdp_plan *plan, char **out) {
-    size_t n = plan->path ? strlen(plan->path) : 0;
-    if (n > 5 && strcmp(plan->path + n - 5, ".json") == 0) n -= 5;
-    return mdp_format(out, "%.*s.h5", (int)n, plan->path ? plan->path : "");
+    return mdp_plan_arrays_name(plan->path ? plan->path : "", out);
 }
 
 /* A dataset that is read piece by piece: runs of entries along one dimension, single ones along those before it. */

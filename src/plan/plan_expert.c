@@ -43,6 +43,14 @@ const char *mdp_action_name(mdp_action action) {
     return actions[action].name;
 }
 
+mdp_status mdp_plan_add_array(mdp_plan_expert *expert, const char *name, const char *path, const char *xxh3) {
+    MDP_TRY(MDP_GROW(&expert->arrays, expert->n_array, expert->n_array + 1, "the arrays of a plan"));
+    mdp_plan_array *array = &expert->arrays[expert->n_array++];
+    snprintf(array->xxh3, sizeof array->xxh3, "%s", xxh3);
+    MDP_TRY(mdp_copy_text(&array->name, name));
+    return mdp_copy_text(&array->path, path);
+}
+
 /* ---- printing -------------------------------------------------------------------------------------------------- */
 
 static json_t *print_arrays(const mdp_plan_expert *expert) {

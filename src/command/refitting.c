@@ -1,0 +1,362 @@
+/* refitting.c - refits for commands: see refitting.h. */
+#include "command/refitting.h"
+#include "command/outputs.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MOST_SWEEPS 1000
+#define MOST_RIDGE 1e6
+
+/* ---- options --------------------------------------------------------------------------------------------------- */
+
+static mdp_status parse_way(const char *text, bool *wanted, mdp_refit_options *out) {
+    char *end = NULL;
+    *wanted = strcmp(text, "none") != 0;
+    out->n_sweep = MDP_REFIT_SWEEP;
+    out->mode = MDP_REFIT_AUTO;
+    if (!*wanted || strcmp(text, "auto") == 0) return mdp_ok();
+    if (strcmp(text, "joint") == 0 || strcmp(text, "diagonal") == 0) {
+        out->mode = text[0] == 'j' ? MDP_REFIT_JOINT : MDP_REFIT_DIAGONAL;
+        return mdp_ok();
+    }
+    out->mode = MDP_REFIT_SWEEPS;
+    if (strcmp(text, "sweeps") == 0) return mdp_ok();
+    if (strncmp(text, "sweeps:", 7) == 0) {
+        long n = strtol(text + 7, &end, 10);
+        out->n_sweep = (int)n;
+        if (text[7] != '\0' && *end == '\0' && n >= 1 && n <= MOST_SWEEPS) return mdp_ok();
+    }
+    return MDP_ERROR(MDP_USAGE,
+                     "--refit %s: expected auto, joint, sweeps, sweeps:S (S from 1 to %d), diagonal or none.", text,
+                     MOST_SWEEPS);
+}
+
+static mdp_status parse_ridge(const char *text, double *out) {
+    *out = 0.0;
+    if (strcmp(text, "auto") == 0) return mdp_ok();
+    if (mdp_parse_positive(text, text + strlen(text), out) && *out <= MOST_RIDGE) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE, "--ridge %s: expected auto or a positive number (1e-12 to %g).", text, MOST_RIDGE);
+}
+
+static mdp_status parse_holdout(const char *text, double *out) {
+    *out = 0.0;
+    if (strcmp(text, "0") == 0) return mdp_ok();
+    if (mdp_parse_positive(text, text + strlen(text), out) && *out < 1.0) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE, "--refit-holdout %s: expected 0, or a ratio below 1.", text);
+}
+
+/* Options that only a refit has a use for. */
+static mdp_status check_unused(const mdp_session *session) {
+    static const mdp_option_id only[] = {OPTION_RIDGE, OPTION_REFIT_TOKENS, OPTION_REFIT_TARGET, OPTION_REFIT_INPUTS,
+                                         OPTION_REFIT_HOLDOUT};
+    for (size_t i = 0; i < sizeof only / sizeof only[0]; i++) {
+        if (!mdp_session_option(session, only[i])->given) continue;
+        return MDP_ERROR(MDP_USAGE, "--%s has no meaning without --refit.", mdp_option_table[only[i]].name);
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, mdp_refit_options *out) {
+    const mdp_option_value *way = mdp_session_option(session, OPTION_REFIT);
+    bool always = session->options->bit == COMMAND_REFIT;
+    *out = (mdp_refit_options){.target = (mdp_refit_target)mdp_session_option(session, OPTION_REFIT_TARGET)->integer,
+                               .original_inputs =
+                                   mdp_session_option(session, OPTION_REFIT_INPUTS)->integer == PROPAGATE_ORIGINAL,
+                               .n_token = mdp_session_option(session, OPTION_REFIT_TOKENS)->integer,
+                               .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer};
+    MDP_TRY(parse_way(way->present ? way->text : always ? "auto" : "none", wanted, out));
+    MDP_TRY(parse_ridge(mdp_session_option(session, OPTION_RIDGE)->text, &out->ridge));
+    MDP_TRY(parse_holdout(mdp_session_option(session, OPTION_REFIT_HOLDOUT)->text, &out->holdout));
+    if (!*wanted && always) return MDP_ERROR(MDP_USAGE, "--refit none: then there is nothing to do.");
+    if (!*wanted) return check_unused(session);
+    if (mdp_session_option(session, OPTION_BATCH_TOKENS)->given)
+        return MDP_ERROR(MDP_USAGE,
+                         "a refit fits a layer to all tokens at once, so they are one batch; leave --batch-tokens out, "
+                         "and use --memory or fewer tokens to bound what a rank holds.");
+    if (out->mode == MDP_REFIT_DIAGONAL && out->ridge == 0.0) {
+        if (mdp_session_option(session, OPTION_RIDGE)->given)
+            return MDP_ERROR(MDP_USAGE,
+                             "--ridge auto measures whole layers, which --refit diagonal never forms; give a "
+                             "number (1e-3).");
+        out->ridge = 1e-3;
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_session_check_refit(const mdp_plan *plan) {
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        const mdp_plan_layer *layer = &plan->layers[i];
+        for (int32_t j = 0; j < layer->n_kept; j++) {
+            if (layer->kept[j].n_array > 0)
+                return MDP_ERROR(MDP_USAGE,
+                                 "%s: expert %d of layer %lld has been refitted already; give the plan that this one "
+                                 "was made of.",
+                                 plan->path ? plan->path : "the plan", (int)layer->kept[j].from[0],
+                                 (long long)layer->layer);
+        }
+    }
+    return mdp_ok();
+}
+
+/* ---- before ---------------------------------------------------------------------------------------------------- */
+
+int64_t mdp_session_refit_memory(const mdp_session *session, const mdp_refit_options *options) {
+    return mdp_refit_token_memory(session->layout, session->model, session->tokens, options);
+}
+
+/* What is free for sums and factors beside the pass: of --memory, or else of the node's. Collective. */
+static mdp_status settle_memory_all(const mdp_session *session, int64_t pass_byte, mdp_refit_options *options) {
+    int64_t memory = mdp_session_option(session, OPTION_MEMORY)->integer, left;
+    if (memory == 0) memory = mdp_session_node_share(session);
+    if (memory == 0) return mdp_ok();
+    left = memory - pass_byte > 1 ? memory - pass_byte : 1;
+    left = -left;
+    MDP_TRY(mdp_max_i64_all(session->comm, &left, 1)); /* the least of any rank */
+    options->memory = -left;
+    return mdp_ok();
+}
+
+static int64_t arrays_byte(const mdp_replaced *replaced) {
+    int64_t sum = 0, n_byte;
+    for (int64_t i = 0; i < replaced->n_array; i++) {
+        const mdp_array *array = &replaced->list[i];
+        if (mdp_dtype_bytes(array->type, array->n_dim, array->shape, &n_byte)) sum += n_byte;
+    }
+    return sum;
+}
+
+/* Local. */
+static mdp_status add_sums(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
+                           int64_t pass_byte, mdp_estimate *estimate) {
+    mdp_refit_cost cost;
+    mdp_replaced *replaced = NULL;
+    MDP_TRY(
+        mdp_refit_cost_of(session->layout, session->model, session->tokens, plan, options, session->n_thread, &cost));
+    MDP_TRY(mdp_replaced_list(session->model, plan, true, &replaced));
+    int64_t n_byte = arrays_byte(replaced), size = session->layout->size, memory = pass_byte + cost.memory;
+    mdp_replaced_destroy(replaced);
+    mdp_rank_cost total = {.flop = cost.flop, .bytes_written = n_byte};
+    mdp_rank_cost least = {.flop = cost.flop / size, .bytes_written = n_byte / size};
+    mdp_rank_cost most = {.flop = cost.flop_most, .bytes_written = n_byte / size};
+    MDP_TRY(mdp_session_add_costs(session, "refit, sums and solves", 0, &total, &least, &most, estimate));
+    estimate->bytes_written += n_byte;
+    if (memory > estimate->memory) estimate->memory = memory;
+    int64_t limit = mdp_session_option(session, OPTION_MEMORY)->integer;
+    if (limit > 0 && memory > limit)
+        mdp_estimate_note_shortage(estimate, (mdp_shortage){.need = memory, .pass = mdp_refit_pass(NULL)});
+    return limit > 0 ? mdp_ok() : mdp_session_check_node(session, memory);
+}
+
+mdp_status mdp_session_add_refit_all(mdp_session *session, const mdp_plan *plan, mdp_refit_options *options,
+                                     mdp_estimate *estimate) {
+    mdp_view *view = NULL;
+    mdp_estimate own = {0};
+    mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, plan, NULL, &view));
+    if (status.code == MDP_OK) {
+        const mdp_view *views[2] = {NULL, view};
+        const mdp_estimate before = *estimate;
+        estimate->memory = 0;
+        status = mdp_session_add_pass_all(session, "refit", session->tokens, mdp_refit_pass(views), estimate);
+        own.memory = estimate->memory;
+        if (before.memory > estimate->memory) estimate->memory = before.memory;
+    }
+    mdp_view_destroy(view);
+    MDP_TRY(status);
+    MDP_TRY(settle_memory_all(session, own.memory, options));
+    return mdp_agree_all(session->comm, add_sums(session, plan, options, own.memory, estimate));
+}
+
+/* ---- the arrays ------------------------------------------------------------------------------------------------ */
+
+/* Rank 0: what a killed run has left half made. */
+static mdp_status clear_path(const mdp_comm *comm, const char *path) {
+    if (comm->rank == 0) (void)unlink(path);
+    return mdp_ok();
+}
+
+/* Rank 0: what the run that is gone on with has published already goes back to where it is made. */
+static mdp_status take_back(const mdp_session *session, const char *made, const char *published) {
+    if (session->comm->rank != 0 || mdp_path_exists(made) || !mdp_path_exists(published)) return mdp_ok();
+    if (rename(published, made) == 0) return mdp_ok();
+    return MDP_ERROR(MDP_IO, "%s: cannot be moved to %s: %s.", published, made, strerror(errno));
+}
+
+/* plan.h5 in the making: that of the run that is gone on with, or a new one. Collective. */
+static mdp_status open_arrays_all(const mdp_session *session, const char *path, const char *published,
+                                  const mdp_replaced *replaced, mdp_arrays **out) {
+    const mdp_comm *comm = session->comm;
+    *out = NULL;
+    if (session->resume && session->resume->continues) {
+        MDP_AGREE(comm, take_back(session, path, published));
+        mdp_status status = mdp_arrays_open_all(comm, path, replaced->n_array, replaced->list, out);
+        if (status.code == MDP_OK) return mdp_arrays_reopen_all(comm, *out);
+        if (status.code != MDP_BAD_INPUT) return status;
+    }
+    MDP_AGREE(comm, clear_path(comm, path));
+    return mdp_arrays_create_all(comm, path, replaced->n_array, replaced->list, out);
+}
+
+/* ---- the plan -------------------------------------------------------------------------------------------------- */
+
+static const char *const mode_names[] = {[MDP_REFIT_AUTO] = "auto",
+                                         [MDP_REFIT_JOINT] = "joint",
+                                         [MDP_REFIT_SWEEPS] = "sweeps",
+                                         [MDP_REFIT_DIAGONAL] = "diagonal"};
+
+static json_t *print_error(double error) {
+    return error >= 0.0 ? json_real(error) : json_null();
+}
+
+static json_t *print_errors(const mdp_refit_error *error) {
+    return json_pack("{s:o, s:o}", "fitted", print_error(error->fitted), "held_out", print_error(error->held_out));
+}
+
+static json_t *print_layer(const mdp_refit_layer *layer) {
+    json_t *rows = json_array(), *kept = json_array();
+    for (int32_t e = 0; e < layer->n_expert; e++) {
+        mdp_json_add(&rows, json_integer(layer->rows[e]));
+        if (!layer->fitted[e]) mdp_json_add(&kept, json_integer(e));
+    }
+    json_t *item = json_pack("{s:I, s:o, s:o, s:I}", "layer", (json_int_t)layer->layer, "rows", rows, "not_fitted",
+                             kept, "order", (json_int_t)layer->order);
+    if (layer->order == 0) return item;
+    mdp_json_put(&item, "solved", json_string(mode_names[layer->mode]));
+    mdp_json_put(&item, "ridge", json_real(layer->ridge));
+    mdp_json_put(&item, "mean_square", json_real(layer->mean_diagonal));
+    mdp_json_put(&item, "reciprocal_condition", json_real(layer->rcond));
+    if (layer->mode == MDP_REFIT_DIAGONAL) mdp_json_put(&item, "step", json_real(layer->step));
+    mdp_json_put(&item, "error_before", print_errors(&layer->before));
+    mdp_json_put(&item, "error_after", print_errors(&layer->after));
+    return item;
+}
+
+static json_t *print_recipe(const mdp_session *session, const mdp_refit_options *options, const mdp_refit *refit) {
+    json_t *layers = json_array();
+    bool fixed = true;
+    for (int64_t i = 0; i < refit->n_layer; i++) {
+        mdp_json_add(&layers, print_layer(&refit->layers[i]));
+        fixed = fixed && refit->layers[i].fixed;
+    }
+    json_t *root = json_pack("{s:s, s:s, s:s, s:f, s:s, s:I, s:I, s:s, s:s, s:o}", "how", mode_names[options->mode],
+                             "target", options->target == MDP_REFIT_RESIDUAL ? "residual" : "output", "inputs",
+                             options->original_inputs ? "original" : "pruned", "holdout", options->holdout, "tokens",
+                             session->tokens->fingerprint, "n_tokens",
+                             (json_int_t)(options->n_token > 0 ? options->n_token : session->tokens->n_token), "seed",
+                             (json_int_t)options->seed, "compute", session->compute, "reproducible",
+                             fixed ? "any-layout" : "per-layout", "layers", layers);
+    if (options->mode == MDP_REFIT_SWEEPS || options->mode == MDP_REFIT_AUTO)
+        mdp_json_put(&root, "sweeps", json_integer(options->n_sweep));
+    mdp_json_put(&root, "ridge", options->ridge > 0.0 ? json_real(options->ridge) : json_string("auto"));
+    if (session->resume) mdp_json_put(&root, "identity", json_string(session->resume->digest));
+    return root;
+}
+
+/* Name the arrays of fitted experts, and leave those of others out. */
+static mdp_status name_arrays(const mdp_refit *refit, mdp_replaced *replaced, mdp_plan *plan) {
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
+            int64_t at = mdp_replaced_find(replaced, plan->layers[i].layer, j);
+            for (int part = 0; at >= 0 && part < MDP_N_EXPERT_PART; part++) {
+                int64_t array = replaced->experts[at].array[part];
+                if (array < 0) continue;
+                if (refit->layers[i].fitted[j])
+                    MDP_TRY(mdp_plan_add_array(&plan->layers[i].kept[j], mdp_expert_part_names[part],
+                                               replaced->list[array].name, replaced->arrays->digests[array].hex));
+                else
+                    mdp_arrays_leave_out(replaced->arrays, array);
+            }
+        }
+    }
+    return mdp_ok();
+}
+
+/* The same on every rank. */
+static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
+                            const mdp_refit *refit, mdp_replaced *replaced, char **text) {
+    mdp_plan *fitted = NULL;
+    char *before = NULL;
+    MDP_TRY(mdp_plan_print(plan, &before));
+    mdp_status status = mdp_plan_parse(before, (int64_t)strlen(before), "the plan that is refitted", &fitted);
+    if (status.code == MDP_OK) status = name_arrays(refit, replaced, fitted);
+    if (status.code == MDP_OK) {
+        mdp_json_put(&fitted->recipe, "refit", print_recipe(session, options, refit));
+        status = mdp_plan_print(fitted, text);
+    }
+    mdp_plan_destroy(fitted);
+    mdp_free(before);
+    return status;
+}
+
+/* ---- what it came to ------------------------------------------------------------------------------------------- */
+
+#define OVERFITTED 1.25 /* error held out / error fitted, each as a part of what it was, that is worth a warning */
+
+/* Where text that was held out fares worse than text that was fitted to, the fit has learnt the text. Rank 0. */
+static void tell(const mdp_session *session, const mdp_refit *refit) {
+    int64_t n_fitted = 0, n_over = 0;
+    double before = 0.0, after = 0.0, worst = 0.0;
+    for (int64_t i = 0; i < refit->n_layer; i++) {
+        const mdp_refit_layer *layer = &refit->layers[i];
+        if (layer->order == 0) continue;
+        n_fitted++;
+        before += layer->before.fitted;
+        after += layer->after.fitted;
+        if (layer->before.held_out <= 0.0 || layer->before.fitted <= 0.0) continue;
+        double over = (layer->after.held_out / layer->before.held_out) / (layer->after.fitted / layer->before.fitted);
+        if (over > OVERFITTED) n_over++;
+        worst = over > worst ? over : worst;
+    }
+    if (n_fitted == 0) {
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "refit: no expert was fitted: the plan changes nothing, or fewer than %d tokens reach each",
+                        MDP_REFIT_LEAST_ROWS);
+        return;
+    }
+    mdp_log_message(session->log, MDP_LEVEL_INFO,
+                    "refit    %lld layers: a mean of %.3f of their output was lost, %.3f is now", (long long)n_fitted,
+                    before / (double)n_fitted, after / (double)n_fitted);
+    if (n_over > 0)
+        mdp_log_message(session->log, MDP_LEVEL_WARN,
+                        "refit: in %lld of %lld layers text that was held out gains less than text that was fitted to "
+                        "(error up to %.2f times as large); more text or a larger --ridge would help",
+                        (long long)n_over, (long long)n_fitted, worst);
+}
+
+/* ---- the refit ------------------------------------------------------------------------------------------------- */
+
+static mdp_status perform_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
+                              mdp_replaced *replaced, char **text) {
+    mdp_forward_options forward = mdp_session_forward_options(session);
+    mdp_refit *refit = NULL;
+    MDP_TRY(mdp_refit_all(session->comm, session->model, session->reader, session->tokens, plan, replaced, options,
+                          &forward, &refit));
+    mdp_status status = mdp_agree_all(session->comm, make_text(session, plan, options, refit, replaced, text));
+    if (status.code == MDP_OK) status = mdp_arrays_finish_all(session->comm, replaced->arrays);
+    if (status.code == MDP_OK) tell(session, refit);
+    mdp_refit_destroy(refit);
+    return status;
+}
+
+mdp_status mdp_session_refit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
+                                 const char *published, char **text) {
+    mdp_replaced *replaced = NULL;
+    mdp_arrays *arrays = NULL;
+    char *path = NULL;
+    *text = NULL;
+    mdp_status status = mdp_session_make_path(session, mdp_path_name(published), &path);
+    if (status.code == MDP_OK) status = mdp_replaced_list(session->model, plan, true, &replaced);
+    status = mdp_agree_all(session->comm, status);
+    if (status.code == MDP_OK) status = mdp_resume_prepare_all(session->comm, session->resume);
+    if (status.code == MDP_OK) status = open_arrays_all(session, path, published, replaced, &arrays);
+    if (status.code == MDP_OK)
+        status = mdp_agree_all(session->comm, mdp_replaced_bind(replaced, arrays, session->reader));
+    if (status.code == MDP_OK) status = perform_all(session, plan, options, replaced, text);
+    mdp_replaced_destroy(replaced);
+    mdp_free(path);
+    return status;
+}
