@@ -193,7 +193,7 @@ def results(out):
 
 def phase_of(out):
     """How far a killed run has come, from what it left."""
-    points = list((out / ".state").glob("pass-*"))
+    points = list((out / ".state").glob("pass-*.h5"))
     there = {path.name for path in out.glob("*")} | set(unfinished(out / ".state"))
     for name, phase in (("hf", "after hf"), ("hf.partial", "hf"), ("model.h5", "after model.h5"), ("model.h5.partial", "model.h5"),
                         ("plan.json", "eval"), ("stats.h5", "plan")):

@@ -99,10 +99,21 @@ static void pause_a_moment(void) {
 
 /* ---- whose it is ----------------------------------------------------------------------------------------------- */
 
+/* What is in the file, n_byte at most. */
+static size_t read_some(int fd, char *text, size_t n_byte) {
+    size_t n = 0;
+    while (n < n_byte) {
+        ssize_t got = pread(fd, text + n, n_byte - n, (off_t)n);
+        if (got == 0 || (got < 0 && errno != EINTR)) break;
+        if (got > 0) n += (size_t)got;
+    }
+    return n;
+}
+
 static bool read_owner(int fd, mdp_owner *out) {
     char text[MAX_LOCK_BYTE];
-    ssize_t n = pread(fd, text, sizeof text, 0);
-    return n > 0 && mdp_owner_parse(text, n, out);
+    size_t n = read_some(fd, text, sizeof text);
+    return n > 0 && mdp_owner_parse(text, (int64_t)n, out);
 }
 
 bool mdp_lock_is_ours(const char *path) {

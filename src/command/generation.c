@@ -164,12 +164,22 @@ static void name_others(const mdp_session *session, const json_t *old) {
     }
 }
 
-/* Take these results of the folder away, whose ever they are. */
+/* It is hours since the places of results were looked at: what has come meanwhile and may not be replaced stays, and is
+ * for the result itself to be refused by, so that those before it are not lost. */
+static bool may_go(const mdp_session *session, const char *path) {
+    for (int i = 0; i < session->places.n_target; i++) {
+        const mdp_target *target = &session->places.targets[i];
+        if (strcmp(target->path, path) == 0) return mdp_path_exists(path) && mdp_target_check(target).code == MDP_OK;
+    }
+    return false;
+}
+
+/* Take these results of the folder away. */
 static mdp_status retire(const mdp_session *session, const mdp_names *names) {
     for (int64_t i = 0; i < names->n; i++) {
         char *path = NULL;
         MDP_TRY(mdp_session_path(session, names->name[i], &path));
-        mdp_status status = mdp_path_exists(path) ? mdp_workshop_retire(session->workshop, path) : mdp_ok();
+        mdp_status status = may_go(session, path) ? mdp_workshop_retire(session->workshop, path) : mdp_ok();
         mdp_free(path);
         MDP_TRY(status);
     }

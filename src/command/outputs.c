@@ -352,10 +352,7 @@ static mdp_status publish_path(const mdp_session *session, const mdp_workshop *w
 static mdp_status begin_generation(mdp_session *session) {
     char *text = NULL;
     if (session->published || session->members.n == 0) return mdp_ok();
-    if (!session->begun) {
-        MDP_TRY(mdp_places_check_free(&session->places)); /* it is hours since they were looked at */
-        MDP_TRY(mdp_generation_begin(session));
-    }
+    if (!session->begun) MDP_TRY(mdp_generation_begin(session));
     session->begun = session->published = true;
     if (strcmp(session->members.name[session->members.n - 1], CONFIG_NAME) != 0) return mdp_ok();
     MDP_TRY(mdp_options_print(session->options, &text));

@@ -100,7 +100,7 @@ def test_what_is_no_hdf5_file_is_called_by_what_it_is(content, sentence, model, 
     refuse(rf"other: this is no HDF5 file; expected a tokens file.*, found {sentence}", model, tmp_path / "other", tmp_path)
     refuse(rf"other: this is no HDF5 file; expected a tasks file.*, found {sentence}", model, tokens, tmp_path, "eval", "--tasks", tmp_path / "other")
     refuse(rf"other: this is no HDF5 file; expected a Hugging Face folder or a model\.h5.*, found {sentence}", tmp_path / "other", tokens, tmp_path)
-    mdp.refuse(1, BAD_INPUT, rf"other is not an HDF5 file, but {sentence}", "plan", "--stats", tmp_path / "other", "--method", "reap", "--keep", 4,
+    mdp.refuse(1, BAD_INPUT, rf"other: this is no HDF5 file; expected .*, found {sentence}", "plan", "--stats", tmp_path / "other", "--method", "reap", "--keep", 4,
                "--out", tmp_path / "p.json")
 
 

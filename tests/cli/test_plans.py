@@ -337,8 +337,8 @@ def test_zeroed_experts_are_carried_out(plain, tmp_path):
 
 @pytest.mark.parametrize("spoil, sentence", [
     (lambda arrays: arrays.update({"/layers/1/0/value": np.arange(1, 6, dtype=np.float32)}), r"p\.h5: array '/layers/1/0/value' of layer 1, expert \d.*checksum"),
-    (lambda arrays: arrays.clear(), r"p\.h5: has no readable array '/layers/1/0/value', which layer 1, expert"),
-    (None, r"p\.h5: cannot be opened"),
+    (lambda arrays: arrays.clear(), r"p\.h5: has no array '/layers/1/0/value', which layer 1, expert"),
+    (None, r"p\.h5: cannot open for reading: No such file"),
 ], ids=["changed", "missing", "no-file"])
 def test_arrays_that_are_not_those_of_the_plan_are_refused(spoil, sentence, plain, tmp_path):
     arrays = {}
@@ -365,11 +365,15 @@ def with_values(plain, path, shapes):
 def test_ranks_share_out_large_arrays_and_read_them_in_pieces(plain, tmp_path):
     shapes = [(3, 600001), (3, 2, 300001), (9000, 201)]  # more than a piece each, none a multiple of it
     _, arrays = with_values(plain, tmp_path / "p.json", shapes)
-    words = ["apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out"]
-    mdp.refuse(3, USAGE, "the action 'constant'.*cannot be carried out", *words, within=[mdp.PYTHON, mdp.TESTS / "reads_of.py", tmp_path])
+    with_values(plain, tmp_path / "small.json", [(1,), (1,), (1,)])
+    read = {}
+    for name in "small", "p":  # MPI may read a lot at its start (/proc/kallsyms)
+        mdp.refuse(3, USAGE, "the action 'constant'.*cannot be carried out", "apply", "--model", MODEL, "--plan", tmp_path / f"{name}.json",
+                   "--out", tmp_path / "out", within=[mdp.PYTHON, mdp.TESTS / "reads_of.py", tmp_path])
+        read[name] = [int((tmp_path / f"reads-{rank}").read_text(encoding="ascii")) for rank in range(3)]
     largest = max(values.nbytes for values in arrays.values())
     for rank in range(3):
-        assert largest < int((tmp_path / f"reads-{rank}").read_text(encoding="ascii")) < 2 * largest, rank
+        assert 0.9 * largest < read["p"][rank] - read["small"][rank] < 1.2 * largest, rank
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
