@@ -33,6 +33,9 @@ mdp_status mdp_arrays_create_all(const mdp_comm *comm, const char *path, int64_t
  * MDP_BAD_INPUT naming the array that is not there, or not so. */
 mdp_status mdp_arrays_open_all(const mdp_comm *comm, const char *path, int64_t n, const mdp_array *arrays,
                                mdp_arrays **out);
+/* The same arrays without a file of their own: where they lie is for the caller to set. `path` names the place.
+ * Local. */
+mdp_status mdp_arrays_new(const char *path, int64_t n, const mdp_array *arrays, mdp_arrays **out);
 /* Open an unfinished file for writing, on every rank. Collective on `comm` (agrees). */
 mdp_status mdp_arrays_reopen_all(const mdp_comm *comm, mdp_arrays *arrays);
 void mdp_arrays_destroy(mdp_arrays *arrays); /* NULL is allowed */

@@ -127,8 +127,9 @@ mdp_status mdp_catalogue_fingerprint_all(const mdp_comm *comm, mdp_catalogue *ca
 typedef struct mdp_reader mdp_reader;
 mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out);
 /* One more file, of n_byte bytes, whose content may change while it is not read; *file: its number, after those of the
- * catalogue. Before threads read. MDP_INTERNAL: there are too many. */
+ * catalogue. Before threads read. */
 mdp_status mdp_reader_add(mdp_reader *reader, const char *path, int64_t n_byte, int32_t *file);
+const char *mdp_reader_path(const mdp_reader *reader, int32_t file); /* borrowed */
 /* Another of the same files, which counts for itself. */
 mdp_status mdp_reader_twin(const mdp_reader *reader, mdp_reader **out);
 void mdp_reader_destroy(mdp_reader *reader);
@@ -202,7 +203,7 @@ typedef struct mdp_panel_feed mdp_panel_feed;
  * NULL) is told of bytes for the phase in which a sequence is started, and of waiting; it may be looked at after
  * mdp_panel_feed_stop. */
 mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, mdp_dtype type, int64_t max_byte,
-                                mdp_profile *profile, mdp_panel_feed **out);
+                              mdp_profile *profile, mdp_panel_feed **out);
 void mdp_panel_feed_destroy(mdp_panel_feed *feed); /* joins the thread; NULL is allowed */
 /* Begin reading items[0..n-1] (copied); each with room in max_byte bytes. Any earlier sequence must have been passed to
  * its end or ended by mdp_panel_feed_stop. */

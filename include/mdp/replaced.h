@@ -46,6 +46,12 @@ int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t k
 const mdp_tensor *mdp_replaced_tensor(const mdp_replaced *replaced, int64_t layer, int32_t kept,
                                       const mdp_tensor *stored);
 
+/* Those of a plan where a result of it, bound as `result`, holds them: file_of [files of the result] are the numbers
+ * that a reader gave its files. Who copies compares them with the checksums in the plan. NULL where the plan has none.
+ * Local. MDP_BAD_INPUT: the result has no such experts. */
+mdp_status mdp_replaced_find_in(const mdp_model *model, const mdp_plan *plan, const mdp_model *result,
+                                const int32_t *file_of, mdp_replaced **out);
+
 /* Those of a plan, opened beside it, with checksums for who copies; NULL where it has none. Collective on `comm`
  * (agrees). MDP_BAD_INPUT. */
 mdp_status mdp_replaced_open_all(const mdp_comm *comm, const mdp_model *model, const mdp_plan *plan, mdp_reader *reader,

@@ -18,10 +18,8 @@
 
 /* ---- life ------------------------------------------------------------------------------------------------------ */
 
-static mdp_status new_arrays(const char *path, int64_t n, const mdp_array *arrays, mdp_arrays **out) {
+static mdp_status fill(const char *path, int64_t n, const mdp_array *arrays, mdp_arrays *all) {
     int64_t n_char = 0, at = 0;
-    MDP_TRY(MDP_ALLOC(out, 1, "arrays of a plan"));
-    mdp_arrays *all = *out;
     all->fd = -1;
     all->n = n;
     for (int64_t i = 0; i < n; i++) n_char += (int64_t)strlen(arrays[i].name) + 1;
@@ -39,6 +37,18 @@ static mdp_status new_arrays(const char *path, int64_t n, const mdp_array *array
             return MDP_ERROR(MDP_INTERNAL, "%s: array '%s' has an impossible size.", path, arrays[i].name);
     }
     return mdp_ok();
+}
+
+mdp_status mdp_arrays_new(const char *path, int64_t n, const mdp_array *arrays, mdp_arrays **out) {
+    mdp_arrays *all = NULL;
+    *out = NULL;
+    MDP_TRY(MDP_ALLOC(&all, 1, "arrays of a plan"));
+    mdp_status status = fill(path, n, arrays, all);
+    if (status.code == MDP_OK)
+        *out = all;
+    else
+        mdp_arrays_destroy(all);
+    return status;
 }
 
 void mdp_arrays_destroy(mdp_arrays *arrays) {
@@ -127,7 +137,7 @@ static mdp_status open_all(const mdp_comm *comm, const char *path, int64_t n, co
     mdp_arrays *arrays = NULL;
     int64_t *offset = NULL;
     *out = NULL;
-    mdp_status status = new_arrays(path, n, list, &arrays);
+    mdp_status status = mdp_arrays_new(path, n, list, &arrays);
     if (status.code == MDP_OK) status = MDP_ALLOC(&offset, n + 1, "arrays of a plan");
     status = mdp_agree_all(comm, status);
     if (status.code == MDP_OK && comm->rank == 0) {
@@ -246,9 +256,9 @@ static mdp_status take_out(hid_t file, const mdp_arrays *arrays, int64_t i) {
 static mdp_status write_digest(hid_t file, const mdp_arrays *arrays, int64_t i) {
     if (arrays->digests[i].hex[0] == '\0') return take_out(file, arrays, i);
     hid_t dataset = H5Dopen2(file, arrays->tensors[i].name, H5P_DEFAULT), type = mdp_h5_text_type(DIGEST_LENGTH);
-    mdp_status status =
-        dataset >= 0 ? mdp_h5_write_attribute(dataset, "xxh3_128", type, arrays->digests[i].hex, arrays->path)
-                     : mdp_h5_error(MDP_IO, "open", arrays->tensors[i].name, arrays->path);
+    mdp_status status = dataset >= 0
+                            ? mdp_h5_write_attribute(dataset, "xxh3_128", type, arrays->digests[i].hex, arrays->path)
+                            : mdp_h5_error(MDP_IO, "open", arrays->tensors[i].name, arrays->path);
     if (type >= 0) H5Tclose(type);
     if (dataset >= 0) H5Dclose(dataset);
     return status;

@@ -203,13 +203,11 @@ static mdp_status hash_source(copy_pump *pump, const mdp_tensor *source, const c
 static mdp_status compare(const copy_pump *pump, const mdp_tensor *source, const mdp_digest *found) {
     if (strcmp(found->hex, source->digest) == 0) return mdp_ok();
     const mdp_catalogue *catalogue = mdp_reader_catalogue(pump->copy->reader);
-    bool side = source < catalogue->tensors || source >= catalogue->tensors + catalogue->n_tensor;
-    const mdp_item what = {.kind = side ? "side file" : "tensor",
-                           .name = source->name,
-                           .file = source->file,
-                           .offset = source->offset,
-                           .n_byte = source->n_byte};
-    return mdp_checksum_differs(catalogue->files[source->file], &what, found->hex, source->digest);
+    bool listed = source >= catalogue->tensors && source < catalogue->tensors + catalogue->n_tensor;
+    const char *kind = listed ? "tensor" : source->file < catalogue->n_file ? "side file" : "array";
+    const mdp_item what = {
+        .kind = kind, .name = source->name, .file = source->file, .offset = source->offset, .n_byte = source->n_byte};
+    return mdp_checksum_differs(mdp_reader_path(pump->copy->reader, source->file), &what, found->hex, source->digest);
 }
 
 /* Are the item's sources as their checkpoint says? `digest`: of the item. */

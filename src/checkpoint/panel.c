@@ -125,7 +125,7 @@ static mdp_status allocate(const mdp_reader *reader, mdp_panel_feed *s) {
 }
 
 mdp_status mdp_panel_feed_new(const mdp_reader *reader, int depth, mdp_dtype type, int64_t max_byte,
-                                mdp_profile *profile, mdp_panel_feed **out) {
+                              mdp_profile *profile, mdp_panel_feed **out) {
     mdp_panel_feed *s = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&s, 1, "panel feed"));

@@ -12,7 +12,6 @@
 #include <stdatomic.h>
 
 #define MAX_OPEN 64
-#define MAX_ADDED 8
 
 typedef struct open_file {
     int fd;          /* -1: closed */
@@ -25,10 +24,10 @@ typedef struct open_file {
 struct mdp_reader {
     const mdp_catalogue *catalogue; /* borrowed */
     pthread_mutex_t lock;           /* guards files, n_open, clock; never held while reading */
-    open_file *files;               /* [catalogue->n_file + MAX_ADDED]; owned */
+    open_file *files;               /* [catalogue->n_file + n_added]; owned */
     int32_t n_added;
-    char *added[MAX_ADDED]; /* paths; owned */
-    int64_t added_byte[MAX_ADDED];
+    char **added;        /* [n_added] paths; owned */
+    int64_t *added_byte; /* [n_added] */
     int n_open;
     int64_t clock;
     atomic_int_fast64_t n_byte, nanoseconds;
@@ -38,7 +37,7 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
     mdp_reader *reader = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&reader, 1, "reader"));
-    mdp_status status = MDP_ALLOC(&reader->files, catalogue->n_file + MAX_ADDED, "reader");
+    mdp_status status = MDP_ALLOC(&reader->files, catalogue->n_file, "reader");
     if (status.code == MDP_OK && pthread_mutex_init(&reader->lock, NULL) != 0) {
         status = MDP_ERROR(MDP_EXHAUSTED, "a lock cannot be made.");
     }
@@ -50,15 +49,22 @@ mdp_status mdp_reader_new(const mdp_catalogue *catalogue, mdp_reader **out) {
     reader->catalogue = catalogue;
     atomic_init(&reader->n_byte, 0);
     atomic_init(&reader->nanoseconds, 0);
-    for (int32_t i = 0; i < catalogue->n_file + MAX_ADDED; i++) reader->files[i].fd = -1;
+    for (int32_t i = 0; i < catalogue->n_file; i++) reader->files[i].fd = -1;
     *out = reader;
     return mdp_ok();
 }
 
+static int32_t count_files(const mdp_reader *reader) {
+    return reader->catalogue->n_file + reader->n_added;
+}
+
 mdp_status mdp_reader_add(mdp_reader *reader, const char *path, int64_t n_byte, int32_t *file) {
-    *file = reader->catalogue->n_file + reader->n_added;
-    if (reader->n_added == MAX_ADDED)
-        return MDP_ERROR(MDP_INTERNAL, "%s: more than %d files were added to a reader.", path, MAX_ADDED);
+    int64_t n = count_files(reader);
+    MDP_TRY(MDP_GROW(&reader->files, n, n + 1, "files of a reader"));
+    reader->files[n].fd = -1;
+    MDP_TRY(MDP_GROW(&reader->added, reader->n_added, reader->n_added + 1, "files of a reader"));
+    MDP_TRY(MDP_GROW(&reader->added_byte, reader->n_added, reader->n_added + 1, "files of a reader"));
+    *file = (int32_t)n;
     MDP_TRY(mdp_copy_text(&reader->added[reader->n_added], path));
     reader->added_byte[reader->n_added++] = n_byte;
     return mdp_ok();
@@ -86,13 +92,13 @@ static const char *path_of(const mdp_reader *reader, int32_t file) {
     return is_added(reader, file) ? reader->added[file - catalogue->n_file] : catalogue->files[file];
 }
 
+const char *mdp_reader_path(const mdp_reader *reader, int32_t file) {
+    return path_of(reader, file);
+}
+
 static int64_t bytes_of(const mdp_reader *reader, int32_t file) {
     const mdp_catalogue *catalogue = reader->catalogue;
     return is_added(reader, file) ? reader->added_byte[file - catalogue->n_file] : catalogue->file_bytes[file];
-}
-
-static int32_t count_files(const mdp_reader *reader) {
-    return reader->catalogue->n_file + reader->n_added;
 }
 
 /* A failing close of a file that was only read loses nothing. */
@@ -110,6 +116,8 @@ void mdp_reader_destroy(mdp_reader *reader) {
     }
     for (int32_t i = 0; i < reader->n_added; i++) mdp_free(reader->added[i]);
     pthread_mutex_destroy(&reader->lock);
+    mdp_free(reader->added);
+    mdp_free(reader->added_byte);
     mdp_free(reader->files);
     mdp_free(reader);
 }

@@ -35,6 +35,15 @@ static const note notes[] = {
      "Needs no forward pass for methods that score experts by statistics or weights. The plan is a small JSON document "
      "and may be edited by hand.",
      "moe-dist-prune plan --stats stats.h5 --method reap --keep-ratio 0.5 --out plan.json"},
+    {"refit",
+     "Layer after layer, the down projections of the experts that a plan keeps are fitted to what the whole layer "
+     "gave: "
+     "ridge least squares over all tokens, in one forward pass. The new plan names its arrays in the .h5 file beside "
+     "it; "
+     "eval and apply take it like any other. Calibrate on what will be served: text that is not in --tokens gains "
+     "less, "
+     "or loses; --ridge auto holds back until no category that is left out is worse off, if any ridge does.",
+     "mpirun -n 64 moe-dist-prune refit --model mixtral-8x22b --plan plan.json --tokens calib.h5 --out fitted.json"},
     {"apply",
      "Copies what stays bit for bit in its stored type. The plan is checked against the model before anything is "
      "written; an existing result is never replaced without --overwrite.",

@@ -14,7 +14,8 @@ typedef struct tracer {
     const mdp_digest *digests;
     char *plan_text, *provenance_text; /* of the result; NULL: none */
     json_t *provenance;
-    mdp_plan *plan; /* NULL: the model as it is */
+    mdp_plan *plan;         /* NULL: the model as it is */
+    mdp_replaced *replaced; /* parts that the plan has of its own, where the result has them; NULL: none */
     mdp_output *output;
 } tracer;
 
@@ -79,6 +80,32 @@ static mdp_status read_plan(const mdp_session *session, tracer *t) {
     return mdp_plan_check(t->plan, session->model);
 }
 
+static bool has_arrays(const mdp_plan *plan) {
+    for (int64_t i = 0; plan && i < plan->n_layer; i++)
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
+            if (plan->layers[i].kept[j].n_array > 0) return true;
+    return false;
+}
+
+/* What a refit has made is in no model: the result's own is read, and compared with the checksums in the plan. Local.
+ */
+static mdp_status find_replaced(const mdp_session *session, tracer *t) {
+    mdp_model *result = NULL;
+    int32_t *file_of = NULL;
+    if (!has_arrays(t->plan)) return mdp_ok();
+    if (json_object_get(t->provenance, "layers"))
+        return MDP_ERROR(MDP_USAGE, "%s: a part of a refitted model cannot be traced; trace the whole.",
+                         t->result->path);
+    MDP_TRY(mdp_model_bind(t->result, &result));
+    mdp_status status = MDP_ALLOC(&file_of, t->result->n_file, "files of a result");
+    for (int32_t i = 0; i < t->result->n_file && status.code == MDP_OK; i++)
+        status = mdp_reader_add(session->reader, t->result->files[i], t->result->stamps[i].n_byte, &file_of[i]);
+    if (status.code == MDP_OK) status = mdp_replaced_find_in(session->model, t->plan, result, file_of, &t->replaced);
+    mdp_free(file_of);
+    mdp_model_destroy(result);
+    return status;
+}
+
 /* Do layers that predict tokens further ahead stay in the result? */
 static bool has_extra(const mdp_session *session, const tracer *t) {
     const mdp_model *model = session->model;
@@ -93,7 +120,7 @@ static mdp_status describe(const mdp_session *session, mdp_unequal unequal, trac
     long long first, last;
     mdp_output_destroy(t->output);
     t->output = NULL;
-    MDP_TRY(mdp_transform_output(session->model, t->plan, NULL, mdp_session_extra(session, &extra), t->plan_text,
+    MDP_TRY(mdp_transform_output(session->model, t->plan, t->replaced, mdp_session_extra(session, &extra), t->plan_text,
                                  t->provenance_text, unequal, &t->output));
     const char *layers = json_string_value(json_object_get(t->provenance, "layers"));
     if (!layers) return mdp_ok();
@@ -156,6 +183,7 @@ static mdp_status trace_all(mdp_session *session, tracer *t) {
     mdp_digest *made = NULL;
     MDP_TRY(read_all(comm, t));
     MDP_AGREE(comm, read_plan(session, t));
+    MDP_AGREE(comm, find_replaced(session, t));
     if (has_extra(session, t)) MDP_AGREE(comm, mdp_model_bind_extra(session->model, &session->mtp_model));
     if (t->plan) MDP_TRY(mdp_session_plan_mtp_all(session, t->plan, false));
     MDP_AGREE(comm, describe_as_it_is(session, t));
@@ -169,6 +197,7 @@ mdp_status mdp_session_trace_all(mdp_session *session, const mdp_catalogue *resu
     tracer t = {.result = result, .digests = digests};
     mdp_status status = trace_all(session, &t);
     mdp_output_destroy(t.output);
+    mdp_replaced_destroy(t.replaced);
     mdp_plan_destroy(t.plan);
     json_decref(t.provenance);
     mdp_free(t.plan_text);

@@ -1,7 +1,7 @@
 /* fit.c - ridge least squares over experts, from row products whose blocks lie on many ranks.
  *
- * Right-hand sides travel from the owners of their blocks to the owners of columns. There they meet A: its entries go to
- * where they are factored (spd.h), or its blocks are shown to all ranks (fit_blocks.c). */
+ * Right-hand sides travel from the owners of their blocks to the owners of columns. There they meet A: its entries go
+ * to where they are factored (spd.h), or its blocks are shown to all ranks (fit_blocks.c). */
 #include "linalg/fit_parts.h"
 
 #define MESSAGE_BYTE (8 << 20)

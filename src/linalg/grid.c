@@ -1,5 +1,6 @@
 /* grid.c - ranks as a grid of processes for ScaLAPACK, or one rank that holds a matrix whole. */
 #include "linalg/grid.h"
+#include "comm/noted.h"
 
 #include "linalg/mdp_scalapack.h"
 

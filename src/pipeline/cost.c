@@ -109,7 +109,7 @@ int64_t mdp_memory_to_give(int64_t need) {
 
 mdp_status mdp_forward_too_little(const mdp_comm *layout, const mdp_pass *pass, const mdp_forward_options *options,
                                   int64_t need, int n_rank) {
-    const char *why = pass->redo_block             ? " (pruned propagation takes all tokens as one batch)"
+    const char *why = pass->redo_block            ? " (pruned propagation takes all tokens as one batch)"
                       : options->batch_tokens > 0 ? " with this --batch-tokens"
                                                   : "";
     char given[32], needed[32], ranks[64] = "; no number of ranks would do with less";

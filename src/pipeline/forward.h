@@ -23,7 +23,8 @@ typedef struct mdp_forward {
     /* Steps of the caller; each may be NULL. Local: errors are agreed on by the caller of them. */
     mdp_status (*begin_batch)(void *context, const mdp_engine *engine);
     mdp_status (*layer_done)(void *context, int64_t layer);
-    /* After each layer of each batch; then a pass that redoes blocks does so, by redo_all (NULL: unseen). Collective. */
+    /* After each layer of each batch; then a pass that redoes blocks does so, by redo_all (NULL: unseen). Both are
+     * collective. */
     mdp_status (*layer_all)(void *context, int64_t layer);
     mdp_status (*redo_all)(void *context, mdp_engine *engine, int64_t layer);
     /* Collective. Runs the head and uses what it gives. */

@@ -107,7 +107,7 @@ int mdp_refit_count_sets(const mdp_tokens *tokens, const mdp_refit_options *opti
 
 mdp_status mdp_refit_saved_new(mdp_refit_run *run);
 void mdp_refit_saved_clear(mdp_refit_saved *saved);
-/* Steps of the pass (mdp_forward). */
+/* Steps of the pass, with the run as context (mdp_forward). Collective where their names say so. */
 mdp_status mdp_refit_gather_all(void *context);
 mdp_status mdp_refit_describe(void *context, const mdp_position *at, bool taken, mdp_point *point);
 mdp_status mdp_refit_restored_all(void *context, const mdp_position *at);

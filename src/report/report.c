@@ -306,12 +306,36 @@ static void table_kept(const mdp_plan *plan, FILE *file) {
     }
 }
 
+/* What a refit has come to: the mean over layers of how much of their output is lost. */
+static void table_refit(const mdp_plan *plan, FILE *file) {
+    const json_t *layers = json_object_get(json_object_get(plan->recipe, "refit"), "layers");
+    double sums[2][2] = {{0.0}};
+    static const char *const when[2] = {"error_before", "error_after"}, *const of[2] = {"fitted", "held_out"};
+    int n[2] = {0, 0};
+    for (size_t i = 0; i < json_array_size(layers); i++) {
+        const json_t *layer = json_array_get(layers, i);
+        for (int o = 0; o < 2; o++) {
+            if (!json_is_number(json_object_get(json_object_get(layer, when[0]), of[o]))) continue;
+            for (int w = 0; w < 2; w++)
+                sums[w][o] += json_number_value(json_object_get(json_object_get(layer, when[w]), of[o]));
+            n[o]++;
+        }
+    }
+    for (int o = 0; o < 2; o++) {
+        const char *name = o == 0 ? "lost per layer" : "  held out";
+        if (n[o] > 0)
+            fprintf(file, "%-18s %11.1f%% %11.1f%%   (%s)\n", name, 100.0 * sums[0][o] / n[o],
+                    100.0 * sums[1][o] / n[o], o == 0 ? "without and with refit" : "text that was not fitted to");
+    }
+}
+
 static void fill_table(const mdp_report *report, FILE *file) {
     char time[32], most[32];
     fprintf(file, "done in %s on %d rank%s, peak memory %s a rank\n", mdp_print_seconds(time, report->seconds),
             report->n_rank, report->n_rank == 1 ? "" : "s", mdp_print_bytes(most, report->memory_largest));
     table_sizes(report, file);
     if (report->evaluation && report->evaluation->n_stream == 2) table_evaluation(report->evaluation, file);
+    table_refit(report->plan, file);
     table_kept(report->plan, file);
     char unseen[MDP_PLAN_UNSEEN_TEXT];
     if (mdp_plan_describe_unseen(report->plan, unseen)) fprintf(file, "warning  %s\n", unseen);

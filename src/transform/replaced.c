@@ -197,6 +197,49 @@ static void note_digests(const mdp_replaced *replaced, const mdp_plan *plan) {
     }
 }
 
+/* ---- in a result ----------------------------------------------------------------------------------------------- */
+
+static mdp_status place_arrays(mdp_replaced *replaced, const mdp_model *result, const int32_t *file_of) {
+    for (int64_t i = 0; i < replaced->n; i++) {
+        const mdp_replaced_expert *expert = &replaced->experts[i];
+        const mdp_moe *moe = &result->layers[expert->layer].moe;
+        const mdp_tensor *stored[MDP_N_EXPERT_PART];
+        if (expert->kept >= moe->n_expert)
+            return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld has no expert %d, which its plan keeps.",
+                             result->catalogue->path, (long long)expert->layer, (int)expert->kept);
+        list_stored(&moe->experts[expert->kept], stored);
+        for (int part = 0; part < MDP_N_EXPERT_PART; part++) {
+            if (expert->array[part] < 0 || !stored[part]) continue;
+            mdp_tensor *tensor = &replaced->arrays->tensors[expert->array[part]];
+            const mdp_expert_tensor *entry = find_entry(moe, stored[part]);
+            int64_t before = entry && entry->expert < 0 ? stored[part]->n_byte / moe->n_expert * expert->kept : 0;
+            tensor->file = file_of[stored[part]->file];
+            tensor->offset = stored[part]->offset + before;
+        }
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_replaced_find_in(const mdp_model *model, const mdp_plan *plan, const mdp_model *result,
+                                const int32_t *file_of, mdp_replaced **out) {
+    mdp_replaced *replaced = NULL;
+    *out = NULL;
+    MDP_TRY(mdp_replaced_list(model, plan, false, &replaced));
+    mdp_status status = mdp_ok();
+    if (replaced->n > 0)
+        status = mdp_arrays_new(result->catalogue->path, replaced->n_array, replaced->list, &replaced->arrays);
+    if (status.code == MDP_OK && replaced->n > 0) status = place_arrays(replaced, result, file_of);
+    if (status.code != MDP_OK || replaced->n == 0) {
+        mdp_replaced_destroy(replaced);
+        return status;
+    }
+    note_digests(replaced, plan);
+    *out = replaced;
+    return status;
+}
+
+/* ---- in plan.h5 ------------------------------------------------------------------------------------------------ */
+
 static mdp_status open_arrays_all(const mdp_comm *comm, const mdp_plan *plan, mdp_reader *reader,
                                   mdp_replaced *replaced) {
     mdp_arrays *arrays = NULL;

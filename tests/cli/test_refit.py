@@ -148,6 +148,39 @@ def small(tmp_path_factory):
             "--ridge", "1e-2", "--quiet"]
 
 
+@pytest.mark.parametrize("family", ["deepseek_v3_fp8", "gpt_oss", "gpt_oss_mxfp4", "granitemoe", "phimoe"])
+def test_what_was_measured_is_what_is_written_in_every_type(family, tmp_path):
+    """Blocks of FP8, MXFP4, biases, stacked experts: new values are rounded as the checkpoint stores them, before they are measured."""
+    model, random = mdp.GOLDEN / family, np.random.default_rng(1)
+    vocabulary = mdp.read_json(model / "config.json")["vocab_size"]
+    tokens = mdp.write_tokens(tmp_path / "t.h5", {"a": [random.integers(vocabulary, size=60) for _ in range(30)]})
+    mdp.succeed(1, "plan", "--model", model, "--method", "random", "--keep-ratio", 0.5, "--out", tmp_path / "p.json")
+    mdp.succeed(2, "refit", "--model", model, "--plan", tmp_path / "p.json", "--tokens", tokens, "--ridge", "1e-2", "--out", tmp_path / "q.json", "--quiet")
+    mdp.succeed(2, "eval", "--model", model, "--plan", tmp_path / "p.json", "--plan", tmp_path / "q.json", "--tokens", tokens, "--out", tmp_path / "e.json",
+                "--quiet")
+    mdp.succeed(2, "apply", "--model", model, "--plan", tmp_path / "q.json", "--out", tmp_path / "out", "--format", "both", "--quiet")
+    _, pruned, fitted = mdp.measures(tmp_path / "e.json")
+    assert fitted["kl_to_original"]["total"] < 0.75 * pruned["kl_to_original"]["total"]
+    for name in ["model.h5", "hf"]:
+        mdp.succeed(3, "verify", tmp_path / "out" / name, "--model", model, "--quiet")
+        mdp.succeed(1, "eval", "--model", tmp_path / "out" / name, "--tokens", tokens, "--out", tmp_path / "f.json", "--quiet", "--overwrite")
+        assert mdp.measures(tmp_path / "f.json")[0]["nll"] == fitted["nll"]
+
+
+def test_a_changed_projection_is_not_traced(small, tmp_path):
+    mdp.succeed(2, *small, "--format", "hdf5", "--out", tmp_path / "out")
+    result = tmp_path / "out" / "model.h5"
+    name, (begin, size) = next(item for item in mdp.native_places(result).items() if ".experts.2.w2" in item[0])
+    mdp.flip(result, begin + size // 2)
+    mdp.refuse(2, 65, "checksum", "verify", result, "--model", mdp.DEMO)
+    arrays = tmp_path / "out" / "plan.h5"
+    with h5py.File(arrays) as file:
+        offset = file["layers/1/experts/1/down"].id.get_offset()
+    mdp.flip(arrays, offset + 11)
+    mdp.refuse(2, 65, r"plan\.h5: array .*layer 1, expert", "apply", "--model", mdp.DEMO, "--plan", tmp_path / "out" / "plan.json", "--out",
+               tmp_path / "again")
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_run_writes_what_it_has_measured(ranks, small, tmp_path):
     mdp.succeed(ranks, *small, "--format", "both", "--out", tmp_path / "out")
@@ -159,7 +192,8 @@ def test_a_run_writes_what_it_has_measured(ranks, small, tmp_path):
         assert written["nll"] == measured["nll"] and written["perplexity"] == measured["perplexity"]
     mdp.succeed(1, "apply", "--model", mdp.DEMO, "--plan", tmp_path / "out" / "plan.json", "--out", tmp_path / "again", "--quiet")
     assert mdp.digests(tmp_path / "again" / "model.h5") == mdp.digests(tmp_path / "out" / "model.h5")
-    mdp.succeed(2, "verify", tmp_path / "out" / "model.h5", "--quiet")
+    for name in ["model.h5", "hf"]:
+        mdp.succeed(ranks, "verify", tmp_path / "out" / name, "--model", mdp.DEMO, "--quiet")
 
 
 def test_stopped_anywhere_it_goes_on_with_the_same_bytes(small, tmp_path):

@@ -350,7 +350,7 @@ static void misuse_is_an_error(void **state) {
     assert_ok(mdp_panel_feed_new(s->reader, 3, MDP_F32, 400 * 4, NULL, &feed));
     assert_ok(mdp_panel_feed_start(feed, items, 3));
     assert_int_equal(mdp_panel_feed_start(feed, items, 3).code, MDP_INTERNAL); /* not passed yet */
-    assert_int_equal(take(feed, 4, got).code, MDP_INTERNAL);                     /* depth is the most */
+    assert_int_equal(take(feed, 4, got).code, MDP_INTERNAL);                   /* depth is the most */
     assert_ok(take(feed, 2, got));
     mdp_panel_feed_pass(feed, 2);
     assert_int_equal(take(feed, 2, got).code, MDP_INTERNAL); /* one is left */
