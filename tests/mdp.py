@@ -56,7 +56,7 @@ def run(ranks, *words, env=None, timeout=120, prefix=(), within=(), program=PROG
     """
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
-        command = [*map(str, prefix), str(TESTS / "mpiexec"), str(ranks), PYTHON, str(TESTS / "rank.py"), folder,
+        command = [*map(str, prefix), str(TESTS / "mpiexec"), str(ranks), PYTHON, "-IS", str(TESTS / "rank.py"), folder,
                    *map(str, within), str(program), *map(str, words)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
                                    env={**os.environ, **(env or {})}, start_new_session=True)
