@@ -18,10 +18,15 @@
 
 # ---- What the job has ----------------------------------------------------------------------------------------------------------
 
+# Processors that this process may use; nproc alone would count OMP_NUM_THREADS, which many a site sets to 1.
+mdp_processors() {
+  env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc
+}
+
 # Physical cores that this process may use, and NUMA domains that they lie in, as "cores domains".
 mdp_count_cores() {
   local allowed cores domains
-  allowed=$(nproc)
+  allowed=$(mdp_processors)
   cores=$(lscpu -p=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l)
   domains=$(lscpu -p=NODE 2>/dev/null | grep -v '^#' | sort -u | wc -l)
   if [ "$cores" -lt 1 ] || [ "$cores" -gt "$allowed" ]; then cores=$allowed; fi
@@ -52,7 +57,7 @@ mdp_place() {
   local cores domains
   read -r cores domains < <(mdp_count_cores)
   # Containers without /sys show no topology: one domain, and the processors that the shell may use.
-  [ "${cores:-0}" -gt 0 ] || cores=$(nproc)
+  [ "${cores:-0}" -gt 0 ] || cores=$(mdp_processors)
   [ "${domains:-0}" -gt 0 ] || domains=1
   case ${PLACEMENT:=numa} in
     numa) RANKS_PER_NODE=${RANKS_PER_NODE:-$domains} ;;

@@ -100,6 +100,13 @@ def test_staging_makes_a_folder_that_is_its_users_alone(arguments, tmp_path):
     assert [path.name[:20] for path in local.iterdir()] == ["moe-dist-prune.none."]  # the other's is left alone
 
 
+def test_processors_are_counted_whatever_the_environment_says_of_threads():
+    """Modules of many sites set OMP_NUM_THREADS, which nproc takes for an answer."""
+    count = [subprocess.run(["bash", "-c", f". {JOBS}/common.sh; mdp_count_cores"], capture_output=True, text=True, check=True,
+                            env={**os.environ, "OMP_NUM_THREADS": threads}).stdout for threads in ["1", "77"]]
+    assert count[0] == count[1] and int(count[0].split()[0]) <= len(os.sched_getaffinity(0))
+
+
 @pytest.mark.parametrize("kind", ["open", "link", "file", "another's"])
 def test_staging_trusts_no_folder_that_it_did_not_make(kind, tmp_path):
     copy = tmp_path / "local" / "copy"
