@@ -66,8 +66,9 @@ class Walk:
     """Inputs made once, what each command gives without faults, and how one faulted run is judged."""
     COMMANDS = {"run": ["plan.json", "stats.h5", "model.h5", "hf"], "observe": ["stats.h5"], "plan": ["plan.json"],
                 "apply": ["model.h5", "hf"], "eval": ["eval.json"], "export": ["hf"], "inspect": [], "verify": [], "info": [],
-                "dump": ["eval.json", "dump.h5"]}  # dump: eval with --dump, which cannot go on
-    GOES_ON = {"run", "observe", "apply", "eval", "export"}
+                "dump": ["eval.json", "dump.h5"],  # eval with --dump, which cannot go on
+                "refit": ["fitted.json", "fitted.h5"]}
+    GOES_ON = {"run", "observe", "apply", "eval", "export", "refit"}
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
@@ -99,7 +100,7 @@ class Walk:
         points = ["--checkpoint-every", 0] if command in self.GOES_ON else []
         model, tokens = ["--model", given / "model"], ["--tokens", given / "tokens.h5"]
         choice = ["--method", "reap", "--keep", 4]
-        if command in ("observe", "plan", "eval", "dump", "export"):
+        if command in ("observe", "plan", "eval", "dump", "export", "refit"):
             out.mkdir(exist_ok=True)
         return ["eval" if command == "dump" else command, *points, *{
             "run": lambda: [*model, *tokens, *choice, "--eval-tokens", given / "tokens.h5", "--format", "both", *forward, "--out", out],
@@ -109,6 +110,7 @@ class Walk:
             "eval": lambda: [*model, *tokens, "--plan", given / "plan.json", *forward, "--out", out / "eval.json"],
             "dump": lambda: [*model, *tokens, "--plan", given / "plan.json", "--dump", out / "dump.h5", *forward, "--out", out / "eval.json"],
             "export": lambda: ["--model", given / "model.h5", "--out", out / "hf"],
+            "refit": lambda: [*model, *tokens, "--plan", given / "plan.json", "--ridge", "1e-2", "--refit", "joint", *forward, "--out", out / "fitted.json"],
             "inspect": lambda: [given / "model.h5", "--json"],
             "verify": lambda: [given / "model.h5"],
             "info": lambda: [],
