@@ -11,9 +11,15 @@
 
 typedef struct mdp_lock mdp_lock;
 
-/* Become the owner of `folder` (made, unless it is there), in which `output` is being made. `take_over`: also where
- * nobody can say whether the owner still lives. MDP_CANNOT_CREATE: names the owner, or what is in the way. */
-mdp_status mdp_lock_take(const char *folder, const char *output, bool take_over, mdp_lock **out);
+/* How much is done to become an owner: a run that goes on with another waits a moment, in which that one is gone if it
+ * was just killed; take over also where nobody can say whether the owner still lives. */
+typedef struct mdp_claim {
+    bool goes_on, take_over;
+} mdp_claim;
+
+/* Become the owner of `folder` (made, unless it is there), in which `output` is being made. MDP_CANNOT_CREATE: names
+ * the owner, or what is in the way. */
+mdp_status mdp_lock_take(const char *folder, const char *output, mdp_claim claim, mdp_lock **out);
 /* Would that be refused? Takes and changes nothing; a folder that is not there has no owner. */
 mdp_status mdp_lock_look(const char *folder, const char *output, bool take_over);
 /* Is the folder still this process's? Leaves a sign of life. MDP_CANNOT_CREATE: it has been taken over. */

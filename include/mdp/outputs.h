@@ -79,7 +79,7 @@ typedef struct mdp_workshop {
 /* Own the state folder of `output`: output/.state where in_folder, else output.state. Whoever owns it, or in another
  * way the same output, is looked at; nothing is removed. `dry`: only look. *out is to be closed on error too.
  * Collective on `comm`. MDP_CANNOT_CREATE: it is owned, or it is not one of ours. */
-mdp_status mdp_workshop_open_all(const mdp_comm *comm, const char *output, bool in_folder, bool take_over, bool dry,
+mdp_status mdp_workshop_open_all(const mdp_comm *comm, const char *output, bool in_folder, mdp_claim claim, bool dry,
                                  mdp_workshop **out);
 /* The state folder of an output. New text. */
 mdp_status mdp_workshop_name(const char *output, bool in_folder, char **out);

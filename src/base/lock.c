@@ -255,13 +255,13 @@ static mdp_status try_to_take(mdp_lock *lock, bool take_over, bool *done, bool *
     return status;
 }
 
-static mdp_status take(mdp_lock *lock, bool take_over) {
+static mdp_status take(mdp_lock *lock, mdp_claim claim) {
     bool done = false, held = false;
     double start = mdp_seconds();
     for (int i = 0; i < MAX_TRY && !done; i++) {
         if (i > 0) pause_a_moment();
-        mdp_status status = try_to_take(lock, take_over, &done, &held);
-        bool patient = held && mdp_seconds() - start < SECONDS_TO_END;
+        mdp_status status = try_to_take(lock, claim.take_over, &done, &held);
+        bool patient = claim.goes_on && held && mdp_seconds() - start < SECONDS_TO_END;
         if (!patient) MDP_TRY(status);
     }
     return done ? mdp_ok() : cannot(lock, "take", EBUSY);
@@ -283,12 +283,12 @@ static mdp_status new_lock(const char *folder, const char *output, mdp_lock **ou
     return mdp_copy_text(&(*out)->output, output);
 }
 
-mdp_status mdp_lock_take(const char *folder, const char *output, bool take_over, mdp_lock **out) {
+mdp_status mdp_lock_take(const char *folder, const char *output, mdp_claim claim, mdp_lock **out) {
     mdp_lock *lock = NULL;
     *out = NULL;
     mdp_status status = mdp_fault(MDP_CANNOT_CREATE, "take a lock");
     if (status.code == MDP_OK) status = new_lock(folder, output, &lock);
-    if (status.code == MDP_OK) status = take(lock, take_over);
+    if (status.code == MDP_OK) status = take(lock, claim);
     if (status.code == MDP_OK)
         *out = lock;
     else if (lock)

@@ -128,10 +128,10 @@ static mdp_status look_inside(const char *output, bool take_over) {
 }
 
 /* Rank 0. The lock is taken first: of two that do this at once, at least one sees the other. */
-static mdp_status own(mdp_workshop *workshop, bool in_folder, bool take_over) {
+static mdp_status own(mdp_workshop *workshop, bool in_folder, mdp_claim claim) {
     MDP_TRY(mdp_workshop_check(workshop->folder));
-    MDP_TRY(mdp_lock_take(workshop->folder, workshop->output, take_over, &workshop->lock));
-    return in_folder ? look_inside(workshop->output, take_over) : look_outside(workshop->output, take_over);
+    MDP_TRY(mdp_lock_take(workshop->folder, workshop->output, claim, &workshop->lock));
+    return in_folder ? look_inside(workshop->output, claim.take_over) : look_outside(workshop->output, claim.take_over);
 }
 
 static mdp_status look(const mdp_workshop *workshop, bool in_folder, bool take_over) {
@@ -151,13 +151,13 @@ static mdp_status name_making(mdp_workshop *workshop, const char *token) {
     return mdp_format(&workshop->making, "%s/" MAKING "%s", workshop->folder, token);
 }
 
-mdp_status mdp_workshop_open_all(const mdp_comm *comm, const char *output, bool in_folder, bool take_over, bool dry,
+mdp_status mdp_workshop_open_all(const mdp_comm *comm, const char *output, bool in_folder, mdp_claim claim, bool dry,
                                  mdp_workshop **out) {
     char token[9] = "";
     MDP_AGREE(comm, new_workshop(output, in_folder, out));
     mdp_workshop *workshop = *out;
     mdp_status status = mdp_ok();
-    if (comm->rank == 0) status = dry ? look(workshop, in_folder, take_over) : own(workshop, in_folder, take_over);
+    if (comm->rank == 0) status = dry ? look(workshop, in_folder, claim.take_over) : own(workshop, in_folder, claim);
     MDP_AGREE(comm, status);
     if (dry) return status;
     if (workshop->lock) snprintf(token, sizeof token, "%s", mdp_lock_token(workshop->lock));

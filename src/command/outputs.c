@@ -230,12 +230,14 @@ static mdp_status list_and_check(mdp_session *session, const mdp_results *result
 }
 
 static mdp_status open_workshops_all(mdp_session *session, bool in_folder) {
-    bool take_over = mdp_session_option(session, OPTION_BREAK_LOCK)->flag, dry = is_dry(session);
+    const mdp_claim claim = {.goes_on = mdp_session_option(session, OPTION_RESUME)->flag,
+                             .take_over = mdp_session_option(session, OPTION_BREAK_LOCK)->flag};
+    bool dry = is_dry(session);
     const mdp_option_value *dump = mdp_session_option(session, OPTION_DUMP);
     if (in_folder && !dry) MDP_AGREE(session->comm, session->comm->rank == 0 ? make_folder(session) : mdp_ok());
-    MDP_TRY(mdp_workshop_open_all(session->comm, out_of(session), in_folder, take_over, dry, &session->workshop));
+    MDP_TRY(mdp_workshop_open_all(session->comm, out_of(session), in_folder, claim, dry, &session->workshop));
     if (!dump->present) return mdp_ok();
-    return mdp_workshop_open_all(session->comm, dump->text, false, take_over, dry, &session->dump);
+    return mdp_workshop_open_all(session->comm, dump->text, false, claim, dry, &session->dump);
 }
 
 /* Rank 0. What an earlier run has left is gone on with or done away with. */

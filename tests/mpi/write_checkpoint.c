@@ -238,7 +238,7 @@ static mdp_status write_as(const mdp_comm *comm, const sample *s, write_fn *writ
     char *state = NULL;
     target.kind = write == mdp_write_hf_all ? MDP_TARGET_FOLDER : MDP_TARGET_FILE;
     sample_must(mdp_workshop_name(path, false, &state));
-    mdp_status status = mdp_workshop_open_all(comm, path, false, false, false, &workshop);
+    mdp_status status = mdp_workshop_open_all(comm, path, false, (mdp_claim){false, false}, false, &workshop);
     if (status.code == MDP_OK) status = write_in(comm, s, write, workshop, &target);
     mdp_status closed = mdp_workshop_close(workshop, false);
     expect(comm, closed.code == MDP_OK, "the state folder cannot be removed", closed.text);

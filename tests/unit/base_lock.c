@@ -48,11 +48,15 @@ static void one_owner_at_a_time(void **state) {
     mdp_lock *first = NULL, *second = NULL;
     char part[100];
     assert_ok(mdp_lock_look(s->folder, "out", false));
-    assert_ok(mdp_lock_take(s->folder, "out", false, &first));
+    assert_ok(mdp_lock_take(s->folder, "out", (mdp_claim){0}, &first));
     assert_true(mdp_lock_is_ours(s->lock));
     snprintf(part, sizeof part, "out is being written by another run: process %ld on host", (long)getpid());
-    assert_refused(mdp_lock_take(s->folder, "out", false, &second), part);
-    assert_refused(mdp_lock_take(s->folder, "out", true, &second), part); /* it lives */
+    double start = mdp_seconds();
+    assert_refused(mdp_lock_take(s->folder, "out", (mdp_claim){0}, &second), part);
+    assert_refused(mdp_lock_take(s->folder, "out", (mdp_claim){.take_over = true}, &second), part); /* it lives */
+    assert_true(mdp_seconds() - start < 0.9); /* at once, so that two jobs never take turns unnoticed */
+    assert_refused(mdp_lock_take(s->folder, "out", (mdp_claim){.goes_on = true}, &second), part);
+    assert_true(mdp_seconds() - start > 0.9);
     assert_refused(mdp_lock_look(s->folder, "out", false), part);
     assert_null(second);
     assert_ok(mdp_lock_check(first));
@@ -60,7 +64,7 @@ static void one_owner_at_a_time(void **state) {
     snprintf(token, sizeof token, "%s", mdp_lock_token(first));
     mdp_lock_release(first);
     assert_false(mdp_path_exists(s->lock));
-    assert_ok(mdp_lock_take(s->folder, "out", false, &second));
+    assert_ok(mdp_lock_take(s->folder, "out", (mdp_claim){0}, &second));
     assert_string_not_equal(token, mdp_lock_token(second));
     mdp_lock_release(second);
 }
@@ -71,7 +75,7 @@ static void a_lost_lock_is_noticed_and_not_removed(void **state) {
     mdp_lock *lock = NULL;
     mdp_owner other = {.host = "n17", .pid = 12, .since = "2026-01-02 03:04:05 UTC"};
     char *text = NULL;
-    assert_ok(mdp_lock_take(s->folder, "out", false, &lock));
+    assert_ok(mdp_lock_take(s->folder, "out", (mdp_claim){0}, &lock));
     assert_int_equal(unlink(s->lock), 0);
     assert_refused(mdp_lock_check(lock), "out is no longer this run's to write");
     assert_ok(mdp_owner_print(&other, &text));
