@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 mdp_h5_silence mdp_h5_silence_begin(void) {
@@ -22,6 +23,8 @@ mdp_h5_silence mdp_h5_silence_begin(void) {
 void mdp_h5_silence_end(mdp_h5_silence silence) {
     H5Eset_auto2(H5E_DEFAULT, silence.print, silence.data);
 }
+
+#define METADATA_BYTE (256u << 10) /* that may follow the values of a dataset */
 
 typedef struct first_cause {
     char text[MDP_H5_REASON];
@@ -242,10 +245,33 @@ static hid_t make_space(int n_dim, const int64_t *shape) {
     return H5Screate_simple(n_dim, dims, NULL);
 }
 
+/* May the file grow by so much? To be known before, since a file that grew beyond `ulimit -f` cannot be closed: nothing
+ * takes what HDF5 still wants to write then (see divert). */
+static mdp_status check_limit(hid_t file, int64_t n_byte, const char *name, const char *path) {
+    struct rlimit limit;
+    haddr_t end;
+    char most[32];
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || H5Fget_eoa(file, &end) < 0)
+        return mdp_ok();
+    if (end + (haddr_t)n_byte + METADATA_BYTE <= limit.rlim_cur) return mdp_ok();
+    return MDP_ERROR(MDP_IO,
+                     "%s: '%s' would make it larger than the %s that a file of this process may have. Raise the limit "
+                     "(ulimit -f), or choose another --out.",
+                     path, name, mdp_print_bytes(most, (int64_t)limit.rlim_cur));
+}
+
+static int64_t bytes_of(hid_t type, int n_dim, const int64_t *shape) {
+    int64_t n = (int64_t)H5Tget_size(type);
+    for (int i = 0; i < n_dim; i++)
+        if (!mdp_multiply(n, shape[i], &n)) return INT64_MAX / 2;
+    return n;
+}
+
 mdp_status mdp_h5_make_dataset(hid_t file, const char *name, hid_t type, int n_dim, const int64_t *shape,
                                const char *path, hid_t *out) {
     *out = -1;
     MDP_TRY(mdp_fault(MDP_IO, "create a dataset"));
+    MDP_TRY(check_limit(file, bytes_of(type, n_dim, shape), name, path));
     hid_t space = make_space(n_dim, shape), creation = H5Pcreate(H5P_DATASET_CREATE);
     if (type >= 0 && space >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
         H5Pset_layout(creation, H5D_CONTIGUOUS) >= 0 && H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY) >= 0 &&
