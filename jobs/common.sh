@@ -73,7 +73,7 @@ mdp_place() {
 # ---- Starting programs ---------------------------------------------------------------------------------------------------------
 
 mdp_is_open_mpi() {
-  mpirun --version 2>&1 | grep -q 'Open MPI'
+  mpirun --version 2>&1 | grep 'Open MPI' >/dev/null # not -q, which would end a writer with more to say: a failure, with pipefail
 }
 
 # mdp_start RANKS_PER_NODE THREADS PROGRAM ARG ...: on all nodes; a LAUNCH of the user's own decides the numbers by itself.
@@ -92,7 +92,7 @@ mdp_start() {
         launch=(mpirun --map-by "ppr:$ranks:node:pe=$threads" --bind-to core)
         hosts=$(mdp_host_file)
         # Open MPI built without the batch system has to be told the hosts.
-        if [ -n "$hosts" ] && ! ompi_info --parsable 2>/dev/null | grep -qE '^mca:plm:(tm|lsf):'; then launch+=(--hostfile "$hosts"); fi
+        if [ -n "$hosts" ] && ! ompi_info --parsable 2>/dev/null | grep -E '^mca:plm:(tm|lsf):' >/dev/null; then launch+=(--hostfile "$hosts"); fi
       else
         launch=(mpirun -n "$((ranks * $(mdp_count_nodes)))" -ppn "$ranks" -bind-to "core:$threads")
       fi

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define MOST_SWEEPS 1000
+#define DIAGONAL_RIDGE 1e-3 /* auto measures whole layers, which diagonal never forms */
 #define MOST_RIDGE 1e6
 
 /* ---- options --------------------------------------------------------------------------------------------------- */
@@ -55,7 +56,9 @@ static mdp_status check_unused(const mdp_session *session) {
     static const mdp_option_id only[] = {OPTION_RIDGE, OPTION_REFIT_TOKENS, OPTION_REFIT_TARGET, OPTION_REFIT_INPUTS,
                                          OPTION_REFIT_HOLDOUT};
     for (size_t i = 0; i < sizeof only / sizeof only[0]; i++) {
-        if (!mdp_session_option(session, only[i])->given) continue;
+        const mdp_option_value *value = mdp_session_option(session, only[i]);
+        const char *fallback = mdp_option_table[only[i]].fallback;
+        if (!value->given || (fallback && strcmp(value->text, fallback) == 0)) continue; /* as --config has all */
         return MDP_ERROR(MDP_USAGE, "--%s has no meaning without --refit.", mdp_option_table[only[i]].name);
     }
     return mdp_ok();
@@ -78,13 +81,7 @@ mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, m
         return MDP_ERROR(MDP_USAGE,
                          "a refit fits a layer to all tokens at once, so they are one batch; leave --batch-tokens out, "
                          "and use --memory or fewer tokens to bound what a rank holds.");
-    if (out->mode == MDP_REFIT_DIAGONAL && out->ridge == 0.0) {
-        if (mdp_session_option(session, OPTION_RIDGE)->given)
-            return MDP_ERROR(MDP_USAGE,
-                             "--ridge auto measures whole layers, which --refit diagonal never forms; give a "
-                             "number (1e-3).");
-        out->ridge = 1e-3;
-    }
+    if (out->mode == MDP_REFIT_DIAGONAL && out->ridge == 0.0) out->ridge = DIAGONAL_RIDGE;
     return mdp_ok();
 }
 

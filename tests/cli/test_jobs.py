@@ -274,7 +274,7 @@ def test_open_mpi_without_the_batch_system_is_told_the_hosts(name, variable, rec
     (tmp_path / "hosts").write_text("n1\nn1\nn2\nn2\n")
     said = start(JOBS / name, "info", **{variable: str(tmp_path / "hosts")}, **recorder).stdout
     assert f"[--hostfile][{tmp_path / 'hosts'}]" in said and "nodes     2: n1 n2" in said, said
-    (tmp_path / "bin" / "ompi_info").write_text("#!/bin/sh\necho mca:plm:tm:version; echo mca:plm:lsf:version\n")
+    (tmp_path / "bin" / "ompi_info").write_text("#!/bin/sh\necho mca:plm:tm:version; echo mca:plm:lsf:version; yes | head -c 1000000\n")
     assert "--hostfile" not in start(JOBS / name, "info", **{variable: str(tmp_path / "hosts")}, **recorder).stdout
 
 

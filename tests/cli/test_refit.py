@@ -216,7 +216,6 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bytes(small, tmp_path):
     (["--refit", "none"], "nothing to do"),
     (["--ridge", "-1"], "expected auto or a positive number"),
     (["--refit-holdout", "1"], "expected 0, or a ratio below 1"),
-    (["--refit", "diagonal", "--ridge", "auto"], "give a number"),
     (["--batch-tokens", "100"], "one batch"),
 ])
 def test_what_cannot_be_meant_is_refused(words, sentence, demo, tmp_path):
