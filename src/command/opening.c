@@ -29,7 +29,8 @@ static int64_t available_memory(void) {
 }
 
 int64_t mdp_session_node_share(const mdp_session *session) {
-    return available_memory() / session->comm->node_size + session->at_start;
+    int64_t available = available_memory();
+    return available > 0 ? available / session->comm->node_size + session->at_start : INT64_MAX;
 }
 
 /* `instead`: what else than fewer ranks would do. */

@@ -41,7 +41,7 @@ int64_t mdp_catalogue_weight_files(const mdp_catalogue *catalogue);
 mdp_status mdp_session_add_costs(const mdp_session *session, const char *name, int64_t bytes_stored,
                                  const mdp_rank_cost *total, const mdp_rank_cost *least, const mdp_rank_cost *most,
                                  mdp_estimate *estimate);
-/* Bytes that a rank of this node can have, those that it has included; 0: unknown. Local. */
+/* Bytes that a rank of this node can have, those that it has included; INT64_MAX: unknown. Local. */
 int64_t mdp_session_node_share(const mdp_session *session);
 /* Add the writing of a result by the ranks of the layout, known as `name`: shares [session->layout->size]. Local. */
 mdp_status mdp_session_add_shares(const mdp_session *session, const char *name, const mdp_write_share *shares,

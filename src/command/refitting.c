@@ -108,11 +108,9 @@ int64_t mdp_session_refit_memory(const mdp_session *session, const mdp_refit_opt
 
 /* What is free for sums and factors beside the pass: of --memory, or else of the node's. Collective. */
 static mdp_status settle_memory_all(const mdp_session *session, int64_t pass_byte, mdp_refit_options *options) {
-    int64_t memory = mdp_session_option(session, OPTION_MEMORY)->integer, left;
+    int64_t memory = mdp_session_option(session, OPTION_MEMORY)->integer;
     if (memory == 0) memory = mdp_session_node_share(session);
-    if (memory == 0) return mdp_ok();
-    left = memory - pass_byte > 1 ? memory - pass_byte : 1;
-    left = -left;
+    int64_t left = -(memory - pass_byte > 1 ? memory - pass_byte : 1);
     MDP_TRY(mdp_max_i64_all(session->comm, &left, 1)); /* the least of any rank */
     options->memory = -left;
     return mdp_ok();
@@ -152,20 +150,18 @@ static mdp_status add_sums(mdp_session *session, const mdp_plan *plan, const mdp
 mdp_status mdp_session_add_refit_all(mdp_session *session, const mdp_plan *plan, mdp_refit_options *options,
                                      mdp_estimate *estimate) {
     mdp_view *view = NULL;
-    mdp_estimate own = {0};
+    int64_t others = estimate->memory; /* of the passes before */
     mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, plan, NULL, &view));
-    if (status.code == MDP_OK) {
-        const mdp_view *views[2] = {NULL, view};
-        const mdp_estimate before = *estimate;
-        estimate->memory = 0;
+    const mdp_view *views[2] = {NULL, view};
+    estimate->memory = 0;
+    if (status.code == MDP_OK)
         status = mdp_session_add_pass_all(session, "refit", session->tokens, mdp_refit_pass(views), estimate);
-        own.memory = estimate->memory;
-        if (before.memory > estimate->memory) estimate->memory = before.memory;
-    }
+    int64_t pass_byte = estimate->memory;
+    if (others > estimate->memory) estimate->memory = others;
     mdp_view_destroy(view);
     MDP_TRY(status);
-    MDP_TRY(settle_memory_all(session, own.memory, options));
-    return mdp_agree_all(session->comm, add_sums(session, plan, options, own.memory, estimate));
+    MDP_TRY(settle_memory_all(session, pass_byte, options));
+    return mdp_agree_all(session->comm, add_sums(session, plan, options, pass_byte, estimate));
 }
 
 /* ---- the arrays ------------------------------------------------------------------------------------------------ */
