@@ -4,6 +4,7 @@
 #define MDP_COMM_H
 
 #include "mdp/base.h"
+#include "mdp/profile.h"
 
 #include <mpi.h>
 
@@ -191,5 +192,9 @@ void mdp_exchange_look(const mdp_comm *comm, mdp_exchange_room *room);
 mdp_status mdp_exchange_finish_all(const mdp_comm *comm, mdp_exchange_room *room);
 /* Begin and finish. Collective on `comm`. */
 mdp_status mdp_exchange_all(const mdp_comm *comm, const mdp_exchange *exchange);
+/* The same three, with bytes sent and the time of waiting told to a profile (may be NULL). Collective on `comm`. */
+mdp_status mdp_exchange_begin_told_all(const mdp_comm *comm, const mdp_exchange *exchange, mdp_profile *profile);
+mdp_status mdp_exchange_finish_told_all(const mdp_comm *comm, mdp_exchange_room *room, mdp_profile *profile);
+mdp_status mdp_exchange_told_all(const mdp_comm *comm, const mdp_exchange *exchange, mdp_profile *profile);
 
 #endif

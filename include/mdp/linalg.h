@@ -9,6 +9,8 @@
 
 /* ---- BLAS ---------------------------------------------------------------------------------------------------- */
 
+#define MDP_SUM_MESSAGE_BYTE (8 << 20) /* buffers of an exchange of rows, entries or right-hand sides */
+
 /* Set the BLAS library to one thread of its own and check that it obeyed (MDP_INTERNAL otherwise). Call at start. */
 mdp_status mdp_blas_start(void);
 /* Let OpenBLAS take now what it will need when n_thread threads multiply at once: when it cannot have that (ulimit -v),

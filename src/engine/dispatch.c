@@ -317,19 +317,11 @@ static void lay_out_rows(const mdp_round_context *context) {
 /* ---- the way of a round --------------------------------------------------------------------------------------- */
 
 mdp_status mdp_dispatch_begin_all(mdp_engine *engine, const mdp_exchange *exchange) {
-    int64_t node = engine->room->node_byte, away = engine->room->away_byte;
-    MDP_TRY(mdp_exchange_begin_all(engine->comm, exchange));
-    node = engine->room->node_byte - node;
-    away = engine->room->away_byte - away;
-    mdp_profile_sent(engine->profile, node + away, away);
-    return mdp_ok();
+    return mdp_exchange_begin_told_all(engine->comm, exchange, engine->profile);
 }
 
 mdp_status mdp_dispatch_finish_all(mdp_engine *engine) {
-    double waited = engine->room->waited;
-    mdp_status status = mdp_exchange_finish_all(engine->comm, engine->room);
-    mdp_profile_shift(engine->profile, MDP_PHASE_WAIT_RANKS, engine->room->waited - waited);
-    return status;
+    return mdp_exchange_finish_told_all(engine->comm, engine->room, engine->profile);
 }
 
 /* Token rows that come straight from their rank or, once they have landed, from another of the node. Collective. */

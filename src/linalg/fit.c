@@ -4,8 +4,6 @@
  * to where they are factored (spd.h), or its blocks are shown to all ranks (fit_blocks.c). */
 #include "linalg/fit_parts.h"
 
-#define MESSAGE_BYTE (8 << 20)
-
 /* ---- pairs ----------------------------------------------------------------------------------------------------- */
 
 int32_t mdp_fit_count_pairs(int32_t n_expert, mdp_fit_mode mode) {
@@ -64,7 +62,7 @@ mdp_status mdp_fit_new_all(const mdp_comm *comm, mdp_products *products, const m
     }
     status = mdp_agree_all(comm, status);
     if (status.code == MDP_OK)
-        status = mdp_exchange_room_new_all(comm, MESSAGE_BYTE, mdp_spread_row_bytes(), &fit->room);
+        status = mdp_exchange_room_new_all(comm, MDP_SUM_MESSAGE_BYTE, mdp_spread_row_bytes(), &fit->room);
     if (status.code != MDP_OK) {
         mdp_fit_destroy_all(fit);
         return status;

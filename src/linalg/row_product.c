@@ -11,7 +11,6 @@
 #include <omp.h>
 #include <string.h>
 
-#define MESSAGE_BYTE (8 << 20)
 #define PACK_BYTE (8 << 20) /* what BLAS packs of a product in f64, for each thread (measured) */
 #define PANEL (MDP_PRODUCT_ROWS * MDP_PRODUCT_SEGMENT)
 
@@ -81,7 +80,7 @@ mdp_status mdp_products_new_all(const mdp_comm *comm, const mdp_product_layout *
     }
     status = mdp_agree_all(comm, status);
     if (status.code == MDP_OK)
-        status = mdp_exchange_room_new_all(comm, MESSAGE_BYTE, MDP_PRODUCT_SEGMENT * sizeof(float), &p->room);
+        status = mdp_exchange_room_new_all(comm, MDP_SUM_MESSAGE_BYTE, MDP_PRODUCT_SEGMENT * sizeof(float), &p->room);
     if (status.code != MDP_OK) {
         mdp_products_destroy(p);
         return status;
@@ -184,7 +183,7 @@ static mdp_status make_room(mdp_products *p) {
 }
 
 int64_t mdp_products_room_memory(int size, int n_thread) {
-    return n_thread * (2 * PANEL * (int64_t)sizeof(double) + PACK_BYTE) + (size > 1 ? MESSAGE_BYTE : 0);
+    return n_thread * (2 * PANEL * (int64_t)sizeof(double) + PACK_BYTE) + (size > 1 ? MDP_SUM_MESSAGE_BYTE : 0);
 }
 
 int64_t mdp_products_row_memory(const mdp_product_layout *layout, int rank, const int64_t *row) {
@@ -328,14 +327,7 @@ static mdp_status send_all(mdp_products *p, bool tokens) {
                                    .pack = tokens ? pack_tokens : pack_rows,
                                    .unpack = tokens ? unpack_tokens : unpack_rows,
                                    .context = walks};
-    int64_t node = p->room->node_byte, away = p->room->away_byte;
-    double waited = p->room->waited;
-    MDP_TRY(mdp_exchange_all(p->comm, &exchange));
-    node = p->room->node_byte - node;
-    away = p->room->away_byte - away;
-    mdp_profile_sent(p->profile, node + away, away);
-    mdp_profile_shift(p->profile, MDP_PHASE_WAIT_RANKS, p->room->waited - waited);
-    return mdp_ok();
+    return mdp_exchange_told_all(p->comm, &exchange, p->profile);
 }
 
 /* ---- products -------------------------------------------------------------------------------------------------- */

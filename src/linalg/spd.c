@@ -10,7 +10,6 @@
 
 #include <cblas.h>
 
-#define MESSAGE_BYTE (8 << 20)
 #define PANEL 256 /* columns of the factor that are shown at a time */
 
 /* ---- life ------------------------------------------------------------------------------------------------------ */
@@ -25,7 +24,7 @@ mdp_status mdp_spd_new_all(const mdp_grid *grid, int root, mdp_profile *profile,
     }
     status = mdp_agree_all(grid->comm, status);
     if (status.code == MDP_OK)
-        status = mdp_exchange_room_new_all(grid->comm, MESSAGE_BYTE, mdp_spread_row_bytes(), &spd->room);
+        status = mdp_exchange_room_new_all(grid->comm, MDP_SUM_MESSAGE_BYTE, mdp_spread_row_bytes(), &spd->room);
     if (status.code != MDP_OK) {
         mdp_spd_destroy(spd);
         return status;

@@ -77,14 +77,7 @@ static mdp_status exchange_all(const sorted *s) {
                                    .unpack = unpack,
                                    .stay = stay,
                                    .context = (void *)(uintptr_t)s};
-    int64_t node = spread->room->node_byte, away = spread->room->away_byte;
-    double waited = spread->room->waited;
-    MDP_TRY(mdp_exchange_all(spread->comm, &exchange));
-    node = spread->room->node_byte - node;
-    away = spread->room->away_byte - away;
-    mdp_profile_sent(spread->profile, node + away, away);
-    mdp_profile_shift(spread->profile, MDP_PHASE_WAIT_RANKS, spread->room->waited - waited);
-    return mdp_ok();
+    return mdp_exchange_told_all(spread->comm, &exchange, spread->profile);
 }
 
 mdp_status mdp_spread_all(const mdp_spread *spread) {

@@ -2,8 +2,7 @@
  * of their tokens. */
 #include "pipeline/refit_run.h"
 
-#define MESSAGE_BYTE (8 << 20) /* of right-hand sides on their way */
-#define UNEVEN 1.5             /* tokens of a busy expert / of one among equals */
+#define UNEVEN 1.5 /* tokens of a busy expert / of one among equals */
 
 static mdp_fit_mode forced(mdp_refit_mode mode) {
     if (mode == MDP_REFIT_SWEEPS) return MDP_FIT_SWEEPS;
@@ -59,7 +58,8 @@ static mdp_status weigh(const mdp_refit_size *size, const mdp_model *model, cons
         most = own > most ? own : most;
     }
     mdp_free(in_call);
-    out->n_byte = most + mdp_products_room_memory(size->n_rank, size->n_thread) + (size->n_rank > 1 ? MESSAGE_BYTE : 0);
+    out->n_byte =
+        most + mdp_products_room_memory(size->n_rank, size->n_thread) + (size->n_rank > 1 ? MDP_SUM_MESSAGE_BYTE : 0);
     return mdp_ok();
 }
 
