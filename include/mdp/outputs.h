@@ -55,6 +55,8 @@ typedef struct mdp_places {
 mdp_status mdp_places_add_target(mdp_places *places, const char *path, const char *option, mdp_target_kind kind,
                                  bool replace);
 mdp_status mdp_places_add_input(mdp_places *places, const char *path);
+/* The target at `path`, without slashes at its end; NULL: it is none. Borrowed. */
+const mdp_target *mdp_places_find(const mdp_places *places, const char *path);
 void mdp_places_clear(mdp_places *places);
 /* Could the targets ever be written: every one by its kind, against every input, and against the others?
  * MDP_CANNOT_CREATE naming what is in the way. */

@@ -42,6 +42,9 @@ void mdp_replaced_destroy(mdp_replaced *replaced); /* NULL is allowed */
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader);
 /* Number of an expert of the result; -1: it is not among them. `replaced` may be NULL. */
 int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept);
+/* The arrays of experts of layers first_layer .. end_layer - 1, which lie one after the other: n from *first on. */
+void mdp_replaced_arrays(const mdp_replaced *replaced, int64_t first_layer, int64_t end_layer, int64_t *first,
+                         int64_t *n);
 /* What stands in plan.h5 in the place of a stored tensor, or of the expert's slice of it; NULL: nothing does. */
 const mdp_tensor *mdp_replaced_tensor(const mdp_replaced *replaced, int64_t layer, int32_t kept,
                                       const mdp_tensor *stored);

@@ -61,6 +61,8 @@ typedef struct mdp_point {
 mdp_status mdp_point_add_section(mdp_point *point, const char *name, mdp_dtype type, int64_t n_item,
                                  const int64_t *n_number, int64_t each, int *out);
 mdp_status mdp_point_add_part(mdp_point *point, int section, int64_t first, int64_t n, void *data);
+/* A section of its own for one array of n numbers, one item; `held`: this rank has it. Local. */
+mdp_status mdp_point_add_array(mdp_point *point, const char *name, mdp_dtype type, int64_t n, void *data, bool held);
 void mdp_point_clear(mdp_point *point);
 
 /* Write `path` through path.partial: parallel HDF5, checksums, completion mark, fsync, rename. Every item must be in a

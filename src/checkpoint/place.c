@@ -29,6 +29,13 @@ mdp_status mdp_places_add_input(mdp_places *places, const char *path) {
     return mdp_copy_text(&places->inputs[places->n_input++], path);
 }
 
+const mdp_target *mdp_places_find(const mdp_places *places, const char *path) {
+    for (int i = 0; i < places->n_target; i++) {
+        if (strcmp(places->targets[i].path, path) == 0) return &places->targets[i];
+    }
+    return NULL;
+}
+
 void mdp_places_clear(mdp_places *places) {
     for (int i = 0; i < places->n_target; i++) mdp_free(places->targets[i].path);
     for (int i = 0; i < places->n_input; i++) mdp_free(places->inputs[i]);

@@ -39,6 +39,12 @@ mdp_status mdp_point_add_part(mdp_point *point, int section, int64_t first, int6
     return mdp_ok();
 }
 
+mdp_status mdp_point_add_array(mdp_point *point, const char *name, mdp_dtype type, int64_t n, void *data, bool held) {
+    int section;
+    MDP_TRY(mdp_point_add_section(point, name, type, 1, NULL, n, &section));
+    return held ? mdp_point_add_part(point, section, 0, 1, data) : mdp_ok();
+}
+
 void mdp_point_clear(mdp_point *point) {
     for (int i = 0; point->sections && i < point->n_section; i++) {
         mdp_free(point->sections[i].name);

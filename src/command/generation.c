@@ -167,11 +167,8 @@ static void name_others(const mdp_session *session, const json_t *old) {
 /* It is hours since the places of results were looked at: what has come meanwhile and may not be replaced stays, and is
  * for the result itself to be refused by, so that those before it are not lost. */
 static bool may_go(const mdp_session *session, const char *path) {
-    for (int i = 0; i < session->places.n_target; i++) {
-        const mdp_target *target = &session->places.targets[i];
-        if (strcmp(target->path, path) == 0) return mdp_path_exists(path) && mdp_target_check(target).code == MDP_OK;
-    }
-    return false;
+    const mdp_target *target = mdp_places_find(&session->places, path);
+    return target && mdp_path_exists(path) && mdp_target_check(target).code == MDP_OK;
 }
 
 /* Take these results of the folder away. */

@@ -333,17 +333,10 @@ mdp_status mdp_session_make_path(const mdp_session *session, const char *name, c
     return mdp_workshop_path(session->workshop, name ? name : mdp_path_name(session->workshop->output), out);
 }
 
-static const mdp_target *find_target(const mdp_session *session, const char *path) {
-    for (int i = 0; i < session->places.n_target; i++) {
-        if (strcmp(session->places.targets[i].path, path) == 0) return &session->places.targets[i];
-    }
-    return NULL;
-}
-
 static mdp_status publish_path(const mdp_session *session, const mdp_workshop *workshop, const char *path) {
     char *trimmed = NULL;
     MDP_TRY(mdp_path_trim(&trimmed, path));
-    const mdp_target *target = find_target(session, trimmed);
+    const mdp_target *target = mdp_places_find(&session->places, trimmed);
     mdp_status status = target ? mdp_workshop_publish(workshop, target)
                                : MDP_ERROR(MDP_INTERNAL, "%s is not among the outputs of the command.", trimmed);
     mdp_free(trimmed);

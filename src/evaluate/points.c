@@ -52,10 +52,8 @@ mdp_status mdp_evaluation_describe(const mdp_comm *comm, mdp_evaluation *evaluat
         int n = list_arrays(evaluation, s, tasks, arrays);
         for (int i = 0; i < n; i++) {
             char name[64];
-            int section;
             snprintf(name, sizeof name, "%s-%d", arrays[i].name, s);
-            MDP_TRY(mdp_point_add_section(point, name, arrays[i].type, 1, NULL, arrays[i].n, &section));
-            if (comm->rank == 0) MDP_TRY(mdp_point_add_part(point, section, 0, 1, arrays[i].data));
+            MDP_TRY(mdp_point_add_array(point, name, arrays[i].type, arrays[i].n, arrays[i].data, comm->rank == 0));
         }
     }
     return mdp_ok();

@@ -92,10 +92,8 @@ static mdp_status gather_all(void *context) {
 static mdp_status describe_array(const char *what, int64_t layer, mdp_dtype type, int64_t n, void *data, bool wanted,
                                  mdp_point *point) {
     char name[64];
-    int section;
     snprintf(name, sizeof name, "%s-%lld", what, (long long)layer);
-    MDP_TRY(mdp_point_add_section(point, name, type, 1, NULL, n, &section));
-    return wanted ? mdp_point_add_part(point, section, 0, 1, data) : mdp_ok();
+    return mdp_point_add_array(point, name, type, n, data, wanted);
 }
 
 static mdp_status describe(void *context, const mdp_position *at, bool taken, mdp_point *point) {

@@ -77,23 +77,17 @@ mdp_status mdp_refit_gather_all(void *context) {
     return mdp_ok();
 }
 
-static mdp_status describe_array(const char *name, mdp_dtype type, int64_t n, void *data, bool wanted,
-                                 mdp_point *point) {
-    int section;
-    MDP_TRY(mdp_point_add_section(point, name, type, 1, NULL, n, &section));
-    return wanted ? mdp_point_add_part(point, section, 0, 1, data) : mdp_ok();
-}
-
 mdp_status mdp_refit_describe(void *context, const mdp_position *at, bool taken, mdp_point *point) {
     const mdp_refit_run *run = context;
     const mdp_refit_saved *saved = &run->saved;
     bool wanted = run->comm->rank == 0 || taken;
     int64_t n = run->result->n_layer;
     (void)at;
-    MDP_TRY(describe_array("numbers", MDP_I64, N_NUMBER * n, saved->numbers, wanted, point));
-    MDP_TRY(describe_array("values", MDP_F64, N_VALUE * n, saved->values, wanted, point));
-    MDP_TRY(describe_array("rows", MDP_I64, 2 * count_experts(run->result), saved->rows, wanted, point));
-    return describe_array("digests", MDP_I64, DIGEST_NUMBER * run->replaced->arrays->n, saved->digests, wanted, point);
+    MDP_TRY(mdp_point_add_array(point, "numbers", MDP_I64, N_NUMBER * n, saved->numbers, wanted));
+    MDP_TRY(mdp_point_add_array(point, "values", MDP_F64, N_VALUE * n, saved->values, wanted));
+    MDP_TRY(mdp_point_add_array(point, "rows", MDP_I64, 2 * count_experts(run->result), saved->rows, wanted));
+    return mdp_point_add_array(point, "digests", MDP_I64, DIGEST_NUMBER * run->replaced->arrays->n, saved->digests,
+                               wanted);
 }
 
 static void unpack(mdp_refit_run *run) {
@@ -126,14 +120,10 @@ static mdp_status compare_digests(const mdp_refit_run *run) {
 mdp_status mdp_refit_restored_all(void *context, const mdp_position *at) {
     mdp_refit_run *run = context;
     mdp_arrays *arrays = run->replaced->arrays;
-    int64_t done = at->batch > 0 ? run->model->n_layer : at->layer, end = 0;
+    int64_t done = at->batch > 0 ? run->model->n_layer : at->layer, first, n;
     unpack(run);
-    for (int64_t i = 0; i < run->replaced->n; i++) {
-        const mdp_replaced_expert *expert = &run->replaced->experts[i];
-        for (int part = 0; part < MDP_N_EXPERT_PART; part++)
-            if (expert->layer < done && expert->array[part] >= end) end = expert->array[part] + 1;
-    }
-    MDP_TRY(mdp_arrays_settle_all(run->comm, arrays, 0, end));
+    mdp_replaced_arrays(run->replaced, 0, done, &first, &n);
+    MDP_TRY(mdp_arrays_settle_all(run->comm, arrays, first, n));
     MDP_AGREE(run->comm, compare_digests(run));
     run->layer = done;
     return mdp_ok();

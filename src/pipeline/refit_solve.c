@@ -262,15 +262,6 @@ static mdp_status put_expert_all(writing *w) {
     return status;
 }
 
-/* The experts of the layer in the plan's list. */
-static void find_layer(const mdp_refit_run *run, int64_t *first, int64_t *n) {
-    *first = *n = 0;
-    for (int64_t i = 0; i < run->replaced->n; i++) {
-        if (run->replaced->experts[i].layer != run->layer) continue;
-        if ((*n)++ == 0) *first = i;
-    }
-}
-
 static void show(const mdp_refit_run *run) {
     for (int32_t s = 0; s < run->n_side; s++) {
         int64_t at = mdp_replaced_find(run->replaced, run->layer, run->expert[s]);
@@ -294,18 +285,8 @@ mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const doubl
         mdp_fit_columns(fit, &w.first, &w.n_col);
         MDP_TRY(put_expert_all(&w));
     }
-    find_layer(run, &first, &n);
-    int64_t first_array = INT64_MAX, end = 0;
-    for (int64_t i = first; i < first + n; i++) {
-        for (int part = 0; part < MDP_N_EXPERT_PART; part++) {
-            int64_t array = run->replaced->experts[i].array[part];
-            if (array < 0) continue;
-            first_array = array < first_array ? array : first_array;
-            end = array + 1 > end ? array + 1 : end;
-        }
-    }
-    if (end > first_array)
-        MDP_TRY(mdp_arrays_settle_all(run->comm, run->replaced->arrays, first_array, end - first_array));
+    mdp_replaced_arrays(run->replaced, run->layer, run->layer + 1, &first, &n);
+    MDP_TRY(mdp_arrays_settle_all(run->comm, run->replaced->arrays, first, n));
     show(run);
     return mdp_ok();
 }

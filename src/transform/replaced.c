@@ -123,11 +123,15 @@ void mdp_replaced_destroy(mdp_replaced *replaced) {
 
 /* ---- binding --------------------------------------------------------------------------------------------------- */
 
-/* Values of a stored tensor before an expert's slice of it. */
+/* Bytes, and values, of a stored tensor before an expert's slice of it. */
+static int64_t bytes_before(const mdp_moe *moe, const mdp_tensor *tensor, mdp_expert_t expert) {
+    const mdp_expert_tensor *entry = find_entry(moe, tensor);
+    return entry && entry->expert < 0 ? tensor->n_byte / moe->n_expert * expert : 0;
+}
+
 static int64_t values_before(const mdp_moe *moe, const mdp_matrix *matrix, mdp_expert_t expert) {
-    const mdp_expert_tensor *entry = find_entry(moe, matrix->tensor);
-    int bits = matrix->scaling.tensor ? mdp_dtype_bits(matrix->scaling.code) : mdp_dtype_bits(matrix->tensor->type);
-    return entry && entry->expert < 0 ? matrix->tensor->n_byte * 8 / bits / moe->n_expert * expert : 0;
+    mdp_dtype type = matrix->scaling.tensor ? matrix->scaling.code : matrix->tensor->type;
+    return bytes_before(moe, matrix->tensor, expert) * 8 / mdp_dtype_bits(type);
 }
 
 static void bind(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
@@ -166,6 +170,22 @@ int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t k
             high = middle - 1;
     }
     return -1;
+}
+
+void mdp_replaced_arrays(const mdp_replaced *replaced, int64_t first_layer, int64_t end_layer, int64_t *first,
+                         int64_t *n) {
+    int64_t least = INT64_MAX, end = 0;
+    for (int64_t i = 0; i < replaced->n; i++) {
+        const mdp_replaced_expert *expert = &replaced->experts[i];
+        if (expert->layer < first_layer || expert->layer >= end_layer) continue;
+        for (int part = 0; part < MDP_N_EXPERT_PART; part++) {
+            if (expert->array[part] < 0) continue;
+            if (expert->array[part] < least) least = expert->array[part];
+            if (expert->array[part] >= end) end = expert->array[part] + 1;
+        }
+    }
+    *first = end > 0 ? least : 0;
+    *n = end - *first;
 }
 
 const mdp_tensor *mdp_replaced_tensor(const mdp_replaced *replaced, int64_t layer, int32_t kept,
@@ -211,10 +231,8 @@ static mdp_status place_arrays(mdp_replaced *replaced, const mdp_model *result, 
         for (int part = 0; part < MDP_N_EXPERT_PART; part++) {
             if (expert->array[part] < 0 || !stored[part]) continue;
             mdp_tensor *tensor = &replaced->arrays->tensors[expert->array[part]];
-            const mdp_expert_tensor *entry = find_entry(moe, stored[part]);
-            int64_t before = entry && entry->expert < 0 ? stored[part]->n_byte / moe->n_expert * expert->kept : 0;
             tensor->file = file_of[stored[part]->file];
-            tensor->offset = stored[part]->offset + before;
+            tensor->offset = stored[part]->offset + bytes_before(moe, stored[part], expert->kept);
         }
     }
     return mdp_ok();
