@@ -29,6 +29,26 @@ static inline void check_at(bool truth, const char *text, const char *file, int 
         }                                                                                                              \
     } while (0)
 
+/* Call `see` on communicators of the first 1, 2, 3, 4 ranks, then of four more each time, and of all. Collective on
+ * MPI_COMM_WORLD. */
+static inline void check_on_parts_all(void (*see)(const mdp_comm *comm, void *context), void *context) {
+    int rank, size;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    for (int n = 1, step = 1; n <= size; n += step) {
+        MPI_Comm part;
+        MPI_Comm_split(MPI_COMM_WORLD, rank < n ? 0 : MPI_UNDEFINED, rank, &part);
+        if (part != MPI_COMM_NULL) {
+            mdp_comm *comm = NULL;
+            CHECK_OK(mdp_comm_new_all(part, &comm));
+            see(comm, context);
+            mdp_comm_destroy_all(comm);
+            MPI_Comm_free(&part);
+        }
+        if (n >= 4) step = n < size && n + 4 > size ? size - n : 4;
+    }
+}
+
 /* Collective on MPI_COMM_WORLD: the exit code of main; ends MPI. */
 static inline int check_end_all(const char *name) {
     int rank, size;

@@ -2,7 +2,7 @@
  * that its outputs are made of, for any division into nodes; experts that a view makes compute in the place of the
  * model's; the block of the last stream is redone by itself. */
 #include "engine/engine.h"
-#include "mpi_check.h"
+#include "random_tokens.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -51,19 +51,6 @@ static mdp_status see_wave(void *context, const mdp_wave_rows *rows) {
         p->n_row += rows->top_k;
     }
     return mdp_ok();
-}
-
-static mdp_tokens *make_tokens(int64_t n_sequence) {
-    const char *const name = "random";
-    int64_t *lengths = NULL;
-    mdp_tokens *tokens = NULL;
-    CHECK_OK(MDP_ALLOC(&lengths, n_sequence, "lengths"));
-    for (int64_t i = 0; i < n_sequence; i++) lengths[i] = SEQUENCE;
-    CHECK_OK(mdp_tokens_new_in_memory("random", 1, &name, &n_sequence, lengths, &tokens));
-    for (int64_t i = 0; i < tokens->n_token; i++)
-        tokens->ids[i] = (uint32_t)(mdp_random_bits(3, 1, (uint64_t)i) % 100 * 20);
-    mdp_free(lengths);
-    return tokens;
 }
 
 static float *copy_rows(const mdp_engine *engine, int branch) {
@@ -159,7 +146,7 @@ int main(int argc, char **argv) {
     CHECK_OK(mdp_comm_new_all(MPI_COMM_WORLD, &comm));
     CHECK_OK(mdp_catalogue_open_all(comm, MDP_TEST_FIXTURES "/mixtral-demo", &catalogue));
     CHECK_OK(mdp_model_bind(catalogue, &model));
-    mdp_tokens *tokens = make_tokens(4 * comm->size + 3);
+    mdp_tokens *tokens = random_tokens(4 * comm->size + 3, SEQUENCE);
     for (int per_node = 0; per_node <= 2 && per_node <= comm->size; per_node++)
         run(catalogue, model, tokens, per_node, per_node == 0 ? 2 : 1);
     mdp_tokens_destroy(tokens);

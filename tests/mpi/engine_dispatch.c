@@ -2,7 +2,7 @@
  * other node, tiles spread evenly, however uneven the routing to three of eight experts is, and rows on their way while
  * experts are computed. */
 #include "engine/dispatch.h"
-#include "mpi_check.h"
+#include "random_tokens.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -44,20 +44,6 @@ static mdp_status see_tile(void *context, const mdp_tile *tile) {
     unsigned char *needs = p->needs + ((p->n_round - 1) % 2 * p->comm->size + p->comm->rank) * p->tokens->n_token;
     for (int32_t i = 0; i < tile->n_row; i++) needs[tile->token[i]] = 1;
     return mdp_ok();
-}
-
-/* Tokens at random: a hundred different ones, so that experts are chosen unevenly. */
-static mdp_tokens *make_tokens(int64_t n_sequence) {
-    const char *const name = "random";
-    int64_t *lengths = NULL;
-    mdp_tokens *tokens = NULL;
-    CHECK_OK(MDP_ALLOC(&lengths, n_sequence, "lengths"));
-    for (int64_t i = 0; i < n_sequence; i++) lengths[i] = SEQUENCE;
-    CHECK_OK(mdp_tokens_new_in_memory("random", 1, &name, &n_sequence, lengths, &tokens));
-    for (int64_t i = 0; i < tokens->n_token; i++)
-        tokens->ids[i] = (uint32_t)(mdp_random_bits(3, 1, (uint64_t)i) % 100 * 20);
-    mdp_free(lengths);
-    return tokens;
 }
 
 /* The first layer, of n_expert of its experts with top_k chosen, with nodes of `per_node` ranks (0: as the machine is).
@@ -131,7 +117,7 @@ static void check_counts(pass *p) {
 
 static void nodes_change_the_way_but_no_bit(const mdp_catalogue *catalogue, mdp_model *model, int size) {
     const int per_node[] = {0, 1, 2, 3, 4};
-    mdp_tokens *tokens = make_tokens(3 * size); /* 3,072 rows of experts a rank */
+    mdp_tokens *tokens = random_tokens(3 * size, SEQUENCE); /* 3,072 rows of experts a rank */
     pass first = {.model = model, .tokens = tokens};
     run_layer(&first, catalogue, 6, 4, per_node[0]);
     check_counts(&first);
@@ -158,7 +144,7 @@ static void nodes_change_the_way_but_no_bit(const mdp_catalogue *catalogue, mdp_
  * come further from one tile to the next. */
 static void work_is_even_and_rows_travel_meanwhile(const mdp_catalogue *catalogue, mdp_model *model, int size,
                                                    int per_node) {
-    mdp_tokens *tokens = make_tokens(20 * size);
+    mdp_tokens *tokens = random_tokens(20 * size, SEQUENCE);
     pass p = {.model = model, .tokens = tokens};
     run_layer(&p, catalogue, 3, 2, per_node);
     CHECK(p.n_ahead == (size > 1 ? p.n_tile : 0));
