@@ -76,6 +76,16 @@ mdp_is_open_mpi() {
   mpirun --version 2>&1 | grep 'Open MPI' >/dev/null # not -q, which would end a writer with more to say: a failure, with pipefail
 }
 
+# Hydra before 4.1 (MPICH) now and then ends with 0 for ranks that it passed a signal on to, whatever they ended with (MPICH's pull request 5930).
+mdp_launcher_loses_codes() {
+  local launcher
+  # shellcheck disable=SC2153 # LAUNCH is the job script's
+  read -r launcher _ <<<"$LAUNCH"
+  case ${launcher##*/} in mpirun* | mpiexec*) ;; *) return 1 ;; esac
+  "$launcher" --version 2>&1 | awk '/^HYDRA/ { hydra = 1 } /Version:/ { split($2, part, ".") }
+    END { exit !(hydra && (part[1] < 4 || (part[1] == 4 && part[2] < 1))) }'
+}
+
 # mdp_start RANKS_PER_NODE THREADS PROGRAM ARG ...: on all nodes; a LAUNCH of the user's own decides the numbers by itself.
 mdp_start() {
   local ranks=$1 threads=$2 exec=${exec:-} hosts launch
@@ -172,7 +182,7 @@ mdp_note_done() {
 mdp_can_resume() {
   local word
   for word in "$@"; do if [ "$word" = --resume ]; then return 1; fi; done
-  case ${1:-} in run | observe | apply | eval | export | --*) return 0 ;; *) return 1 ;; esac
+  case ${1:-} in run | observe | refit | apply | eval | export | --*) return 0 ;; *) return 1 ;; esac
 }
 
 # After exit code 75, when all is saved: back into the queue.
@@ -395,6 +405,8 @@ mdp_run_step() {
   if [ "$(mdp_restarts)" -gt 0 ] && mdp_can_resume ${words[@]+"${words[@]}"}; then words+=(--resume); fi
   echo "command   $(printf '%q ' "$MDP_PROGRAM" ${words[@]+"${words[@]}"})"
   mdp_start_and_wait "$RANKS_PER_NODE" "$THREADS" "$MDP_PROGRAM" ${words[@]+"${words[@]}"} || code=$?
+  # It may have been stopped: to go on from what is whole takes no time.
+  if [ -n "$MDP_STOP" ] && [ "$code" -eq 0 ] && mdp_can_resume "$@" && mdp_launcher_loses_codes; then code=75; fi
   echo "ended     code $code after $((SECONDS - started)) s"
   if [ "$code" -eq 0 ]; then mdp_note_done "$MDP_STEP" "$asked"; fi
   return "$code"

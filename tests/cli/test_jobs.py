@@ -379,6 +379,21 @@ def test_a_program_that_dies_of_the_signal_while_it_starts_goes_back_into_the_qu
     assert (tmp_path / "asked").read_text().endswith("requeue 7\n")
 
 
+@pytest.mark.parametrize("version, code", [("4.0.2", 75), ("4.2.1", 0)])
+def test_a_launcher_that_loses_codes_is_not_believed_after_a_signal(version, code, queue, tmp_path):
+    (tmp_path / "bin" / "mpirun").write_text(f"""#!/bin/sh
+if [ "$1" = --version ]; then printf 'HYDRA build details:\\n    Version:     {version}\\n'; exit 0; fi
+[ -z "$TELL" ] || kill -USR1 $(cat {tmp_path}/script)
+exec 2>&1; trap 'exit 0' USR1; sleep 1 & wait
+""")
+    (tmp_path / "begin").write_text(f'echo $$ >{tmp_path}/script\nexec bash {JOBS}/slurm.sbatch "$@"\n')
+    for command in ("run", "refit"):
+        for tell in ("", "1"):
+            result = start(tmp_path / "begin", command, "--help", LAUNCH="mpirun", TELL=tell, cwd=tmp_path, **queue)
+            assert result.returncode == (code if tell else 0), result.stdout + result.stderr
+    assert start(tmp_path / "begin", "plan", LAUNCH="mpirun", TELL="1", cwd=tmp_path, **queue).returncode == 0  # has no resume points
+
+
 def test_a_job_does_not_go_back_for_ever(queue, tmp_path):
     result = start(JOBS / "slurm.sbatch", "-c", "exit 75", LAUNCH="env", **{**queue, "MDP_PROGRAM": "bash", "SLURM_RESTART_COUNT": "20"})
     assert result.returncode == 75 and "not again: 20 times" in result.stdout, result.stdout + result.stderr

@@ -69,15 +69,23 @@ def test_an_error_is_one_sentence_and_one_code(tmp_path):
 
 @pytest.mark.alone  # the run must not end before
 def test_a_signal_to_the_launcher_stops_all_ranks(tmp_path):
-    """Resume points do not depend on the MPI library either."""
-    process = subprocess.Popen([mdp.TESTS / "mpiexec", "3", PROGRAM, *map(str, ["observe", *JSON, "--out", tmp_path / "stats.h5"])],
+    """Resume points do not depend on the MPI library either.
+
+    Each rank's own exit code is read: Hydra before 4.1 takes ranks to whom it passed a signal on for killed by itself, and now and then
+    ends with 0 for their codes (MPICH's pull request 5930; 7 of 60 runs).
+    """
+    ranks = ["sh", "-c", 'trap : USR1; "$@"; code=$?; echo $code >"$0.$PMI_RANK"; exit $code', tmp_path / "code"]
+    process = subprocess.Popen([str(word) for word in [mdp.TESTS / "mpiexec", 3, *ranks, PROGRAM, "observe", *JSON, "--out", tmp_path / "stats.h5"]],
                                env={**os.environ, **MPICH}, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("observe  layer 1/6"):
             process.send_signal(signal.SIGUSR1)
             break
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 75 and "stopped by SIGUSR1 after layer" in said, said
+    assert "stopped by SIGUSR1 after layer" in said, said
+    assert [(tmp_path / f"code.{rank}").read_text() for rank in range(3)] == ["75\n"] * 3, said
+    version = re.search(r"Version: *(\d+)\.(\d+)", subprocess.run(["mpiexec.mpich", "--version"], capture_output=True, text=True, check=True).stdout)
+    assert process.returncode == 75 or (process.returncode == 0 and (int(version[1]), int(version[2])) < (4, 1))
     mdp.succeed(2, "observe", *JSON, "--out", tmp_path / "stats.h5", "--resume")
     mdp.succeed(1, "observe", *JSON, "--out", tmp_path / "whole.h5", program=PROGRAM, env=MPICH)
     assert (tmp_path / "stats.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
