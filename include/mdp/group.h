@@ -99,4 +99,34 @@ void mdp_group_flip(int32_t n, double *matrix);
 /* Multiply distance [n, n] by p_i + p_j in place; p [n] shares of the routed tokens, n_i / (T k). */
 void mdp_group_penalise(int32_t n, const double *share, double *distance);
 
+/* ---- assignment -------------------------------------------------------------------------------------------------- */
+
+/* The permutation with the largest sum of gain[a, permutation[a]], by shortest augmenting paths (Jonker and Volgenant
+ * 1987). gain [n, n], permutation [n]; row_price, col_price [n] prove it: row_price[a] + col_price[b] >= gain[a, b]
+ * (to rounding), and their sum is *value. Of equal sums always the same one. Time O(n^3) at worst. MDP_BAD_INPUT: a
+ * gain is not finite. */
+mdp_status mdp_assign(int64_t n, const double *gain, int64_t *permutation, double *row_price, double *col_price,
+                      double *value);
+
+/* Write rows rows[n_row] of the gain matrix to gain [n_row, n]. At most MDP_AUCTION_ROWS at once. */
+typedef mdp_status mdp_gain_rows_fn(void *context, int64_t n_row, const int64_t *rows, double *gain);
+#define MDP_AUCTION_ROWS 32
+
+typedef struct mdp_auction {
+    int64_t n;
+    mdp_gain_rows_fn *rows; /* a row is asked for often: it should be quick, and the same each time */
+    void *context;
+    double tolerance; /* go on until bound - value <= tolerance * |bound|, or rounding forbids more */
+} mdp_auction;
+
+typedef struct mdp_auction_result {
+    double value;  /* sum of the gains chosen */
+    double bound;  /* no permutation has a larger sum */
+    int64_t n_row; /* rows that were asked for */
+} mdp_auction_result;
+
+/* The same to within a proven gap, without the matrix: Bertsekas' auction with epsilon scaling. permutation [n].
+ * Memory O(n) beside the rows at hand. */
+mdp_status mdp_assign_auction(const mdp_auction *auction, int64_t *permutation, mdp_auction_result *result);
+
 #endif
