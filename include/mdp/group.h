@@ -99,6 +99,23 @@ void mdp_group_flip(int32_t n, double *matrix);
 /* Multiply distance [n, n] by p_i + p_j in place; p [n] shares of the routed tokens, n_i / (T k). */
 void mdp_group_penalise(int32_t n, const double *share, double *distance);
 
+/* ---- how many groups in each layer, by similarity (after GRAPE, arXiv 2604.06542) -------------------------------- */
+
+typedef struct mdp_grape_layer {
+    int32_t n;                /* experts */
+    const double *similarity; /* [n, n] */
+    int32_t min_keep;         /* least groups, at least n_block */
+    int32_t keep;             /* out: groups */
+    int32_t *group;           /* [n] out: the groups, numbered by their smallest members; the caller's */
+} mdp_grape_layer;
+
+/* Merge until `total` groups are left in all layers together: the layer whose groups have the largest sum of
+ * similarities between them (means over the pairs of their members) merges its most similar pair, with blocks one pair
+ * in each. A layer freezes when the entropy of its groups' shares of the experts falls below (1 - gamma) of what it was
+ * when it last began; when none is left that may merge, all begin anew. MDP_USAGE: total cannot be met. */
+mdp_status mdp_grape(int64_t n_layer, mdp_grape_layer *layers, int64_t total, int32_t n_block, double gamma);
+#define MDP_GRAPE_GAMMA 0.1
+
 /* ---- assignment -------------------------------------------------------------------------------------------------- */
 
 /* The permutation with the largest sum of gain[a, permutation[a]], by shortest augmenting paths (Jonker and Volgenant
