@@ -90,7 +90,7 @@ typedef struct mdp_grouping {
 
 /* Group the experts of a layer. *out is to be cleared, on error too. MDP_USAGE: numbers that cannot be met, with the
  * reason. MDP_BAD_INPUT: a value is not finite. MDP_INTERNAL: something the method wants is missing. Memory:
- * O(n^2 + n_group n_feature). */
+ * O(n^2). */
 mdp_status mdp_group(const mdp_group_input *input, mdp_grouping *out);
 void mdp_grouping_clear(mdp_grouping *grouping);
 

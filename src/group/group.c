@@ -76,17 +76,15 @@ mdp_status group_rank(int32_t n, const double *score, int32_t *order) {
     return mdp_ok();
 }
 
-bool group_best_hold(group_best *best, const int32_t *group, double value) {
+void group_best_hold(group_best *best, const int32_t *group, double value) {
+    size_t n_byte = (size_t)best->n * sizeof *group;
+    if (best->found && memcmp(best->group, group, n_byte) == 0) return;
     bool better = !best->found || mdp_round30(value) > mdp_round30(best->value);
-    if (best->found) {
-        if (memcmp(best->group, group, (size_t)best->n * sizeof *group) == 0) return false;
-        best->second = fmax(best->second, better ? best->value : value); /* of NAN and a number, the number */
-    }
-    if (!better) return false;
+    if (best->found) best->second = fmax(best->second, better ? best->value : value); /* of NAN and one, that one */
+    if (!better) return;
     best->found = true;
     best->value = value;
-    memcpy(best->group, group, (size_t)best->n * sizeof *group);
-    return true;
+    memcpy(best->group, group, n_byte);
 }
 
 /* ---- what was asked for -------------------------------------------------------------------------------------------

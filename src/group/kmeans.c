@@ -1,28 +1,26 @@
-/* kmeans.c - k-means: starts by k-means++ (Arthur, Vassilvitskii 2007), Lloyd's iterations, and where they stand still,
- * the single transfer that gains most (Hartigan 1975); the best of some starts.
+/* kmeans.c - k-means: starts by k-means++ (Arthur, Vassilvitskii 2007), Lloyd's iterations, then the single moves and
+ * exchanges that gain (tables.c); the best of some starts.
  *
- * In: vectors. Out: groups, the sum of squared distances to their means. Sums run over experts in ascending order and
- * over components in the lanes of linalg/lanes.h, so that the result is the same whatever instructions there are. */
+ * In: vectors. Out: groups, the sum of squared distances to their means. Vectors are read once, for the squared
+ * distances D of all pairs: the squared distance of i to the mean of a group of s is the mean of D over i and its
+ * members, minus the sum of D over its pairs / s^2. So an iteration takes O(n^2), however long the vectors are.
+ * Components are added in the lanes of linalg/lanes.h: the same bits whatever instructions there are. */
 #include "group/kmeans.h"
 
+#include "group/tables.h"
 #include "linalg/lanes.h"
 
 #include <string.h>
 
 #define N_START 10
-#define N_ITERATION 1000
-#define LEAST_GAIN 0x1p-36 /* of the inertia: smaller gains are rounding */
+#define N_ITERATION 300
 
 typedef struct kmeans {
     const group_problem *problem;
-    const double *const *row; /* [n] of n_value */
-    int64_t n_value;
-    double *mean;    /* [n_group, n_value] */
-    double *nearest; /* [n] squared distance to the nearest mean */
-    int32_t *group;  /* [n] */
-    int32_t *before; /* [n] groups of the iteration before */
-    int32_t *size;   /* [n_group] */
-    int32_t *name;   /* [n_group] */
+    double *minus;       /* [n, n] minus the squared distances */
+    group_tables tables; /* of `minus` */
+    double *nearest;     /* [n] squared distance to the nearest mean */
+    int32_t *before;     /* [n] groups of the iteration before */
 } kmeans;
 
 MDP_CLONES static double square_distance(const double *a, const double *b, int64_t n) {
@@ -38,14 +36,13 @@ MDP_CLONES static double square_distance(const double *a, const double *b, int64
     return lanes_sum(lane);
 }
 
-static double *mean_of(const kmeans *k, int32_t group) {
-    return k->mean + group * k->n_value;
-}
+/* ---- starts -------------------------------------------------------------------------------------------------------
+ */
 
-/* The vector that becomes the next mean: drawn with probability proportional to `nearest`. */
-static int32_t draw(const kmeans *k, double u) {
+/* The vector that becomes the next centre: drawn with probability proportional to `nearest`. */
+static int32_t draw_centre(const kmeans *k, double u) {
     double sum = 0.0, target;
-    int32_t last = -1;
+    int32_t last = 0; /* where all vectors equal a centre already: `fill_empty` has groups for what is over */
     for (int32_t i = 0; i < k->problem->n; i++) sum += k->nearest[i];
     target = u * sum;
     sum = 0.0;
@@ -54,137 +51,84 @@ static int32_t draw(const kmeans *k, double u) {
         sum += k->nearest[i];
         if (sum > target) return i;
     }
-    return last; /* rounding let the sum end below the target; -1: all vectors are means already */
+    return last; /* rounding let the sum end below the target */
 }
 
+/* Draw a centre for each group; every vector joins the nearest one, of equally near ones the first. */
 static void begin(kmeans *k, int32_t start) {
     const group_problem *problem = k->problem;
-    for (int32_t g = 0; g < problem->n_group; g++) {
+    group_tables *t = &k->tables;
+    for (int32_t g = 0; g < t->n_group; g++) {
         double u =
             mdp_random_uniform(problem->input->seed, problem->input->stream, group_draw(problem, start, (uint64_t)g));
-        int32_t chosen = g == 0 ? (int32_t)(u * problem->n) : draw(k, u);
-        /* Fewer different vectors than groups: the means that are over stay empty until `fill_empty`. */
-        memcpy(mean_of(k, g), k->row[chosen < 0 ? 0 : chosen], (size_t)k->n_value * sizeof *k->mean);
-        for (int32_t i = 0; i < problem->n; i++) {
-            double distance = square_distance(k->row[i], mean_of(k, g), k->n_value);
-            if (g == 0 || distance < k->nearest[i]) k->nearest[i] = distance;
+        int32_t centre = g == 0 ? (int32_t)(u * t->n) : draw_centre(k, u);
+        for (int32_t i = 0; i < t->n; i++) {
+            double distance = -k->minus[(int64_t)centre * t->n + i];
+            if (g > 0 && distance >= k->nearest[i]) continue;
+            k->nearest[i] = distance;
+            t->group[i] = g;
         }
     }
 }
 
-/* An empty group takes the vector that is farthest from its mean, of those that are not alone. */
+/* ---- iterations ---------------------------------------------------------------------------------------------------
+ */
+
+/* An empty group takes the vector that is farthest from its mean, of those that are not alone. `size` is counted anew.
+ */
 static void fill_empty(kmeans *k) {
-    for (int32_t g = 0; g < k->problem->n_group; g++) {
+    group_tables *t = &k->tables;
+    memset(t->size, 0, (size_t)t->n_group * sizeof *t->size);
+    for (int32_t i = 0; i < t->n; i++) t->size[t->group[i]]++;
+    for (int32_t g = 0; g < t->n_group; g++) {
         int32_t farthest = -1;
-        if (k->size[g] > 0) continue;
-        for (int32_t i = 0; i < k->problem->n; i++) {
-            if (k->size[k->group[i]] > 1 && (farthest < 0 || k->nearest[i] > k->nearest[farthest])) farthest = i;
+        if (t->size[g] > 0) continue;
+        for (int32_t i = 0; i < t->n; i++) {
+            if (t->size[t->group[i]] > 1 && (farthest < 0 || k->nearest[i] > k->nearest[farthest])) farthest = i;
         }
-        k->size[k->group[farthest]]--;
-        k->group[farthest] = g;
-        k->size[g] = 1;
+        t->size[t->group[farthest]]--;
+        t->group[farthest] = g;
+        t->size[g] = 1;
         k->nearest[farthest] = 0.0;
     }
 }
 
 /* Every vector to its nearest mean, of equally near ones to the first; true when something moved. */
-static bool assign(kmeans *k) {
-    const group_problem *problem = k->problem;
-    size_t n_byte = (size_t)problem->n * sizeof *k->group;
-    memcpy(k->before, k->group, n_byte);
-    memset(k->size, 0, (size_t)problem->n_group * sizeof *k->size);
-    for (int32_t i = 0; i < problem->n; i++) {
-        int32_t best = 0;
-        for (int32_t g = 0; g < problem->n_group; g++) {
-            double distance = square_distance(k->row[i], mean_of(k, g), k->n_value);
+static bool iterate(kmeans *k) {
+    group_tables *t = &k->tables;
+    size_t n_byte = (size_t)t->n * sizeof *t->group;
+    (void)group_tables_fill(t);
+    memcpy(k->before, t->group, n_byte);
+    for (int32_t i = 0; i < t->n; i++) {
+        const double *link = group_tables_link(t, i);
+        for (int32_t g = 0; g < t->n_group; g++) {
+            double size = t->size[g], distance = fmax(t->within[g] / (size * size) - link[g] / size, 0.0);
             if (g > 0 && distance >= k->nearest[i]) continue;
             k->nearest[i] = distance;
-            best = g;
+            t->group[i] = g;
         }
-        k->group[i] = best;
-        k->size[best]++;
     }
     fill_empty(k);
-    return memcmp(k->before, k->group, n_byte) != 0;
+    return memcmp(k->before, t->group, n_byte) != 0;
 }
 
-static void set_means(kmeans *k) {
+static mdp_status run_starts(kmeans *k, const double *const *row, int64_t n_value, group_answer *answer) {
     const group_problem *problem = k->problem;
-    memset(k->mean, 0, (size_t)(problem->n_group * k->n_value) * sizeof *k->mean);
-    for (int32_t i = 0; i < problem->n; i++) {
-        double *mean = mean_of(k, k->group[i]);
-        for (int64_t j = 0; j < k->n_value; j++) mean[j] += k->row[i][j];
+    int32_t n = problem->n, n_start = problem->input->n_start > 0 ? problem->input->n_start : N_START;
+    group_best best = group_best_of(n, answer->group);
+    MDP_TRY(MDP_ALLOC(&k->minus, (int64_t)n * n, "squared distances"));
+    MDP_TRY(MDP_ALLOC(&k->nearest, n, "distances to means"));
+    MDP_TRY(MDP_ALLOC(&k->before, n, "groups"));
+    for (int32_t i = 0; i < n; i++) {
+        for (int32_t j = 0; j < i; j++)
+            k->minus[(int64_t)i * n + j] = k->minus[(int64_t)j * n + i] = -square_distance(row[i], row[j], n_value);
     }
-    for (int32_t g = 0; g < problem->n_group; g++) {
-        for (int64_t j = 0; j < k->n_value; j++) mean_of(k, g)[j] /= k->size[g];
-    }
-}
-
-static double inertia_of(kmeans *k) {
-    double inertia = 0.0;
-    for (int32_t i = 0; i < k->problem->n; i++) {
-        k->nearest[i] = square_distance(k->row[i], mean_of(k, k->group[i]), k->n_value);
-        inertia += k->nearest[i];
-    }
-    return inertia;
-}
-
-/* Move the one vector whose move lowers the inertia most, means moving with it; false when none does by more than
- * `least`. `nearest` is the distance to the own mean. */
-static bool transfer_best(kmeans *k, double least) {
-    const group_problem *problem = k->problem;
-    int32_t expert = -1, to = -1;
-    for (int32_t i = 0; i < problem->n; i++) {
-        double own = k->size[k->group[i]];
-        for (int32_t g = 0; own > 1.0 && k->nearest[i] > 0.0 && g < problem->n_group; g++) {
-            double other = k->size[g];
-            double gain = g == k->group[i]
-                              ? 0.0
-                              : own / (own - 1.0) * k->nearest[i] -
-                                    other / (other + 1.0) * square_distance(k->row[i], mean_of(k, g), k->n_value);
-            if (gain <= least) continue;
-            least = gain;
-            expert = i;
-            to = g;
-        }
-    }
-    if (expert < 0) return false;
-    k->size[k->group[expert]]--;
-    k->size[to]++;
-    k->group[expert] = to;
-    return true;
-}
-
-/* The sum of squared distances of the groups that a start ends in. */
-static double descend(kmeans *k, int32_t start) {
-    double inertia = 0.0;
-    for (int32_t i = 0; i < k->problem->n; i++) k->group[i] = -1;
-    begin(k, start);
-    for (int iteration = 0; iteration < N_ITERATION; iteration++) {
-        bool moved = assign(k);
-        set_means(k);
-        if (moved) continue;
-        inertia = inertia_of(k);
-        if (!transfer_best(k, LEAST_GAIN * inertia)) return inertia;
-        set_means(k);
-    }
-    return inertia_of(k);
-}
-
-static mdp_status run_starts(kmeans *k, group_answer *answer) {
-    const group_problem *problem = k->problem;
-    int32_t n_start = problem->input->n_start > 0 ? problem->input->n_start : N_START;
-    group_best best = group_best_of(problem->n, answer->group);
-    MDP_TRY(MDP_ALLOC(&k->mean, problem->n_group * k->n_value, "the means of groups"));
-    MDP_TRY(MDP_ALLOC(&k->nearest, problem->n, "distances to means"));
-    MDP_TRY(MDP_ALLOC(&k->group, problem->n, "groups"));
-    MDP_TRY(MDP_ALLOC(&k->before, problem->n, "groups"));
-    MDP_TRY(MDP_ALLOC(&k->size, problem->n_group, "the sizes of groups"));
-    MDP_TRY(MDP_ALLOC(&k->name, problem->n_group, "the numbers of groups"));
+    MDP_TRY(group_tables_new(n, problem->n_group, k->minus, &k->tables));
     for (int32_t start = 0; start < n_start; start++) {
-        double inertia = descend(k, start);
-        (void)group_canonical(problem->n, k->group, problem->n_group, k->name);
-        (void)group_best_hold(&best, k->group, -inertia);
+        begin(k, start);
+        fill_empty(k);
+        for (int iteration = 0; iteration < N_ITERATION && iterate(k); iteration++) continue;
+        group_tables_descend(&k->tables, &best);
     }
     answer->objective = -best.value;
     answer->gap = best.value - best.second;
@@ -192,14 +136,12 @@ static mdp_status run_starts(kmeans *k, group_answer *answer) {
 }
 
 mdp_status kmeans_run(const group_problem *problem, const double *const *row, int64_t n_value, group_answer *answer) {
-    kmeans k = {.problem = problem, .row = row, .n_value = n_value};
-    mdp_status status = run_starts(&k, answer);
-    mdp_free(k.mean);
+    kmeans k = {.problem = problem};
+    mdp_status status = run_starts(&k, row, n_value, answer);
+    mdp_free(k.minus);
+    group_tables_clear(&k.tables);
     mdp_free(k.nearest);
-    mdp_free(k.group);
     mdp_free(k.before);
-    mdp_free(k.size);
-    mdp_free(k.name);
     return status;
 }
 

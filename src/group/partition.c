@@ -4,23 +4,9 @@
  * ones the first wins. More: partition_search.c. */
 #include "group/partition.h"
 
-#include <string.h>
+#include "group/tables.h"
 
 #define EXACT_UP_TO 8
-
-double partition_value(int32_t n, const double *similarity, int32_t n_group, const int32_t *group, double *within,
-                       int32_t *size) {
-    double sum = 0.0;
-    memset(within, 0, (size_t)n_group * sizeof *within);
-    memset(size, 0, (size_t)n_group * sizeof *size);
-    for (int32_t i = 0; i < n; i++) {
-        size[group[i]]++;
-        for (int32_t j = i + 1; j < n; j++)
-            if (group[i] == group[j]) within[group[i]] += similarity[(int64_t)i * n + j];
-    }
-    for (int32_t g = 0; g < n_group; g++) sum += size[g] > 0 ? within[g] / size[g] : 0.0;
-    return sum;
-}
 
 /* The next list of labels in which each label is at most one more than all before it; false after the last.
  * used [n + 1]: number of labels before each place. */
@@ -37,24 +23,18 @@ static bool next_labels(int32_t n, int32_t n_group, int32_t *label, int32_t *use
 }
 
 static mdp_status try_all(const group_problem *problem, group_best *best) {
-    int32_t n = problem->n, *label = NULL, *used = NULL, *size = NULL;
-    double *within = NULL;
-    mdp_status status = MDP_ALLOC(&label, n, "groups");
+    int32_t n = problem->n, *used = NULL;
+    group_tables tables;
+    mdp_status status = group_tables_new(n, problem->n_group, problem->matrix, &tables);
     if (status.code == MDP_OK) status = MDP_ALLOC(&used, n + 1, "groups");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&size, n, "the sizes of groups");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&within, n, "the sums of groups");
     if (status.code == MDP_OK) {
         for (int32_t i = 0; i < n; i++) used[i + 1] = 1;
         do {
-            if (used[n] == problem->n_group)
-                (void)group_best_hold(best, label,
-                                      partition_value(n, problem->matrix, problem->n_group, label, within, size));
-        } while (next_labels(n, problem->n_group, label, used));
+            if (used[n] == problem->n_group) group_best_hold(best, tables.group, group_tables_fill(&tables));
+        } while (next_labels(n, problem->n_group, tables.group, used));
     }
-    mdp_free(label);
     mdp_free(used);
-    mdp_free(size);
-    mdp_free(within);
+    group_tables_clear(&tables);
     return status;
 }
 

@@ -57,8 +57,7 @@ typedef struct group_best {
 static inline group_best group_best_of(int32_t n, int32_t *group) {
     return (group_best){.n = n, .group = group, .value = (double)NAN, .second = (double)NAN};
 }
-/* Hold group [n], canonical, against the best so far; larger values are better. An equal one does not replace it.
- * Returns whether it became the best. */
-bool group_best_hold(group_best *best, const int32_t *group, double value);
+/* Hold group [n], canonical, against the best so far; larger values are better. An equal one does not replace it. */
+void group_best_hold(group_best *best, const int32_t *group, double value);
 
 #endif
