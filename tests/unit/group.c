@@ -341,6 +341,37 @@ static void what_cannot_be_met_is_refused(void **state) {
         MDP_USAGE, "3 dominant experts are given for 2 groups");
 }
 
+/* Whichever allocation fails, the error says so and nothing is left behind. */
+static void an_allocation_that_fails_leaves_nothing(void **state) {
+    (void)state;
+    char what[MDP_MEMORY_WHAT];
+    const double score[6] = {9, 1, 2, 8, 3, 4};
+    for (int method = 0; mdp_group_method_names[method]; method++) {
+        mdp_group_input input = {.method = (mdp_group_method)method,
+                                 .n = 6,
+                                 .n_group = 3,
+                                 .matrix = six,
+                                 .feature = six,
+                                 .n_feature = 6,
+                                 .score = score,
+                                 .keep_whole = 0.34,
+                                 .exact_up_to = -1};
+        int64_t before = mdp_memory_left(what);
+        mdp_fault_configure(INT64_MAX, 0); /* only counts */
+        mdp_grouping found = must_group(&input);
+        int64_t n = mdp_fault_count();
+        mdp_grouping_clear(&found);
+        for (int64_t at = 1; at <= n; at++) {
+            mdp_fault_configure(at, 0);
+            mdp_status status = mdp_group(&input, &found);
+            mdp_fault_configure(0, 0);
+            assert_int_equal(status.code, MDP_EXHAUSTED);
+            mdp_grouping_clear(&found);
+            assert_int_equal(mdp_memory_left(what), before);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hierarchical_equals_scipy_and_the_definition),
@@ -354,6 +385,7 @@ int main(void) {
         cmocka_unit_test(experts_of_the_highest_score_stay_whole),
         cmocka_unit_test(groups_never_cross_a_block),
         cmocka_unit_test(rare_experts_are_nearer_with_the_penalty),
+        cmocka_unit_test(an_allocation_that_fails_leaves_nothing),
         cmocka_unit_test(what_cannot_be_met_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
