@@ -9,7 +9,7 @@
 
 #include "mdp/base.h"
 
-/* ---- joining the nearest ---------------------------------------------------------------------------------------- */
+/* ---- joining the nearest ----------------------------------------------------------------------------------------- */
 
 typedef enum mdp_linkage {
     MDP_LINKAGE_AVERAGE,
@@ -37,7 +37,7 @@ void mdp_joins_cut(int32_t n, const mdp_join *joins, int32_t n_join, int32_t *gr
  * branches the one with the smallest member is on the left. */
 mdp_status mdp_joins_leaves(int32_t n, const mdp_join *joins, mdp_expert_t *order);
 
-/* ---- grouping the experts of a layer ---------------------------------------------------------------------------- */
+/* ---- grouping the experts of a layer ----------------------------------------------------------------------------- */
 
 typedef enum mdp_group_method {
     MDP_GROUP_HIERARCHICAL, /* joins of the nearest, HC-SMoE (arXiv 2410.08589) with the average */

@@ -37,8 +37,7 @@ static mdp_status check_gains(int64_t n, const double *gain) {
     return mdp_ok();
 }
 
-/* ---- bids ---------------------------------------------------------------------------------------------------------
- */
+/* ---- bids -------------------------------------------------------------------------------------------------------- */
 
 typedef struct choice {
     int64_t first, second; /* columns of least cost, the lower of equal ones first */
@@ -95,8 +94,7 @@ static int64_t bid(assignment *a) {
     return n_left;
 }
 
-/* ---- paths --------------------------------------------------------------------------------------------------------
- */
+/* ---- paths ------------------------------------------------------------------------------------------------------- */
 
 /* Shorten paths by going on through the row that holds `through`; -> place in `open` of the nearest open column. */
 static int64_t relax(assignment *a, int64_t n_open, int64_t row, double base) {
@@ -145,8 +143,7 @@ static void augment(assignment *a, int64_t start) {
     } while (row != start);
 }
 
-/* ---- the whole ----------------------------------------------------------------------------------------------------
- */
+/* ---- the whole --------------------------------------------------------------------------------------------------- */
 
 static mdp_status allocate(assignment *a) {
     MDP_TRY(MDP_ALLOC(&a->row, a->n, "an assignment"));

@@ -37,8 +37,7 @@ static mdp_status fetch(bidding *b, int64_t n_row) {
     return mdp_ok();
 }
 
-/* ---- rows in order ------------------------------------------------------------------------------------------------
- */
+/* ---- rows in order ----------------------------------------------------------------------------------------------- */
 
 /* What is done with a row of gains. */
 typedef void use_row(bidding *b, int64_t row, const double *gain, double *sums);
@@ -81,8 +80,7 @@ static mdp_status measure(bidding *b, mdp_auction_result *result) {
     return mdp_ok();
 }
 
-/* ---- bids ---------------------------------------------------------------------------------------------------------
- */
+/* ---- bids -------------------------------------------------------------------------------------------------------- */
 
 static void wait_in_queue(bidding *b, int64_t row) {
     int64_t n = b->auction->n;

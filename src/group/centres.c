@@ -75,8 +75,7 @@ mdp_status group_dominant(const group_problem *problem, group_answer *answer) {
     return mdp_ok();
 }
 
-/* ---- centroid -----------------------------------------------------------------------------------------------------
- */
+/* ---- centroid ---------------------------------------------------------------------------------------------------- */
 
 typedef struct centre_pair {
     double similarity; /* rounded */

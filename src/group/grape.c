@@ -78,8 +78,7 @@ static mdp_status list_steps(const mdp_grape_layer *layer, int32_t n_block, step
     return status;
 }
 
-/* ---- turns --------------------------------------------------------------------------------------------------------
- */
+/* ---- turns ------------------------------------------------------------------------------------------------------- */
 
 /* The layer that merges next: of those that may, the one with the most similarity left, of equal ones the first. NULL:
  * none may. */
@@ -124,8 +123,7 @@ static void take_groups(mdp_grape_layer *layer, const steps *taken) {
     }
 }
 
-/* ---- the whole ----------------------------------------------------------------------------------------------------
- */
+/* ---- the whole --------------------------------------------------------------------------------------------------- */
 
 /* *n_step: turns to be taken. */
 static mdp_status check(int64_t n_layer, const mdp_grape_layer *layers, int64_t total, int32_t n_block, double gamma,

@@ -50,8 +50,7 @@ void mdp_group_penalise(int32_t n, const double *share, double *distance) {
     }
 }
 
-/* ---- what methods share -------------------------------------------------------------------------------------------
- */
+/* ---- what methods share ------------------------------------------------------------------------------------------ */
 
 int32_t group_canonical(int32_t n, int32_t *group, int32_t n_name, int32_t *name) {
     int32_t n_group = 0;
@@ -87,8 +86,7 @@ void group_best_hold(group_best *best, const int32_t *group, double value) {
     memcpy(best->group, group, n_byte);
 }
 
-/* ---- what was asked for -------------------------------------------------------------------------------------------
- */
+/* ---- what was asked for ------------------------------------------------------------------------------------------ */
 
 static mdp_status check_numbers(const mdp_group_input *input, int32_t n_block) {
     if (input->n_group < 1 || input->n_group > input->n)
@@ -135,8 +133,7 @@ static mdp_status check_values(const mdp_group_input *input) {
     return mdp_ok();
 }
 
-/* ---- one block ----------------------------------------------------------------------------------------------------
- */
+/* ---- one block --------------------------------------------------------------------------------------------------- */
 
 /* Buffers of one grouping. */
 typedef struct workspace {
@@ -235,8 +232,7 @@ static void take_answer(const group_method *method, int32_t block, const workspa
     out->gap = fmin(out->gap, answer->gap); /* of NAN and a number, the number */
 }
 
-/* ---- the layer ----------------------------------------------------------------------------------------------------
- */
+/* ---- the layer --------------------------------------------------------------------------------------------------- */
 
 /* Number the groups by their smallest members; an expert that is alone is its centre. */
 static mdp_status finish(mdp_grouping *out, int32_t *name) {

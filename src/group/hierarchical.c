@@ -16,8 +16,7 @@ const char *const mdp_linkage_names[] = {[MDP_LINKAGE_AVERAGE] = "average",
                                          [MDP_LINKAGE_WARD] = "ward",
                                          NULL};
 
-/* ---- the groups ---------------------------------------------------------------------------------------------------
- */
+/* ---- the groups -------------------------------------------------------------------------------------------------- */
 
 static double *entry(const agglomeration *groups, double *matrix, int32_t i, int32_t j) {
     return i < j ? &matrix[(int64_t)i * groups->n + j] : &matrix[(int64_t)j * groups->n + i];
@@ -136,8 +135,7 @@ mdp_join agglomeration_join(agglomeration *groups) {
     return join;
 }
 
-/* ---- joins --------------------------------------------------------------------------------------------------------
- */
+/* ---- joins ------------------------------------------------------------------------------------------------------- */
 
 /* *next: height of the join that would follow; NAN: none would. */
 static mdp_status make_joins(int32_t n, const double *distance, mdp_linkage linkage, int32_t n_group, mdp_join *joins,

@@ -1,10 +1,10 @@
-/* kmeans.c - k-means: starts by k-means++ (Arthur, Vassilvitskii 2007), Lloyd's iterations, then the single moves and
- * exchanges that gain (tables.c); the best of some starts.
+/* kmeans.c - k-means: starts by k-means++ (Arthur, Vassilvitskii 2007), then the moves of one vector and exchanges of
+ * two that gain most (tables.c), whose fixed points are among Lloyd's; the best of some starts.
  *
- * In: vectors. Out: groups, the sum of squared distances to their means. Vectors are read once, for the squared
- * distances D of all pairs: the squared distance of i to the mean of a group of s is the mean of D over i and its
- * members, minus the sum of D over its pairs / s^2. So an iteration takes O(n^2), however long the vectors are.
- * Components are added in the lanes of linalg/lanes.h: the same bits whatever instructions there are. */
+ * In: vectors. Out: groups, the sum of squared distances to their means, which is the sum over groups of (sum of
+ * squared distances over pairs) / size. So vectors are read once, for the distances of all pairs, and a start takes as
+ * long however long they are. Components are added in the lanes of linalg/lanes.h: the same bits whatever
+ * instructions there are. */
 #include "group/kmeans.h"
 
 #include "group/tables.h"
@@ -13,14 +13,12 @@
 #include <string.h>
 
 #define N_START 10
-#define N_ITERATION 300
 
 typedef struct kmeans {
     const group_problem *problem;
     double *minus;       /* [n, n] minus the squared distances */
     group_tables tables; /* of `minus` */
-    double *nearest;     /* [n] squared distance to the nearest mean */
-    int32_t *before;     /* [n] groups of the iteration before */
+    double *nearest;     /* [n] squared distance to the nearest centre */
 } kmeans;
 
 MDP_CLONES static double square_distance(const double *a, const double *b, int64_t n) {
@@ -35,9 +33,6 @@ MDP_CLONES static double square_distance(const double *a, const double *b, int64
     for (int64_t i = whole; i < n; i++) lane[i - whole] += (a[i] - b[i]) * (a[i] - b[i]);
     return lanes_sum(lane);
 }
-
-/* ---- starts -------------------------------------------------------------------------------------------------------
- */
 
 /* The vector that becomes the next centre: drawn with probability proportional to `nearest`. */
 static int32_t draw_centre(const kmeans *k, double u) {
@@ -71,45 +66,19 @@ static void begin(kmeans *k, int32_t start) {
     }
 }
 
-/* ---- iterations ---------------------------------------------------------------------------------------------------
- */
-
-/* An empty group takes the vector that is farthest from its mean, of those that are not alone. `size` is counted anew.
- */
+/* Where fewer vectors differ than there are groups: an empty group takes the first that is not alone. */
 static void fill_empty(kmeans *k) {
     group_tables *t = &k->tables;
     memset(t->size, 0, (size_t)t->n_group * sizeof *t->size);
     for (int32_t i = 0; i < t->n; i++) t->size[t->group[i]]++;
     for (int32_t g = 0; g < t->n_group; g++) {
-        int32_t farthest = -1;
+        int32_t first = 0;
         if (t->size[g] > 0) continue;
-        for (int32_t i = 0; i < t->n; i++) {
-            if (t->size[t->group[i]] > 1 && (farthest < 0 || k->nearest[i] > k->nearest[farthest])) farthest = i;
-        }
-        t->size[t->group[farthest]]--;
-        t->group[farthest] = g;
+        while (t->size[t->group[first]] < 2) first++;
+        t->size[t->group[first]]--;
+        t->group[first] = g;
         t->size[g] = 1;
-        k->nearest[farthest] = 0.0;
     }
-}
-
-/* Every vector to its nearest mean, of equally near ones to the first; true when something moved. */
-static bool iterate(kmeans *k) {
-    group_tables *t = &k->tables;
-    size_t n_byte = (size_t)t->n * sizeof *t->group;
-    (void)group_tables_fill(t);
-    memcpy(k->before, t->group, n_byte);
-    for (int32_t i = 0; i < t->n; i++) {
-        const double *link = group_tables_link(t, i);
-        for (int32_t g = 0; g < t->n_group; g++) {
-            double size = t->size[g], distance = fmax(t->within[g] / (size * size) - link[g] / size, 0.0);
-            if (g > 0 && distance >= k->nearest[i]) continue;
-            k->nearest[i] = distance;
-            t->group[i] = g;
-        }
-    }
-    fill_empty(k);
-    return memcmp(k->before, t->group, n_byte) != 0;
 }
 
 static mdp_status run_starts(kmeans *k, const double *const *row, int64_t n_value, group_answer *answer) {
@@ -117,8 +86,7 @@ static mdp_status run_starts(kmeans *k, const double *const *row, int64_t n_valu
     int32_t n = problem->n, n_start = problem->input->n_start > 0 ? problem->input->n_start : N_START;
     group_best best = group_best_of(n, answer->group);
     MDP_TRY(MDP_ALLOC(&k->minus, (int64_t)n * n, "squared distances"));
-    MDP_TRY(MDP_ALLOC(&k->nearest, n, "distances to means"));
-    MDP_TRY(MDP_ALLOC(&k->before, n, "groups"));
+    MDP_TRY(MDP_ALLOC(&k->nearest, n, "distances to centres"));
     for (int32_t i = 0; i < n; i++) {
         for (int32_t j = 0; j < i; j++)
             k->minus[(int64_t)i * n + j] = k->minus[(int64_t)j * n + i] = -square_distance(row[i], row[j], n_value);
@@ -127,7 +95,6 @@ static mdp_status run_starts(kmeans *k, const double *const *row, int64_t n_valu
     for (int32_t start = 0; start < n_start; start++) {
         begin(k, start);
         fill_empty(k);
-        for (int iteration = 0; iteration < N_ITERATION && iterate(k); iteration++) continue;
         group_tables_descend(&k->tables, &best);
     }
     answer->objective = -best.value;
@@ -141,7 +108,6 @@ mdp_status kmeans_run(const group_problem *problem, const double *const *row, in
     mdp_free(k.minus);
     group_tables_clear(&k.tables);
     mdp_free(k.nearest);
-    mdp_free(k.before);
     return status;
 }
 

@@ -45,7 +45,7 @@ static inline uint64_t group_draw(const group_problem *problem, int32_t start, u
     return problem->first_draw + ((uint64_t)start << 32) + draw;
 }
 
-/* ---- the best of several results that are found one after another ----------------------------------------------- */
+/* ---- the best of several results that are found one after another ------------------------------------------------ */
 
 typedef struct group_best {
     int32_t n;
