@@ -1,7 +1,7 @@
 /* group.h - which experts of a layer are merged into one, and which neuron of one expert answers to which of another.
  *
  * Pure functions of arrays: nothing here reads a file, communicates or keeps state, and the same arrays give the same
- * answer. Matrices are f64, [n, n] and symmetric; of each only what is above the diagonal is read. Decisions compare
+ * answer. Matrices are f64, [n, n] and symmetric; of each only what is above the diagonal is read. Choices compare
  * values rounded to 30 significant bits (mdp_round30); of equal ones the lower expert, then the lower partner wins.
  * doc/grouping.md says what each method does and how good it was measured to be. */
 #ifndef MDP_GROUP_H
@@ -28,8 +28,8 @@ typedef struct mdp_join {
 } mdp_join;
 
 /* Join the two nearest groups until n_group are left: joins [n - n_group], in order. distance [n, n]; for ward, of
- * vectors, euclidean. MDP_USAGE: n_group is not in 1 .. n. MDP_BAD_INPUT: a distance is not finite. O(n^2) memory, and
- * time but for unlucky ties (O(n^3)). */
+ * vectors, euclidean. MDP_USAGE: n_group is not in 1 .. n. MDP_BAD_INPUT: a distance is not finite. Memory O(n^2); time
+ * O(n^2), O(n^3) at worst. */
 mdp_status mdp_joins_make(int32_t n, const double *distance, mdp_linkage linkage, int32_t n_group, mdp_join *joins);
 /* The groups after the first n_join joins: group [n], numbered by their smallest members. */
 void mdp_joins_cut(int32_t n, const mdp_join *joins, int32_t n_join, int32_t *group);

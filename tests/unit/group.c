@@ -296,6 +296,27 @@ static void groups_never_cross_a_block(void **state) {
     json_decref(cases);
 }
 
+static void one_group_and_a_group_for_each_expert(void **state) {
+    (void)state;
+    const double score[6] = {9, 1, 2, 8, 3, 4};
+    for (int method = 0; mdp_group_method_names[method]; method++) {
+        for (int at = 0; at < 3; at++) {
+            int32_t n = at == 0 ? 1 : 6, n_group = at == 1 ? 6 : 1;
+            mdp_grouping found = must_group(&(mdp_group_input){.method = (mdp_group_method)method,
+                                                               .n = n,
+                                                               .n_group = n_group,
+                                                               .matrix = six,
+                                                               .feature = six,
+                                                               .n_feature = 6,
+                                                               .score = score,
+                                                               .exact_up_to = -1});
+            for (int32_t e = 0; e < n; e++) assert_int_equal(found.group[e], n_group == n ? e : 0);
+            if (n_group == n) assert_int_equal(found.centre[n - 1], n - 1);
+            mdp_grouping_clear(&found);
+        }
+    }
+}
+
 static void rare_experts_are_nearer_with_the_penalty(void **state) {
     (void)state;
     double a[9] = {1, .9, .8, .9, 1, .7, .8, .7, 1};
@@ -378,6 +399,7 @@ int main(void) {
         cmocka_unit_test(centroids_take_the_most_similar_while_they_have_room),
         cmocka_unit_test(experts_of_the_highest_score_stay_whole),
         cmocka_unit_test(groups_never_cross_a_block),
+        cmocka_unit_test(one_group_and_a_group_for_each_expert),
         cmocka_unit_test(rare_experts_are_nearer_with_the_penalty),
         cmocka_unit_test(an_allocation_that_fails_leaves_nothing),
         cmocka_unit_test(what_cannot_be_met_is_refused),
