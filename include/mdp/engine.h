@@ -146,7 +146,8 @@ typedef struct mdp_engine mdp_engine;
 typedef struct mdp_pass {
     int n_stream;                 /* streams, >= 1 */
     bool with_head;               /* mdp_engine_head_all will be called */
-    int64_t head_byte;            /* bytes that who then consumes the logits holds for a token of a stream */
+    int64_t token_byte;           /* bytes that observers, or who consumes the logits, hold for a token of a stream */
+    int64_t batches_byte;         /* bytes that observers hold of a rank from one batch to the next */
     bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer */
     bool activations;             /* those of the last stream come back to the tokens' owners */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
@@ -214,6 +215,7 @@ mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer, const md
 
 /* What the current batch is on this rank. */
 typedef struct mdp_local_batch {
+    int64_t number;               /* of the batch */
     int64_t first_pack, n_pack;   /* in partition->packs */
     int64_t first_token, n_token; /* numbers in the tokens file; rows 0 .. n_token-1 here */
     const uint32_t *ids;          /* [n_token] */

@@ -14,9 +14,8 @@ static void describe_batch(mdp_engine *engine, int64_t batch) {
     const mdp_partition *partition = engine->partition;
     int64_t first, end;
     mdp_partition_share(partition, batch, engine->comm->rank, engine->comm->size, &first, &end);
-    engine->batch_number = batch;
     engine->team = mdp_team_of_batch(engine, batch);
-    engine->batch = (mdp_local_batch){.first_pack = first, .n_pack = end - first};
+    engine->batch = (mdp_local_batch){.number = batch, .first_pack = first, .n_pack = end - first};
     if (first == end) return;
     engine->batch.first_token = partition->packs[first].first_token;
     engine->batch.n_token =

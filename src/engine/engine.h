@@ -45,7 +45,6 @@ struct mdp_engine {
     mdp_team team;        /* that this rank is of, in the batch at hand */
 
     mdp_local_batch batch;
-    int64_t batch_number;
     uint32_t *ids;     /* [batch.n_token] */
     int32_t *category; /* [batch.n_token] */
     float *input;      /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */

@@ -271,13 +271,13 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     for (int64_t l = 0; l < model->n_layer; l++)
         w.n_roster = (int32_t)larger(w.n_roster, mdp_roster_most(model, l, pass->views, pass->n_stream));
     int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
-    token += pass->n_stream * pass->head_byte;
+    token += pass->n_stream * pass->token_byte;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);
     if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
     const mdp_panel_size panel = mdp_largest_panel(model, pass->views, pass->n_stream, type);
     int64_t weights = mdp_feed_depth(n_thread) * panel.n_byte + panel.n_scratch;
-    return w.share.n_token * token + angles + weights + most + SHARED_BYTE + message_bytes(&w) +
-           shared_bytes(comm, model, partition, pass->n_stream) +
+    return w.share.n_token * token + (partition->n_batch > 1 ? pass->batches_byte : 0) + angles + weights + most +
+           SHARED_BYTE + message_bytes(&w) + shared_bytes(comm, model, partition, pass->n_stream) +
            partition->n_pack * (int64_t)(sizeof(mdp_pack) + 2 * sizeof(int64_t));
 }

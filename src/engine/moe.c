@@ -405,8 +405,8 @@ static mdp_status new_buffers(mdp_engine *engine, int64_t layer, mdp_moe_buffers
 mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *norm) {
     const mdp_partition *partition = engine->partition;
     int32_t n_expert = engine->roster.n;
-    int64_t first = partition->batch_block[engine->batch_number],
-            end = partition->batch_block[engine->batch_number + 1];
+    int64_t first = partition->batch_block[engine->batch.number],
+            end = partition->batch_block[engine->batch.number + 1];
     int64_t n_block = end - first, n_cell = engine->n_branch * n_block * n_expert;
     int64_t *cells = NULL; /* [5, n_cell]: local rows, rows over all ranks, rows on lower ranks, and two for a wave */
     mdp_moe_buffers buffers = {0};
@@ -418,7 +418,7 @@ mdp_status mdp_moe_all(mdp_engine *engine, int64_t layer_number, const float *no
     MDP_TRY_GOTO(status, done, number_rows_all(engine, cells, n_cell, cells + n_cell, cells + 2 * n_cell));
     for (int64_t block = first; block < end && status.code == MDP_OK;) {
         mdp_wave w = {.first_block = block,
-                      .n_block = mdp_wave_blocks(engine->comm, partition, engine->batch_number, block, end)};
+                      .n_block = mdp_wave_blocks(engine->comm, partition, engine->batch.number, block, end)};
         int64_t *rows = cells + 3 * n_cell, *start = cells + 4 * n_cell;
         wave_cells(engine, &w, cells + n_cell, first, n_block, n_expert, rows);
         wave_cells(engine, &w, cells + 2 * n_cell, first, n_block, n_expert, start);

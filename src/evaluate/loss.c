@@ -74,7 +74,7 @@ void mdp_loss_destroy(mdp_loss *loss) {
 }
 
 mdp_pass mdp_loss_pass(int n_stream, const mdp_view *const *views) {
-    return (mdp_pass){.n_stream = n_stream, .with_head = true, .head_byte = (int64_t)sizeof(row_loss), .views = views};
+    return (mdp_pass){.n_stream = n_stream, .with_head = true, .token_byte = (int64_t)sizeof(row_loss), .views = views};
 }
 
 /* ---- panels -------------------------------------------------------------------------------------------------- */

@@ -131,6 +131,7 @@ mdp_status mdp_forward_all(const mdp_forward *forward) {
     mdp_status status = mdp_stage_open_all(forward, &stage);
     if (status.code == MDP_OK) status = mdp_agree_all(forward->comm, cut(forward, &stage, &partition));
     if (status.code == MDP_OK && partition) { /* agreed: there on every rank */
+        if (forward->cut) forward->cut(forward->context, partition);
         if (mdp_stage_is_finished(&stage))
             status = take_finished_all(forward, &stage);
         else

@@ -20,7 +20,9 @@ typedef struct mdp_forward {
     mdp_pass pass;
     const mdp_view *const *views; /* [n_stream] or NULL */
     const mdp_observers *observers;
-    /* Steps of the caller; each may be NULL. Local: errors are agreed on by the caller of them. */
+    /* Steps of the caller; each may be NULL. Local: errors are agreed on by the caller of them. cut: how tokens are
+     * cut, before anything else; nothing can fail. */
+    void (*cut)(void *context, const mdp_partition *partition);
     mdp_status (*begin_batch)(void *context, const mdp_engine *engine);
     mdp_status (*layer_done)(void *context, int64_t layer);
     /* After each layer of each batch; then a pass that redoes blocks does so, by redo_all (NULL: unseen). Both are
