@@ -45,15 +45,106 @@ bool mdp_short_add(mdp_short_sum *sum, double value);
 void mdp_short_normalise(mdp_short_sum *sum); /* carry: one form for one value */
 double mdp_short_value(const mdp_short_sum *sum);
 
+/* A vector for each expert of a layer, [n_expert, width], in exact sums. */
+typedef enum mdp_vector_id {
+    MDP_OUTPUT_SUM,         /* [d_model] sum over T_e of y; always collected, the others for similarities alone */
+    MDP_PAIR_COUNT,         /* [n_expert] tokens that chose both; on the diagonal n_e */
+    MDP_LOGIT_PRODUCT,      /* [n_expert] sum over all t of z_ti z_tj, z before any bias */
+    MDP_ROUTER_PRODUCT,     /* [n_expert] inner products of router rows */
+    MDP_WEIGHT_PRODUCT,     /* [n_expert] inner products of the three matrices */
+    MDP_PROBE_OUTPUT_SUM,   /* [d_model] sum over the probe's t of y */
+    MDP_PROBE_COSINE_SUM,   /* [n_expert] sum over the probe's t of cos(y_ti, y_tj) */
+    MDP_CKA_LINEAR_PRODUCT, /* [n_expert] inner products of centred kernels of y over the probe, each of norm 1 */
+    MDP_CKA_RBF_PRODUCT,    /* [n_expert] the same of other kernels */
+    MDP_N_VECTOR
+} mdp_vector_id;
+
+/* What becomes of a vector when files are joined. */
+typedef enum mdp_vector_join {
+    MDP_JOIN_SUM,  /* sums over tokens: added */
+    MDP_JOIN_SAME, /* of the model, not of the text */
+    MDP_JOIN_NONE  /* of one sample of tokens and no other: dropped */
+} mdp_vector_join;
+
+typedef struct mdp_vector {
+    const char *name; /* dataset name in stats.h5 */
+    const char *meaning, *unit, *source;
+    bool square; /* width n_expert, else d_model */
+    bool late;   /* complete with one step after the layer's last batch, else it grows with every batch */
+    mdp_vector_join join;
+} mdp_vector;
+extern const mdp_vector mdp_vectors[MDP_N_VECTOR];
+
+/* ---- similarity ------------------------------------------------------------------------------------------------ */
+
+/* How alike two experts of a layer are: a matrix [n_expert, n_expert] made from one of the vectors. */
+typedef enum mdp_similarity_id {
+    MDP_OUTPUT_MEAN_EUCLIDEAN,
+    MDP_OUTPUT_MEAN_COSINE,
+    MDP_OUTPUT_ROUTED_MEAN_EUCLIDEAN,
+    MDP_OUTPUT_ROUTED_MEAN_COSINE,
+    MDP_OUTPUT_COSINE,
+    MDP_CKA_LINEAR,
+    MDP_CKA_RBF,
+    MDP_WEIGHT_EUCLIDEAN,
+    MDP_WEIGHT_COSINE,
+    MDP_ROUTER_LOGIT,
+    MDP_ROUTER_ROW,
+    MDP_CO_ACTIVATION,
+    MDP_N_SIMILARITY
+} mdp_similarity_id;
+
+/* What must be seen, beside what is observed anyway. */
+typedef enum mdp_similarity_needs {
+    MDP_NEEDS_ROUTED_SUMS, /* nothing: the sums over routed tokens have it */
+    MDP_NEEDS_LOGITS,      /* the router's logits or choices of every token */
+    MDP_NEEDS_PROBE,       /* every expert on the same tokens */
+    MDP_NEEDS_WEIGHTS
+} mdp_similarity_needs;
+
+typedef struct mdp_similarity {
+    const char *name; /* as --similarity and stats.h5 know it */
+    const char *help; /* one line */
+    const char *source;
+    bool is_distance; /* 0 is alike; else a similarity, 1 is alike */
+    mdp_similarity_needs needs;
+    mdp_vector_id vector; /* what it is made from */
+} mdp_similarity;
+extern const mdp_similarity mdp_similarities[MDP_N_SIMILARITY];
+
+#define MDP_PROBE_TOKENS 1024 /* unless the user says otherwise */
+
+typedef struct mdp_similarity_request {
+    unsigned wanted;      /* a bit for each mdp_similarity_id; 0: none */
+    int64_t probe_tokens; /* tokens that every expert is run on, drawn by seed: at most; 0: no wanted one needs them */
+    uint64_t seed;
+} mdp_similarity_request;
+
+/* "a,b,..." or "none" -> the set. MDP_USAGE with the names that there are. Local. */
+mdp_status mdp_similarity_parse(const char *text, unsigned *wanted);
+/* The set as such a text; new. Local. */
+mdp_status mdp_similarity_print(unsigned wanted, char **text);
+/* A request in the one form that it is compared and stored in. */
+mdp_similarity_request mdp_similarity_request_of(unsigned wanted, int64_t probe_tokens, uint64_t seed);
+/* Bits of the vectors that it takes. */
+unsigned mdp_similarity_vectors(const mdp_similarity_request *request);
+/* Tell a pass over n_token tokens what it makes n_rank ranks hold. */
+void mdp_similarity_enlarge(const mdp_model *model, const mdp_similarity_request *request, int64_t n_token, int n_rank,
+                            mdp_pass *pass);
+
+/* ---- statistics ------------------------------------------------------------------------------------------------ */
+
 /* Statistics of one MoE layer; experts numbered as in the model. */
 typedef struct mdp_layer_stats {
     int64_t layer; /* index of the layer in the model */
     int32_t n_expert, top_k;
-    int32_t n_group, n_open;   /* groups of experts, and how many of them a token sees (mdp_router_rule) */
-    int64_t *counts;           /* [n_category, n_expert] rows routed */
-    mdp_exact *sums;           /* [MDP_N_SUM, n_category, n_expert], normalised */
-    double *maxima;            /* [MDP_N_MAX, n_category, n_expert], >= 0 */
-    mdp_short_sum *output_sum; /* [n_expert, d_model] sum over T_e of y, all categories; NULL where it is not held */
+    int32_t n_group, n_open; /* groups of experts, and how many of them a token sees (mdp_router_rule) */
+    int64_t *counts;         /* [n_category, n_expert] rows routed */
+    mdp_exact *sums;         /* [MDP_N_SUM, n_category, n_expert], normalised */
+    double *maxima;          /* [MDP_N_MAX, n_category, n_expert], >= 0 */
+    /* [n_expert, width] each, of all categories together; NULL where it is not held. Square ones are symmetric. */
+    mdp_short_sum *vectors[MDP_N_VECTOR];
+    double *similarity[MDP_N_SIMILARITY]; /* [n_expert, n_expert]; NULL before mdp_stats_make_similarity */
 } mdp_layer_stats;
 
 /* One of the files that statistics were joined from. */
@@ -70,6 +161,8 @@ typedef struct mdp_stats {
     char compute[128]; /* what multiplied, as mdp_gemm_describe says; empty: not known */
     int64_t d_model;
     int64_t n_token;
+    mdp_similarity_request similarity; /* what was collected for similarities */
+    double n_probe;                    /* tokens of the probe, each times its file's weight; 0: there is none */
     bool pruned_inputs; /* by pruned propagation: what each layer saw had passed the pruned layers before it */
     int n_category;
     char **category;         /* [n_category] ascending by byte order; equal names only after a weighted join */
@@ -82,37 +175,60 @@ typedef struct mdp_stats {
 } mdp_stats;
 
 /* An empty one for a model and tokens: names, fingerprints, and zeroed arrays for every MoE layer. Local. */
-mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, mdp_stats **out);
+mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, const mdp_similarity_request *request,
+                         mdp_stats **out);
+/* Numbers of a vector of an expert. */
+int64_t mdp_vector_width(mdp_vector_id id, int32_t n_expert, int64_t d_model);
 /* Arrays of one layer, zeroed, without vectors. Local. */
 mdp_status mdp_layer_stats_allocate(mdp_layer_stats *layer, int n_category);
 void mdp_stats_destroy(mdp_stats *stats); /* NULL is allowed */
 /* Bytes that statistics of a model take: in memory of the largest rank while they are collected, and in stats.h5. */
-int64_t mdp_stats_memory(const mdp_model *model, int n_category, int n_rank);
-int64_t mdp_stats_file_bytes(const mdp_model *model, int n_category);
+int64_t mdp_stats_memory(const mdp_model *model, int n_category, int n_rank, const mdp_similarity_request *request);
+int64_t mdp_stats_file_bytes(const mdp_model *model, int n_category, const mdp_similarity_request *request);
+
+/* Bytes that similarities take of a rank beside that, with n_token tokens and n_thread threads. */
+int64_t mdp_similarity_memory(const mdp_model *model, const mdp_similarity_request *request, int64_t n_token,
+                              int n_rank, int n_thread);
+/* What they make every rank of a layout do beside the pass, from headers alone: ranks [layout->size], added to. Local.
+ */
+void mdp_similarity_cost(const mdp_comm *layout, const mdp_model *model, const mdp_similarity_request *request,
+                         int64_t n_token, mdp_rank_cost *ranks);
 
 /* ---- collecting ------------------------------------------------------------------------------------------------ */
 
 /* The observers of one forward pass of the model as it is. Everything they add is integers or maxima, so neither the
  * order of tiles and tokens nor the thread or rank that had them can show in the result. */
 typedef struct mdp_collector mdp_collector;
-/* Adds to `stats`, which stays the caller's. Local. */
-mdp_status mdp_collector_new(const mdp_model *model, mdp_stats *stats, mdp_collector **out);
+/* What a collector works with; borrowed. */
+typedef struct mdp_collecting {
+    const mdp_model *model;
+    mdp_reader *reader;
+    mdp_gemm *gemm; /* for n_thread threads */
+    int n_thread;
+    bool allow_nonfinite; /* values that are not finite count as 0 */
+} mdp_collecting;
+/* Adds to `stats`, which stays the caller's, what it asks for. Local. MDP_BAD_INPUT: experts of a layer differ in width
+ * and their weights are to be compared. */
+mdp_status mdp_collector_new(const mdp_collecting *with, mdp_stats *stats, mdp_collector **out);
 void mdp_collector_destroy(mdp_collector *collector); /* NULL is allowed */
 mdp_observers mdp_collector_observers(mdp_collector *collector);
 /* The model is seen through a view (borrowed; NULL: as it is): what tokens number by the view is counted for the
  * experts of the model. */
 void mdp_collector_use_view(mdp_collector *collector, const mdp_view *view);
-/* Tell whose tokens the next layers see. */
-void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine);
+/* Tell how tokens are cut (borrowed), before anything else. */
+void mdp_collector_cut(mdp_collector *collector, const mdp_partition *partition);
+/* Tell whose tokens the next layers see. Local. */
+mdp_status mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine);
 /* After each layer of each batch: bring the layer's vector sums to the rank that keeps them. Collective on `comm`.
  * MDP_BAD_INPUT: a sum is not finite or out of range (names layer, expert and statistic). */
 mdp_status mdp_collector_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer);
 /* For a resume point: bring every layer's sums to the rank that keeps its vectors, and leave nothing elsewhere.
  * Collective on `comm`. */
 mdp_status mdp_collector_gather_all(const mdp_comm *comm, mdp_collector *collector);
-/* What has been collected, when the vectors of all layers of the model below n_layer have been (makes room for them
- * where they are to be kept). Local. */
-mdp_status mdp_collector_describe(const mdp_comm *comm, mdp_collector *collector, int64_t n_layer, mdp_point *point);
+/* What has been collected when `layer` layers of the model have been done in batch number `batch` (makes room for
+ * vectors where they are to be kept). Local. */
+mdp_status mdp_collector_describe(const mdp_comm *comm, mdp_collector *collector, int64_t batch, int64_t layer,
+                                  mdp_point *point);
 /* Is there anything to collect in a layer of the model? */
 bool mdp_collector_sees(const mdp_collector *collector, int64_t layer);
 /* Merge all ranks' statistics of a layer at rank 0, in normal form, after its last batch; vectors stay where they are.
@@ -129,8 +245,8 @@ mdp_status mdp_stats_write_all(const mdp_comm *comm, const mdp_stats *stats, con
 /* Read and check a stats.h5, without its vectors. Local: rank 0 calls it. MDP_BAD_INPUT: not such a file, newer
  * version, incomplete. */
 mdp_status mdp_stats_read(const char *path, mdp_stats **out);
-/* Add the vectors of the same file. Local. */
-mdp_status mdp_stats_read_vectors(const char *path, mdp_stats *stats);
+/* Add vectors of the same file: a bit for each mdp_vector_id. Local. MDP_BAD_INPUT: it does not hold one of them. */
+mdp_status mdp_stats_read_vectors(const char *path, mdp_stats *stats, unsigned wanted);
 
 /* ---- using ----------------------------------------------------------------------------------------------------- */
 
@@ -145,6 +261,16 @@ mdp_status mdp_stats_join(mdp_stats *const *all, const double *weight, const cha
 double mdp_stats_sum(const mdp_stats *stats, int64_t layer_index, mdp_statistic_id id, mdp_expert_t expert,
                      const double *weight);
 double mdp_stats_count(const mdp_stats *stats, int64_t layer_index, mdp_expert_t expert, const double *weight);
+/* Make a similarity of every layer, for mdp_stats_similarity. Vectors are there (mdp_stats_read_vectors,
+ * mdp_similarities[id].vector). Local. MDP_BAD_INPUT: they are not, or the files that were joined have none in common.
+ */
+mdp_status mdp_stats_make_similarity(mdp_stats *stats, mdp_similarity_id id);
+/* [n_expert, n_expert] row-major and symmetric; the statistics' own. NULL before it is made. A cosine with an expert
+ * that never gave anything but 0 is 0, also with itself. */
+const double *mdp_stats_similarity(const mdp_stats *stats, int64_t layer_index, mdp_similarity_id id);
+/* What output-mean-... or output-routed-mean-... compare: out [n_expert, d_model], the mean output of each expert (0
+ * where it has no tokens). Local. MDP_BAD_INPUT as above. */
+mdp_status mdp_stats_mean_outputs(const mdp_stats *stats, int64_t layer_index, mdp_similarity_id id, double *out);
 /* Largest over categories with weight[c] > 0 (NULL: all) of a maximum. */
 double mdp_stats_max(const mdp_stats *stats, int64_t layer_index, mdp_statistic_id id, mdp_expert_t expert,
                      const double *weight);

@@ -65,15 +65,18 @@ typedef struct mdp_propagation {
 } mdp_propagation;
 
 /* One forward over all tokens of the model, or (view not NULL) of what a plan leaves of it, with every tile observer;
- * the sums in *out, for experts as the model numbers them, are complete on rank 0. Collective on `comm`. Errors:
- * reading weights; NaN or Inf in a router (names layer and expert). */
+ * the sums in *out, for experts as the model numbers them, are complete on rank 0. similarity: what is collected for
+ * similarities of experts; NULL: nothing, as for a view. Collective on `comm`. Errors: reading weights; NaN or Inf in a
+ * router (names layer and expert). */
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
-                           const mdp_view *view, const mdp_forward_options *options, mdp_stats **out);
+                           const mdp_view *view, const mdp_similarity_request *similarity,
+                           const mdp_forward_options *options, mdp_stats **out);
 /* The same with pruned propagation: every layer as the model has it, on inputs that the decided layers before it
  * computed. Collective on `comm`. */
 mdp_status mdp_observe_pruned_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
                                   const mdp_tokens *tokens, const mdp_propagation *propagation,
-                                  const mdp_forward_options *options, mdp_stats **out);
+                                  const mdp_similarity_request *similarity, const mdp_forward_options *options,
+                                  mdp_stats **out);
 
 /* The criterion proficiency: one forward over all tokens of the model as it is, windows of MDP_PROFICIENCY_WINDOW
  * tokens in order. *out (new) [layers of the model], NULL for layers without experts; the same on every rank.

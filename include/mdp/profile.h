@@ -15,6 +15,7 @@ typedef enum mdp_phase {
     MDP_PHASE_DISPATCH, /* numbering and placing rows, sending them and their outputs */
     MDP_PHASE_EXPERTS,  /* the products of routed experts */
     MDP_PHASE_OBSERVERS,
+    MDP_PHASE_SIMILARITY, /* what similarities of experts take beside observing */
     MDP_PHASE_COMBINE,
     MDP_PHASE_MLP,   /* shared experts and dense layers */
     MDP_PHASE_HEAD,  /* the final norm, lm_head and the loss */

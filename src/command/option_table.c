@@ -23,6 +23,15 @@ static const char *method_help(int i) {
     return i < mdp_n_criterion ? mdp_criteria[i].help : mdp_recipes[i - mdp_n_criterion].help;
 }
 
+/* None, and then those that there are. */
+static const char *similarity_name(int i) {
+    return i == 0 ? "none" : i <= MDP_N_SIMILARITY ? mdp_similarities[i - 1].name : NULL;
+}
+
+static const char *similarity_help(int i) {
+    return i == 0 ? "nothing is compared" : mdp_similarities[i - 1].help;
+}
+
 /* All but the list, which --keep-file asks for. */
 static const char *budget_name(int i) {
     return i < MDP_BUDGET_LIST ? mdp_budget_names[i] : NULL;
@@ -127,6 +136,22 @@ const mdp_option mdp_option_table[N_OPTION] = {
          .help = "only these categories of the text; run and plan: with weights in the choice; \\, and \\: stand "
                  "for a comma and a colon in a name",
          .commands = FORWARD | COMMAND_PLAN | COMMAND_VERIFY},
+    [OPTION_SIMILARITY] = {.name = "similarity",
+                           .type = MDP_OPTION_TEXT,
+                           .value = "A,B,...",
+                           .fallback = "none",
+                           .help = "how alike the experts of each layer are, kept in the statistics",
+                           .choice = similarity_name,
+                           .choice_help = similarity_help,
+                           .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_PROBE_TOKENS] = {.name = "probe-tokens",
+                             .type = MDP_OPTION_SIZE,
+                             .value = "N",
+                             .fallback = "1024",
+                             .help = "similarities over the probe: run every expert on N tokens, drawn by --seed",
+                             .minimum = 2,
+                             .maximum = 1 << 15,
+                             .commands = COMMAND_RUN | COMMAND_OBSERVE},
     [OPTION_STATS] = {.name = "stats",
                       .type = MDP_OPTION_TEXT_LIST,
                       .value = "FILE[:WEIGHT]",
@@ -295,7 +320,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                      .value = "N",
                      .fallback = "0",
                      .help = "of everything that is drawn at random",
-                     .commands = CHOOSES | COMMAND_REFIT},
+                     .commands = CHOOSES | COMMAND_OBSERVE | COMMAND_REFIT},
     [OPTION_OUT] = {.name = "out",
                     .type = MDP_OPTION_TEXT,
                     .value = "PATH",

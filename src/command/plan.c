@@ -80,7 +80,8 @@ static mdp_status read_files(const mdp_option_value *given, bool vectors, files 
         MDP_TRY(split_weight(given->texts[i], &from->paths[i], &from->weight[i]));
         mdp_status status = mdp_stats_read(from->paths[i], &from->all[i]);
         if (status.code == MDP_OK) status = mdp_verify_seal_if_any(from->paths[i]); /* experts are chosen by it */
-        if (status.code == MDP_OK && vectors) status = mdp_stats_read_vectors(from->paths[i], from->all[i]);
+        if (status.code == MDP_OK && vectors)
+            status = mdp_stats_read_vectors(from->paths[i], from->all[i], 1u << MDP_OUTPUT_SUM);
         if (status.code == MDP_OK) continue;
         from->n++; /* this one too is to be freed */
         return status;

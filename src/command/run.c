@@ -10,6 +10,7 @@
 #include "command/mtp.h"
 #include "command/next.h"
 #include "command/refitting.h"
+#include "command/similar.h"
 #include "command/write.h"
 #include "mdp/report.h"
 
@@ -19,6 +20,7 @@
 typedef struct products {
     mdp_budget_options budget;
     int64_t n_round;
+    mdp_similarity_request similarity;
     bool refits;
     mdp_refit_options refit;
     mdp_stats *stats;
@@ -99,6 +101,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_method(session));
     MDP_AGREE(session->comm, check_rounds(session));
     MDP_AGREE(session->comm, check_propagation(session));
+    MDP_AGREE(session->comm, mdp_session_similarity(session, &made->similarity));
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_pretrained_all(session));
@@ -146,13 +149,14 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, count_rounds(session, made));
     MDP_TRY(open_outputs_all(session, made));
     if (session->finished) return mdp_ok();
-    int64_t held = mdp_stats_memory(session->model, session->tokens->n_category, session->layout->size);
+    int64_t held = mdp_session_stats_memory(session, &made->similarity);
     if (made->refits) held += mdp_session_refit_memory(session, &made->refit);
     MDP_TRY(mdp_session_weigh_all(session, held));
     MDP_TRY(
         mdp_session_foresee_all(session, &made->budget, made->n_round, made->refits ? &made->refit : NULL, &estimate));
+    MDP_AGREE(session->comm, mdp_session_add_similarity(session, &made->similarity, &estimate));
     /* Sums are as large in a resume point as in stats.h5; there may be two points beside it. */
-    int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category);
+    int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category, &made->similarity);
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written + estimate.bytes_saved + 3 * stats_byte));
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_begin_all(session));
     return mdp_session_open_lines_all(session, &estimate);
@@ -166,7 +170,7 @@ static mdp_status write_stats_all(mdp_session *session, mdp_stats *stats) {
     mdp_status status = mdp_agree_all(session->comm, mdp_session_make_path(session, "stats.h5", &path));
     if (status.code == MDP_OK) status = mdp_stats_write_all(session->comm, stats, path);
     if (status.code == MDP_OK && mdp_session_criterion(session)->needs_vectors) {
-        if (session->comm->rank == 0) status = mdp_stats_read_vectors(path, stats);
+        if (session->comm->rank == 0) status = mdp_stats_read_vectors(path, stats, 1u << MDP_OUTPUT_SUM);
         status = mdp_agree_all(session->comm, status);
     }
     mdp_free(path);
@@ -201,7 +205,7 @@ static mdp_status observe_pruned_all(mdp_session *session, products *made) {
     mdp_status status = mdp_agree_all(session->comm, mdp_transform_view_new(session->model, &propagation.view));
     if (status.code == MDP_OK)
         status = mdp_observe_pruned_all(session->comm, session->model, session->reader, session->tokens, &propagation,
-                                        &options, &made->stats);
+                                        &made->similarity, &options, &made->stats);
     mdp_view_destroy(propagation.view);
     return status;
 }
@@ -211,8 +215,8 @@ static mdp_status observe_all(mdp_session *session, products *made) {
     if (mdp_session_propagates(session))
         MDP_TRY(observe_pruned_all(session, made));
     else
-        MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL, &options,
-                                &made->stats));
+        MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL,
+                                &made->similarity, &options, &made->stats));
     MDP_TRY(write_stats_all(session, made->stats));
     session->stats_made = true;
     return mdp_ok();
@@ -243,8 +247,8 @@ static mdp_status go_on_all(mdp_session *session, const mdp_budget_options *budg
     char *text = NULL;
     mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, made->plan, NULL, &view));
     if (status.code == MDP_OK)
-        status =
-            mdp_observe_all(session->comm, session->model, session->reader, session->tokens, view, &options, &stats);
+        status = mdp_observe_all(session->comm, session->model, session->reader, session->tokens, view, NULL, &options,
+                                 &stats);
     if (status.code == MDP_OK) status = mdp_session_decide_all(session, stats, budget, round, &plan, &text);
     mdp_view_destroy(view);
     mdp_stats_destroy(stats);

@@ -7,7 +7,7 @@
  *
  * A vector sum has d_model elements for each expert: a rank collects those of one layer and hands them to the layer's
  * keeper, rank (index of the layer) modulo (number of ranks), so that no rank holds them all. */
-#include "mdp/observe.h"
+#include "observe/compare.h"
 
 #include <math.h>
 #include <string.h>
@@ -24,9 +24,11 @@ typedef struct layer_rule {
 
 struct mdp_collector {
     mdp_stats *stats;
-    int64_t n_layer;         /* of the model */
-    layer_rule *layers;      /* [n_layer] */
-    mdp_short_sum *vectors;  /* [most experts of a layer, d_model] of the layer in the making */
+    int64_t n_layer;                      /* of the model */
+    layer_rule *layers;                   /* [n_layer] */
+    mdp_short_sum *vectors[MDP_N_VECTOR]; /* [most experts of a layer, width] of the layer in the making; NULL: not
+                                           * wanted */
+    mdp_compare compare;
     const int32_t *category; /* of this rank's tokens; borrowed from the engine */
     const mdp_view *view;    /* NULL: the model as it is; borrowed */
     mdp_status failed;       /* first failure of an observer that cannot return one */
@@ -34,11 +36,14 @@ struct mdp_collector {
 
 /* ---- life ---------------------------------------------------------------------------------------------------- */
 
-static mdp_status fill_new(const mdp_model *model, mdp_stats *stats, mdp_collector *collector) {
-    int64_t largest = 0, n = 0;
+static mdp_status fill_new(const mdp_collecting *with, mdp_stats *stats, mdp_collector *collector) {
+    const mdp_model *model = with->model;
+    int32_t largest = 0;
+    int64_t n = 0;
     collector->stats = stats;
     collector->n_layer = model->n_layer;
     collector->failed = mdp_ok();
+    MDP_TRY(mdp_compare_begin(with, stats, &collector->compare));
     MDP_TRY(MDP_ALLOC(&collector->layers, model->n_layer, "statistics"));
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
@@ -48,14 +53,20 @@ static mdp_status fill_new(const mdp_model *model, mdp_stats *stats, mdp_collect
         largest = moe->n_expert > largest ? moe->n_expert : largest;
         n++;
     }
-    return MDP_ALLOC(&collector->vectors, largest * model->d_model, "sums of expert outputs");
+    for (int i = 0; i < MDP_N_VECTOR; i++) {
+        mdp_vector_id id = (mdp_vector_id)i;
+        if (mdp_compare_wants(&collector->compare, id))
+            MDP_TRY(MDP_ALLOC(&collector->vectors[id], largest * mdp_vector_width(id, largest, model->d_model),
+                              "vectors of experts"));
+    }
+    return mdp_ok();
 }
 
-mdp_status mdp_collector_new(const mdp_model *model, mdp_stats *stats, mdp_collector **out) {
+mdp_status mdp_collector_new(const mdp_collecting *with, mdp_stats *stats, mdp_collector **out) {
     mdp_collector *collector = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&collector, 1, "the collector of statistics"));
-    mdp_status status = fill_new(model, stats, collector);
+    mdp_status status = fill_new(with, stats, collector);
     if (status.code != MDP_OK) {
         mdp_collector_destroy(collector);
         return status;
@@ -67,7 +78,8 @@ mdp_status mdp_collector_new(const mdp_model *model, mdp_stats *stats, mdp_colle
 void mdp_collector_destroy(mdp_collector *collector) {
     if (!collector) return;
     mdp_free(collector->layers);
-    mdp_free(collector->vectors);
+    for (int id = 0; id < MDP_N_VECTOR; id++) mdp_free(collector->vectors[id]);
+    mdp_compare_clear(&collector->compare);
     mdp_free(collector);
 }
 
@@ -81,8 +93,13 @@ static mdp_expert_t number_in_model(const mdp_collector *collector, int64_t laye
     return seen && seen->n_expert > 0 ? seen->source[expert] : expert;
 }
 
-void mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine) {
+void mdp_collector_cut(mdp_collector *collector, const mdp_partition *partition) {
+    collector->compare.partition = partition;
+}
+
+mdp_status mdp_collector_begin_batch(mdp_collector *collector, const mdp_engine *engine) {
     collector->category = mdp_engine_batch(engine)->category;
+    return mdp_compare_begin_batch(&collector->compare, engine);
 }
 
 /* ---- adding -------------------------------------------------------------------------------------------------- */
@@ -149,7 +166,7 @@ static mdp_status add_category(const mdp_stats *stats, const mdp_layer_stats *la
 
 /* Add column sums of the tile's y to the vector of its expert; a partial is one column of the tile. */
 static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *tile, const double *column) {
-    mdp_short_sum *out = collector->vectors + tile->expert * tile->d_model;
+    mdp_short_sum *out = collector->vectors[MDP_OUTPUT_SUM] + tile->expert * tile->d_model;
     for (int64_t j = 0; j < tile->d_model; j++) {
         if (!mdp_short_add(&out[j], column[j]))
             return not_finite(collector->stats, tile->layer, tile->expert, "a sum of outputs", tile->category[0],
@@ -219,6 +236,8 @@ static mdp_status add_probabilities(const mdp_collector *collector, const mdp_ro
 }
 
 static void observe_routed(void *context, const mdp_routed_token *token) {
+    const mdp_collector *collector = context;
+    mdp_compare_routed(&collector->compare, token, collector->vectors);
     mdp_status status = add_probabilities(context, token);
     if (status.code != MDP_OK) note_failure(context, &status);
 }
@@ -257,34 +276,55 @@ static int keeper_of(const mdp_comm *comm, int64_t layer_index) {
     return (int)(layer_index % comm->size);
 }
 
-static mdp_status make_room(const mdp_stats *stats, mdp_layer_stats *layer) {
-    if (layer->output_sum) return mdp_ok();
-    return MDP_ALLOC(&layer->output_sum, layer->n_expert * stats->d_model, "sums of expert outputs");
+/* Sums of a vector of a layer. */
+static int64_t count_sums(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
+    return layer->n_expert * mdp_vector_width(id, layer->n_expert, stats->d_model);
 }
 
-/* The layer's keeper adds what all ranks collected. */
-static mdp_status keep_vectors(const mdp_collector *collector, mdp_layer_stats *layer) {
-    int64_t n = layer->n_expert * collector->stats->d_model;
-    MDP_TRY(make_room(collector->stats, layer));
+static mdp_status make_room(const mdp_stats *stats, mdp_layer_stats *layer, mdp_vector_id id) {
+    if (layer->vectors[id]) return mdp_ok();
+    return MDP_ALLOC(&layer->vectors[id], count_sums(stats, layer, id), "vectors of experts");
+}
+
+/* The layer's keeper adds what all ranks collected; of square vectors the lower triangle. */
+static mdp_status keep_vector(const mdp_collector *collector, mdp_layer_stats *layer, mdp_vector_id id) {
+    int64_t n = count_sums(collector->stats, layer, id), width = n / layer->n_expert;
+    MDP_TRY(make_room(collector->stats, layer, id));
+    mdp_short_sum *kept = layer->vectors[id];
     for (int64_t i = 0; i < n; i++) {
-        for (int j = 0; j < MDP_SHORT_LIMBS; j++) layer->output_sum[i].limb[j] += collector->vectors[i].limb[j];
-        mdp_short_normalise(&layer->output_sum[i]);
+        for (int j = 0; j < MDP_SHORT_LIMBS; j++) kept[i].limb[j] += collector->vectors[id][i].limb[j];
+        mdp_short_normalise(&kept[i]);
     }
+    for (int64_t i = 0; mdp_vectors[id].square && i < width; i++)
+        for (int64_t j = 0; j < i; j++) kept[j * width + i] = kept[i * width + j];
     return mdp_ok();
+}
+
+/* What all ranks collected of a vector of a layer goes to its keeper. Collective. */
+static mdp_status collect_vector_all(const mdp_comm *comm, const mdp_collector *collector, const layer_rule *rule,
+                                     mdp_vector_id id) {
+    mdp_short_sum *own = collector->vectors[id];
+    int64_t n = count_sums(collector->stats, rule->stats, id);
+    int keeper = keeper_of(comm, rule->index);
+    for (int64_t i = 0; i < n; i++) mdp_short_normalise(&own[i]);
+    MDP_TRY(mdp_sum_i64_to_root_all(comm, &own[0].limb[0], n * MDP_SHORT_LIMBS, keeper));
+    mdp_status status = mdp_ok();
+    if (comm->rank == keeper) status = keep_vector(collector, rule->stats, id);
+    memset(own, 0, (size_t)n * sizeof *own);
+    return mdp_agree_all(comm, status);
 }
 
 mdp_status mdp_collector_layer_all(const mdp_comm *comm, mdp_collector *collector, int64_t layer) {
     const layer_rule *rule = &collector->layers[layer];
     if (!rule->stats) return mdp_ok();
     MDP_AGREE(comm, collector->failed);
-    int64_t n = rule->stats->n_expert * collector->stats->d_model;
-    int keeper = keeper_of(comm, rule->index);
-    for (int64_t i = 0; i < n; i++) mdp_short_normalise(&collector->vectors[i]);
-    MDP_TRY(mdp_sum_i64_to_root_all(comm, &collector->vectors[0].limb[0], n * MDP_SHORT_LIMBS, keeper));
-    mdp_status status = mdp_ok();
-    if (comm->rank == keeper) status = keep_vectors(collector, rule->stats);
-    memset(collector->vectors, 0, (size_t)n * sizeof *collector->vectors);
-    return mdp_agree_all(comm, status);
+    MDP_TRY(mdp_compare_layer_all(comm, &collector->compare, layer, rule->index, keeper_of(comm, rule->index),
+                                  collector->vectors));
+    for (int id = 0; id < MDP_N_VECTOR; id++) {
+        bool due = collector->vectors[id] && (!mdp_vectors[id].late || mdp_compare_is_last(&collector->compare));
+        if (due) MDP_TRY(collect_vector_all(comm, collector, rule, (mdp_vector_id)id));
+    }
+    return mdp_ok();
 }
 
 /* Bring a layer's complete sums to normal form; a sum beyond the grid is named. */
@@ -388,26 +428,37 @@ static void *maxima_of(const mdp_layer_stats *layer) {
     return layer->maxima;
 }
 
-static mdp_status describe_vectors(const mdp_comm *comm, const mdp_stats *stats, int64_t n_layer, mdp_point *point) {
+/* n_layer: layers of the model that have the vector. */
+static mdp_status describe_vector(const mdp_comm *comm, const mdp_stats *stats, mdp_vector_id id, int64_t n_layer,
+                                  mdp_point *point) {
     int64_t *n_number = NULL;
     int section;
     MDP_TRY(MDP_ALLOC(&n_number, stats->n_layer, "layers of a resume point"));
     for (int64_t l = 0; l < stats->n_layer && stats->layers[l].layer < n_layer; l++)
-        n_number[l] = stats->layers[l].n_expert * stats->d_model * MDP_SHORT_LIMBS;
-    mdp_status status = mdp_point_add_section(point, "output-sums", MDP_I64, stats->n_layer, n_number, 0, &section);
+        n_number[l] = count_sums(stats, &stats->layers[l], id) * MDP_SHORT_LIMBS;
+    mdp_status status =
+        mdp_point_add_section(point, mdp_vectors[id].name, MDP_I64, stats->n_layer, n_number, 0, &section);
     for (int64_t l = comm->rank; l < stats->n_layer && status.code == MDP_OK; l += comm->size) {
         if (n_number[l] == 0) continue;
-        status = make_room(stats, &stats->layers[l]);
-        if (status.code == MDP_OK) status = mdp_point_add_part(point, section, l, 1, stats->layers[l].output_sum);
+        status = make_room(stats, &stats->layers[l], id);
+        if (status.code == MDP_OK) status = mdp_point_add_part(point, section, l, 1, stats->layers[l].vectors[id]);
     }
     mdp_free(n_number);
     return status;
 }
 
-mdp_status mdp_collector_describe(const mdp_comm *comm, mdp_collector *collector, int64_t n_layer, mdp_point *point) {
+mdp_status mdp_collector_describe(const mdp_comm *comm, mdp_collector *collector, int64_t batch, int64_t layer,
+                                  mdp_point *point) {
+    int64_t n_early = batch > 0 ? INT64_MAX : layer; /* layers that a batch has been through, and */
+    int64_t last = collector->compare.partition->n_batch - 1, n_late = batch > last    ? INT64_MAX
+                                                                       : batch == last ? layer
+                                                                                       : 0;
     const mdp_stats *stats = collector->stats;
     MDP_TRY(describe_scalars(comm, collector, "counts", MDP_I64, 1, counts_of, point));
     MDP_TRY(describe_scalars(comm, collector, "sums", MDP_I64, MDP_N_SUM * MDP_LIMBS, sums_of, point));
     MDP_TRY(describe_scalars(comm, collector, "maxima", MDP_F64, MDP_N_MAX, maxima_of, point));
-    return describe_vectors(comm, stats, n_layer, point);
+    for (int id = 0; id < MDP_N_VECTOR; id++)
+        if (collector->vectors[id])
+            MDP_TRY(describe_vector(comm, stats, (mdp_vector_id)id, mdp_vectors[id].late ? n_late : n_early, point));
+    return mdp_compare_describe(comm, &collector->compare, batch, layer, point);
 }

@@ -105,35 +105,45 @@ static void add_category(const mdp_layer_stats *one, int n_one, int from, int n_
     }
 }
 
-static mdp_status add_vectors(const mdp_layer_stats *one, int64_t n, double weight, mdp_layer_stats *all) {
+static mdp_status add_vector(const mdp_layer_stats *one, mdp_vector_id id, int64_t n, double weight,
+                             mdp_layer_stats *all) {
+    const mdp_short_sum *own = one->vectors[id];
     for (int64_t i = 0; i < n; i++) {
-        mdp_short_sum *sum = &all->output_sum[i];
+        mdp_short_sum *sum = &all->vectors[id][i];
         if (weight == 1.0) {
-            for (int j = 0; j < MDP_SHORT_LIMBS; j++) sum->limb[j] += one->output_sum[i].limb[j];
-        } else if (!mdp_short_add(sum, weight * mdp_short_value(&one->output_sum[i]))) {
-            return MDP_ERROR(MDP_BAD_INPUT,
-                             "layer %lld: the weight %g makes a sum of outputs too large; take a smaller one.",
-                             (long long)one->layer, weight);
+            for (int j = 0; j < MDP_SHORT_LIMBS; j++) sum->limb[j] += own[i].limb[j];
+        } else if (!mdp_short_add(sum, weight * mdp_short_value(&own[i]))) {
+            return MDP_ERROR(MDP_BAD_INPUT, "layer %lld: the weight %g makes '%s' too large; take a smaller one.",
+                             (long long)one->layer, weight, mdp_vectors[id].name);
         }
         mdp_short_normalise(sum);
     }
     return mdp_ok();
 }
 
+/* A vector of layer number l that all files have; what is of one text only stays with one file alone. */
+static mdp_status join_vector(mdp_stats *const *all, const double *weight, int n, int64_t l, mdp_vector_id id,
+                              mdp_stats *out) {
+    mdp_layer_stats *layer = &out->layers[l];
+    int64_t n_element = layer->n_expert * mdp_vector_width(id, layer->n_expert, out->d_model);
+    bool sums = mdp_vectors[id].join == MDP_JOIN_SUM, there = n == 1 || mdp_vectors[id].join != MDP_JOIN_NONE;
+    for (int f = 0; f < n; f++) there = there && all[f]->layers[l].vectors[id];
+    if (!there) return mdp_ok();
+    MDP_TRY(MDP_ALLOC(&layer->vectors[id], n_element, "vectors of experts"));
+    for (int f = 0; f < (sums ? n : 1); f++)
+        MDP_TRY(add_vector(&all[f]->layers[l], id, n_element, sums ? weight[f] : 1.0, layer));
+    return mdp_ok();
+}
+
 static mdp_status join_layer(mdp_stats *const *all, const double *weight, int n, const source *sources, int n_source,
                              int64_t l, mdp_stats *out) {
     mdp_layer_stats *layer = &out->layers[l];
-    int64_t n_element = layer->n_expert * out->d_model;
-    bool vectors = true;
     MDP_TRY(mdp_layer_stats_allocate(layer, out->n_category));
     for (int i = 0; i < n_source; i++) {
         const mdp_stats *one = all[sources[i].file];
         add_category(&one->layers[l], one->n_category, sources[i].category, out->n_category, sources[i].place, layer);
     }
-    for (int f = 0; f < n; f++) vectors = vectors && all[f]->layers[l].output_sum;
-    if (!vectors) return mdp_ok();
-    MDP_TRY(MDP_ALLOC(&layer->output_sum, n_element, "sums of expert outputs"));
-    for (int f = 0; f < n; f++) MDP_TRY(add_vectors(&all[f]->layers[l], n_element, weight[f], layer));
+    for (int id = 0; id < MDP_N_VECTOR; id++) MDP_TRY(join_vector(all, weight, n, l, (mdp_vector_id)id, out));
     return mdp_ok();
 }
 
@@ -149,6 +159,7 @@ static mdp_status describe(mdp_stats *const *all, const double *weight, int n, m
     out->n_part = n;
     for (int f = 0; f < n; f++) {
         out->n_token += all[f]->n_token;
+        out->n_probe += weight[f] * all[f]->n_probe;
         if (strcmp(all[f]->compute, first->compute) != 0) snprintf(out->compute, sizeof out->compute, "several kinds");
         out->parts[f] = (mdp_stats_part){.n_token = all[f]->n_token, .weight = weight[f]};
         memcpy(out->parts[f].tokens_fingerprint, all[f]->tokens_fingerprint, sizeof first->tokens_fingerprint);

@@ -45,11 +45,6 @@ const mdp_statistic mdp_statistics[MDP_N_STATISTIC] = {
                      .merge = MDP_MERGE_MAX},
 };
 
-const mdp_statistic mdp_output_sum = {.name = "output_sum",
-                                      .meaning = "sum over the routed tokens of y, all categories",
-                                      .unit = "value of the hidden state",
-                                      .source = "REAP, arXiv 2510.13999"};
-
 /* ---- life ---------------------------------------------------------------------------------------------------- */
 
 mdp_status mdp_layer_stats_allocate(mdp_layer_stats *layer, int n_category) {
@@ -59,7 +54,10 @@ mdp_status mdp_layer_stats_allocate(mdp_layer_stats *layer, int n_category) {
     return MDP_ALLOC(&layer->maxima, n * MDP_N_MAX, "statistics");
 }
 
-static mdp_status fill_new(const mdp_model *model, const mdp_tokens *tokens, mdp_stats *stats) {
+static mdp_status fill_new(const mdp_model *model, const mdp_tokens *tokens, const mdp_similarity_request *request,
+                           mdp_stats *stats) {
+    stats->similarity = *request;
+    stats->n_probe = (double)(request->probe_tokens < tokens->n_token ? request->probe_tokens : tokens->n_token);
     memcpy(stats->model_fingerprint, model->catalogue->fingerprint, sizeof stats->model_fingerprint);
     memcpy(stats->tokens_fingerprint, tokens->fingerprint, sizeof stats->tokens_fingerprint);
     memcpy(stats->model_type, model->model_type, sizeof stats->model_type);
@@ -86,11 +84,12 @@ static mdp_status fill_new(const mdp_model *model, const mdp_tokens *tokens, mdp
     return mdp_ok();
 }
 
-mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, mdp_stats **out) {
+mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, const mdp_similarity_request *request,
+                         mdp_stats **out) {
     mdp_stats *stats = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&stats, 1, "statistics"));
-    mdp_status status = fill_new(model, tokens, stats);
+    mdp_status status = fill_new(model, tokens, request, stats);
     if (status.code != MDP_OK) {
         mdp_stats_destroy(stats);
         return status;
@@ -105,7 +104,8 @@ void mdp_stats_destroy(mdp_stats *stats) {
         mdp_free(stats->layers[l].counts);
         mdp_free(stats->layers[l].sums);
         mdp_free(stats->layers[l].maxima);
-        mdp_free(stats->layers[l].output_sum);
+        for (int id = 0; id < MDP_N_VECTOR; id++) mdp_free(stats->layers[l].vectors[id]);
+        for (int id = 0; id < MDP_N_SIMILARITY; id++) mdp_free(stats->layers[l].similarity[id]);
     }
     for (int c = 0; stats->category && c < stats->n_category; c++) mdp_free(stats->category[c]);
     mdp_free(stats->layers);
@@ -132,18 +132,34 @@ static void count_experts(const mdp_model *model, int64_t *n_expert, int64_t *la
 
 #define SCALAR_BYTES (8 + MDP_N_SUM * (int64_t)sizeof(mdp_exact) + 8 * MDP_N_MAX) /* of an expert and category */
 
-int64_t mdp_stats_memory(const mdp_model *model, int n_category, int n_rank) {
+/* Sums of the vectors of a layer. */
+static int64_t count_vectors(const mdp_similarity_request *request, int64_t n_expert, int64_t d_model) {
+    unsigned vectors = mdp_similarity_vectors(request);
+    int64_t n = 0;
+    for (int id = 0; id < MDP_N_VECTOR; id++)
+        if (vectors >> id & 1) n += n_expert * mdp_vector_width((mdp_vector_id)id, (int32_t)n_expert, d_model);
+    return n;
+}
+
+int64_t mdp_stats_memory(const mdp_model *model, int n_category, int n_rank, const mdp_similarity_request *request) {
     int64_t n_expert, largest, n_layer;
     count_experts(model, &n_expert, &largest, &n_layer);
     int64_t kept = 1 + (n_layer + n_rank - 1) / n_rank; /* layers whose vectors a rank has, one of them in the making */
-    return n_expert * n_category * SCALAR_BYTES + kept * largest * model->d_model * (int64_t)sizeof(mdp_short_sum);
+    return n_expert * n_category * SCALAR_BYTES +
+           kept * count_vectors(request, largest, model->d_model) * (int64_t)sizeof(mdp_short_sum);
 }
 
-int64_t mdp_stats_file_bytes(const mdp_model *model, int n_category) {
-    int64_t n_expert, largest, n_layer;
+int64_t mdp_stats_file_bytes(const mdp_model *model, int n_category, const mdp_similarity_request *request) {
+    int64_t n_expert, largest, n_layer, n_byte;
     count_experts(model, &n_expert, &largest, &n_layer);
-    return n_expert * n_category * (SCALAR_BYTES + 8 * MDP_N_SUM) +
-           n_expert * model->d_model * ((int64_t)sizeof(mdp_short_sum) + 8) + n_layer * 20000;
+    n_byte = n_expert * n_category * (SCALAR_BYTES + 8 * MDP_N_SUM) + n_layer * 20000;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        int64_t n = model->layers[l].moe.n_expert;
+        n_byte += count_vectors(request, n, model->d_model) * ((int64_t)sizeof(mdp_short_sum) + 8);
+        n_byte += __builtin_popcount(request->wanted) * (8 * n * n + 1000);
+    }
+    return n_byte;
 }
 
 /* ---- over categories ----------------------------------------------------------------------------------------- */

@@ -9,8 +9,10 @@
 #define MDP_STATS_ORIGINAL "{\"propagate\": \"original\"}"
 #define MDP_STATS_PRUNED "{\"propagate\": \"pruned\"}"
 #define MDP_STATS_VERSION "1.0"
+/* Group in a layer's that holds the matrices of similarities. */
+#define MDP_STATS_SIMILARITY "similarity"
 
-/* The one vector statistic: sum over T_e of y. */
-extern const mdp_statistic mdp_output_sum;
+/* mdp_stats_make_similarity for one layer. Local. */
+mdp_status mdp_layer_make_similarity(mdp_stats *stats, int64_t layer_index, mdp_similarity_id id);
 
 #endif

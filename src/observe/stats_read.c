@@ -192,6 +192,25 @@ static mdp_status check_kind(hid_t file, const char *path) {
     return MDP_ERROR(MDP_BAD_INPUT, "%s was not finished (no completion mark); run observe again", path);
 }
 
+/* What was collected for similarities; without the attributes nothing was. */
+static mdp_status read_request(hid_t file, mdp_stats *stats, const char *path) {
+    char names[1024];
+    unsigned wanted;
+    int64_t n = 0, seed = 0;
+    if (!mdp_hdf5_has_attribute(file, "similarities")) return mdp_ok();
+    MDP_TRY(mdp_hdf5_short_attribute(path, THE_FILE, file, "similarities", names, sizeof names));
+    if (mdp_similarity_parse(names, &wanted).code != MDP_OK)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s holds similarities that this version does not know: %s", path, names);
+    if (mdp_hdf5_has_attribute(file, "probe_tokens")) {
+        MDP_TRY(mdp_hdf5_integer_attribute(path, THE_FILE, file, "probe_tokens", &n));
+        MDP_TRY(mdp_hdf5_integer_attribute(path, THE_FILE, file, "probe_seed", &seed));
+    }
+    if (n < 0) return unreadable(path, "the number of tokens of the probe");
+    stats->similarity = mdp_similarity_request_of(wanted, n, (uint64_t)seed);
+    stats->n_probe = (double)(n < stats->n_token ? n : stats->n_token);
+    return mdp_ok();
+}
+
 /* What it is of. */
 static mdp_status read_description(hid_t file, mdp_stats *stats, const char *path) {
     char text[64];
@@ -209,6 +228,7 @@ static mdp_status read_description(hid_t file, mdp_stats *stats, const char *pat
     if (!stats->pruned_inputs && strcmp(text, MDP_STATS_ORIGINAL) != 0)
         return MDP_ERROR(MDP_BAD_INPUT, "%s was collected with options that this version does not know: %s", path,
                          text);
+    MDP_TRY(read_request(file, stats, path));
     if (!mdp_hdf5_has_attribute(file, "compute")) return mdp_ok();
     return mdp_hdf5_short_attribute(path, THE_FILE, file, "compute", stats->compute, sizeof stats->compute);
 }
@@ -237,26 +257,57 @@ mdp_status mdp_stats_read(const char *path, mdp_stats **out) {
     return mdp_ok();
 }
 
-static mdp_status read_layer_vectors(hid_t file, const mdp_stats *stats, mdp_layer_stats *layer, const char *path) {
+/* A symmetric one is written so. */
+static bool is_symmetric(const mdp_short_sum *sums, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < i; j++)
+            if (memcmp(&sums[i * n + j], &sums[j * n + i], sizeof *sums) != 0) return false;
+    return true;
+}
+
+static mdp_status read_vector(hid_t file, const mdp_stats *stats, mdp_layer_stats *layer, mdp_vector_id id,
+                              const char *path) {
+    const mdp_vector *vector = &mdp_vectors[id];
     char name[96];
-    const int64_t shape[3] = {layer->n_expert, stats->d_model, MDP_SHORT_LIMBS};
-    snprintf(name, sizeof name, "layers/%lld/%s_limbs", (long long)layer->layer, mdp_output_sum.name);
+    const int64_t shape[3] = {layer->n_expert, mdp_vector_width(id, layer->n_expert, stats->d_model), MDP_SHORT_LIMBS};
+    int64_t n = shape[0] * shape[1];
+    snprintf(name, sizeof name, "layers/%lld/%s_limbs", (long long)layer->layer, vector->name);
     MDP_TRY(mdp_hdf5_check_array(path, file, name, 3, shape));
-    MDP_TRY(MDP_ALLOC(&layer->output_sum, layer->n_expert * stats->d_model, "sums of expert outputs"));
-    MDP_TRY(mdp_hdf5_array(path, file, name, H5T_NATIVE_INT64, 3, shape, &layer->output_sum[0].limb[0]));
-    for (int64_t i = 0; i < layer->n_expert * stats->d_model; i++) {
-        if (!is_normal(layer->output_sum[i].limb, MDP_SHORT_LIMBS, INT64_C(1) << 62))
-            return unlikely(path, layer, mdp_output_sum.name);
+    MDP_TRY(MDP_ALLOC(&layer->vectors[id], n, "vectors of experts"));
+    mdp_short_sum *sums = layer->vectors[id];
+    MDP_TRY(mdp_hdf5_array(path, file, name, H5T_NATIVE_INT64, 3, shape, &sums[0].limb[0]));
+    for (int64_t i = 0; i < n; i++) {
+        if (!is_normal(sums[i].limb, MDP_SHORT_LIMBS, INT64_C(1) << 62)) return unlikely(path, layer, vector->name);
+    }
+    for (int64_t i = 0; vector->square && i < shape[0]; i++) {
+        if (sums[i * shape[1] + i].limb[MDP_SHORT_LIMBS - 1] < 0) return unlikely(path, layer, vector->name);
+    }
+    return vector->square && !is_symmetric(sums, shape[0]) ? unlikely(path, layer, vector->name) : mdp_ok();
+}
+
+/* That the file has what is wanted. */
+static mdp_status check_wanted(const mdp_stats *stats, unsigned wanted, const char *path) {
+    unsigned has = mdp_similarity_vectors(&stats->similarity);
+    for (int id = 0; id < MDP_N_SIMILARITY; id++) {
+        unsigned bit = 1u << mdp_similarities[id].vector;
+        if ((wanted & bit) && !(has & bit))
+            return MDP_ERROR(MDP_BAD_INPUT,
+                             "%s does not hold what the similarity %s is made from; observe with --similarity %s.",
+                             path, mdp_similarities[id].name, mdp_similarities[id].name);
     }
     return mdp_ok();
 }
 
-mdp_status mdp_stats_read_vectors(const char *path, mdp_stats *stats) {
+mdp_status mdp_stats_read_vectors(const char *path, mdp_stats *stats, unsigned wanted) {
     hid_t file;
     mdp_status status = mdp_ok();
+    MDP_TRY(check_wanted(stats, wanted, path));
     MDP_TRY(mdp_hdf5_open(path, "statistics as moe-dist-prune observe writes them", &file));
-    for (int64_t l = 0; l < stats->n_layer && status.code == MDP_OK; l++) {
-        if (!stats->layers[l].output_sum) status = read_layer_vectors(file, stats, &stats->layers[l], path);
+    for (int64_t l = 0; l < stats->n_layer; l++) {
+        mdp_layer_stats *layer = &stats->layers[l];
+        for (int id = 0; id < MDP_N_VECTOR && status.code == MDP_OK; id++)
+            if ((wanted >> id & 1) && !layer->vectors[id])
+                status = read_vector(file, stats, layer, (mdp_vector_id)id, path);
     }
     H5Fclose(file);
     return status;

@@ -59,19 +59,25 @@ static hid_t create_group(hid_t parent, const char *name) {
     return group;
 }
 
-static bool describe(hid_t dataset, const mdp_statistic *row, int64_t n_sample) {
+/* What attributes say of an array. */
+typedef struct description {
+    const char *name, *meaning, *unit, *source, *merges;
+    int64_t n_sample;
+} description;
+
+static bool describe(hid_t dataset, const description *row) {
     return write_text_attribute(dataset, "meaning", row->meaning) && write_text_attribute(dataset, "unit", row->unit) &&
            write_text_attribute(dataset, "source", row->source) &&
-           write_text_attribute(dataset, "merges", row->merge == MDP_MERGE_MAX ? "max" : "sum") &&
-           write_number_attribute(dataset, "n_samples", n_sample);
+           write_text_attribute(dataset, "merges", row->merges) &&
+           write_number_attribute(dataset, "n_samples", row->n_sample);
 }
 
 /* A described f64 array; false when it cannot be written. */
-static bool write_described(hid_t group, const mdp_statistic *row, int n_dim, const hsize_t *shape,
-                            const double *values, int64_t n_sample) {
+static bool write_described(hid_t group, const description *row, int n_dim, const hsize_t *shape,
+                            const double *values) {
     hid_t dataset = write_array(group, row->name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, n_dim, shape, values);
     if (dataset < 0) return false;
-    bool good = describe(dataset, row, n_sample);
+    bool good = describe(dataset, row);
     return H5Dclose(dataset) >= 0 && good;
 }
 
@@ -85,27 +91,32 @@ static bool write_limbs(hid_t group, const char *name, const hsize_t *shape, con
     return H5Dclose(dataset) >= 0 && good;
 }
 
-static int64_t samples_of(const mdp_stats *stats, const mdp_layer_stats *layer, const mdp_statistic *row) {
-    return row->all_tokens ? stats->n_token : stats->n_token * layer->top_k;
+static description describe_statistic(const mdp_stats *stats, const mdp_layer_stats *layer, const mdp_statistic *row) {
+    return (description){.name = row->name,
+                         .meaning = row->meaning,
+                         .unit = row->unit,
+                         .source = row->source,
+                         .merges = row->merge == MDP_MERGE_MAX ? "max" : "sum",
+                         .n_sample = row->all_tokens ? stats->n_token : stats->n_token * layer->top_k};
 }
 
 /* A sum as f64 and its limbs. values is scratch for [n_category, n_expert]. */
 static bool write_sum(hid_t group, const mdp_stats *stats, const mdp_layer_stats *layer, int id, double *values) {
-    const mdp_statistic *row = &mdp_statistics[id];
+    const description row = describe_statistic(stats, layer, &mdp_statistics[id]);
     hsize_t shape[3] = {(hsize_t)stats->n_category, (hsize_t)layer->n_expert, MDP_LIMBS};
     int64_t n = (int64_t)stats->n_category * layer->n_expert;
     const mdp_exact *sums = layer->sums + id * n;
     for (int64_t i = 0; i < n; i++) values[i] = mdp_exact_value(&sums[i]);
-    return write_described(group, row, 2, shape, values, samples_of(stats, layer, row)) &&
-           write_limbs(group, row->name, shape, sums,
+    return write_described(group, &row, 2, shape, values) &&
+           write_limbs(group, row.name, shape, sums,
                        "the same sums as fixed-point limbs: limb i has weight 2^(32 i - 160)");
 }
 
 static bool write_max(hid_t group, const mdp_stats *stats, const mdp_layer_stats *layer, int id) {
-    const mdp_statistic *row = &mdp_statistics[id];
+    const description row = describe_statistic(stats, layer, &mdp_statistics[id]);
     hsize_t shape[2] = {(hsize_t)stats->n_category, (hsize_t)layer->n_expert};
     const double *values = layer->maxima + (int64_t)(id - MDP_N_SUM) * stats->n_category * layer->n_expert;
-    return write_described(group, row, 2, shape, values, samples_of(stats, layer, row));
+    return write_described(group, &row, 2, shape, values);
 }
 
 static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_stats *layer, double *values) {
@@ -151,6 +162,19 @@ static bool write_categories(hid_t file, const mdp_stats *stats) {
     return good;
 }
 
+/* What was collected for similarities; nothing where nothing was. */
+static bool write_request(hid_t file, const mdp_stats *stats) {
+    const mdp_similarity_request *request = &stats->similarity;
+    char *names = NULL;
+    if (request->wanted == 0) return true;
+    bool good = mdp_similarity_print(request->wanted, &names).code == MDP_OK &&
+                write_text_attribute(file, "similarities", names);
+    mdp_free(names);
+    if (!good || request->probe_tokens == 0) return good;
+    return write_number_attribute(file, "probe_tokens", request->probe_tokens) &&
+           write_number_attribute(file, "probe_seed", (int64_t)request->seed);
+}
+
 static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *path) {
     MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
     if (!write_text_attribute(file, "format", MDP_STATS_FORMAT) ||
@@ -161,7 +185,8 @@ static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *
         !write_text_attribute(file, "options", stats->pruned_inputs ? MDP_STATS_PRUNED : MDP_STATS_ORIGINAL) ||
         (stats->compute[0] != '\0' && !write_text_attribute(file, "compute", stats->compute)) ||
         !write_number_attribute(file, "d_model", stats->d_model) ||
-        !write_number_attribute(file, "n_tokens", stats->n_token) || !write_categories(file, stats)) {
+        !write_number_attribute(file, "n_tokens", stats->n_token) || !write_request(file, stats) ||
+        !write_categories(file, stats)) {
         return broken(path, "the description");
     }
     int64_t most = 1;
@@ -185,42 +210,118 @@ static mdp_status write_scalars(const mdp_stats *stats, const char *path, hid_t 
     return write_content(*file, stats, path);
 }
 
-/* One layer's vectors; sums [n_expert, d_model], NULL when no rank holds any. Rank 0. */
-static mdp_status write_vectors(hid_t file, const mdp_stats *stats, const mdp_layer_stats *layer,
-                                const mdp_short_sum *sums, const char *path) {
-    int64_t n = layer->n_expert * stats->d_model;
+/* ---- vectors ------------------------------------------------------------------------------------------------- */
+
+static int64_t samples_of(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
+    if (id == MDP_OUTPUT_SUM) return stats->n_token * layer->top_k;
+    if (mdp_vectors[id].join == MDP_JOIN_SAME) return 0;
+    return mdp_vectors[id].late ? (int64_t)stats->n_probe : stats->n_token;
+}
+
+/* One of a layer's vectors as f64 and its limbs. */
+static mdp_status write_vector(hid_t group, const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id,
+                               const char *path) {
+    static const char *const merges[] = {
+        [MDP_JOIN_SUM] = "sum", [MDP_JOIN_SAME] = "same", [MDP_JOIN_NONE] = "not at all"};
+    const mdp_vector *vector = &mdp_vectors[id];
+    const mdp_short_sum *sums = layer->vectors[id];
+    int64_t width = mdp_vector_width(id, layer->n_expert, stats->d_model), n = layer->n_expert * width;
+    const description row = {.name = vector->name,
+                             .meaning = vector->meaning,
+                             .unit = vector->unit,
+                             .source = vector->source,
+                             .merges = merges[vector->join],
+                             .n_sample = samples_of(stats, layer, id)};
     double *values = NULL;
-    char name[64];
-    if (!sums) return mdp_ok();
-    MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
-    MDP_TRY(MDP_ALLOC(&values, n, "sums of expert outputs"));
+    MDP_TRY(MDP_ALLOC(&values, n, "vectors of experts"));
     for (int64_t i = 0; i < n; i++) values[i] = mdp_short_value(&sums[i]);
-    snprintf(name, sizeof name, "layers/%lld", (long long)layer->layer);
-    hsize_t shape[3] = {(hsize_t)layer->n_expert, (hsize_t)stats->d_model, MDP_SHORT_LIMBS};
-    hid_t group = H5Gopen2(file, name, H5P_DEFAULT);
-    bool good = group >= 0 &&
-                write_described(group, &mdp_output_sum, 2, shape, values, samples_of(stats, layer, &mdp_output_sum)) &&
-                write_limbs(group, mdp_output_sum.name, shape, sums,
+    hsize_t shape[3] = {(hsize_t)layer->n_expert, (hsize_t)width, MDP_SHORT_LIMBS};
+    bool good = write_described(group, &row, 2, shape, values) &&
+                write_limbs(group, row.name, shape, sums,
                             "the same sums as fixed-point limbs: limb i has weight 2^(32 i - 64)");
-    if (group >= 0) good = H5Gclose(group) >= 0 && good;
     mdp_free(values);
     return good ? mdp_ok() : broken(path, "the vectors of a layer");
 }
 
-/* Vectors of every layer, from the rank that has them through rank 0 to the file. */
+static bool write_matrix(hid_t group, const mdp_similarity *row, int32_t n_expert, const double *values) {
+    hsize_t shape[2] = {(hsize_t)n_expert, (hsize_t)n_expert};
+    hid_t dataset = write_array(group, row->name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, 2, shape, values);
+    bool good = dataset >= 0 && write_text_attribute(dataset, "meaning", row->help) &&
+                write_text_attribute(dataset, "kind", row->is_distance ? "distance" : "similarity") &&
+                write_text_attribute(dataset, "source", row->source);
+    return (dataset < 0 || H5Dclose(dataset) >= 0) && good;
+}
+
+/* The matrices that were asked for, of the one layer in stats: for people and h5py, a reader makes them anew. */
+static mdp_status write_similarities(hid_t group, mdp_stats *stats, const char *path) {
+    mdp_status status = mdp_ok();
+    if (stats->similarity.wanted == 0) return status;
+    hid_t inner = create_group(group, MDP_STATS_SIMILARITY);
+    if (inner < 0) return broken(path, "the similarities of a layer");
+    for (int i = 0; i < MDP_N_SIMILARITY && status.code == MDP_OK; i++) {
+        mdp_similarity_id id = (mdp_similarity_id)i;
+        if (!(stats->similarity.wanted >> i & 1)) continue;
+        status = mdp_layer_make_similarity(stats, 0, id);
+        if (status.code == MDP_OK &&
+            !write_matrix(inner, &mdp_similarities[i], stats->layers->n_expert, mdp_stats_similarity(stats, 0, id)))
+            status = broken(path, "the similarities of a layer");
+    }
+    if (H5Gclose(inner) < 0 && status.code == MDP_OK) status = broken(path, "the similarities of a layer");
+    return status;
+}
+
+/* The vectors of the one layer in stats, and the matrices made from them. Rank 0. */
+static mdp_status write_layer_vectors(hid_t file, mdp_stats *stats, const char *path) {
+    const mdp_layer_stats *layer = stats->layers;
+    char name[64];
+    MDP_TRY(mdp_fault(MDP_IO, "write to HDF5"));
+    snprintf(name, sizeof name, "layers/%lld", (long long)layer->layer);
+    hid_t group = H5Gopen2(file, name, H5P_DEFAULT);
+    mdp_status status = group >= 0 ? mdp_ok() : broken(path, "the vectors of a layer");
+    for (int id = 0; id < MDP_N_VECTOR && status.code == MDP_OK; id++)
+        if (layer->vectors[id]) status = write_vector(group, stats, layer, (mdp_vector_id)id, path);
+    if (status.code == MDP_OK) status = write_similarities(group, stats, path);
+    if (group >= 0 && H5Gclose(group) < 0 && status.code == MDP_OK) status = broken(path, "the vectors of a layer");
+    return status;
+}
+
+/* The vectors of a layer come to rank 0, which has room for them in `one`. */
+static mdp_status gather_vectors_all(const mdp_comm *comm, const mdp_stats *stats, const mdp_layer_stats *layer,
+                                     mdp_layer_stats *one) {
+    unsigned wanted = mdp_similarity_vectors(&stats->similarity);
+    for (int id = 0; id < MDP_N_VECTOR; id++) {
+        int64_t width = mdp_vector_width((mdp_vector_id)id, layer->n_expert, stats->d_model), n_got = 0;
+        int64_t n_byte = layer->n_expert * width * (int64_t)sizeof(mdp_short_sum);
+        void *got = NULL;
+        one->vectors[id] = NULL;
+        if (!(wanted >> id & 1)) continue;
+        MDP_TRY(mdp_gather_bytes_all(comm, layer->vectors[id], layer->vectors[id] ? n_byte : 0, 0, &got, &n_got));
+        if (n_got == n_byte)
+            one->vectors[id] = got;
+        else
+            mdp_free(got);
+    }
+    return mdp_ok();
+}
+
+/* Vectors of every layer, from the rank that has them through rank 0, which holds one layer at a time, to the file. */
 static mdp_status write_vectors_all(const mdp_comm *comm, hid_t file, const mdp_stats *stats, const char *path) {
     for (int64_t l = 0; l < stats->n_layer; l++) {
-        const mdp_layer_stats *layer = &stats->layers[l];
-        int64_t n_byte = layer->n_expert * stats->d_model * (int64_t)sizeof(mdp_short_sum), n_got = 0;
-        void *got = NULL;
-        MDP_TRY(mdp_gather_bytes_all(comm, layer->output_sum, layer->output_sum ? n_byte : 0, 0, &got, &n_got));
-        mdp_status status = mdp_ok();
-        if (comm->rank == 0) status = write_vectors(file, stats, layer, n_got == n_byte ? got : NULL, path);
-        mdp_free(got);
+        mdp_stats shown = *stats;
+        mdp_layer_stats one = stats->layers[l];
+        memset(one.vectors, 0, sizeof one.vectors);
+        memset(one.similarity, 0, sizeof one.similarity);
+        shown.layers = &one;
+        mdp_status status = gather_vectors_all(comm, stats, &stats->layers[l], &one);
+        if (comm->rank == 0 && status.code == MDP_OK) status = write_layer_vectors(file, &shown, path);
+        for (int id = 0; id < MDP_N_VECTOR; id++) mdp_free(one.vectors[id]);
+        for (int id = 0; id < MDP_N_SIMILARITY; id++) mdp_free(one.similarity[id]);
         MDP_AGREE(comm, status);
     }
     return mdp_ok();
 }
+
+/* ---- the file ------------------------------------------------------------------------------------------------ */
 
 static mdp_status write_file_all(const mdp_comm *comm, const mdp_stats *stats, const char *path) {
     hid_t file = -1;

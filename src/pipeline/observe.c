@@ -7,15 +7,20 @@ typedef struct observe_run {
     const mdp_comm *comm;
     mdp_stats *stats;
     mdp_collector *collector;
-    int64_t n_layer;                    /* of the model */
+    int64_t n_layer; /* of the model */
+    mdp_similarity_request similarity;
     const mdp_propagation *propagation; /* NULL: inputs from the layers as they are */
     mdp_observers observers;            /* of the collector */
 } observe_run;
 
+static void cut(void *context, const mdp_partition *partition) {
+    const observe_run *run = context;
+    mdp_collector_cut(run->collector, partition);
+}
+
 static mdp_status begin_batch(void *context, const mdp_engine *engine) {
     const observe_run *run = context;
-    mdp_collector_begin_batch(run->collector, engine);
-    return mdp_ok();
+    return mdp_collector_begin_batch(run->collector, engine);
 }
 
 static mdp_status layer_all(void *context, int64_t layer) {
@@ -35,7 +40,7 @@ static mdp_status gather_all(void *context) {
 static mdp_status describe(void *context, const mdp_position *at, bool taken, mdp_point *point) {
     const observe_run *run = context;
     (void)taken;
-    return mdp_collector_describe(run->comm, run->collector, at->batch > 0 ? INT64_MAX : at->layer, point);
+    return mdp_collector_describe(run->comm, run->collector, at->batch, at->layer, point);
 }
 
 /* Decide again what was decided: the same statistics say the same. */
@@ -52,11 +57,16 @@ static mdp_status restored_all(void *context, const mdp_position *at) {
 
 static mdp_status new_collection(const mdp_forward *forward, observe_run *run) {
     const mdp_model *model = forward->model;
-    MDP_TRY(mdp_stats_new(model, forward->tokens, &run->stats));
+    MDP_TRY(mdp_stats_new(model, forward->tokens, &run->similarity, &run->stats));
     mdp_gemm_describe(forward->options->gemm, run->stats->compute, sizeof run->stats->compute);
     run->n_layer = model->n_layer;
     run->stats->pruned_inputs = run->propagation != NULL;
-    return mdp_collector_new(model, run->stats, &run->collector);
+    const mdp_collecting with = {.model = model,
+                                 .reader = forward->reader,
+                                 .gemm = forward->options->gemm,
+                                 .n_thread = forward->options->n_thread,
+                                 .allow_nonfinite = forward->options->allow_nonfinite};
+    return mdp_collector_new(&with, run->stats, &run->collector);
 }
 
 /* `forward` has what the two kinds do not share. */
@@ -70,6 +80,9 @@ static mdp_status collect_all(observe_run *run, mdp_forward *forward, const mdp_
         forward->comm = run->comm;
         forward->phase = "observe";
         forward->observers = &run->observers;
+        mdp_similarity_enlarge(forward->model, &run->similarity, forward->tokens->n_token, run->comm->size,
+                               &forward->pass);
+        forward->cut = cut;
         forward->begin_batch = begin_batch;
         forward->layer_all = layer_all;
         forward->gather_all = gather_all;
@@ -89,8 +102,10 @@ static mdp_status collect_all(observe_run *run, mdp_forward *forward, const mdp_
 }
 
 mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
-                           const mdp_view *view, const mdp_forward_options *options, mdp_stats **out) {
+                           const mdp_view *view, const mdp_similarity_request *similarity,
+                           const mdp_forward_options *options, mdp_stats **out) {
     observe_run run = {.comm = comm};
+    if (similarity) run.similarity = *similarity;
     mdp_forward forward = {.model = model,
                            .reader = reader,
                            .tokens = tokens,
@@ -102,8 +117,10 @@ mdp_status mdp_observe_all(const mdp_comm *comm, const mdp_model *model, mdp_rea
 
 mdp_status mdp_observe_pruned_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader,
                                   const mdp_tokens *tokens, const mdp_propagation *propagation,
-                                  const mdp_forward_options *options, mdp_stats **out) {
+                                  const mdp_similarity_request *similarity, const mdp_forward_options *options,
+                                  mdp_stats **out) {
     observe_run run = {.comm = comm, .propagation = propagation};
+    if (similarity) run.similarity = *similarity;
     const mdp_view *view = propagation->view;
     mdp_forward forward = {.model = model,
                            .reader = reader,

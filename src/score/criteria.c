@@ -94,7 +94,7 @@ static mdp_status score_tenp_mean(const mdp_score_input *input, double *score) {
 
 /* norm2 of the mean output. */
 static mdp_status score_characteristic(const mdp_score_input *input, double *score) {
-    const mdp_short_sum *sums = input->stats->layers[input->layer_index].output_sum;
+    const mdp_short_sum *sums = input->stats->layers[input->layer_index].vectors[MDP_OUTPUT_SUM];
     int64_t d = input->stats->d_model;
     if (!sums)
         return MDP_ERROR(MDP_INTERNAL, "layer %lld: the sums of outputs were not read.", (long long)input->layer);

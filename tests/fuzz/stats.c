@@ -86,7 +86,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_byte) {
     if (status.code != MDP_OK) return 0;
     use(stats);
     fuzz_begin();
-    status = mdp_stats_read_vectors(path, stats);
+    status = mdp_stats_read_vectors(path, stats, 1u << MDP_OUTPUT_SUM);
     fuzz_end(&status);
     mdp_stats *both[] = {stats, stats};
     const char *paths[] = {path, path};

@@ -1,0 +1,29 @@
+/* similar.c - see similar.h. */
+#include "command/similar.h"
+
+mdp_status mdp_session_similarity(const mdp_session *session, mdp_similarity_request *out) {
+    unsigned wanted;
+    MDP_TRY(mdp_similarity_parse(mdp_session_option(session, OPTION_SIMILARITY)->text, &wanted));
+    *out = mdp_similarity_request_of(wanted, mdp_session_option(session, OPTION_PROBE_TOKENS)->integer,
+                                     (uint64_t)mdp_session_option(session, OPTION_SEED)->integer);
+    return mdp_ok();
+}
+
+int64_t mdp_session_stats_memory(const mdp_session *session, const mdp_similarity_request *request) {
+    int size = session->layout->size;
+    return mdp_stats_memory(session->model, session->tokens->n_category, size, request) +
+           mdp_similarity_memory(session->model, request, session->tokens->n_token, size, session->n_thread);
+}
+
+mdp_status mdp_session_add_similarity(const mdp_session *session, const mdp_similarity_request *request,
+                                      mdp_estimate *estimate) {
+    int size = session->layout->size;
+    mdp_rank_cost *ranks = NULL, total = {0}, least = {0}, most = {0};
+    if (request->wanted == 0) return mdp_ok();
+    MDP_TRY(MDP_ALLOC(&ranks, size, "costs of ranks"));
+    mdp_similarity_cost(session->layout, session->model, request, session->tokens->n_token, ranks);
+    for (int r = 0; r < size; r++) mdp_rank_cost_add(&ranks[r], &total);
+    mdp_rank_cost_bound(ranks, size, &least, &most);
+    mdp_free(ranks);
+    return mdp_session_add_costs(session, "similarity", total.bytes_read, &total, &least, &most, estimate);
+}

@@ -1,0 +1,337 @@
+/* probe.c - see probe.h.
+ *
+ * An expert's outputs [n, d] lie at rank (expert) modulo (ranks). Cosines and kernels are inner products of long
+ * vectors, one for each expert: pieces of columns of all experts are dealt to ranks, which multiply them (gram.h). */
+#include "observe/probe.h"
+#include "observe/gram.h"
+#include "observe/probe_expert.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#define PROBE_STREAM 0x70726f6265 /* of random numbers */
+
+/* ---- the sample ---------------------------------------------------------------------------------------------- */
+
+/* Each token is taken with the chance that leaves every sample equally likely (Knuth, volume 2, algorithm S). */
+mdp_status mdp_probe_draw(mdp_probe *probe, const mdp_stats *stats) {
+    int64_t n = (int64_t)stats->n_probe, left = stats->n_token, at = 0;
+    MDP_TRY(MDP_ALLOC(&probe->token, n, "the tokens of the probe"));
+    MDP_TRY(MDP_ALLOC(&probe->inputs, stats->n_layer, "the probe"));
+    probe->n = n;
+    probe->n_layer = stats->n_layer;
+    for (int64_t t = 0; at < n; t++, left--) {
+        double u = mdp_random_uniform(stats->similarity.seed, PROBE_STREAM, (uint64_t)t);
+        if ((double)left * u < (double)(n - at)) probe->token[at++] = t;
+    }
+    return mdp_ok();
+}
+
+void mdp_probe_clear(mdp_probe *probe) {
+    for (int64_t l = 0; probe->inputs && l < probe->n_layer; l++) mdp_free(probe->inputs[l]);
+    mdp_free(probe->inputs);
+    mdp_free(probe->token);
+    mdp_free(probe->rows);
+}
+
+int64_t mdp_probe_below(const mdp_probe *probe, int64_t token) {
+    int64_t low = 0, high = probe->n;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (probe->token[middle] < token)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+mdp_status mdp_probe_begin_batch(mdp_probe *probe, const mdp_local_batch *batch) {
+    probe->first = mdp_probe_below(probe, batch->first_token);
+    probe->n_own = mdp_probe_below(probe, batch->first_token + batch->n_token) - probe->first;
+    mdp_free(probe->rows);
+    probe->rows = NULL;
+    return MDP_ALLOC(&probe->rows, probe->n_own * probe->model->d_model, "inputs of the probe");
+}
+
+void mdp_probe_see(const mdp_probe *probe, int64_t token, const float *x) {
+    int64_t at = mdp_probe_below(probe, token), d = probe->model->d_model;
+    if (at < probe->n && probe->token[at] == token)
+        memcpy(probe->rows + (at - probe->first) * d, x, (size_t)d * sizeof *x);
+}
+
+mdp_status mdp_probe_make_room(mdp_probe *probe, int64_t layer_index) {
+    if (probe->inputs[layer_index]) return mdp_ok();
+    return MDP_ALLOC(&probe->inputs[layer_index], probe->n * probe->model->d_model, "inputs of the probe");
+}
+
+/* Ranks have packs in token order, so what they send one after another is. */
+mdp_status mdp_probe_gather_all(const mdp_comm *comm, mdp_probe *probe, int64_t layer_index, int keeper,
+                                int64_t token) {
+    int64_t row = probe->model->d_model * (int64_t)sizeof(float), n_got = 0, first = mdp_probe_below(probe, token);
+    void *got = NULL;
+    MDP_TRY(mdp_gather_bytes_all(comm, probe->rows, probe->n_own * row, keeper, &got, &n_got));
+    mdp_status status = mdp_ok();
+    if (comm->rank == keeper) {
+        status = mdp_probe_make_room(probe, layer_index);
+        if (status.code == MDP_OK && first * row + n_got > probe->n * row)
+            status = MDP_ERROR(MDP_INTERNAL, "the probe has more rows than tokens.");
+        if (status.code == MDP_OK) memcpy(probe->inputs[layer_index] + first * (row / 4), got, (size_t)n_got);
+    }
+    mdp_free(got);
+    return mdp_agree_all(comm, status);
+}
+
+/* ---- a layer ------------------------------------------------------------------------------------------------- */
+
+/* Everything about one layer on this rank. */
+typedef struct probe_layer {
+    const mdp_comm *comm;
+    const mdp_probe *probe;
+    const mdp_moe *moe;
+    int64_t layer, n, d, n_own; /* n_own: experts of this rank */
+    float *x;                   /* [n, d] */
+    float *y;                   /* [n_own, n, d] outputs of expert (rank + i * ranks) */
+    float *long_rows;           /* [n_own, longest] vectors to be multiplied, where they are not y */
+    mdp_exchange_room *room;
+    float *piece; /* [n_expert, MDP_PROBE_PIECE] columns of all experts */
+    int64_t flop;
+    mdp_profile *profile;
+} probe_layer;
+
+static int64_t experts_of(const probe_layer *p, int rank) {
+    return rank < p->moe->n_expert ? (p->moe->n_expert - rank - 1) / p->comm->size + 1 : 0;
+}
+
+static mdp_expert_t expert_of(const probe_layer *p, int rank, int64_t i) {
+    return (mdp_expert_t)(rank + i * p->comm->size);
+}
+
+static mdp_status check_outputs(const probe_layer *p, mdp_expert_t e, float *y) {
+    if (mdp_all_finite(y, p->n * p->d)) return mdp_ok();
+    if (!p->probe->allow_nonfinite)
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "layer %lld, expert %d: its output for a token of the probe holds a NaN or an infinity; the "
+                         "checkpoint is damaged, or values are too large for f32 (--allow-nonfinite counts them as 0).",
+                         (long long)p->layer, (int)e);
+    for (int64_t i = 0; i < p->n * p->d; i++)
+        if (!isfinite(y[i])) y[i] = 0.0F;
+    return mdp_ok();
+}
+
+/* Add the columns of y, tile by tile. */
+static mdp_status add_means(const probe_layer *p, mdp_expert_t e, const float *y, mdp_short_sum *sum) {
+    double *column = NULL;
+    mdp_status status = MDP_ALLOC(&column, p->d, "sums of expert outputs");
+    for (int64_t row = 0; row < p->n && status.code == MDP_OK; row += MDP_TILE_ROWS) {
+        memset(column, 0, (size_t)p->d * sizeof *column);
+        mdp_add_rows(y + row * p->d, p->d, p->n - row < MDP_TILE_ROWS ? p->n - row : MDP_TILE_ROWS, p->d, column);
+        for (int64_t j = 0; j < p->d && status.code == MDP_OK; j++)
+            if (!mdp_short_add(&sum[e * p->d + j], column[j]))
+                status = MDP_ERROR(MDP_BAD_INPUT, "layer %lld, expert %d: the sum of its outputs over the probe is %g.",
+                                   (long long)p->layer, (int)e, column[j]);
+    }
+    mdp_free(column);
+    return status;
+}
+
+/* Outputs of this rank's experts. */
+static mdp_status run_experts(probe_layer *p, mdp_probe_bench *bench, mdp_short_sum *sum) {
+    for (int64_t i = 0; i < p->n_own; i++) {
+        mdp_expert_t e = expert_of(p, p->comm->rank, i);
+        const mdp_expert *expert = &p->moe->experts[e];
+        float *y = p->y + i * p->n * p->d;
+        MDP_TRY(mdp_probe_expert(bench, expert, y));
+        p->flop += 6 * p->n * p->d * expert->gate.n_row;
+        MDP_TRY(check_outputs(p, e, y));
+        if (sum) MDP_TRY(add_means(p, e, y, sum));
+    }
+    return mdp_ok();
+}
+
+static mdp_status compute_outputs(probe_layer *p, mdp_short_sum *sum) {
+    mdp_probe_bench bench = {.reader = p->probe->reader,
+                             .gemm = p->probe->gemm,
+                             .n_thread = p->probe->n_thread,
+                             .activation = p->moe->activation,
+                             .n = p->n,
+                             .d_model = p->d,
+                             .d_ff = p->moe->d_ff,
+                             .x = p->x};
+    mdp_status status = mdp_probe_bench_take(&bench, p->moe);
+    if (status.code == MDP_OK) status = run_experts(p, &bench, sum);
+    mdp_probe_bench_clear(&bench);
+    return status;
+}
+
+/* ---- products over ranks ------------------------------------------------------------------------------------- */
+
+/* One round of pieces on its way. */
+typedef struct piece_round {
+    probe_layer *p;
+    const float *rows; /* [n_own, length] */
+    int64_t length, first_piece;
+} piece_round;
+
+/* Columns of the piece of a rank in the round; 0: it has none. */
+static int64_t piece_columns(const piece_round *r, int rank) {
+    int64_t left = r->length - (r->first_piece + rank) * MDP_PROBE_PIECE;
+    return left < 0 ? 0 : left < MDP_PROBE_PIECE ? left : MDP_PROBE_PIECE;
+}
+
+static void pack_piece(void *context, int peer, int64_t first, int64_t n, void *buffer) {
+    const piece_round *r = context;
+    int64_t columns = piece_columns(r, peer);
+    float *to = buffer;
+    for (int64_t i = first; i < first + n; i++, to += MDP_PROBE_PIECE) {
+        memset(to, 0, MDP_PROBE_PIECE * sizeof *to);
+        memcpy(to, r->rows + i * r->length + (r->first_piece + peer) * MDP_PROBE_PIECE, (size_t)columns * sizeof *to);
+    }
+}
+
+static void unpack_piece(void *context, int peer, int64_t first, int64_t n, const void *buffer) {
+    const piece_round *r = context;
+    const float *from = buffer;
+    for (int64_t i = first; i < first + n; i++, from += MDP_PROBE_PIECE)
+        memcpy(r->p->piece + expert_of(r->p, peer, i) * (int64_t)MDP_PROBE_PIECE, from, MDP_PROBE_PIECE * sizeof *from);
+}
+
+/* Pieces of all experts to the ranks that multiply them. counts [2, ranks]. Collective. */
+static mdp_status exchange_round_all(piece_round *r, int64_t *counts) {
+    const mdp_comm *comm = r->p->comm;
+    int64_t *n_send = counts, *n_recv = counts + comm->size;
+    for (int q = 0; q < comm->size; q++) {
+        n_send[q] = piece_columns(r, q) > 0 ? r->p->n_own : 0;
+        n_recv[q] = piece_columns(r, comm->rank) > 0 ? experts_of(r->p, q) : 0;
+    }
+    const mdp_exchange exchange = {.room = r->p->room,
+                                   .row_byte = MDP_PROBE_PIECE * (int64_t)sizeof(float),
+                                   .n_send = n_send,
+                                   .n_recv = n_recv,
+                                   .pack = pack_piece,
+                                   .unpack = unpack_piece,
+                                   .context = r};
+    return mdp_exchange_told_all(comm, &exchange, r->p->profile);
+}
+
+/* Inner products of vectors of all experts: rows [n_own, length] of this rank's. memory: counts of an exchange, then
+ * one row for each expert. Collective: a rank that fails takes part until the end, where it says so. */
+static mdp_status multiply_rows_all(probe_layer *p, const float *rows, int64_t length, const char *what,
+                                    int64_t *counts, const float **row, mdp_short_sum *sum) {
+    piece_round r = {.p = p, .rows = rows, .length = length};
+    const mdp_gram gram = {
+        .n = p->moe->n_expert, .n_thread = p->probe->n_thread, .layer = p->layer, .what = what, .sum = sum};
+    int64_t n_piece = (length + MDP_PROBE_PIECE - 1) / MDP_PROBE_PIECE;
+    mdp_status status = mdp_ok();
+    for (int32_t e = 0; e < gram.n; e++) row[e] = p->piece + e * (int64_t)MDP_PROBE_PIECE;
+    for (; r.first_piece < n_piece; r.first_piece += p->comm->size) {
+        MDP_TRY(exchange_round_all(&r, counts));
+        int64_t columns = piece_columns(&r, p->comm->rank);
+        if (columns > 0 && status.code == MDP_OK) status = mdp_gram_add_rows(&gram, row, columns, &p->flop);
+    }
+    return mdp_agree_all(p->comm, status);
+}
+
+/* ---- vectors to be multiplied -------------------------------------------------------------------------------- */
+
+static mdp_status fill_kernels(probe_layer *p, mdp_kernel_kind kind) {
+    mdp_status failed = mdp_ok();
+    int64_t length = mdp_kernel_values(p->n);
+    int n_thread = p->n_own < p->probe->n_thread ? (int)p->n_own : p->probe->n_thread;
+    if (p->n_own == 0) return failed;
+#pragma omp parallel num_threads(n_thread)
+    {
+        double *scratch = NULL;
+        mdp_status status = MDP_ALLOC(&scratch, mdp_kernel_scratch(p->n), "a kernel of the probe");
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < p->n_own; i++)
+            if (status.code == MDP_OK)
+                mdp_kernel_fill(kind, p->y + i * p->n * p->d, p->n, p->d, scratch, p->long_rows + i * length);
+        mdp_free(scratch);
+        if (status.code != MDP_OK) {
+#pragma omp critical(mdp_probe)
+            failed = status;
+        }
+    }
+    p->flop += p->n_own * p->n * (p->n + 1) * p->d;
+    return failed;
+}
+
+/* Every output divided by its norm; 0 stays 0. */
+static void normalise_outputs(const probe_layer *p) {
+#pragma omp parallel for schedule(static) num_threads(p->probe->n_thread)
+    for (int64_t row = 0; row < p->n_own * p->n; row++) {
+        float *y = p->y + row * p->d;
+        double norm = sqrt(mdp_sum_squares(y, p->d));
+        for (int64_t j = 0; j < p->d; j++) y[j] = norm > 0.0 ? (float)((double)y[j] / norm) : 0.0F;
+    }
+}
+
+/* Kernels first, since cosines change y. */
+static mdp_status multiply_all(probe_layer *p, unsigned wanted, int64_t *counts, const float **row,
+                               mdp_short_sum *const *vectors) {
+    static const mdp_vector_id kernel[] = {
+        [MDP_KERNEL_LINEAR] = MDP_CKA_LINEAR_PRODUCT, [MDP_KERNEL_RBF] = MDP_CKA_RBF_PRODUCT};
+    for (int kind = MDP_KERNEL_LINEAR; kind <= MDP_KERNEL_RBF; kind++) {
+        if (!(wanted >> kernel[kind] & 1)) continue;
+        MDP_AGREE(p->comm, fill_kernels(p, (mdp_kernel_kind)kind));
+        MDP_TRY(
+            multiply_rows_all(p, p->long_rows, mdp_kernel_values(p->n), "kernels", counts, row, vectors[kernel[kind]]));
+    }
+    if (!(wanted >> MDP_PROBE_COSINE_SUM & 1)) return mdp_ok();
+    normalise_outputs(p);
+    return multiply_rows_all(p, p->y, p->n * p->d, "outputs", counts, row, vectors[MDP_PROBE_COSINE_SUM]);
+}
+
+/* ---- the run ------------------------------------------------------------------------------------------------- */
+
+static mdp_status take_room(probe_layer *p, unsigned wanted, int64_t **counts, const float ***row) {
+    bool kernels = wanted >> MDP_CKA_LINEAR_PRODUCT & 1 || wanted >> MDP_CKA_RBF_PRODUCT & 1;
+    int64_t length = kernels ? mdp_kernel_values(p->n) : 0;
+    MDP_TRY(MDP_ALLOC(&p->y, p->n_own * p->n * p->d, "outputs of the probe"));
+    MDP_TRY(MDP_ALLOC(&p->long_rows, p->n_own * length, "kernels of the probe"));
+    MDP_TRY(MDP_ALLOC(&p->piece, p->moe->n_expert * (int64_t)MDP_PROBE_PIECE, "columns of experts"));
+    MDP_TRY(MDP_ALLOC(counts, 2 * p->comm->size, "row counts"));
+    return MDP_ALLOC(row, p->moe->n_expert, "columns of experts");
+}
+
+static mdp_status run_layer_all(probe_layer *p, int keeper, unsigned wanted, mdp_short_sum *const *vectors) {
+    int64_t *counts = NULL;
+    const float **row = NULL;
+    bool means = wanted >> MDP_PROBE_OUTPUT_SUM & 1;
+    mdp_status status = mdp_agree_all(p->comm, take_room(p, wanted, &counts, &row));
+    if (status.code == MDP_OK)
+        status = mdp_exchange_room_new_all(p->comm, MDP_SUM_MESSAGE_BYTE, MDP_PROBE_PIECE * (int64_t)sizeof(float),
+                                           &p->room);
+    if (status.code == MDP_OK) status = mdp_bcast_all(p->comm, p->x, p->n * p->d * (int64_t)sizeof(float), keeper);
+    if (status.code == MDP_OK)
+        status = mdp_agree_all(p->comm, compute_outputs(p, means ? vectors[MDP_PROBE_OUTPUT_SUM] : NULL));
+    if (status.code == MDP_OK) status = multiply_all(p, wanted, counts, row, vectors);
+    mdp_exchange_room_destroy(p->room);
+    mdp_free(counts);
+    mdp_free(row);
+    mdp_free(p->piece);
+    mdp_free(p->long_rows);
+    mdp_free(p->y);
+    return status;
+}
+
+mdp_status mdp_probe_run_all(const mdp_comm *comm, mdp_probe *probe, int64_t layer, int64_t layer_index, int keeper,
+                             unsigned wanted, mdp_short_sum *const *vectors, mdp_profile *profile) {
+    probe_layer p = {.comm = comm,
+                     .probe = probe,
+                     .moe = &probe->model->layers[layer].moe,
+                     .layer = layer,
+                     .n = probe->n,
+                     .d = probe->model->d_model,
+                     .profile = profile};
+    p.n_own = experts_of(&p, comm->rank);
+    MDP_AGREE(comm, mdp_probe_make_room(probe, layer_index));
+    p.x = probe->inputs[layer_index];
+    mdp_status status = run_layer_all(&p, keeper, wanted, vectors);
+    mdp_profile_flop(profile, p.flop);
+    mdp_free(probe->inputs[layer_index]);
+    probe->inputs[layer_index] = NULL;
+    return status;
+}
