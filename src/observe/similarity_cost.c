@@ -43,9 +43,10 @@ static int64_t probe_bytes(const mdp_moe *moe, const mdp_similarity_request *req
         kernels = n_own * mdp_kernel_values(n) * (int64_t)sizeof(float);
         scratch = (n_own < n_thread ? n_own : n_thread) * mdp_kernel_scratch(n) * (int64_t)sizeof(double);
     }
-    int64_t products = moe->n_expert * (int64_t)MDP_PROBE_PIECE * (int64_t)sizeof(float) + MDP_SUM_MESSAGE_BYTE +
-                       mdp_gram_memory(moe->n_expert, n_thread);
-    return 2 * n * row + n_own * n * row + kernels + larger(bench, larger(scratch, products));
+    int64_t piece = MDP_PROBE_PIECE * (int64_t)sizeof(float), slot = MDP_SUM_MESSAGE_BYTE / 4;
+    int64_t messages = 4 * (n_own * piece < slot ? n_own * piece : slot); /* of the room, what rows fill */
+    int64_t products = moe->n_expert * piece + messages + mdp_gram_memory(moe->n_expert, n_thread);
+    return 3 * n * row + n_own * n * row + kernels + larger(bench, scratch) + products;
 }
 
 static int64_t weight_bytes(const mdp_moe *moe, const mdp_similarity_request *request, int n_thread) {

@@ -132,6 +132,20 @@ def test_the_peak_of_products_in_bf16_is_what_was_foretold_or_a_little_less(stor
     assert 0.85 * said <= most <= said
 
 
+@pytest.mark.parametrize("ranks, threads, names", [
+    (1, 2, "output-mean-euclidean,output-cosine,cka-linear,cka-rbf,weight-cosine,router-logit"),
+    (4, 1, "output-cosine,cka-rbf,weight-cosine,router-logit,co-activation"),
+])
+def test_the_peak_with_similarities_is_what_was_foretold_or_a_little_less(ranks, threads, names, tmp_path):
+    """Outputs of all experts for the probe, and their kernels."""
+    text = sequences(tmp_path, *[512] * 8)
+    mdp.tool("make-shape-model", "--hidden", 256, "--intermediate", 512, "--layers", 2, "--experts", 32, "--vocab", 256, "--out",
+             tmp_path / "model")
+    most, said = measured_and_foretold(tmp_path, ranks, "observe", "--model", tmp_path / "model", "--tokens", text, "--similarity", names,
+                                       "--threads", threads, "--out", tmp_path / "out")
+    assert 0.8 * said <= most <= said
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_the_peak_is_below_what_was_foretold_however_tokens_are_routed(ranks, tmp_path):
     """Weights of zeros: every token goes to the same two experts."""

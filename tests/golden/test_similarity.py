@@ -1,4 +1,6 @@
 """How alike experts are: against the reference in float64, against numpy on random checkpoints, and the same bytes however it is run."""
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -157,6 +159,20 @@ def test_statistics_without_are_as_ever(golden, tmp_path):
         assert not {"similarities", "probe_tokens"} & set(plain.attrs) and "similarity" not in plain["layers/0"]
         for name in plain["layers/1"]:
             assert np.array_equal(plain[f"layers/1/{name}"][...], full[f"layers/1/{name}"][...])
+
+
+# ---- what it takes
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_dry_run_foretells_what_is_counted(ranks, golden, tmp_path):
+    words = ["observe", "--model", MODEL, "--tokens", golden[0], "--similarity", ALL, "--out", tmp_path / "stats.h5"]
+    foretold = json.loads(mdp.succeed(ranks, *words, "--dry-run", "--json", "--gflops-per-rank", 10).stdout)["passes"]
+    foretold = next(one["all_ranks"] for one in foretold if one["pass"] == "similarity")
+    mdp.succeed(ranks, *words, "--profile")
+    counted = mdp.read_json(tmp_path / "stats.h5.profile.json")["passes"][0]["phases"]["similarity"]
+    assert counted["bytes_read"]["total"] == foretold["bytes_read"] and counted["bytes_sent"]["total"] == foretold["bytes_sent"]
+    assert counted["flop"]["total"] == pytest.approx(foretold["flop"], rel=1e-3)
 
 
 # ---- what is refused
