@@ -376,9 +376,12 @@ mdp_status mdp_options_print(const mdp_options *options, char **out) {
 
 /* The choices of a row: "a|b|c", or one line each when they have explanations. */
 static void help_choices(const mdp_option *option, FILE *file) {
+    int width = 14;
+    for (int i = 0; option->choice(i); i++)
+        if ((int)strlen(option->choice(i)) > width) width = (int)strlen(option->choice(i));
     for (int i = 0; option->choice(i); i++) {
         if (option->choice_help)
-            fprintf(file, "      %-14s %s\n", option->choice(i), option->choice_help(i));
+            fprintf(file, "      %-*s %s\n", width, option->choice(i), option->choice_help(i));
         else
             fprintf(file, "%s%s", i == 0 ? "      one of " : "|", option->choice(i));
     }

@@ -10,6 +10,8 @@
 #include <omp.h>
 #include <string.h>
 
+#define LEAST_COLUMNS 16384 /* of a piece */
+#define MOST_COLUMNS 131072
 #define PROBE_STREAM 0x70726f6265 /* of random numbers */
 
 /* ---- the sample ---------------------------------------------------------------------------------------------- */
@@ -95,7 +97,8 @@ typedef struct probe_layer {
     float *y;                   /* [n_own, n, d] outputs of expert (rank + i * ranks) */
     float *long_rows;           /* [n_own, longest] vectors to be multiplied, where they are not y */
     mdp_exchange_room *room;
-    float *piece; /* [n_expert, MDP_PROBE_PIECE] columns of all experts */
+    float *piece; /* [n_expert, n_column] columns of all experts */
+    int64_t n_column;
     int64_t flop;
     mdp_profile *profile;
 } probe_layer;
@@ -174,27 +177,33 @@ typedef struct piece_round {
     int64_t length, first_piece;
 } piece_round;
 
+int64_t mdp_probe_piece(int32_t n_expert) {
+    int64_t n = ((int64_t)1 << 21) / n_expert / MDP_GRAM_COLUMNS * MDP_GRAM_COLUMNS;
+    return n < LEAST_COLUMNS ? LEAST_COLUMNS : n > MOST_COLUMNS ? MOST_COLUMNS : n;
+}
+
 /* Columns of the piece of a rank in the round; 0: it has none. */
 static int64_t piece_columns(const piece_round *r, int rank) {
-    int64_t left = r->length - (r->first_piece + rank) * MDP_PROBE_PIECE;
-    return left < 0 ? 0 : left < MDP_PROBE_PIECE ? left : MDP_PROBE_PIECE;
+    int64_t most = r->p->n_column, left = r->length - (r->first_piece + rank) * most;
+    return left < 0 ? 0 : left < most ? left : most;
 }
 
 static void pack_piece(void *context, int peer, int64_t first, int64_t n, void *buffer) {
     const piece_round *r = context;
-    int64_t columns = piece_columns(r, peer);
+    int64_t columns = piece_columns(r, peer), most = r->p->n_column;
     float *to = buffer;
-    for (int64_t i = first; i < first + n; i++, to += MDP_PROBE_PIECE) {
-        memset(to, 0, MDP_PROBE_PIECE * sizeof *to);
-        memcpy(to, r->rows + i * r->length + (r->first_piece + peer) * MDP_PROBE_PIECE, (size_t)columns * sizeof *to);
+    for (int64_t i = first; i < first + n; i++, to += most) {
+        memcpy(to, r->rows + i * r->length + (r->first_piece + peer) * most, (size_t)columns * sizeof *to);
+        memset(to + columns, 0, (size_t)(most - columns) * sizeof *to);
     }
 }
 
 static void unpack_piece(void *context, int peer, int64_t first, int64_t n, const void *buffer) {
     const piece_round *r = context;
     const float *from = buffer;
-    for (int64_t i = first; i < first + n; i++, from += MDP_PROBE_PIECE)
-        memcpy(r->p->piece + expert_of(r->p, peer, i) * (int64_t)MDP_PROBE_PIECE, from, MDP_PROBE_PIECE * sizeof *from);
+    int64_t most = r->p->n_column;
+    for (int64_t i = first; i < first + n; i++, from += most)
+        memcpy(r->p->piece + expert_of(r->p, peer, i) * most, from, (size_t)most * sizeof *from);
 }
 
 /* Pieces of all experts to the ranks that multiply them. counts [2, ranks]. Collective. */
@@ -206,7 +215,7 @@ static mdp_status exchange_round_all(piece_round *r, int64_t *counts) {
         n_recv[q] = piece_columns(r, comm->rank) > 0 ? experts_of(r->p, q) : 0;
     }
     const mdp_exchange exchange = {.room = r->p->room,
-                                   .row_byte = MDP_PROBE_PIECE * (int64_t)sizeof(float),
+                                   .row_byte = r->p->n_column * (int64_t)sizeof(float),
                                    .n_send = n_send,
                                    .n_recv = n_recv,
                                    .pack = pack_piece,
@@ -222,9 +231,9 @@ static mdp_status multiply_rows_all(probe_layer *p, const float *rows, int64_t l
     piece_round r = {.p = p, .rows = rows, .length = length};
     const mdp_gram gram = {
         .n = p->moe->n_expert, .n_thread = p->probe->n_thread, .layer = p->layer, .what = what, .sum = sum};
-    int64_t n_piece = (length + MDP_PROBE_PIECE - 1) / MDP_PROBE_PIECE;
+    int64_t n_piece = (length + p->n_column - 1) / p->n_column;
     mdp_status status = mdp_ok();
-    for (int32_t e = 0; e < gram.n; e++) row[e] = p->piece + e * (int64_t)MDP_PROBE_PIECE;
+    for (int32_t e = 0; e < gram.n; e++) row[e] = p->piece + e * p->n_column;
     for (; r.first_piece < n_piece; r.first_piece += p->comm->size) {
         MDP_TRY(exchange_round_all(&r, counts));
         int64_t columns = piece_columns(&r, p->comm->rank);
@@ -291,7 +300,7 @@ static mdp_status take_room(probe_layer *p, unsigned wanted, int64_t **counts, c
     int64_t length = kernels ? mdp_kernel_values(p->n) : 0;
     MDP_TRY(MDP_ALLOC(&p->y, p->n_own * p->n * p->d, "outputs of the probe"));
     MDP_TRY(MDP_ALLOC(&p->long_rows, p->n_own * length, "kernels of the probe"));
-    MDP_TRY(MDP_ALLOC(&p->piece, p->moe->n_expert * (int64_t)MDP_PROBE_PIECE, "columns of experts"));
+    MDP_TRY(MDP_ALLOC(&p->piece, p->moe->n_expert * p->n_column, "columns of experts"));
     MDP_TRY(MDP_ALLOC(counts, 2 * p->comm->size, "row counts"));
     return MDP_ALLOC(row, p->moe->n_expert, "columns of experts");
 }
@@ -302,8 +311,8 @@ static mdp_status run_layer_all(probe_layer *p, int keeper, unsigned wanted, mdp
     bool means = wanted >> MDP_PROBE_OUTPUT_SUM & 1;
     mdp_status status = mdp_agree_all(p->comm, take_room(p, wanted, &counts, &row));
     if (status.code == MDP_OK)
-        status = mdp_exchange_room_new_all(p->comm, MDP_SUM_MESSAGE_BYTE, MDP_PROBE_PIECE * (int64_t)sizeof(float),
-                                           &p->room);
+        status =
+            mdp_exchange_room_new_all(p->comm, MDP_SUM_MESSAGE_BYTE, p->n_column * (int64_t)sizeof(float), &p->room);
     if (status.code == MDP_OK) status = mdp_bcast_all(p->comm, p->x, p->n * p->d * (int64_t)sizeof(float), keeper);
     if (status.code == MDP_OK)
         status = mdp_agree_all(p->comm, compute_outputs(p, means ? vectors[MDP_PROBE_OUTPUT_SUM] : NULL));
@@ -325,6 +334,7 @@ mdp_status mdp_probe_run_all(const mdp_comm *comm, mdp_probe *probe, int64_t lay
                      .layer = layer,
                      .n = probe->n,
                      .d = probe->model->d_model,
+                     .n_column = mdp_probe_piece(probe->model->layers[layer].moe.n_expert),
                      .profile = profile};
     p.n_own = experts_of(&p, comm->rank);
     MDP_AGREE(comm, mdp_probe_make_room(probe, layer_index));

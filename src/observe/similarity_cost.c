@@ -43,7 +43,7 @@ static int64_t probe_bytes(const mdp_moe *moe, const mdp_similarity_request *req
         kernels = n_own * mdp_kernel_values(n) * (int64_t)sizeof(float);
         scratch = (n_own < n_thread ? n_own : n_thread) * mdp_kernel_scratch(n) * (int64_t)sizeof(double);
     }
-    int64_t piece = MDP_PROBE_PIECE * (int64_t)sizeof(float), slot = MDP_SUM_MESSAGE_BYTE / 4;
+    int64_t piece = mdp_probe_piece(moe->n_expert) * (int64_t)sizeof(float), slot = MDP_SUM_MESSAGE_BYTE / 4;
     int64_t messages = 4 * (n_own * piece < slot ? n_own * piece : slot); /* of the room, what rows fill */
     int64_t products = moe->n_expert * piece + messages + mdp_gram_memory(moe->n_expert, n_thread);
     return 3 * n * row + n_own * n * row + kernels + larger(bench, scratch) + products;
@@ -91,10 +91,11 @@ static int64_t gram_flop(int64_t n, double length) {
 }
 
 /* Bytes of vectors that a rank sends away: of its own all but what it multiplies itself. */
-static void send_pieces(const mdp_comm *layout, int rank, int64_t n_own, int64_t length, mdp_rank_cost *out) {
-    int64_t n_piece = (length + MDP_PROBE_PIECE - 1) / MDP_PROBE_PIECE, size = layout->size;
+static void send_pieces(const mdp_comm *layout, const mdp_moe *moe, int rank, int64_t n_own, int64_t length,
+                        mdp_rank_cost *out) {
+    int64_t piece = mdp_probe_piece(moe->n_expert), n_piece = (length + piece - 1) / piece, size = layout->size;
     for (int q = 0; q < size; q++) {
-        int64_t n_byte = n_own * ((n_piece - q + size - 1) / size) * MDP_PROBE_PIECE * (int64_t)sizeof(float);
+        int64_t n_byte = n_own * ((n_piece - q + size - 1) / size) * piece * (int64_t)sizeof(float);
         if (q == rank) continue;
         out->bytes_sent += n_byte;
         if (layout->rank_node[q] != layout->rank_node[rank]) out->bytes_away += n_byte;
@@ -114,11 +115,11 @@ static void add_probe(const mdp_comm *layout, const mdp_moe *moe, const mdp_simi
         if (!wants(request, kernel[k])) continue;
         out->flop += n_own * n * (n + 1) * d;
         out->flop += gram_flop(moe->n_expert, (double)mdp_kernel_values(n) / layout->size);
-        send_pieces(layout, rank, n_own, mdp_kernel_values(n), out);
+        send_pieces(layout, moe, rank, n_own, mdp_kernel_values(n), out);
     }
     if (!wants(request, MDP_PROBE_COSINE_SUM)) return;
     out->flop += gram_flop(moe->n_expert, (double)n * (double)d / layout->size);
-    send_pieces(layout, rank, n_own, n * d, out);
+    send_pieces(layout, moe, rank, n_own, n * d, out);
 }
 
 static void add_layer(const mdp_comm *layout, const mdp_moe *moe, const mdp_similarity_request *request,
