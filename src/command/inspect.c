@@ -53,7 +53,9 @@ static json_t *describe_tokens(const mdp_tokens *tokens) {
 }
 
 static json_t *describe_stats(const mdp_stats *stats, const char *path) {
-    json_t *categories = json_array(), *layers = json_array();
+    json_t *categories = json_array(), *layers = json_array(), *similarities = json_array();
+    for (int id = 0; id < MDP_N_SIMILARITY; id++)
+        if (stats->similarity.wanted >> id & 1) mdp_json_add(&similarities, json_string(mdp_similarities[id].name));
     for (int c = 0; c < stats->n_category; c++)
         mdp_json_add(&categories, json_pack("{s:s, s:I}", "name", stats->category[c], "n_tokens",
                                             (json_int_t)stats->category_token[c]));
@@ -65,9 +67,10 @@ static json_t *describe_stats(const mdp_stats *stats, const char *path) {
                      json_pack("{s:I, s:i, s:i, s:o}", "layer", (json_int_t)stats->layers[i].layer, "experts",
                                (int)stats->layers[i].n_expert, "top_k", (int)stats->layers[i].top_k, "counts", counts));
     }
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "kind", "statistics", "path", path, "model_type",
-                     stats->model_type, "model_fingerprint", stats->model_fingerprint, "tokens_fingerprint",
-                     stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token, "categories", categories,
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:I, s:o, s:o}", "kind", "statistics", "path", path,
+                     "model_type", stats->model_type, "model_fingerprint", stats->model_fingerprint,
+                     "tokens_fingerprint", stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token,
+                     "similarities", similarities, "probe_tokens", (json_int_t)stats->n_probe, "categories", categories,
                      "layers", layers);
 }
 

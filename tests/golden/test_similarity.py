@@ -153,12 +153,29 @@ def test_run_keeps_them_too(golden, tmp_path):
     assert (tmp_path / "out" / "stats.h5").read_bytes() == stats.read_bytes()
 
 
+def test_layers_are_compared_on_what_pruned_layers_give(golden, tmp_path):
+    """--propagate pruned: the first layer sees what it ever saw, the others other inputs, weights are what they are."""
+    for ranks in (1, 3):
+        mdp.succeed(ranks, "run", "--model", MODEL, "--tokens", golden[0], "--method", "reap", "--keep", 4, "--propagate", "pruned", "--similarity", ALL,
+                    "--out", tmp_path / str(ranks), "--format", "hdf5")
+    one, other = (tmp_path / str(ranks) / "stats.h5" for ranks in (1, 3))
+    assert one.read_bytes() == other.read_bytes()
+    same = {name for name, value in matrices(golden[1], 2).items() if np.array_equal(value, matrices(one, 2)[name])}
+    assert same == {"weight-cosine", "weight-euclidean", "router-row"}
+    assert all(np.array_equal(value, matrices(one, 0)[name]) for name, value in matrices(golden[1], 0).items())
+
+
 def test_statistics_without_are_as_ever(golden, tmp_path):
     mdp.succeed(2, "observe", "--model", MODEL, "--tokens", golden[0], "--out", tmp_path / "plain.h5")
     with h5py.File(tmp_path / "plain.h5") as plain, h5py.File(golden[1]) as full:
         assert not {"similarities", "probe_tokens"} & set(plain.attrs) and "similarity" not in plain["layers/0"]
         for name in plain["layers/1"]:
             assert np.array_equal(plain[f"layers/1/{name}"][...], full[f"layers/1/{name}"][...])
+
+
+def test_inspect_names_them(golden):
+    said = json.loads(mdp.succeed(1, "inspect", golden[1], "--json").stdout)
+    assert said["similarities"] == NAMES and said["probe_tokens"] == said["n_tokens"] == 104
 
 
 # ---- what it takes
