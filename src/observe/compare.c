@@ -118,15 +118,16 @@ static mdp_status cut_packs(const mdp_compare *compare, logit_chunks *out) {
     return mdp_ok();
 }
 
-static int64_t fill_logits(void *context, int64_t chunk, double *to) {
+static int64_t fill_logits(void *context, int64_t chunk, int64_t first, double *to) {
     const logit_chunks *from = context;
     const logit_chunk *rows = &from->chunks[chunk];
-    for (int64_t t = 0; t < rows->n; t++) {
-        const float *z = from->logits + (rows->first + t) * from->n_expert;
+    int64_t n = rows->n - first < MDP_GRAM_BLOCK ? rows->n - first : MDP_GRAM_BLOCK;
+    for (int64_t t = 0; t < n; t++) {
+        const float *z = from->logits + (rows->first + first + t) * from->n_expert;
         for (int64_t e = 0; e < from->n_expert; e++)
-            to[e * MDP_GRAM_COLUMNS + t] = (double)z[e] - (from->bias ? (double)from->bias[e] : 0.0);
+            to[e * MDP_GRAM_BLOCK + t] = (double)z[e] - (from->bias ? (double)from->bias[e] : 0.0);
     }
-    return rows->n;
+    return n;
 }
 
 static mdp_status add_logits(const mdp_compare *compare, int64_t layer, mdp_short_sum *sum, int64_t *flop) {

@@ -6,12 +6,12 @@
 
 /* Scratch of one thread. */
 typedef struct bench {
-    double *columns;  /* [n, MDP_GRAM_COLUMNS] */
+    double *columns;  /* [n, MDP_GRAM_BLOCK] */
     double *products; /* [n, n], lower triangle */
 } bench;
 
 int64_t mdp_gram_memory(int32_t n, int n_thread) {
-    return n_thread * n * (MDP_GRAM_COLUMNS + (int64_t)n) * (int64_t)sizeof(double);
+    return n_thread * n * (MDP_GRAM_BLOCK + (int64_t)n) * (int64_t)sizeof(double);
 }
 
 static mdp_status add_products(const mdp_gram *gram, const double *products) {
@@ -30,10 +30,13 @@ static mdp_status add_products(const mdp_gram *gram, const double *products) {
 
 static mdp_status add_chunk(const mdp_gram *gram, int64_t chunk, mdp_gram_fill_fn *fill, void *context,
                             const bench *with, int64_t *flop) {
-    int64_t n = gram->n, k = fill(context, chunk, with->columns);
-    cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, (int)n, (int)k, 1.0, with->columns, MDP_GRAM_COLUMNS, 0.0,
-                with->products, (int)n);
-    *flop += k * n * (n + 1);
+    int64_t n = gram->n, first = 0, k = MDP_GRAM_BLOCK;
+    for (; k == MDP_GRAM_BLOCK && first < MDP_GRAM_COLUMNS; first += k) {
+        k = fill(context, chunk, first, with->columns);
+        cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, (int)n, (int)k, 1.0, with->columns, MDP_GRAM_BLOCK,
+                    first > 0 ? 1.0 : 0.0, with->products, (int)n);
+    }
+    *flop += first * n * (n + 1);
     return add_products(gram, with->products);
 }
 
@@ -45,7 +48,7 @@ mdp_status mdp_gram_add(const mdp_gram *gram, int64_t n_chunk, mdp_gram_fill_fn 
     {
         bench own = {NULL, NULL};
         int64_t done = 0;
-        mdp_status status = MDP_ALLOC(&own.columns, gram->n * (int64_t)MDP_GRAM_COLUMNS, "products of experts");
+        mdp_status status = MDP_ALLOC(&own.columns, gram->n * (int64_t)MDP_GRAM_BLOCK, "products of experts");
         if (status.code == MDP_OK) status = MDP_ALLOC(&own.products, (int64_t)gram->n * gram->n, "products of experts");
 #pragma omp for schedule(dynamic, 1)
         for (int64_t c = 0; c < n_chunk; c++)
@@ -66,12 +69,13 @@ typedef struct rows {
     int64_t n, n_value;
 } rows;
 
-static int64_t widen(void *context, int64_t chunk, double *to) {
+static int64_t widen(void *context, int64_t chunk, int64_t first, double *to) {
     const rows *from = context;
-    int64_t first = chunk * MDP_GRAM_COLUMNS, n = from->n_value - first;
-    if (n > MDP_GRAM_COLUMNS) n = MDP_GRAM_COLUMNS;
+    int64_t start = chunk * MDP_GRAM_COLUMNS + first, n = from->n_value - start;
+    if (n > MDP_GRAM_BLOCK) n = MDP_GRAM_BLOCK;
+    if (n < 0) n = 0;
     for (int64_t i = 0; i < from->n; i++)
-        for (int64_t j = 0; j < n; j++) to[i * MDP_GRAM_COLUMNS + j] = (double)from->row[i][first + j];
+        for (int64_t j = 0; j < n; j++) to[i * MDP_GRAM_BLOCK + j] = (double)from->row[i][start + j];
     return n;
 }
 

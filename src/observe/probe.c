@@ -94,6 +94,7 @@ typedef struct probe_layer {
     const mdp_moe *moe;
     int64_t layer, n, d, n_own; /* n_own: experts of this rank */
     float *x;                   /* [n, d] */
+    bool keeps_y;               /* else an expert's outputs take the place of those of the one before */
     float *y;                   /* [n_own, n, d] outputs of expert (rank + i * ranks) */
     float *long_rows;           /* [n_own, longest] vectors to be multiplied, where they are not y */
     mdp_exchange_room *room;
@@ -144,7 +145,7 @@ static mdp_status run_experts(probe_layer *p, mdp_probe_bench *bench, mdp_short_
     for (int64_t i = 0; i < p->n_own; i++) {
         mdp_expert_t e = expert_of(p, p->comm->rank, i);
         const mdp_expert *expert = &p->moe->experts[e];
-        float *y = p->y + i * p->n * p->d;
+        float *y = p->y + (p->keeps_y ? i : 0) * p->n * p->d;
         MDP_TRY(mdp_probe_expert(bench, expert, y));
         p->flop += 6 * p->n * p->d * expert->gate.n_row;
         MDP_TRY(check_outputs(p, e, y));
@@ -298,9 +299,10 @@ static mdp_status multiply_all(probe_layer *p, unsigned wanted, int64_t *counts,
 static mdp_status take_room(probe_layer *p, unsigned wanted, int64_t **counts, const float ***row) {
     bool kernels = wanted >> MDP_CKA_LINEAR_PRODUCT & 1 || wanted >> MDP_CKA_RBF_PRODUCT & 1;
     int64_t length = kernels ? mdp_kernel_values(p->n) : 0;
-    MDP_TRY(MDP_ALLOC(&p->y, p->n_own * p->n * p->d, "outputs of the probe"));
+    p->keeps_y = kernels || wanted >> MDP_PROBE_COSINE_SUM & 1;
+    MDP_TRY(MDP_ALLOC(&p->y, (p->keeps_y ? p->n_own : 1) * p->n * p->d, "outputs of the probe"));
     MDP_TRY(MDP_ALLOC(&p->long_rows, p->n_own * length, "kernels of the probe"));
-    MDP_TRY(MDP_ALLOC(&p->piece, p->moe->n_expert * p->n_column, "columns of experts"));
+    MDP_TRY(MDP_ALLOC(&p->piece, p->keeps_y ? p->moe->n_expert * p->n_column : 0, "columns of experts"));
     MDP_TRY(MDP_ALLOC(counts, 2 * p->comm->size, "row counts"));
     return MDP_ALLOC(row, p->moe->n_expert, "columns of experts");
 }

@@ -2,6 +2,8 @@
 #include "observe/compare.h"
 #include "observe/probe_expert.h"
 
+#define ARENA_BYTE ((int64_t)2 << 20) /* what a thread that allocates for itself leaves of its arena */
+
 static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
@@ -46,7 +48,8 @@ static int64_t probe_bytes(const mdp_moe *moe, const mdp_similarity_request *req
     int64_t piece = mdp_probe_piece(moe->n_expert) * (int64_t)sizeof(float), slot = MDP_SUM_MESSAGE_BYTE / 4;
     int64_t messages = 4 * (n_own * piece < slot ? n_own * piece : slot); /* of the room, what rows fill */
     int64_t products = moe->n_expert * piece + messages + mdp_gram_memory(moe->n_expert, n_thread);
-    return 3 * n * row + n_own * n * row + kernels + larger(bench, scratch) + products;
+    if (!wants_kernels(request) && !wants(request, MDP_PROBE_COSINE_SUM)) return 4 * n * row + bench;
+    return 3 * n * row + n_own * n * row + kernels + larger(bench, scratch) + products + n_thread * ARENA_BYTE;
 }
 
 static int64_t weight_bytes(const mdp_moe *moe, const mdp_similarity_request *request, int n_thread) {
