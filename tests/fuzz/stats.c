@@ -34,6 +34,30 @@ static void add_layer(fuzz_file *file, int layer) {
     fuzz_file_add(file, name, NULL, FUZZ_I64, 3, vectors, limbs, N_EXPERT * D_MODEL * MDP_SHORT_LIMBS * 8);
 }
 
+/* What similarities are made from. */
+static void add_vectors(fuzz_file *file, int layer) {
+    static const mdp_vector_id ids[] = {MDP_PAIR_COUNT, MDP_ROUTER_PRODUCT, MDP_PROBE_OUTPUT_SUM};
+    static const int64_t limbs[N_EXPERT * (N_EXPERT + D_MODEL) * MDP_SHORT_LIMBS];
+    for (int i = 0; i < 3; i++) {
+        int64_t shape[] = {N_EXPERT, mdp_vector_width(ids[i], N_EXPERT, D_MODEL), MDP_SHORT_LIMBS};
+        char name[64];
+        (void)snprintf(name, sizeof name, "/layers/%d/%s_limbs", layer, mdp_vectors[ids[i]].name);
+        fuzz_file_add(file, name, NULL, FUZZ_I64, 3, shape, limbs, shape[0] * shape[1] * shape[2] * 8);
+    }
+}
+
+/* Matrices of all that can be made are finite. */
+static void compare(mdp_stats *stats) {
+    for (int id = 0; id < MDP_N_SIMILARITY; id++) {
+        if (mdp_stats_make_similarity(stats, (mdp_similarity_id)id).code != MDP_OK) continue;
+        for (int64_t l = 0; l < stats->n_layer; l++) {
+            const double *values = mdp_stats_similarity(stats, l, (mdp_similarity_id)id);
+            int64_t n = stats->layers[l].n_expert;
+            for (int64_t i = 0; i < n * n; i++) fuzz_require(isfinite(values[i]), "a similarity");
+        }
+    }
+}
+
 static fuzz_file *sample(void) {
     static const int64_t one = 1, n_token = 10, d_model = D_MODEL, n_category[] = {N_CATEGORY}, tokens[] = {4, 6};
     fuzz_file *file = fuzz_file_new();
@@ -51,6 +75,10 @@ static fuzz_file *sample(void) {
     fuzz_file_add(file, "/layers", NULL, FUZZ_GROUP, 0, NULL, NULL, 0);
     add_layer(file, 0);
     add_layer(file, 2);
+    fuzz_file_add_text(file, "/", "similarities", "output-mean-cosine,router-row,co-activation");
+    fuzz_file_add(file, "/", "probe_tokens", FUZZ_I64, 0, NULL, &one, 8);
+    fuzz_file_add(file, "/", "probe_seed", FUZZ_I64, 0, NULL, &one, 8);
+    for (int layer = 0; layer <= 2; layer += 2) add_vectors(file, layer);
     return file;
 }
 
@@ -86,8 +114,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_byte) {
     if (status.code != MDP_OK) return 0;
     use(stats);
     fuzz_begin();
-    status = mdp_stats_read_vectors(path, stats, 1u << MDP_OUTPUT_SUM);
+    status = mdp_stats_read_vectors(path, stats, mdp_similarity_vectors(&stats->similarity));
     fuzz_end(&status);
+    if (status.code == MDP_OK) compare(stats);
     mdp_stats *both[] = {stats, stats};
     const char *paths[] = {path, path};
     const double weight[] = {1.0, 1.0};
