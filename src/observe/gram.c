@@ -40,11 +40,14 @@ static mdp_status add_chunk(const mdp_gram *gram, int64_t chunk, mdp_gram_fill_f
     return add_products(gram, with->products);
 }
 
+static int threads_for(const mdp_gram *gram, int64_t n_chunk) {
+    return n_chunk < gram->n_thread ? (int)n_chunk : gram->n_thread;
+}
+
 mdp_status mdp_gram_add(const mdp_gram *gram, int64_t n_chunk, mdp_gram_fill_fn *fill, void *context, int64_t *flop) {
     mdp_status failed = mdp_ok();
-    int n_thread = n_chunk < gram->n_thread ? (int)n_chunk : gram->n_thread;
     if (n_chunk == 0) return failed;
-#pragma omp parallel num_threads(n_thread)
+#pragma omp parallel num_threads(threads_for(gram, n_chunk))
     {
         bench own = {NULL, NULL};
         int64_t done = 0;

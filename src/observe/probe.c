@@ -100,6 +100,8 @@ typedef struct probe_layer {
     mdp_exchange_room *room;
     float *piece; /* [n_expert, n_column] columns of all experts */
     int64_t n_column;
+    const float **row; /* [n_expert] of it */
+    int64_t *counts;   /* [2, ranks] of an exchange */
     int64_t flop;
     mdp_profile *profile;
 } probe_layer;
@@ -207,10 +209,10 @@ static void unpack_piece(void *context, int peer, int64_t first, int64_t n, cons
         memcpy(r->p->piece + expert_of(r->p, peer, i) * most, from, (size_t)most * sizeof *from);
 }
 
-/* Pieces of all experts to the ranks that multiply them. counts [2, ranks]. Collective. */
-static mdp_status exchange_round_all(piece_round *r, int64_t *counts) {
+/* Pieces of all experts to the ranks that multiply them. Collective. */
+static mdp_status exchange_round_all(piece_round *r) {
     const mdp_comm *comm = r->p->comm;
-    int64_t *n_send = counts, *n_recv = counts + comm->size;
+    int64_t *n_send = r->p->counts, *n_recv = n_send + comm->size;
     for (int q = 0; q < comm->size; q++) {
         n_send[q] = piece_columns(r, q) > 0 ? r->p->n_own : 0;
         n_recv[q] = piece_columns(r, comm->rank) > 0 ? experts_of(r->p, q) : 0;
@@ -225,32 +227,36 @@ static mdp_status exchange_round_all(piece_round *r, int64_t *counts) {
     return mdp_exchange_told_all(comm, &exchange, r->p->profile);
 }
 
-/* Inner products of vectors of all experts: rows [n_own, length] of this rank's. memory: counts of an exchange, then
- * one row for each expert. Collective: a rank that fails takes part until the end, where it says so. */
+/* Inner products of vectors of all experts: rows [n_own, length] of this rank's. Collective: a rank that fails takes
+ * part until the end, where it says so. */
 static mdp_status multiply_rows_all(probe_layer *p, const float *rows, int64_t length, const char *what,
-                                    int64_t *counts, const float **row, mdp_short_sum *sum) {
+                                    mdp_short_sum *sum) {
     piece_round r = {.p = p, .rows = rows, .length = length};
     const mdp_gram gram = {
         .n = p->moe->n_expert, .n_thread = p->probe->n_thread, .layer = p->layer, .what = what, .sum = sum};
     int64_t n_piece = (length + p->n_column - 1) / p->n_column;
     mdp_status status = mdp_ok();
-    for (int32_t e = 0; e < gram.n; e++) row[e] = p->piece + e * p->n_column;
+    for (int32_t e = 0; e < gram.n; e++) p->row[e] = p->piece + e * p->n_column;
     for (; r.first_piece < n_piece; r.first_piece += p->comm->size) {
-        MDP_TRY(exchange_round_all(&r, counts));
+        MDP_TRY(exchange_round_all(&r));
         int64_t columns = piece_columns(&r, p->comm->rank);
-        if (columns > 0 && status.code == MDP_OK) status = mdp_gram_add_rows(&gram, row, columns, &p->flop);
+        if (columns > 0 && status.code == MDP_OK) status = mdp_gram_add_rows(&gram, p->row, columns, &p->flop);
     }
     return mdp_agree_all(p->comm, status);
 }
 
 /* ---- vectors to be multiplied -------------------------------------------------------------------------------- */
 
+/* Each makes the kernels of whole experts. */
+static int threads_for(const probe_layer *p) {
+    return p->n_own < p->probe->n_thread ? (int)p->n_own : p->probe->n_thread;
+}
+
 static mdp_status fill_kernels(probe_layer *p, mdp_kernel_kind kind) {
     mdp_status failed = mdp_ok();
     int64_t length = mdp_kernel_values(p->n);
-    int n_thread = p->n_own < p->probe->n_thread ? (int)p->n_own : p->probe->n_thread;
     if (p->n_own == 0) return failed;
-#pragma omp parallel num_threads(n_thread)
+#pragma omp parallel num_threads(threads_for(p))
     {
         double *scratch = NULL;
         mdp_status status = MDP_ALLOC(&scratch, mdp_kernel_scratch(p->n), "a kernel of the probe");
@@ -279,49 +285,45 @@ static void normalise_outputs(const probe_layer *p) {
 }
 
 /* Kernels first, since cosines change y. */
-static mdp_status multiply_all(probe_layer *p, unsigned wanted, int64_t *counts, const float **row,
-                               mdp_short_sum *const *vectors) {
+static mdp_status multiply_all(probe_layer *p, unsigned wanted, mdp_short_sum *const *vectors) {
     static const mdp_vector_id kernel[] = {
         [MDP_KERNEL_LINEAR] = MDP_CKA_LINEAR_PRODUCT, [MDP_KERNEL_RBF] = MDP_CKA_RBF_PRODUCT};
     for (int kind = MDP_KERNEL_LINEAR; kind <= MDP_KERNEL_RBF; kind++) {
         if (!(wanted >> kernel[kind] & 1)) continue;
         MDP_AGREE(p->comm, fill_kernels(p, (mdp_kernel_kind)kind));
-        MDP_TRY(
-            multiply_rows_all(p, p->long_rows, mdp_kernel_values(p->n), "kernels", counts, row, vectors[kernel[kind]]));
+        MDP_TRY(multiply_rows_all(p, p->long_rows, mdp_kernel_values(p->n), "kernels", vectors[kernel[kind]]));
     }
     if (!(wanted >> MDP_PROBE_COSINE_SUM & 1)) return mdp_ok();
     normalise_outputs(p);
-    return multiply_rows_all(p, p->y, p->n * p->d, "outputs", counts, row, vectors[MDP_PROBE_COSINE_SUM]);
+    return multiply_rows_all(p, p->y, p->n * p->d, "outputs", vectors[MDP_PROBE_COSINE_SUM]);
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------- */
 
-static mdp_status take_room(probe_layer *p, unsigned wanted, int64_t **counts, const float ***row) {
+static mdp_status take_room(probe_layer *p, unsigned wanted) {
     bool kernels = wanted >> MDP_CKA_LINEAR_PRODUCT & 1 || wanted >> MDP_CKA_RBF_PRODUCT & 1;
     int64_t length = kernels ? mdp_kernel_values(p->n) : 0;
     p->keeps_y = kernels || wanted >> MDP_PROBE_COSINE_SUM & 1;
     MDP_TRY(MDP_ALLOC(&p->y, (p->keeps_y ? p->n_own : 1) * p->n * p->d, "outputs of the probe"));
     MDP_TRY(MDP_ALLOC(&p->long_rows, p->n_own * length, "kernels of the probe"));
     MDP_TRY(MDP_ALLOC(&p->piece, p->keeps_y ? p->moe->n_expert * p->n_column : 0, "columns of experts"));
-    MDP_TRY(MDP_ALLOC(counts, 2 * p->comm->size, "row counts"));
-    return MDP_ALLOC(row, p->moe->n_expert, "columns of experts");
+    MDP_TRY(MDP_ALLOC(&p->counts, 2 * p->comm->size, "row counts"));
+    return MDP_ALLOC(&p->row, p->moe->n_expert, "columns of experts");
 }
 
 static mdp_status run_layer_all(probe_layer *p, int keeper, unsigned wanted, mdp_short_sum *const *vectors) {
-    int64_t *counts = NULL;
-    const float **row = NULL;
     bool means = wanted >> MDP_PROBE_OUTPUT_SUM & 1;
-    mdp_status status = mdp_agree_all(p->comm, take_room(p, wanted, &counts, &row));
+    mdp_status status = mdp_agree_all(p->comm, take_room(p, wanted));
     if (status.code == MDP_OK)
         status =
             mdp_exchange_room_new_all(p->comm, MDP_SUM_MESSAGE_BYTE, p->n_column * (int64_t)sizeof(float), &p->room);
     if (status.code == MDP_OK) status = mdp_bcast_all(p->comm, p->x, p->n * p->d * (int64_t)sizeof(float), keeper);
     if (status.code == MDP_OK)
         status = mdp_agree_all(p->comm, compute_outputs(p, means ? vectors[MDP_PROBE_OUTPUT_SUM] : NULL));
-    if (status.code == MDP_OK) status = multiply_all(p, wanted, counts, row, vectors);
+    if (status.code == MDP_OK) status = multiply_all(p, wanted, vectors);
     mdp_exchange_room_destroy(p->room);
-    mdp_free(counts);
-    mdp_free(row);
+    mdp_free(p->counts);
+    mdp_free(p->row);
     mdp_free(p->piece);
     mdp_free(p->long_rows);
     mdp_free(p->y);
