@@ -302,14 +302,18 @@ void mdp_tasks_destroy(mdp_tasks *tasks); /* NULL is allowed */
 
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
-/* A run of bytes copied from a stored tensor, or of four bytes again and again. */
+struct mdp_recast; /* recast.h */
+
+/* A run of bytes copied from a stored tensor, or of four bytes again and again, or made of a stored tensor. A source of
+ * no bytes is only compared with its checksum. */
 typedef struct mdp_segment {
-    const mdp_tensor *source; /* NULL: `fill` */
-    int64_t offset, n_byte;   /* inside the source tensor */
-    uint32_t fill;            /* the four bytes, the lowest first: one value of 4 bytes, two of 2; mostly 0 */
+    const mdp_tensor *source;        /* NULL: `fill` */
+    int64_t offset, n_byte;          /* inside the source tensor, */
+    const struct mdp_recast *recast; /* or, not NULL, inside what is made of it; borrowed */
+    uint32_t fill;                   /* the four bytes, the lowest first: one value of 4 bytes, two of 2; mostly 0 */
 } mdp_segment;
 
-/* One tensor of the result, under its HF name: the concatenation of its segments, bit for bit. */
+/* One tensor of the result, under its HF name: the concatenation of its segments. */
 typedef struct mdp_output_tensor {
     char *name; /* owned */
     mdp_dtype type;
@@ -331,8 +335,9 @@ typedef struct mdp_output {
     mdp_output_tensor *tensors; /* ascending by name; owned */
     char *config_text;          /* owned; patched config.json */
     int64_t config_byte;
-    char *plan_text;       /* owned; plan.json as written; may be NULL */
-    char *provenance_text; /* owned; JSON: what determines the bytes (formats.md) */
+    struct mdp_recast *recasts; /* what segments point to; owned; NULL: none do */
+    char *plan_text;            /* owned; plan.json as written; may be NULL */
+    char *provenance_text;      /* owned; JSON: what determines the bytes (formats.md) */
     char model_type[64];
     int64_t n_layer;
     bool uniform;        /* every layer keeps the same number of experts */

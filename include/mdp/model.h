@@ -209,6 +209,20 @@ mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out);
  * MDP_BAD_INPUT, naming the tensor, for experts that could not be renumbered. */
 mdp_status mdp_model_bind_extra(const mdp_model *model, mdp_model **out);
 void mdp_model_destroy(mdp_model *model); /* NULL is allowed */
+/* What a stored tensor is to whoever writes the model in another type. */
+typedef struct mdp_stored {
+    mdp_scaling scaling; /* of codes of few bits; tensor == NULL: none */
+    bool is_real;        /* real numbers, by themselves or by codes and scales; else it has only one form */
+    bool is_beside;      /* scales: of codes, or of what a quantised layer reads; they go where codes are decoded */
+    bool stays_f32; /* f32 whatever the others are: as transformers keeps it (biases that choose experts, routers of
+                     * some families), or as this checkpoint does, whose embedding is not f32 */
+    bool is_linear; /* the weights of a linear layer that FP8 checkpoints have in FP8, a row for each output; */
+    bool is_turned; /* or a column for each output */
+    bool is_left;   /* of a linear layer that they leave as it is, and have to name */
+    bool is_packed; /* MXFP4: decoded, it has a name without its ending, and columns for rows */
+} mdp_stored;
+/* Of all tensors of the catalogue: *out [n_tensor] is new. Local. MDP_BAD_INPUT: codes without scales. */
+mdp_status mdp_model_list_stored(const mdp_model *model, mdp_stored **out);
 /* Names of the supported families, NULL-terminated. */
 const char *const *mdp_family_names(void);
 /* The family table as a JSON array: model_type, keys and tensors that change when experts are removed, what a family
@@ -243,5 +257,9 @@ typedef struct mdp_config_change {
  * key is inserted after the first brace. Names of experts are renumbered. New text. Errors: MDP_BAD_INPUT, naming the
  * key, for names of experts that cannot be. */
 mdp_status mdp_model_patch_config(const mdp_model *model, const mdp_config_change *change, char **out, int64_t *n_byte);
+/* The text of config.json [*n_byte] with another type of numbers: `dtype` ("bfloat16") under every dtype and
+ * torch_dtype of the whole and of the objects in it, inserted where there is none; quantization_config as this JSON, or
+ * taken out (NULL). All other bytes are kept. *text is replaced. */
+mdp_status mdp_config_set_type(const char *dtype, const char *quantisation, char **text, int64_t *n_byte);
 
 #endif

@@ -36,6 +36,14 @@ mdp_status mdp_transform_check_names(const mdp_model *model, const mdp_extra *ex
 mdp_status mdp_transform_check_side_files(const mdp_catalogue *catalogue, mdp_reader *reader);
 /* Can config.json say how many experts each layer has? MDP_USAGE, saying why not. Local. */
 mdp_status mdp_transform_check_list(const mdp_model *model);
+/* Another type for all tensors of a checkpoint. */
+typedef enum mdp_retype { MDP_RETYPE_BF16, MDP_RETYPE_F16, MDP_RETYPE_F32, MDP_RETYPE_FP8, MDP_N_RETYPE } mdp_retype;
+extern const char *const mdp_retype_names[MDP_N_RETYPE + 1]; /* NULL at the end */
+/* Let a described result of the whole model have its real numbers in that type, and config.json say so. FP8: E4M3 with
+ * a scale for each 128 x 128 block for linear layers, as DeepSeek-V3 has it, and bf16 for the rest. What stays f32, and
+ * what is no real number: mdp_model_list_stored. *changed: is anything not as it was? Local. MDP_BAD_INPUT, MDP_USAGE:
+ * it cannot be done; `output` is then only to be destroyed. */
+mdp_status mdp_transform_retype(const mdp_model *model, mdp_retype to, mdp_output *output, bool *changed);
 /* The number of experts of a layer that config.json says where a plan is carried out: the largest of all layers.
  * Local. */
 int32_t mdp_transform_count(const mdp_plan *plan);

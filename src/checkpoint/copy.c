@@ -7,6 +7,7 @@
  * Memory is the two buffers. */
 #include "checkpoint/copy.h"
 #include "checkpoint/checksums.h"
+#include "mdp/recast.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -34,6 +35,7 @@ typedef struct copy_pump {
     int64_t n_announced; /* bytes of files */
     int64_t slot_byte;
     mdp_hash *hash;
+    mdp_recaster recaster; /* of the I/O thread */
     copy_slot slots[N_SLOT];
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -91,6 +93,9 @@ static int64_t piece_bytes(const copy_pump *pump, const cursor *at) {
 /* n bytes of a segment from `offset` in it. */
 static mdp_status read_run(copy_pump *pump, const mdp_segment *segment, int64_t offset, int64_t n, char *out) {
     const mdp_tensor *source = segment->source;
+    if (segment->recast)
+        return mdp_recaster_read(&pump->recaster, pump->copy->reader, segment->recast, segment->offset + offset, n, out,
+                                 &pump->n_read);
     if (source) {
         pump->n_read += n;
         return mdp_reader_read(pump->copy->reader, source->file, source->offset + segment->offset + offset, n, out);
@@ -118,6 +123,11 @@ static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_b
     return mdp_ok();
 }
 
+/* Bytes that a segment reads. */
+static int64_t source_bytes(const mdp_segment *segment) {
+    return segment->recast ? segment->source->n_byte : segment->n_byte;
+}
+
 /* Tell the system what will be read next. What it reads ahead by itself goes on where items that are not wanted begin.
  */
 static void announce(copy_pump *pump) {
@@ -129,7 +139,7 @@ static void announce(copy_pump *pump) {
             continue;
         }
         const mdp_segment *segment = &item->segments[at->segment];
-        int64_t left = segment->n_byte - at->segment_offset, n = left < ANNOUNCE_BYTE ? left : ANNOUNCE_BYTE;
+        int64_t left = source_bytes(segment) - at->segment_offset, n = left < ANNOUNCE_BYTE ? left : ANNOUNCE_BYTE;
         if (segment->source) {
             mdp_reader_announce(pump->copy->reader, segment->source->file,
                                 segment->source->offset + segment->offset + at->segment_offset, n);
@@ -172,7 +182,8 @@ static const mdp_tensor *next_source(const mdp_copy_item *item, int64_t *at, con
 /* Is the item one source and nothing else? */
 static bool is_whole(const mdp_copy_item *item) {
     const mdp_segment *only = item->segments;
-    return item->n_segment == 1 && only->source && only->offset == 0 && only->n_byte == only->source->n_byte;
+    return item->n_segment == 1 && only->source && !only->recast && only->offset == 0 &&
+           only->n_byte == only->source->n_byte;
 }
 
 int64_t mdp_copy_check_bytes(const mdp_copy_item *item) {
@@ -366,6 +377,7 @@ mdp_status mdp_copy_run(const mdp_copy *copy) {
 end:
     for (int i = 0; i < N_SLOT; i++) mdp_free(pump.slots[i].data);
     mdp_hash_destroy(pump.hash);
+    mdp_recaster_clear(&pump.recaster);
     pthread_cond_destroy(&pump.changed);
     pthread_mutex_destroy(&pump.lock);
     mdp_profile_switch(copy->profile, before);

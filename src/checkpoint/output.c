@@ -1,6 +1,8 @@
 /* output.c - a checkpoint to be written: its memory, its consistency, and what both writers need. */
 #include "checkpoint/output.h"
 
+#include "mdp/recast.h"
+
 #include <string.h>
 #include <sys/statvfs.h>
 
@@ -17,6 +19,7 @@ void mdp_output_destroy(mdp_output *output) {
         mdp_free(output->tensors[i].stack);
     }
     mdp_free(output->tensors);
+    mdp_free(output->recasts);
     mdp_free(output->config_text);
     mdp_free(output->plan_text);
     mdp_free(output->provenance_text);
@@ -35,10 +38,11 @@ static mdp_status check_tensor(const mdp_output_tensor *tensor) {
         int64_t end;
         n_copied += segment->n_byte;
         if (!segment->source) continue; /* filled */
-        if (segment->offset < 0 || !mdp_add(segment->offset, segment->n_byte, &end) || end > segment->source->n_byte)
+        int64_t n_source = segment->recast ? mdp_recast_bytes(segment->recast) : segment->source->n_byte;
+        if (segment->offset < 0 || !mdp_add(segment->offset, segment->n_byte, &end) || end > n_source)
             return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result takes %lld bytes at %lld of %s, which has %lld.",
                              tensor->name, (long long)segment->n_byte, (long long)segment->offset,
-                             segment->source->name, (long long)segment->source->n_byte);
+                             segment->source->name, (long long)n_source);
     }
     if (n_copied != n_byte)
         return MDP_ERROR(MDP_INTERNAL, "tensor %s of the result has %lld bytes, its segments have %lld.", tensor->name,

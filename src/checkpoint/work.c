@@ -5,6 +5,7 @@
  * the ranks that go on. */
 #include "checkpoint/work.h"
 #include "checkpoint/output.h"
+#include "mdp/recast.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -252,9 +253,23 @@ static void add_shares(const mdp_copy_item *items, int64_t n_all, const int *own
         mdp_write_share *share = &shares[owner[i]];
         share->bytes_written += items[i].n_byte;
         share->bytes_read += mdp_copy_check_bytes(&items[i]);
-        for (int64_t s = 0; s < items[i].n_segment; s++)
-            if (items[i].segments[s].source) share->bytes_read += items[i].segments[s].n_byte;
+        for (int64_t s = 0; s < items[i].n_segment; s++) {
+            const mdp_segment *segment = &items[i].segments[s];
+            if (segment->source)
+                share->bytes_read += segment->recast ? mdp_recast_read_bytes(segment->recast) : segment->n_byte;
+        }
     }
+}
+
+/* Memory for the largest band of what is made in another type. */
+static int64_t most_recasting(const mdp_copy_item *items, int64_t n_all) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < n_all; i++) {
+        const mdp_recast *recast = items[i].n_segment > 0 ? items[i].segments[0].recast : NULL;
+        int64_t n_byte = recast ? mdp_recast_memory(recast) : 0;
+        most = n_byte > most ? n_byte : most;
+    }
+    return most;
 }
 
 /* Buffers of the rank that takes most, by the rounds that it will make. */
@@ -288,6 +303,7 @@ mdp_status mdp_work_cost(const mdp_copy_item *items, int64_t n_all, const mdp_wr
     /* items of the layout and to do, their numbers and places, checksums here, gathered and of all */
     out->beside =
         n_all * (int64_t)(2 * sizeof(mdp_copy_item) + 3 * sizeof(int64_t) + sizeof(void *) + 3 * sizeof(mdp_digest));
+    out->beside += most_recasting(items, n_all);
     mdp_free(owner);
     return mdp_ok();
 }

@@ -24,7 +24,7 @@ static mdp_status describe(const mdp_session *session, const mdp_plan *plan, con
     char *provenance = NULL;
     MDP_TRY(mdp_session_check_uniform(session, plan));
     MDP_TRY(mdp_session_check_side_files(session));
-    MDP_TRY(mdp_session_provenance(session, plan, &provenance));
+    MDP_TRY(mdp_session_provenance(session, plan, NULL, &provenance));
     mdp_extra extra;
     mdp_status status =
         mdp_transform_output(session->model, plan, session->replaced, mdp_session_extra(session, &extra), text,

@@ -47,6 +47,7 @@ typedef enum mdp_option_id {
     OPTION_NON_UNIFORM,
     OPTION_MTP,
     OPTION_LAYERS,
+    OPTION_TYPE,
     OPTION_SHARD_SIZE,
     OPTION_OVERWRITE,
     OPTION_BREAK_LOCK,

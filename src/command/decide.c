@@ -212,7 +212,7 @@ static json_t *compute_of(const mdp_plan *plan) {
     return plan ? json_object_get(json_object_get(plan->recipe, "calibration"), "compute") : NULL;
 }
 
-mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, char **out) {
+mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, const char *type, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:s, s:{s:s, s:s}, s:O?, s:O?}", "format", "moe-dist-prune provenance",
                              "version", "1.0", "writer", "moe-dist-prune " MDP_VERSION, "model", "fingerprint",
                              session->catalogue->fingerprint, "model_type", session->model->model_type, "recipe",
@@ -222,6 +222,7 @@ mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *pl
     if (session->mtp_plan) mdp_json_put(&root, "mtp", json_incref(session->mtp_plan->recipe));
     const mdp_option_value *layers = mdp_session_option(session, OPTION_LAYERS);
     if (layers->present) mdp_json_put(&root, "layers", json_string(layers->text));
+    if (type) mdp_json_put(&root, "type", json_string(type));
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
     return status;

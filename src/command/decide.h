@@ -27,6 +27,6 @@ mdp_status mdp_session_decide_all(mdp_session *session, const mdp_stats *stats, 
 void mdp_session_tell_unseen(const mdp_session *session, const mdp_plan *plan);
 /* What determines the bytes of a checkpoint, as JSON: writer, model, recipe, compute mode. plan NULL: none. New text.
  * Local. */
-mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, char **out);
+mdp_status mdp_session_provenance(const mdp_session *session, const mdp_plan *plan, const char *type, char **out);
 
 #endif

@@ -119,7 +119,7 @@ static mdp_status describe(const mdp_session *session, const mdp_budget_options 
     char *provenance = NULL;
     mdp_extra extra;
     MDP_TRY(mdp_session_check_budget_fits(session, budget, made->plan));
-    MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
+    MDP_TRY(mdp_session_provenance(session, made->plan, NULL, &provenance));
     mdp_status status =
         mdp_transform_output(session->model, made->plan, session->replaced, mdp_session_extra(session, &extra),
                              made->text, provenance, MDP_UNEQUAL_STACKED, &made->output);

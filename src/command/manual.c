@@ -50,7 +50,11 @@ static const note notes[] = {
      "mpirun -n 16 moe-dist-prune apply --model mixtral-8x22b --plan plan.json --format both --out pruned"},
     {"eval", "The original and the results of all plans go through one forward pass; nothing but eval.json is written.",
      "mpirun -n 64 moe-dist-prune eval --model mixtral-8x22b --plan plan.json --tokens eval.h5 --out eval.json"},
-    {"export", "The folder loads in transformers, vLLM and llama.cpp.",
+    {"export",
+     "The folder loads in transformers, vLLM and llama.cpp. With --type all real numbers are written in another type, "
+     "each rounded once: codes of few bits are decoded, or linear layers are quantised to FP8 as DeepSeek-V3 has them; "
+     "biases that choose experts stay f32. A value that the type cannot hold is refused. An --out that ends in .h5 is "
+     "written as a model.h5.",
      "mpirun -n 16 moe-dist-prune export --model pruned/model.h5 --out pruned-hf"},
     {"inspect", "Reads headers only.", "moe-dist-prune inspect pruned/model.h5"},
     {"verify",

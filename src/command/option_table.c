@@ -78,6 +78,10 @@ static const char *non_uniform_name(int i) {
     return names[i];
 }
 
+static const char *retype_name(int i) {
+    return mdp_retype_names[i];
+}
+
 static const char *mtp_name(int i) {
     static const char *const names[] = {[MTP_DROP] = "drop", [MTP_PRUNE] = "prune", NULL};
     return names[i];
@@ -324,7 +328,8 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_OUT] = {.name = "out",
                     .type = MDP_OPTION_TEXT,
                     .value = "PATH",
-                    .help = "what to write: a folder for run, apply and export, else a file",
+                    .help = "what to write: a folder for run, apply and export (or a model.h5, where the name ends in "
+                            ".h5), else a file",
                     .commands = WRITES,
                     .required = WRITES},
     [OPTION_FORMAT] = {.name = "format",
@@ -354,6 +359,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .value = "A-B",
                        .help = "write the tensors of these layers alone: for rehearsals, no loader takes them",
                        .commands = COMMAND_APPLY},
+    [OPTION_TYPE] = {.name = "type",
+                     .type = MDP_OPTION_CHOICE,
+                     .help =
+                         "write all real numbers in this type (default: as they are stored), rounded once; fp8: E4M3 "
+                         "in blocks of 128 x 128 for linear layers, bf16 for the rest",
+                     .choice = retype_name,
+                     .commands = COMMAND_EXPORT},
     [OPTION_SHARD_SIZE] = {.name = "shard-size",
                            .type = MDP_OPTION_SIZE,
                            .value = "BYTES",

@@ -228,7 +228,7 @@ static mdp_status transform(const mdp_session *session, products *made) {
     MDP_TRY(mdp_plan_check(made->plan, session->model));
     MDP_TRY(mdp_session_check_uniform(session, made->plan));
     MDP_TRY(mdp_transform_view(session->model, made->plan, session->replaced, &made->view));
-    MDP_TRY(mdp_session_provenance(session, made->plan, &provenance));
+    MDP_TRY(mdp_session_provenance(session, made->plan, NULL, &provenance));
     mdp_extra extra;
     mdp_status status =
         mdp_transform_output(session->model, made->plan, session->replaced, mdp_session_extra(session, &extra),

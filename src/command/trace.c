@@ -115,6 +115,18 @@ static bool has_extra(const mdp_session *session, const tracer *t) {
     return false;
 }
 
+/* A result in another type says so. */
+static mdp_status retype(const mdp_session *session, tracer *t) {
+    const char *type = json_string_value(json_object_get(t->provenance, "type"));
+    int to = 0;
+    bool changed;
+    if (!type) return mdp_ok();
+    while (to < MDP_N_RETYPE && strcmp(mdp_retype_names[to], type) != 0) to++;
+    if (to == MDP_N_RETYPE)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: its type '%.100s' is not known.", t->result->path, type);
+    return mdp_transform_retype(session->model, (mdp_retype)to, t->output, &changed);
+}
+
 static mdp_status describe(const mdp_session *session, mdp_unequal unequal, tracer *t) {
     mdp_extra extra;
     long long first, last;
@@ -122,6 +134,7 @@ static mdp_status describe(const mdp_session *session, mdp_unequal unequal, trac
     t->output = NULL;
     MDP_TRY(mdp_transform_output(session->model, t->plan, t->replaced, mdp_session_extra(session, &extra), t->plan_text,
                                  t->provenance_text, unequal, &t->output));
+    MDP_TRY(retype(session, t));
     const char *layers = json_string_value(json_object_get(t->provenance, "layers"));
     if (!layers) return mdp_ok();
     if (sscanf(layers, "%lld-%lld", &first, &last) != 2)

@@ -115,8 +115,8 @@ static mdp_status write_with_all(mdp_container container, mdp_session *session, 
     return status;
 }
 
-mdp_status mdp_session_write_hf_all(mdp_session *session, const mdp_output *output) {
-    return write_with_all(MDP_HF_FOLDER, session, output, NULL);
+mdp_status mdp_session_write_out_all(mdp_container container, mdp_session *session, const mdp_output *output) {
+    return write_with_all(container, session, output, NULL);
 }
 
 mdp_status mdp_session_check_names_all(const mdp_session *session) {
@@ -201,8 +201,9 @@ mdp_status mdp_session_add_writes_all(mdp_session *session, const mdp_plan *plan
     return mdp_agree_all(session->comm, add_writes(session, plan, output, estimate));
 }
 
-mdp_status mdp_session_add_hf_all(mdp_session *session, const mdp_output *output, mdp_estimate *estimate) {
-    return mdp_agree_all(session->comm, add_write(MDP_HF_FOLDER, session, output, estimate));
+mdp_status mdp_session_add_out_all(mdp_container container, mdp_session *session, const mdp_output *output,
+                                   mdp_estimate *estimate) {
+    return mdp_agree_all(session->comm, add_write(container, session, output, estimate));
 }
 
 /* ---- both containers ------------------------------------------------------------------------------------------- */

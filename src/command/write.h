@@ -12,10 +12,11 @@ mdp_status mdp_session_excerpt(const mdp_session *session, mdp_output *output);
  * copying into --memory. Collective. Errors: MDP_USAGE when that cannot be done, with the memory that would do. */
 mdp_status mdp_session_add_writes_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output,
                                       mdp_estimate *estimate);
-/* The same for one Hugging Face folder. Collective. */
-mdp_status mdp_session_add_hf_all(mdp_session *session, const mdp_output *output, mdp_estimate *estimate);
-/* Write `output` as the Hugging Face folder --out. Collective. */
-mdp_status mdp_session_write_hf_all(mdp_session *session, const mdp_output *output);
+/* The same where --out itself is the result. Collective. */
+mdp_status mdp_session_add_out_all(mdp_container container, mdp_session *session, const mdp_output *output,
+                                   mdp_estimate *estimate);
+/* Write `output` as --out. Collective. */
+mdp_status mdp_session_write_out_all(mdp_container container, mdp_session *session, const mdp_output *output);
 /* Write `output`, which `plan` makes, below --out in the containers that --format asks for: model.h5, hf. The latter
  * as --non-uniform says where layers differ. Collective. */
 mdp_status mdp_session_write_all(mdp_session *session, const mdp_plan *plan, const mdp_output *output);

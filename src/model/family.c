@@ -921,6 +921,7 @@ static const mdp_family FAMILIES[] = {
         .fixed = NO_BIAS_ONLY,
         .norm_eps = {.name = "rms_norm_eps", .absent = 1e-5},
         .rope_theta = 5e5,
+        .router_is_f32 = true,
         .score = MDP_SOFTMAX_ALL,
         .normalise = MDP_NORMALISE_ALWAYS,
         .normalise_least = {.name = "moe_norm_min", .absent = 1e-12},

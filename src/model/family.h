@@ -145,6 +145,7 @@ struct mdp_family {
     mdp_rope_layout rope_layout;
     mdp_qk_norm qk_norm;
     bool qk_norm_last;  /* queries and keys are normalised after they are rotated */
+    bool router_is_f32; /* whatever the type of the others, as transformers keeps it */
     bool gated_queries; /* each head's rows of q are followed by those of a gate of its output */
     bool weigh_input;   /* routing weights multiply what experts read, not what they return */
     mdp_norm_kind norm_kind;

@@ -43,6 +43,52 @@ mdp_status mdp_json_read_text(const char *text, mdp_span span, char **out) {
     return status;
 }
 
+bool mdp_json_next_member(const char *text, int64_t *at, mdp_span *key, mdp_span *value) {
+    int64_t to = mdp_json_skip_space(text, *at);
+    if (text[to] != '{' && text[to] != ',') return false;
+    to = mdp_json_skip_space(text, to + 1);
+    if (text[to] != '"') return false;
+    *key = (mdp_span){.begin = to, .end = mdp_json_skip_text(text, to)};
+    to = mdp_json_skip_space(text, key->end);
+    if (text[to] != ':') return false;
+    value->begin = mdp_json_skip_space(text, to + 1);
+    value->end = mdp_json_skip_value(text, value->begin);
+    *at = value->end;
+    return true;
+}
+
+bool mdp_json_is_key(const char *text, mdp_span key, const char *name) {
+    json_t *value = json_loadb(text + key.begin, (size_t)(key.end - key.begin), JSON_DECODE_ANY, NULL);
+    bool same = value != NULL && json_is_string(value) && strcmp(json_string_value(value), name) == 0;
+    json_decref(value);
+    return same;
+}
+
+bool mdp_json_find_member(const char *text, int64_t from, const char *name, mdp_span *value) {
+    mdp_span key;
+    if (text[mdp_json_skip_space(text, from)] != '{') return false;
+    while (mdp_json_next_member(text, &from, &key, value))
+        if (mdp_json_is_key(text, key, name)) return true;
+    return false;
+}
+
+mdp_status mdp_json_make_insertion(const char *text, int64_t from, const char *name, const char *value, mdp_edit *out) {
+    int64_t brace = mdp_json_skip_space(text, from);
+    int64_t first = mdp_json_skip_space(text, brace + 1);
+    out->old.begin = out->old.end = brace + 1;
+    return mdp_format(&out->text, "%.*s\"%s\": %s%s", (int)(first - brace - 1), text + brace + 1, name, value,
+                      text[first] == '}' ? "" : ",");
+}
+
+void mdp_edits_sort(mdp_edit *edits, int64_t n) {
+    for (int64_t i = 1; i < n; i++) {
+        mdp_edit one = edits[i];
+        int64_t j = i;
+        for (; j > 0 && edits[j - 1].old.begin > one.old.begin; j--) edits[j] = edits[j - 1];
+        edits[j] = one;
+    }
+}
+
 mdp_status mdp_edits_apply(const char *text, int64_t n_byte, const mdp_edit *edits, int64_t n, char **out,
                            int64_t *n_out) {
     int64_t size = n_byte, from = 0, to = 0;

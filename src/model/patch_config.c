@@ -10,42 +10,6 @@
 
 enum { MAX_SPELLING = 2, MAX_EDIT = 3 * MAX_SPELLING + 1 };
 
-/* Is the key at `key` (with its quotes) the one called `name`? A key may be spelled with escapes. */
-static bool is_key(const char *text, mdp_span key, const char *name) {
-    json_t *value = json_loadb(text + key.begin, (size_t)(key.end - key.begin), JSON_DECODE_ANY, NULL);
-    bool same = value != NULL && json_is_string(value) && strcmp(json_string_value(value), name) == 0;
-    json_decref(value);
-    return same;
-}
-
-/* The value of the member `name` of the object at `from`; false when there is none. */
-static bool find_member(const char *text, int64_t from, const char *name, mdp_span *value) {
-    int64_t at = mdp_json_skip_space(text, from);
-    if (text[at] != '{') return false;
-    at = mdp_json_skip_space(text, at + 1);
-    while (text[at] == '"') {
-        mdp_span key = {.begin = at, .end = mdp_json_skip_text(text, at)};
-        at = mdp_json_skip_space(text, key.end);
-        if (text[at] != ':') return false;
-        value->begin = mdp_json_skip_space(text, at + 1);
-        value->end = mdp_json_skip_value(text, value->begin);
-        if (is_key(text, key, name)) return true;
-        at = mdp_json_skip_space(text, value->end);
-        if (text[at] != ',') return false;
-        at = mdp_json_skip_space(text, at + 1);
-    }
-    return false;
-}
-
-/* A new member right after the brace of the object at `from`, spaced as the first member is. */
-static mdp_status make_insertion(const char *text, int64_t from, const char *name, const char *value, mdp_edit *out) {
-    int64_t brace = mdp_json_skip_space(text, from);
-    int64_t first = mdp_json_skip_space(text, brace + 1);
-    out->old.begin = out->old.end = brace + 1;
-    return mdp_format(&out->text, "%.*s\"%s\": %s%s", (int)(first - brace - 1), text + brace + 1, name, value,
-                      text[first] == '}' ? "" : ",");
-}
-
 /* Set a key within an object ("ffn_config.moe_top_k"); what is not there is inserted. */
 static mdp_status set_inner_key(const char *text, int64_t from, const char *name, const char *dot, const char *value,
                                 mdp_edit edits[MAX_EDIT], int *n_edit) {
@@ -53,13 +17,13 @@ static mdp_status set_inner_key(const char *text, int64_t from, const char *name
     mdp_span object, old;
     mdp_edit *next = &edits[(*n_edit)++];
     (void)snprintf(outer, sizeof outer, "%.*s", (int)(dot - name), name);
-    if (!find_member(text, from, outer, &object) || text[object.begin] != '{') {
+    if (!mdp_json_find_member(text, from, outer, &object) || text[object.begin] != '{') {
         int64_t brace = mdp_json_skip_space(text, from);
         next->old.begin = next->old.end = brace + 1;
         return mdp_format(&next->text, "\"%s\": {\"%s\": %s}, ", outer, dot + 1, value);
     }
-    if (!find_member(text, object.begin, dot + 1, &old)) {
-        return make_insertion(text, object.begin, dot + 1, value, next);
+    if (!mdp_json_find_member(text, object.begin, dot + 1, &old)) {
+        return mdp_json_make_insertion(text, object.begin, dot + 1, value, next);
     }
     next->old = old;
     return mdp_copy_text(&next->text, value);
@@ -76,27 +40,28 @@ static mdp_status set_key(const char *text, int64_t from, const mdp_int_key *key
     if (dot != NULL) return set_inner_key(text, from, key->name, dot, value, edits, n_edit);
     mdp_span old;
     for (int i = 0; i < MAX_SPELLING; i++) {
-        if (names[i] == NULL || !find_member(text, from, names[i], &old)) continue;
+        if (names[i] == NULL || !mdp_json_find_member(text, from, names[i], &old)) continue;
         edits[*n_edit].old = old;
         MDP_TRY(mdp_copy_text(&edits[*n_edit].text, value));
         (*n_edit)++;
     }
     if (*n_edit > n_before) return mdp_ok();
-    MDP_TRY(make_insertion(text, from, names[0], value, &edits[*n_edit]));
+    MDP_TRY(mdp_json_make_insertion(text, from, names[0], value, &edits[*n_edit]));
     (*n_edit)++;
     return mdp_ok();
 }
 
 static bool has_key(const char *text, int64_t from, const mdp_int_key *key) {
     mdp_span at;
-    return (key->name != NULL && find_member(text, from, key->name, &at)) ||
-           (key->other != NULL && find_member(text, from, key->other, &at));
+    return (key->name != NULL && mdp_json_find_member(text, from, key->name, &at)) ||
+           (key->other != NULL && mdp_json_find_member(text, from, key->other, &at));
 }
 
 /* How the text spells a key that it has. */
 static const char *spelling(const char *text, int64_t from, const mdp_int_key *key) {
     mdp_span at;
-    return key->other != NULL && !find_member(text, from, key->name, &at) && find_member(text, from, key->other, &at)
+    return key->other != NULL && !mdp_json_find_member(text, from, key->name, &at) &&
+                   mdp_json_find_member(text, from, key->other, &at)
                ? key->other
                : key->name;
 }
@@ -120,27 +85,17 @@ static mdp_status set_layers(const mdp_model *model, const char *text, int64_t f
                              mdp_edit edits[MAX_EDIT], int *n_edit) {
     char *value = NULL;
     mdp_span old;
-    bool known = find_member(text, from, MDP_PER_LAYER, &old);
+    bool known = mdp_json_find_member(text, from, MDP_PER_LAYER, &old);
     if (!known && !change->list_layers) return mdp_ok();
     MDP_TRY(list_layers(change, model->n_layer, spelling(text, from, &model->family->n_expert), &value));
     mdp_edit *next = &edits[(*n_edit)++];
     if (!known) {
-        mdp_status status = make_insertion(text, from, MDP_PER_LAYER, value, next);
+        mdp_status status = mdp_json_make_insertion(text, from, MDP_PER_LAYER, value, next);
         mdp_free(value);
         return status;
     }
     *next = (mdp_edit){.old = old, .text = value};
     return mdp_ok();
-}
-
-/* By place in the text; insertions at the same place stay in their order. */
-static void sort_edits(mdp_edit *edits, int n_edit) {
-    for (int i = 1; i < n_edit; i++) {
-        mdp_edit one = edits[i];
-        int j = i;
-        for (; j > 0 && edits[j - 1].old.begin > one.old.begin; j--) edits[j] = edits[j - 1];
-        edits[j] = one;
-    }
 }
 
 /* Where the object called `name` begins ("a.b": b within a); the whole where there is none. */
@@ -151,7 +106,7 @@ static int64_t find_scope(const char *text, const char *name) {
         char part[64];
         mdp_span object;
         (void)snprintf(part, sizeof part, "%.*s", (int)n, name);
-        if (!find_member(text, from, part, &object) || text[object.begin] != '{') return 0;
+        if (!mdp_json_find_member(text, from, part, &object) || text[object.begin] != '{') return 0;
         from = object.begin;
         name = name[n] == '.' ? name + n + 1 : NULL;
     }
@@ -168,7 +123,7 @@ static mdp_status make_edits(const mdp_model *model, const mdp_config_change *ch
     if (change->without_extra && (model->n_extra > 0 || has_key(text, from, &model->family->n_extra)))
         MDP_TRY(set_key(text, from, &model->family->n_extra, 0, edits, n_edit));
     MDP_TRY(set_layers(model, text, from, change, edits, n_edit));
-    sort_edits(edits, *n_edit);
+    mdp_edits_sort(edits, *n_edit);
     return mdp_ok();
 }
 
