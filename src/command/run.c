@@ -311,8 +311,11 @@ static mdp_status decide_all(mdp_session *session, products *made) {
     if (status.code == MDP_OK) status = rounds_all(session, layers, n_layer, list, made);
     mdp_free(layers);
     mdp_free(list);
-    MDP_TRY(status);
-    if (made->refits) MDP_TRY(refit_all(session, made));
+    return status;
+}
+
+/* The plan is what it stays. */
+static mdp_status settle_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_put_text_all(session, "plan.json", made->plan_text));
     session->plan_made = true;
     mdp_session_tell_unseen(session, made->plan);
@@ -421,11 +424,14 @@ static mdp_status report_all(mdp_session *session, const products *made) {
     return mdp_session_log_memory_all(session);
 }
 
-/* The phase that began when the one before it ended is over. */
+/* The phase that began when the one before it ended is over; it may be the second part of an earlier one. */
 static void end_phase(const mdp_session *session, products *made, const char *name) {
     double begun = session->start;
+    int at = 0;
     for (int i = 0; i < made->n_phase; i++) begun += made->phases[i].seconds;
-    made->phases[made->n_phase++] = (mdp_report_phase){name, mdp_seconds() - begun};
+    while (at < made->n_phase && strcmp(made->phases[at].name, name) != 0) at++;
+    if (at == made->n_phase) made->phases[made->n_phase++] = (mdp_report_phase){name, 0.0};
+    made->phases[at].seconds += mdp_seconds() - begun;
 }
 
 static mdp_status perform_all(mdp_session *session, products *made) {
@@ -435,6 +441,10 @@ static mdp_status perform_all(mdp_session *session, products *made) {
     MDP_TRY(observe_all(session, made));
     end_phase(session, made, "observe");
     MDP_TRY(decide_all(session, made));
+    end_phase(session, made, "plan");
+    if (made->refits) MDP_TRY(refit_all(session, made));
+    if (made->refits) end_phase(session, made, "refit");
+    MDP_TRY(settle_all(session, made));
     end_phase(session, made, "plan");
     MDP_TRY(evaluate_all(session, made));
     if (mdp_session_evaluates(session)) end_phase(session, made, "evaluate");

@@ -329,10 +329,19 @@ static void table_refit(const mdp_plan *plan, FILE *file) {
     }
 }
 
+static void table_phases(const mdp_report *report, FILE *file) {
+    char time[32];
+    for (int i = 0; i < report->n_phase; i++)
+        fprintf(file, "%s%s %s", i == 0 ? "time     " : ", ", report->phases[i].name,
+                mdp_print_seconds(time, report->phases[i].seconds));
+    if (report->n_phase > 0) fprintf(file, "\n");
+}
+
 static void fill_table(const mdp_report *report, FILE *file) {
     char time[32], most[32];
     fprintf(file, "done in %s on %d rank%s, peak memory %s a rank\n", mdp_print_seconds(time, report->seconds),
             report->n_rank, report->n_rank == 1 ? "" : "s", mdp_print_bytes(most, report->memory_largest));
+    table_phases(report, file);
     table_sizes(report, file);
     if (report->evaluation && report->evaluation->n_stream == 2) table_evaluation(report->evaluation, file);
     table_refit(report->plan, file);

@@ -114,6 +114,18 @@ def test_phases_add_up_to_the_run(report):
     assert 0.9 * report["run"]["seconds"] <= sum(phases.values()) <= report["run"]["seconds"]
 
 
+def test_a_refit_is_a_phase_of_its_own(tmp_path):
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"a": [range(64)] * 8})
+    said = mdp.succeed(2, "run", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--method", "reap", "--keep", 4, "--refit", "joint", "--ridge", "1e-3",
+                       "--out", tmp_path / "out").stdout
+    phases = mdp.read_json(tmp_path / "out" / "report.json")["run"]["phases"]
+    assert [phase["name"] for phase in phases] == ["prepare", "observe", "plan", "refit", "write"]
+    assert dict((phase["name"], phase["seconds"]) for phase in phases)["refit"] > 0
+    assert re.search(r"^time     prepare \S+ m?s, observe \S+ m?s, plan \S+ m?s, refit \S+ m?s, write \S+ m?s$", said, re.M), said
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r'"name": ?"refit"', page)
+
+
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "kB": 1e3, "MB": 1e6, "GB": 1e9, "%": 0.01, "s": 1}
 
 
