@@ -196,7 +196,7 @@ def phase_of(out):
     points = list((out / ".state").glob("pass-*.h5"))
     there = {path.name for path in out.glob("*")} | set(unfinished(out / ".state"))
     for name, phase in (("hf", "after hf"), ("hf.partial", "hf"), ("model.h5", "after model.h5"), ("model.h5.partial", "model.h5"),
-                        ("plan.json", "eval"), ("stats.h5", "plan")):
+                        ("plan.json", "eval"), ("plan.h5", "after refit"), ("plan.h5.partial", "refit"), ("stats.h5", "plan")):
         if name in there:
             return phase
     return "observe" if points else "before the first point"

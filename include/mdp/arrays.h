@@ -36,8 +36,10 @@ mdp_status mdp_arrays_open_all(const mdp_comm *comm, const char *path, int64_t n
 /* The same arrays without a file of their own: where they lie is for the caller to set. `path` names the place.
  * Local. */
 mdp_status mdp_arrays_new(const char *path, int64_t n, const mdp_array *arrays, mdp_arrays **out);
-/* Open an unfinished file for writing, on every rank. Collective on `comm` (agrees). */
-mdp_status mdp_arrays_reopen_all(const mdp_comm *comm, mdp_arrays *arrays);
+/* The same of a file in the making, opened for writing on every rank. It may be finished: arrays that are not there
+ * have been left out then, and stay so (offset -1). Collective on `comm` (agrees). */
+mdp_status mdp_arrays_go_on_all(const mdp_comm *comm, const char *path, int64_t n, const mdp_array *arrays,
+                                mdp_arrays **out);
 void mdp_arrays_destroy(mdp_arrays *arrays); /* NULL is allowed */
 
 /* Let a reader read the arrays: sets the tensors' file. Local. */

@@ -32,6 +32,8 @@ mdp_status mdp_resume_prepare_all(const mdp_comm *comm, mdp_resume *resume);
 mdp_status mdp_resume_check_inputs_all(const mdp_comm *comm, mdp_resume *resume, mdp_reader *reader);
 /* name in the folder, new text. */
 mdp_status mdp_resume_path(const mdp_resume *resume, const char *name, char **out);
+/* The resume point of the forward pass that is begun next, new text. */
+mdp_status mdp_resume_next_point(const mdp_resume *resume, char **out);
 
 /* ---- points ---------------------------------------------------------------------------------------------------- */
 

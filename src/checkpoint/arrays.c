@@ -125,8 +125,13 @@ static mdp_status measure(const char *path, int64_t *n_byte) {
     return status.code != MDP_OK ? status : closed;
 }
 
-mdp_status mdp_arrays_reopen_all(const mdp_comm *comm, mdp_arrays *arrays) {
-    return mdp_agree_all(comm, mdp_file_open_write(arrays->path, &arrays->fd));
+/* For writing, on every rank; on error *arrays is gone. */
+static mdp_status reopen_all(const mdp_comm *comm, mdp_arrays **arrays) {
+    mdp_status status = mdp_agree_all(comm, mdp_file_open_write((*arrays)->path, &(*arrays)->fd));
+    if (status.code == MDP_OK) return status;
+    mdp_arrays_destroy(*arrays);
+    *arrays = NULL;
+    return status;
 }
 
 /* Local steps of making or opening end in offsets [n + 1] on rank 0. */
@@ -158,11 +163,7 @@ static mdp_status open_all(const mdp_comm *comm, const char *path, int64_t n, co
 mdp_status mdp_arrays_create_all(const mdp_comm *comm, const char *path, int64_t n, const mdp_array *arrays,
                                  mdp_arrays **out) {
     MDP_TRY(open_all(comm, path, n, arrays, make_file, out));
-    mdp_status status = mdp_arrays_reopen_all(comm, *out);
-    if (status.code == MDP_OK) return status;
-    mdp_arrays_destroy(*out);
-    *out = NULL;
-    return status;
+    return reopen_all(comm, out);
 }
 
 /* ---- finding --------------------------------------------------------------------------------------------------- */
@@ -182,14 +183,25 @@ static mdp_status find_array(hid_t file, const mdp_tensor *tensor, const char *p
                      mdp_dtype_name(tensor->type));
 }
 
-/* Rank 0. */
-static mdp_status find_arrays(mdp_arrays *arrays, int64_t *offset) {
+/* Rank 0. `may_miss`: what is not there has been left out, its offset is -1. */
+static mdp_status find_those(mdp_arrays *arrays, bool may_miss, int64_t *offset) {
     hid_t file;
     mdp_status status = mdp_hdf5_open(arrays->path, "the arrays of a plan", &file);
-    for (int64_t i = 0; i < arrays->n && status.code == MDP_OK; i++)
+    for (int64_t i = 0; i < arrays->n && status.code == MDP_OK; i++) {
+        offset[i] = -1;
+        if (may_miss && H5Lexists(file, arrays->tensors[i].name, H5P_DEFAULT) == 0) continue;
         status = find_array(file, &arrays->tensors[i], arrays->path, &offset[i]);
+    }
     if (file >= 0) H5Fclose(file);
     return status;
+}
+
+static mdp_status find_arrays(mdp_arrays *arrays, int64_t *offset) {
+    return find_those(arrays, false, offset);
+}
+
+static mdp_status find_left(mdp_arrays *arrays, int64_t *offset) {
+    return find_those(arrays, true, offset);
 }
 
 mdp_status mdp_arrays_open_all(const mdp_comm *comm, const char *path, int64_t n, const mdp_array *arrays,
@@ -197,11 +209,17 @@ mdp_status mdp_arrays_open_all(const mdp_comm *comm, const char *path, int64_t n
     return open_all(comm, path, n, arrays, find_arrays, out);
 }
 
+mdp_status mdp_arrays_go_on_all(const mdp_comm *comm, const char *path, int64_t n, const mdp_array *arrays,
+                                mdp_arrays **out) {
+    MDP_TRY(open_all(comm, path, n, arrays, find_left, out));
+    return reopen_all(comm, out);
+}
+
 /* ---- content --------------------------------------------------------------------------------------------------- */
 
 mdp_status mdp_arrays_put(const mdp_arrays *arrays, int64_t i, int64_t offset, int64_t n_byte, const void *data) {
     const mdp_tensor *tensor = &arrays->tensors[i];
-    if (offset < 0 || offset + n_byte > tensor->n_byte)
+    if (tensor->offset < 0 || offset < 0 || offset + n_byte > tensor->n_byte)
         return MDP_ERROR(MDP_INTERNAL, "%s: bytes %lld to %lld are beyond array '%s'.", arrays->path, (long long)offset,
                          (long long)(offset + n_byte), tensor->name);
     return mdp_file_pwrite(arrays->path, arrays->fd, data, n_byte, tensor->offset + offset);
@@ -209,6 +227,8 @@ mdp_status mdp_arrays_put(const mdp_arrays *arrays, int64_t i, int64_t offset, i
 
 static mdp_status digest_array(const mdp_arrays *arrays, int64_t i, mdp_hash *hash, char *buffer) {
     const mdp_tensor *tensor = &arrays->tensors[i];
+    arrays->digests[i] = (mdp_digest){""};
+    if (tensor->offset < 0) return mdp_ok();
     mdp_hash_reset(hash);
     for (int64_t at = 0; at < tensor->n_byte; at += CHUNK_BYTE) {
         int64_t n = tensor->n_byte - at < CHUNK_BYTE ? tensor->n_byte - at : CHUNK_BYTE;

@@ -13,6 +13,12 @@ mdp_status mdp_resume_path(const mdp_resume *resume, const char *name, char **ou
     return mdp_path_join(out, resume->workshop->folder, name);
 }
 
+mdp_status mdp_resume_next_point(const mdp_resume *resume, char **out) {
+    char name[32];
+    (void)snprintf(name, sizeof name, "pass-%d.h5", resume->n_pass);
+    return mdp_resume_path(resume, name, out);
+}
+
 static mdp_status prepare(const mdp_resume *resume) {
     char *path = NULL;
     MDP_TRY(mdp_workshop_check_owner(resume->workshop));

@@ -179,6 +179,17 @@ static mdp_status take_back(const mdp_session *session, const char *made, const 
     return MDP_ERROR(MDP_IO, "%s: cannot be moved to %s: %s.", published, made, strerror(errno));
 }
 
+/* Rank 0: arrays that cannot be opened, since a run was killed while it wrote what describes them, are made again, all
+ * of them. */
+static mdp_status forget_point(const mdp_session *session) {
+    char *point = NULL;
+    if (session->comm->rank != 0) return mdp_ok();
+    MDP_TRY(mdp_resume_next_point(session->resume, &point));
+    (void)unlink(point);
+    mdp_free(point);
+    return mdp_ok();
+}
+
 /* plan.h5 in the making: that of the run that is gone on with, or a new one. Collective. */
 static mdp_status open_arrays_all(const mdp_session *session, const char *path, const char *published,
                                   const mdp_replaced *replaced, mdp_arrays **out) {
@@ -186,9 +197,9 @@ static mdp_status open_arrays_all(const mdp_session *session, const char *path, 
     *out = NULL;
     if (session->resume && session->resume->continues) {
         MDP_AGREE(comm, take_back(session, path, published));
-        mdp_status status = mdp_arrays_open_all(comm, path, replaced->n_array, replaced->list, out);
-        if (status.code == MDP_OK) return mdp_arrays_reopen_all(comm, *out);
+        mdp_status status = mdp_arrays_go_on_all(comm, path, replaced->n_array, replaced->list, out);
         if (status.code != MDP_BAD_INPUT) return status;
+        MDP_AGREE(comm, forget_point(session));
     }
     MDP_AGREE(comm, clear_path(comm, path));
     return mdp_arrays_create_all(comm, path, replaced->n_array, replaced->list, out);

@@ -103,16 +103,25 @@ static void unpack(mdp_refit_run *run) {
     }
 }
 
-/* What was written then is still there: nobody else has been at the unfinished file. */
-static mdp_status compare_digests(const mdp_refit_run *run) {
+static mdp_status compare_digest(const mdp_refit_run *run, int64_t i) {
     const mdp_arrays *arrays = run->replaced->arrays;
-    for (int64_t i = 0; i < arrays->n; i++) {
-        char then[DIGEST_NUMBER * sizeof(int64_t) + 1] = "";
-        memcpy(then, run->saved.digests + DIGEST_NUMBER * i, DIGEST_NUMBER * sizeof(int64_t));
-        if (then[0] == '\0' || strcmp(then, arrays->digests[i].hex) == 0) continue;
-        return MDP_ERROR(MDP_BAD_INPUT,
-                         "%s: '%s' is not what the resume point was taken of; start again with --overwrite.",
-                         arrays->path, arrays->tensors[i].name);
+    char then[DIGEST_NUMBER * sizeof(int64_t) + 1] = "";
+    memcpy(then, run->saved.digests + DIGEST_NUMBER * i, DIGEST_NUMBER * sizeof(int64_t));
+    if (then[0] == '\0' || strcmp(then, arrays->digests[i].hex) == 0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is not what the resume point was taken of; start again with --overwrite.",
+                     arrays->path, arrays->tensors[i].name);
+}
+
+/* What was written then is still there: nobody else has been at the unfinished file. The arrays of experts that are not
+ * fitted have no content, and are gone from a finished one. */
+static mdp_status compare_digests(const mdp_refit_run *run) {
+    for (int64_t at = 0, i = 0; i < run->result->n_layer; i++) {
+        const mdp_refit_layer *layer = &run->result->layers[i];
+        for (; at < run->replaced->n && run->replaced->experts[at].layer == layer->layer; at++) {
+            const mdp_replaced_expert *expert = &run->replaced->experts[at];
+            for (int part = 0; layer->fitted[expert->kept] && part < MDP_N_EXPERT_PART; part++)
+                if (expert->array[part] >= 0) MDP_TRY(compare_digest(run, expert->array[part]));
+        }
     }
     return mdp_ok();
 }

@@ -69,12 +69,6 @@ static mdp_status read_list(const mdp_stage *stage, const char *key, int n, int 
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
-static mdp_status name_point(const mdp_resume *resume, int number, char **out) {
-    char name[32];
-    snprintf(name, sizeof name, "pass-%d.h5", number);
-    return mdp_resume_path(resume, name, out);
-}
-
 static mdp_status look_for_point_all(mdp_stage *stage) {
     const mdp_comm *comm = stage->forward->comm;
     char *text = NULL;
@@ -89,7 +83,8 @@ mdp_status mdp_stage_open_all(const mdp_forward *forward, mdp_stage *stage) {
     *stage = (mdp_stage){.forward = forward, .start = mdp_seconds(), .nonfinite = {0, -1}};
     if (!forward->options->resume || !forward->describe) return mdp_ok();
     stage->resume = forward->options->resume;
-    MDP_AGREE(forward->comm, name_point(stage->resume, stage->resume->n_pass++, &stage->path));
+    MDP_AGREE(forward->comm, mdp_resume_next_point(stage->resume, &stage->path));
+    stage->resume->n_pass++;
     MDP_TRY(look_for_point_all(stage));
     stage->was_stopped = stage->found != NULL;
     return mdp_ok();

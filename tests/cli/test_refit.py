@@ -1,5 +1,6 @@
 """Refit: new down projections against float64 least squares in numpy, the figures of the demo, and the ways to go on."""
 import json
+import re
 
 import h5py
 import numpy as np
@@ -208,6 +209,37 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bytes(small, tmp_path):
         if first.codes[0] == 75:
             mdp.succeed(stop % 3 + 1, *words, "--out", out, "--resume")
         assert mdp.results(out) == whole and (out / "plan.h5").read_bytes() == arrays, stop
+
+
+def test_a_run_that_has_left_experts_as_they_are_goes_on(tmp_path):
+    """Arrays of experts with too few rows are not in the finished plan.h5, which a run that was stopped after it takes up."""
+    rng = np.random.default_rng(4)
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"a": [rng.integers(0, 100, 64) for _ in range(4)]})
+    words = ["run", "--model", mdp.DEMO, "--tokens", tokens, "--eval-tokens", tokens, "--method", "reap", "--keep", 6, "--refit", "joint", "--ridge", "1e-3",
+             "--checkpoint-every", 0]
+    mdp.succeed(2, *words, "--out", tmp_path / "whole")
+    assert any(layer["not_fitted"] for layer in mdp.read_json(tmp_path / "whole" / "plan.json")["recipe"]["refit"]["layers"])
+    stopped = mdp.run(2, *words, "--out", tmp_path / "parts", "--stop-at", 15)
+    assert set(stopped.codes) == {75} and re.search(r"stopped by .* of eval", stopped.stderr), str(stopped)
+    again = mdp.run(3, *words, "--out", tmp_path / "parts", "--resume", "--stop-at", 2)  # plan.h5 goes back to where it is made, and is published again
+    assert set(again.codes) == {75}, str(again)
+    mdp.succeed(1, *words, "--out", tmp_path / "parts", "--resume")
+    for name in ("plan.json", "plan.h5", "model.h5"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_arrays_that_cannot_be_opened_are_made_again(tmp_path):
+    """A run may be killed while it writes what describes the arrays."""
+    rng = np.random.default_rng(4)
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"a": [rng.integers(0, 2048, 64) for _ in range(8)]})
+    mdp.succeed(1, "plan", "--model", mdp.DEMO, "--method", "random", "--keep", 6, "--out", tmp_path / "plan.json")
+    words = ["refit", "--model", mdp.DEMO, "--plan", tmp_path / "plan.json", "--tokens", tokens, "--refit", "joint", "--ridge", "1e-3"]
+    mdp.succeed(2, *words, "--out", tmp_path / "whole.json")
+    assert set(mdp.run(2, *words, "--out", tmp_path / "parts.json", "--stop-at", 4).codes) == {75}
+    made = mdp.unfinished(tmp_path / "parts.json.state")["parts.h5.partial"]
+    made.write_bytes(b"\0" * 96 + made.read_bytes()[96:])
+    mdp.succeed(3, *words, "--out", tmp_path / "parts.json", "--resume")
+    assert (tmp_path / "parts.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
 @pytest.mark.parametrize("words, sentence", [
