@@ -67,8 +67,10 @@ class Walk:
     COMMANDS = {"run": ["plan.json", "stats.h5", "model.h5", "hf"], "observe": ["stats.h5"], "plan": ["plan.json"],
                 "apply": ["model.h5", "hf"], "eval": ["eval.json"], "export": ["hf"], "inspect": [], "verify": [], "info": [],
                 "dump": ["eval.json", "dump.h5"],  # eval with --dump, which cannot go on
-                "refit": ["fitted.json", "fitted.h5"]}
-    GOES_ON = {"run", "observe", "apply", "eval", "export", "refit"}
+                "refit": ["fitted.json", "fitted.h5"],
+                "retype": ["hf"]}  # export with --type
+    PROPER = {"dump": "eval", "retype": "export"}
+    GOES_ON = {"run", "observe", "apply", "eval", "export", "refit", "retype"}
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
@@ -100,9 +102,9 @@ class Walk:
         points = ["--checkpoint-every", 0] if command in self.GOES_ON else []
         model, tokens = ["--model", given / "model"], ["--tokens", given / "tokens.h5"]
         choice = ["--method", "reap", "--keep", 4]
-        if command in ("observe", "plan", "eval", "dump", "export", "refit"):
+        if command in ("observe", "plan", "eval", "dump", "export", "refit", "retype"):
             out.mkdir(exist_ok=True)
-        return ["eval" if command == "dump" else command, *points, *{
+        return [self.PROPER.get(command, command), *points, *{
             "run": lambda: [*model, *tokens, *choice, "--eval-tokens", given / "tokens.h5", "--format", "both", *forward, "--out", out],
             "observe": lambda: [*model, *tokens, "--similarity", "output-cosine,output-mean-cosine,cka-rbf,weight-cosine,router-logit,router-row,co-activation",
                                 *forward, "--out", out / "stats.h5"],
@@ -111,6 +113,7 @@ class Walk:
             "eval": lambda: [*model, *tokens, "--plan", given / "plan.json", *forward, "--out", out / "eval.json"],
             "dump": lambda: [*model, *tokens, "--plan", given / "plan.json", "--dump", out / "dump.h5", *forward, "--out", out / "eval.json"],
             "export": lambda: ["--model", given / "model.h5", "--out", out / "hf"],
+            "retype": lambda: ["--model", given / "model.h5", "--type", "fp8", "--out", out / "hf"],
             "refit": lambda: [*model, *tokens, "--plan", given / "plan.json", "--ridge", "1e-2", "--refit", "joint", *forward, "--out", out / "fitted.json"],
             "inspect": lambda: [given / "model.h5", "--json"],
             "verify": lambda: [given / "model.h5"],

@@ -1,6 +1,6 @@
 """A short walk of faulted runs: an operation fails on one rank or more; error yes; hang, damaged output or crash no.
 
-MDP_FAULT_RUNS sets how many runs (default 33: three of each command). fault_walk.py is the long walk.
+MDP_FAULT_RUNS sets how many runs (default 36: three of each command). fault_walk.py is the long walk.
 """
 import os
 
@@ -9,7 +9,7 @@ import pytest
 import fault_walk
 import mdp
 
-RUNS = int(os.environ.get("MDP_FAULT_RUNS", "33"))
+RUNS = int(os.environ.get("MDP_FAULT_RUNS", "36"))
 
 
 @pytest.fixture(scope="module")

@@ -170,6 +170,12 @@ def test_the_peak_of_writing_is_what_was_foretold_or_a_little_less(form, ranks, 
     assert 0.85 * said <= most <= said
 
 
+@pytest.mark.parametrize("ranks, kind", [(1, "fp8"), (2, "f16")])
+def test_the_peak_of_writing_in_another_type_is_what_was_foretold_or_a_little_less(ranks, kind, pruned, tmp_path):
+    most, said = measured_and_foretold(tmp_path, ranks, "export", "--model", pruned / "model", "--type", kind, "--out", tmp_path / "out")
+    assert 0.85 * said <= most <= said
+
+
 def test_memory_for_writing_is_kept_to_or_refused_with_the_least_that_would_do(tmp_path):
     """Tensors of 8 MiB and more would be copied by two buffers of 8 MiB."""
     mdp.make_pruned(tmp_path, 2, "--hidden", 1024, "--intermediate", 4096, "--layers", 1, "--experts", 4, "--vocab", 16384)

@@ -201,6 +201,23 @@ def test_transformers_decodes_fp8_as_we_do(tmp_path):
                  {name: theirs._dequantize_one(few[name], few[f"{name}_scale_inv"], torch.bfloat16) for name in codes})
 
 
+def test_layers_that_predict_further_tokens_are_changed_like_the_others(tmp_path):
+    """Without being computed: by what the last layer's tensors of the same name are."""
+    source = mdp.GOLDEN / "deepseek_v3"
+    tensors, config = quantise.load(source), {**config_of(source), "num_nextn_predict_layers": 1}
+    last = config["num_hidden_layers"] - 1
+    for name in [name for name in tensors if name.startswith(f"model.layers.{last}.")]:
+        tensors[name.replace(f"layers.{last}.", f"layers.{last + 1}.")] = tensors[name].clone()
+    joined = f"model.layers.{last + 1}.eh_proj.weight"
+    tensors[joined] = torch.randn(config["hidden_size"], 2 * config["hidden_size"])
+    few = export(2, quantise.save(tensors, config, tmp_path / "model"), "fp8", tmp_path / "few")
+    want = fp8_of({name: tensor for name, tensor in tensors.items() if name != joined})
+    assert_equal(few, {**want, joined: tensors[joined].bfloat16()})
+    assert config_of(tmp_path / "few")["quantization_config"] == DEEPSEEK
+    wide = export(1, tmp_path / "few", "f32", tmp_path / "wide")
+    assert not any(name.endswith("_scale_inv") for name in wide) and wide[joined].dtype == torch.float32
+
+
 def test_linear_layers_that_stay_are_named(tmp_path):
     source = mdp.GOLDEN / "qwen2_moe"
     ours = export(2, source, "fp8", tmp_path / "few")
