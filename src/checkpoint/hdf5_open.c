@@ -98,14 +98,17 @@ static bool links_exist(hid_t parent, char *name, hid_t access) {
     return exist && H5Lexists(parent, name, access) > 0;
 }
 
+/* Names of usual length take no memory: that there is none would look like a link that is not there. */
 bool mdp_hdf5_has(hid_t parent, const char *name) {
     bool met, has;
-    char *copy = NULL;
-    if (mdp_copy_text(&copy, name).code != MDP_OK) return false;
+    char usual[1024], *longer = NULL;
+    size_t n = strlen(name) + 1;
+    if (n > sizeof usual && mdp_copy_text(&longer, name).code != MDP_OK) return false;
+    char *copy = longer ? longer : memcpy(usual, name, n);
     hid_t access = stay_inside(H5P_LINK_ACCESS, &met);
     has = access >= 0 && (links_exist(parent, copy, access) || met);
     if (access >= 0) H5Pclose(access);
-    mdp_free(copy);
+    mdp_free(longer);
     return has;
 }
 
