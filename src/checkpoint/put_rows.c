@@ -58,8 +58,12 @@ static mdp_status put_plain(const mdp_matrix *matrix, int64_t row0, int64_t n_ro
         return put_run(matrix, first, n_row * n, values, 1, put, context);
     for (int64_t r = 0; matrix->col_stride == 1 && r < n_row; r++)
         MDP_TRY(put_run(matrix, first + r * matrix->row_stride, n, values + r * n, 1, put, context));
-    for (int64_t c = 0; matrix->col_stride != 1 && c < n; c++)
-        MDP_TRY(put_run(matrix, first + c * matrix->col_stride, n_row, values + c, n, put, context));
+    for (int64_t c = 0; matrix->col_stride != 1 && c < n; c++) {
+        int64_t at = first + c * matrix->col_stride;
+        if (matrix->row_stride == 1) MDP_TRY(put_run(matrix, at, n_row, values + c, n, put, context));
+        for (int64_t r = 0; matrix->row_stride != 1 && r < n_row; r++) /* neither rows nor columns lie together */
+            MDP_TRY(put_run(matrix, at + r * matrix->row_stride, 1, values + r * n + c, 1, put, context));
+    }
     return mdp_ok();
 }
 
@@ -119,8 +123,10 @@ static mdp_status put_block_row(const block_row *b, const float *largest, mdp_pu
 
 static mdp_status check_scaled(const mdp_matrix *matrix, int64_t row0) {
     const mdp_scaling *s = &matrix->scaling;
-    bool whole_rows = matrix->col_stride == 1 && matrix->n_col == s->n_col && matrix->row_stride == s->n_col &&
-                      matrix->first % s->n_col == 0;
+    bool next = matrix->row_stride == s->n_col, /* rows with scales of their own may lie between others' */
+        apart = s->block_row == 1 && matrix->row_stride % s->n_col == 0;
+    bool whole_rows =
+        matrix->col_stride == 1 && matrix->n_col == s->n_col && (next || apart) && matrix->first % s->n_col == 0;
     if (whole_rows && row0 % mdp_matrix_put_unit(matrix) == 0 && mdp_dtype_narrows(s->code)) return mdp_ok();
     return MDP_ERROR(MDP_INTERNAL,
                      "'%s': rows from %lld on cannot be put into a matrix of strides %lld and %lld with "
