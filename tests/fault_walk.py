@@ -67,10 +67,10 @@ class Walk:
     COMMANDS = {"run": ["plan.json", "stats.h5", "model.h5", "hf"], "observe": ["stats.h5"], "plan": ["plan.json"],
                 "apply": ["model.h5", "hf"], "eval": ["eval.json"], "export": ["hf"], "inspect": [], "verify": [], "info": [],
                 "dump": ["eval.json", "dump.h5"],  # eval with --dump, which cannot go on
-                "refit": ["fitted.json", "fitted.h5"],
+                "merge": ["merged.json", "merged.h5"], "refit": ["fitted.json", "fitted.h5"],
                 "retype": ["hf"]}  # export with --type
     PROPER = {"dump": "eval", "retype": "export"}
-    GOES_ON = {"run", "observe", "apply", "eval", "export", "refit", "retype"}
+    GOES_ON = {"run", "observe", "merge", "apply", "eval", "export", "refit", "retype"}
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
@@ -83,6 +83,10 @@ class Walk:
         self._whole(made, "run")
         for name in ("stats.h5", "plan.json", "model.h5"):
             shutil.copy(made / name, self.inputs)
+        groups = mdp.read_json(self.inputs / "plan.json")
+        for layer in groups["layers"]:
+            layer["dropped"], layer["experts"] = [], [{"from": [2 * i, 2 * i + 1], "action": "merge", "weights": [0.25, 0.75], "align": "weight"} for i in range(4)]
+        (self.inputs / "groups.json").write_text(json.dumps(groups))
         self.whole, self.said, self.n_operation = {}, {}, {}
         for command in self.COMMANDS:
             self._whole(self.folder / "whole" / command, command)
@@ -102,7 +106,7 @@ class Walk:
         points = ["--checkpoint-every", 0] if command in self.GOES_ON else []
         model, tokens = ["--model", given / "model"], ["--tokens", given / "tokens.h5"]
         choice = ["--method", "reap", "--keep", 4]
-        if command in ("observe", "plan", "eval", "dump", "export", "refit", "retype"):
+        if command in ("observe", "plan", "eval", "dump", "export", "merge", "refit", "retype"):
             out.mkdir(exist_ok=True)
         return [self.PROPER.get(command, command), *points, *{
             "run": lambda: [*model, *tokens, *choice, "--eval-tokens", given / "tokens.h5", "--format", "both", *forward, "--out", out],
@@ -113,6 +117,7 @@ class Walk:
             "eval": lambda: [*model, *tokens, "--plan", given / "plan.json", *forward, "--out", out / "eval.json"],
             "dump": lambda: [*model, *tokens, "--plan", given / "plan.json", "--dump", out / "dump.h5", *forward, "--out", out / "eval.json"],
             "export": lambda: ["--model", given / "model.h5", "--out", out / "hf"],
+            "merge": lambda: [*model, "--plan", given / "groups.json", *forward, "--out", out / "merged.json"],
             "retype": lambda: ["--model", given / "model.h5", "--type", "fp8", "--out", out / "hf"],
             "refit": lambda: [*model, *tokens, "--plan", given / "plan.json", "--ridge", "1e-2", "--refit", "joint", *forward, "--out", out / "fitted.json"],
             "inspect": lambda: [given / "model.h5", "--json"],

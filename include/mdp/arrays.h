@@ -49,6 +49,11 @@ mdp_status mdp_arrays_put(const mdp_arrays *arrays, int64_t i, int64_t offset, i
 /* What ranks have put into arrays first .. first + n - 1 is on storage, and their checksums are known on all ranks: the
  * arrays are shared out, and read. Collective on `comm` (agrees). */
 mdp_status mdp_arrays_settle_all(const mdp_comm *comm, mdp_arrays *arrays, int64_t first, int64_t n);
+/* The checksums known so far as numbers for a resume point, noted [MDP_NOTED * n], zeros where one is not; and is that
+ * of array i still what was noted, where something was? MDP_BAD_INPUT. Local. */
+#define MDP_NOTED 4
+void mdp_arrays_note(const mdp_arrays *arrays, int64_t *noted);
+mdp_status mdp_arrays_compare_noted(const mdp_arrays *arrays, int64_t i, const int64_t *noted);
 /* An array is not wanted after all. The same on every rank. */
 void mdp_arrays_leave_out(mdp_arrays *arrays, int64_t i);
 /* Write the checksums into the file, take out what was left out or never settled, and mark it as complete. Collective

@@ -18,7 +18,8 @@
 typedef struct mdp_layer_view {
     int32_t n_expert; /* experts of this stream's layer; 0: the layer as the model has it */
     int32_t top_k;
-    const mdp_expert_t *source;    /* [n_expert] their numbers in the model, ascending; router rows follow them */
+    const mdp_expert_t *source;    /* [n_expert] their numbers in the model, ascending; router rows follow them, but
+                                    * for those that are made with a row of their own */
     const unsigned char *zero;     /* [n_expert] nonzero: the expert is chosen as ever, but returns 0; NULL: none */
     const mdp_expert *const *made; /* [n_expert] who computes in the place of the model's expert source[i]; NULL entry,
                                     * or NULL: it does itself */
@@ -238,7 +239,8 @@ float *mdp_engine_residual(const mdp_engine *engine, int branch);
 typedef struct mdp_route_set {
     int32_t n;
     const mdp_expert_t *source; /* [n] their numbers in the model, ascending; NULL: 0 .. n-1 */
-    const float *bias;          /* [experts of the model] added for choosing; NULL: none */
+    const int32_t *row;         /* [n] their numbers in `bias`; NULL: those in the model */
+    const float *bias;          /* [experts of the model, and others] added for choosing; NULL: none */
 } mdp_route_set;
 /* Choose and weigh by a router's rule: the k best of logits [set->n], best first, and the weights applied to them.
  * scratch [2 * set->n]. Local. */

@@ -113,6 +113,8 @@ int64_t mdp_attention_values(const mdp_attention *attention);
 typedef struct mdp_expert {
     mdp_matrix gate, up, down;                /* [d_ff, d_model], [d_ff, d_model], [d_model, d_ff] */
     mdp_matrix gate_bias, up_bias, down_bias; /* [1, rows of the matrix]; tensor == NULL: all three have none */
+    /* [1, d_model], [1, 1], [1, 1]; tensor == NULL: they are rows of its layer's, as of every expert of a model */
+    mdp_matrix router, router_bias, choice_bias;
 } mdp_expert;
 
 /* One stored tensor that belongs to the experts of a layer, with how to slice it: what a transform walks over. */

@@ -2,6 +2,7 @@
 #ifndef MDP_PLAN_H
 #define MDP_PLAN_H
 
+#include "mdp/group.h"
 #include "mdp/score.h"
 
 /* What becomes of experts. zero: it keeps its place and its router row, but returns 0. constant: it returns one vector.
@@ -22,9 +23,20 @@ const char *mdp_action_name(mdp_action action);
 /* How the neurons of merged experts were brought into one order. */
 typedef enum mdp_plan_align { MDP_ALIGN_UNSAID, MDP_ALIGN_NONE, MDP_ALIGN_WEIGHT, MDP_ALIGN_ACTIVATION } mdp_plan_align;
 
+/* The router row of a merged expert, of those of its members: their mean by the weights, their sum (biases: the mean),
+ * the row of largest norm, or the dominant member's. */
+typedef enum mdp_merge_router {
+    MDP_ROUTER_MEAN,
+    MDP_ROUTER_SUM,
+    MDP_ROUTER_MAX,
+    MDP_ROUTER_DOMINANT,
+    MDP_N_MERGE_ROUTER
+} mdp_merge_router;
+extern const char *const mdp_merge_router_names[]; /* NULL at the end */
+
 /* An array in plan.h5 that an action needs. */
 typedef struct mdp_plan_array {
-    char *name;    /* what it is to the action: "permutation", "value", ... */
+    char *name;    /* what it is to the action: "down", "value", ... */
     char *path;    /* of the dataset in plan.h5 */
     char xxh3[33]; /* of its stored bytes */
 } mdp_plan_array;
@@ -36,6 +48,8 @@ typedef struct mdp_plan_expert {
     mdp_expert_t *from; /* [n_from] original experts, ascending */
     double *weights;    /* [n_from] of merged (sum 1) and condensed ones; else NULL */
     mdp_plan_align align;
+    int32_t dominant; /* merged: the member that neurons are aligned to, counted in `from` */
+    mdp_merge_router router;
     int n_array;
     mdp_plan_array *arrays; /* [n_array] */
 } mdp_plan_expert;
@@ -68,6 +82,10 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
 /* Say that an array in plan.h5 is the expert's. Local. */
 mdp_status mdp_plan_add_array(mdp_plan_expert *expert, const char *name, const char *path, const char *xxh3);
+/* Forget the expert's arrays. Local. */
+void mdp_plan_clear_arrays(mdp_plan_expert *expert);
+/* Members of the layer's merged experts, a list each: [[1, 5], ...]. New, or NULL when memory is out. */
+json_t *mdp_plan_list_merged(const mdp_plan_layer *layer);
 /* plan.json text, new; equal plans give equal bytes. */
 mdp_status mdp_plan_print(const mdp_plan *plan, char **out);
 /* What to say when the choice rests on text from which no token reached some experts: how many in which layers, and how
@@ -152,6 +170,29 @@ mdp_status mdp_plan_choose(mdp_plan *plan, const int32_t *top_k, const mdp_budge
 typedef enum mdp_pruned_route { MDP_ROUTE_SLICE, MDP_ROUTE_ZERO } mdp_pruned_route;
 extern const char *const mdp_pruned_route_names[]; /* indexed by mdp_pruned_route; NULL at the end */
 
+/* What the weights of merged experts are made of; or the best member stands for its group. */
+typedef enum mdp_merge_weights {
+    MDP_MERGE_MEAN,
+    MDP_MERGE_FREQUENCY,
+    MDP_MERGE_SALIENCY,
+    MDP_MERGE_SOFTMAX,
+    MDP_MERGE_REPRESENTATIVE
+} mdp_merge_weights;
+extern const char *const mdp_merge_weights_names[]; /* NULL at the end */
+
+/* How experts that do not stay join others. */
+typedef struct mdp_merge_request {
+    mdp_merge_weights weights;
+    mdp_group_method group;
+    mdp_linkage linkage;          /* hierarchical */
+    int32_t max_group;            /* centroid; 0: any number */
+    double keep_whole;            /* this share of the experts of the result, those of highest score, stay alone */
+    bool frequency_penalty;       /* distances are multiplied by the shares of the tokens that both have */
+    mdp_similarity_id similarity; /* that groups are made by; in the statistics */
+    mdp_plan_align align;
+    mdp_merge_router router;
+} mdp_merge_request;
+
 /* What a scored plan is made from. */
 typedef struct mdp_plan_request {
     const mdp_criterion *criterion;
@@ -168,10 +209,17 @@ typedef struct mdp_plan_request {
     uint64_t seed;
     mdp_pruned_route pruned_route;
     mdp_budget_options budget;
-    int64_t n_round;          /* rounds that it takes in all; 0 and 1: one */
+    const mdp_merge_request *merge; /* experts that do not stay join others (needs stats); NULL: they go */
+    int64_t n_round;                /* rounds that it takes in all; 0 and 1: one */
     const mdp_plan *previous; /* of the round before, through which `stats` were taken: what it removed stays removed,
                                  with the score that it had; NULL: none */
 } mdp_plan_request;
+
+/* A chosen plan -> one in which the experts that go join those that are like them (merge.c). Local. MDP_BAD_INPUT: the
+ * statistics have not that similarity; MDP_USAGE: groups that cannot be made, weights that cannot be. */
+mdp_status mdp_plan_group(const mdp_plan_request *request, mdp_plan *plan);
+/* The request as the recipe of a plan has it; new, or NULL when memory is out. */
+json_t *mdp_plan_describe_merge(const mdp_merge_request *merge);
 
 /* Statistics -> scores -> choice, with the recipe that says so. Local: rank 0 decides, the text is broadcast.
  * Errors: MDP_USAGE for a budget that cannot be met. */

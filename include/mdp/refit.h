@@ -63,12 +63,13 @@ int64_t mdp_refit_token_memory(const mdp_comm *layout, const mdp_model *model, c
 /* The pass of a refit, of two streams. */
 mdp_pass mdp_refit_pass(const mdp_view *const *views);
 
-/* Fit the experts that a plan keeps, over all tokens, which are one batch. `replaced` lists all of them, with arrays to
- * be written into (mdp_replaced_list, mdp_arrays_create_all, bound to `reader`); on success the checksums of all arrays
- * are known. Of an expert that is not fitted the arrays mean nothing. Collective on `comm`. Errors: those of a forward
+/* Fit the experts that a plan keeps or has merged, over all tokens, which are one batch. `before`: the merged ones, as
+ * plan.h5 has them (NULL: there are none). `replaced` lists all (MDP_REPLACED_FITTED), with arrays to be written into
+ * (mdp_arrays_create_all, bound to `reader`); on success the checksums of all arrays are known. Of an expert that is
+ * kept and not fitted the arrays mean nothing. Collective on `comm`. Errors: those of a forward
  * pass; MDP_USAGE: the tokens are more than one batch can hold, naming the memory that would do. */
 mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
-                         const mdp_plan *plan, mdp_replaced *replaced, const mdp_refit_options *refit,
-                         const mdp_forward_options *options, mdp_refit **out);
+                         const mdp_plan *plan, const mdp_replaced *before, mdp_replaced *replaced,
+                         const mdp_refit_options *refit, const mdp_forward_options *options, mdp_refit **out);
 
 #endif

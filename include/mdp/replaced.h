@@ -1,5 +1,5 @@
-/* replaced.h - experts that a plan keeps with another down projection, which stands in plan.h5 as the checkpoint would
- * store it: found in the plan, or listed to be made. */
+/* replaced.h - experts that a plan keeps with another down projection, or merges of several: what is new of them stands
+ * in plan.h5 as the checkpoint would store it; found in the plan, or listed to be made. */
 #ifndef MDP_REPLACED_H
 #define MDP_REPLACED_H
 
@@ -8,9 +8,18 @@
 
 /* What of an expert is replaced: stored tensors, or an expert's slice of one that holds all experts. */
 typedef enum mdp_expert_part {
+    MDP_PART_GATE,
+    MDP_PART_GATE_SCALE,
+    MDP_PART_GATE_BIAS,
+    MDP_PART_UP,
+    MDP_PART_UP_SCALE,
+    MDP_PART_UP_BIAS,
     MDP_PART_DOWN,
     MDP_PART_DOWN_SCALE,
     MDP_PART_DOWN_BIAS,
+    MDP_PART_ROUTER,
+    MDP_PART_ROUTER_BIAS,
+    MDP_PART_CHOICE_BIAS,
     MDP_N_EXPERT_PART
 } mdp_expert_part;
 extern const char *const mdp_expert_part_names[MDP_N_EXPERT_PART]; /* names of its arrays in a plan */
@@ -19,7 +28,8 @@ typedef struct mdp_replaced_expert {
     int64_t layer;                               /* of the model */
     int32_t kept;                                /* number in the result */
     mdp_expert_t from;                           /* in the model */
-    int64_t array[MDP_N_EXPERT_PART];            /* number of its array; -1: it has no such part, or keeps it */
+    int64_t array[MDP_N_EXPERT_PART];            /* number of its array, which parts share that are stored as one
+                                                    tensor; -1: it has no such part, or keeps it */
     const mdp_tensor *stored[MDP_N_EXPERT_PART]; /* in the model */
     mdp_expert expert; /* what computes: all but those parts the model's; set when arrays are there */
 } mdp_replaced_expert;
@@ -34,14 +44,24 @@ typedef struct mdp_replaced {
     mdp_arrays *arrays; /* NULL: not there yet; owned */
 } mdp_replaced;
 
-/* The experts whose parts the plan says are in plan.h5; or, `all`, every expert that it keeps, with all its parts, for
- * who makes them. Local. MDP_BAD_INPUT: an array that the expert cannot have. Freed with mdp_replaced_destroy. */
-mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, bool all, mdp_replaced **out);
+/* Which experts, with which parts. */
+typedef enum mdp_replaced_which {
+    MDP_REPLACED_NAMED,  /* what the plan says is in plan.h5 */
+    MDP_REPLACED_MERGED, /* merged experts with all parts, to be made */
+    MDP_REPLACED_FITTED  /* and down projections of those that are kept */
+} mdp_replaced_which;
+/* Local. MDP_BAD_INPUT: an array that the expert cannot have. Freed with mdp_replaced_destroy. */
+mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, mdp_replaced_which which,
+                             mdp_replaced **out);
 void mdp_replaced_destroy(mdp_replaced *replaced); /* NULL is allowed */
 /* The arrays are there (taken over), and `reader` is to read them: the experts compute. Local. */
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader);
 /* Number of an expert of the result; -1: it is not among them. `replaced` may be NULL. */
 int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept);
+/* Bytes of all arrays. */
+int64_t mdp_replaced_bytes(const mdp_replaced *replaced);
+/* Is the part's array that of an earlier part too? */
+bool mdp_replaced_is_shared(const mdp_replaced_expert *expert, mdp_expert_part part);
 /* The arrays of experts of layers first_layer .. end_layer - 1, which lie one after the other: n from *first on. */
 void mdp_replaced_arrays(const mdp_replaced *replaced, int64_t first_layer, int64_t end_layer, int64_t *first,
                          int64_t *n);

@@ -263,6 +263,19 @@ mdp_status mdp_arrays_settle_all(const mdp_comm *comm, mdp_arrays *arrays, int64
     return mdp_bcast_all(comm, arrays->digests + first, n * (int64_t)sizeof *arrays->digests, 0);
 }
 
+void mdp_arrays_note(const mdp_arrays *arrays, int64_t *noted) {
+    for (int64_t i = 0; i < arrays->n; i++)
+        memcpy(noted + MDP_NOTED * i, arrays->digests[i].hex, MDP_NOTED * sizeof *noted);
+}
+
+mdp_status mdp_arrays_compare_noted(const mdp_arrays *arrays, int64_t i, const int64_t *noted) {
+    char then[MDP_NOTED * sizeof(int64_t) + 1] = "";
+    memcpy(then, noted + MDP_NOTED * i, MDP_NOTED * sizeof *noted);
+    if (then[0] == '\0' || strcmp(then, arrays->digests[i].hex) == 0) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is not what the resume point was taken of; start again with --overwrite.",
+                     arrays->path, arrays->tensors[i].name);
+}
+
 void mdp_arrays_leave_out(mdp_arrays *arrays, int64_t i) {
     arrays->digests[i] = (mdp_digest){""};
 }

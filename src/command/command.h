@@ -32,6 +32,15 @@ typedef enum mdp_option_id {
     OPTION_TOP_K,
     OPTION_ROUNDS,
     OPTION_PROPAGATE,
+    OPTION_MERGE,
+    OPTION_GROUP,
+    OPTION_GROUP_BY,
+    OPTION_LINKAGE,
+    OPTION_MAX_GROUP,
+    OPTION_KEEP_WHOLE,
+    OPTION_FREQUENCY_PENALTY,
+    OPTION_ALIGN,
+    OPTION_MERGE_ROUTER,
     OPTION_REFIT,
     OPTION_RIDGE,
     OPTION_REFIT_TOKENS,
@@ -93,7 +102,8 @@ enum {
     COMMAND_INFO = 1u << 7,
     COMMAND_VERIFY = 1u << 8,
     COMMAND_REFIT = 1u << 9,
-    COMMAND_ALL = (1u << 10) - 1
+    COMMAND_MERGE = 1u << 10,
+    COMMAND_ALL = (1u << 11) - 1
 };
 
 extern const mdp_option mdp_option_table[N_OPTION];
@@ -175,6 +185,7 @@ mdp_status mdp_command_run_all(mdp_session *session);
 mdp_status mdp_command_observe_all(mdp_session *session);
 mdp_status mdp_command_plan_all(mdp_session *session);
 mdp_status mdp_command_refit_all(mdp_session *session);
+mdp_status mdp_command_merge_all(mdp_session *session);
 mdp_status mdp_command_apply_all(mdp_session *session);
 mdp_status mdp_command_eval_all(mdp_session *session);
 mdp_status mdp_command_export_all(mdp_session *session);

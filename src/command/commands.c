@@ -14,6 +14,8 @@ const mdp_command mdp_commands[] = {
     {"observe", "run the model on text and write the statistics of its experts", NULL, COMMAND_OBSERVE,
      mdp_command_observe_all},
     {"plan", "turn statistics into a plan: which experts stay", NULL, COMMAND_PLAN, mdp_command_plan_all},
+    {"merge", "make the experts that a plan merges: weighted sums of aligned members", NULL, COMMAND_MERGE,
+     mdp_command_merge_all},
     {"refit", "fit what a plan leaves to what was there: new down projections, by one pass over text", NULL,
      COMMAND_REFIT, mdp_command_refit_all},
     {"apply", "write the checkpoint that a plan makes of a model", NULL, COMMAND_APPLY, mdp_command_apply_all},

@@ -54,6 +54,107 @@ static mdp_status check_scaling(const mdp_session *session, const mdp_criterion 
                      mdp_score_normalise_names[how], criterion->name);
 }
 
+/* Options that only a merge has a use for. */
+static mdp_status check_unused(const mdp_session *session) {
+    static const mdp_option_id only[] = {OPTION_GROUP,     OPTION_GROUP_BY,    OPTION_LINKAGE,
+                                         OPTION_MAX_GROUP, OPTION_KEEP_WHOLE,  OPTION_FREQUENCY_PENALTY,
+                                         OPTION_ALIGN,     OPTION_MERGE_ROUTER};
+    for (size_t i = 0; i < sizeof only / sizeof only[0]; i++) {
+        const mdp_option_value *value = mdp_session_option(session, only[i]);
+        const char *fallback = mdp_option_table[only[i]].fallback;
+        bool same = fallback ? strcmp(value->text, fallback) == 0 : only[i] == OPTION_FREQUENCY_PENALTY && !value->flag;
+        if (!value->given || same) continue; /* as --config has all */
+        return MDP_ERROR(MDP_USAGE, "--%s has no meaning without --merge.", mdp_option_table[only[i]].name);
+    }
+    return mdp_ok();
+}
+
+static mdp_status check_merge(const mdp_session *session) {
+    if (mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer != MDP_ROUTE_SLICE)
+        return MDP_ERROR(MDP_USAGE, "--merge takes experts together; --pruned-route zero, which leaves them where they "
+                                    "are, does not go with it.");
+    if (mdp_session_option(session, OPTION_ROUNDS)->integer > 1)
+        return MDP_ERROR(MDP_USAGE, "--merge makes groups once; --rounds does not go with it.");
+    if (mdp_session_option(session, OPTION_PROPAGATE)->integer == PROPAGATE_PRUNED)
+        return MDP_ERROR(MDP_USAGE, "--merge makes groups of what the original shows; --propagate pruned does not go "
+                                    "with it.");
+    if (mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
+        return MDP_ERROR(MDP_USAGE,
+                         "--merge takes experts together by how alike they are; --protect-super-experts does "
+                         "not go with it.");
+    if (mdp_session_criterion(session)->own_pass)
+        return MDP_ERROR(MDP_USAGE, "method '%s' drops experts itself; --merge does not go with it.",
+                         mdp_session_criterion(session)->name);
+    return mdp_ok();
+}
+
+/* What a way to group has no use for, or cannot do. */
+static mdp_status check_grouping(const mdp_session *session, const mdp_merge_request *merge) {
+    const mdp_criterion *criterion = mdp_session_criterion(session);
+    const char *group = mdp_group_method_names[merge->group];
+    if (merge->max_group > 0 && merge->group != MDP_GROUP_CENTROID)
+        return MDP_ERROR(MDP_USAGE, "--max-group has a meaning with --group centroid; the groups are %s.", group);
+    if (merge->linkage != MDP_LINKAGE_AVERAGE && merge->group != MDP_GROUP_HIERARCHICAL)
+        return MDP_ERROR(MDP_USAGE, "--linkage has a meaning with --group hierarchical; the groups are %s.", group);
+    if (merge->frequency_penalty && mdp_group_wants(merge->group) == MDP_BY_FEATURES)
+        return MDP_ERROR(MDP_USAGE, "--frequency-penalty is for distances; --group %s has none.", group);
+    if (merge->weights == MDP_MERGE_SALIENCY && criterion->is_negative)
+        return MDP_ERROR(MDP_USAGE, "--merge saliency: the scores of method '%s' are negative, and weights cannot be.",
+                         criterion->name);
+    return mdp_ok();
+}
+
+mdp_status mdp_session_merge_request(const mdp_session *session, bool *wanted, mdp_merge_request *out) {
+    int64_t how = mdp_session_option(session, OPTION_MERGE)->integer;
+    *wanted = how > 0;
+    *out = (mdp_merge_request){.weights = (mdp_merge_weights)(how - 1),
+                               .group = (mdp_group_method)mdp_session_option(session, OPTION_GROUP)->integer,
+                               .linkage = (mdp_linkage)mdp_session_option(session, OPTION_LINKAGE)->integer,
+                               .max_group = (int32_t)mdp_session_option(session, OPTION_MAX_GROUP)->integer,
+                               .keep_whole = mdp_session_option(session, OPTION_KEEP_WHOLE)->real,
+                               .frequency_penalty = mdp_session_option(session, OPTION_FREQUENCY_PENALTY)->flag,
+                               .similarity = (mdp_similarity_id)mdp_session_option(session, OPTION_GROUP_BY)->integer,
+                               .align = mdp_session_option(session, OPTION_ALIGN)->integer ? MDP_ALIGN_WEIGHT
+                                                                                           : MDP_ALIGN_NONE,
+                               .router = (mdp_merge_router)mdp_session_option(session, OPTION_MERGE_ROUTER)->integer};
+    if (!*wanted) return check_unused(session);
+    MDP_TRY(check_merge(session));
+    MDP_TRY(check_grouping(session, out));
+    if (out->group == MDP_GROUP_KMEANS || (out->group == MDP_GROUP_HIERARCHICAL && out->linkage == MDP_LINKAGE_WARD)) {
+        if (out->similarity == MDP_OUTPUT_MEAN_EUCLIDEAN || out->similarity == MDP_OUTPUT_ROUTED_MEAN_EUCLIDEAN)
+            return mdp_ok();
+        if (out->group == MDP_GROUP_HIERARCHICAL && out->similarity == MDP_WEIGHT_EUCLIDEAN) return mdp_ok();
+        return MDP_ERROR(MDP_USAGE,
+                         "--group-by %s: means of vectors are needed here; use output-mean-euclidean or "
+                         "output-routed-mean-euclidean.",
+                         mdp_similarities[out->similarity].name);
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_session_will_merge(const mdp_session *session, bool *out) {
+    mdp_merge_request merge;
+    MDP_TRY(mdp_session_merge_request(session, out, &merge));
+    *out = *out && merge.weights != MDP_MERGE_REPRESENTATIVE;
+    return mdp_ok();
+}
+
+unsigned mdp_session_vectors(const mdp_session *session) {
+    unsigned wanted = mdp_session_criterion(session)->needs_vectors ? 1u << MDP_OUTPUT_SUM : 0u;
+    bool merges;
+    mdp_merge_request merge;
+    if (mdp_session_merge_request(session, &merges, &merge).code == MDP_OK && merges)
+        wanted |= 1u << mdp_similarities[merge.similarity].vector;
+    return wanted;
+}
+
+mdp_status mdp_session_compare_experts(const mdp_session *session, mdp_stats *stats) {
+    bool merges;
+    mdp_merge_request merge;
+    MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    return merges ? mdp_stats_make_similarity(stats, merge.similarity) : mdp_ok();
+}
+
 mdp_status mdp_session_check_method(const mdp_session *session) {
     const mdp_criterion *criterion = mdp_session_criterion(session);
     bool pretrained = mdp_session_option(session, OPTION_PRETRAINED)->present;
@@ -68,6 +169,9 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
                          criterion->name);
     MDP_TRY(check_scaling(session, criterion));
     MDP_TRY(check_own_pass(session, criterion));
+    bool merges;
+    mdp_merge_request merge;
+    MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
     return check_categories(session, criterion);
 }
 
@@ -143,7 +247,10 @@ static mdp_status measure_all(mdp_session *session, const mdp_criterion *criteri
 static mdp_status decide(const mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                          mdp_round round, evidence *found, char **text, int64_t *n_byte) {
     const char *categories = mdp_session_option(session, OPTION_CATEGORIES)->text;
+    bool merges;
+    mdp_merge_request merge;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
+    MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
     mdp_plan_request request = {
         .criterion = mdp_session_criterion(session),
         .stats = stats,
@@ -159,6 +266,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
         .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
         .pruned_route = (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
         .budget = *budget,
+        .merge = merges ? &merge : NULL,
         .n_round = round.n,
         .previous = round.previous};
     mdp_plan *plan = NULL;

@@ -8,6 +8,15 @@
 const mdp_criterion *mdp_session_criterion(const mdp_session *session);
 /* Do --method and the options that belong to some methods go together? Local. MDP_USAGE. */
 mdp_status mdp_session_check_method(const mdp_session *session);
+/* What --merge and its kin ask for; *wanted: experts are to be merged, or represented by the best of a group. Local.
+ * MDP_USAGE. */
+mdp_status mdp_session_merge_request(const mdp_session *session, bool *wanted, mdp_merge_request *out);
+/* Are experts to be made of several? Local. MDP_USAGE. */
+mdp_status mdp_session_will_merge(const mdp_session *session, bool *out);
+/* Bits of the vectors that the decision needs of statistics (mdp_stats_read_vectors). Local. */
+unsigned mdp_session_vectors(const mdp_session *session);
+/* Statistics have been read, with those vectors: what the decision compares experts by. Local: rank 0. */
+mdp_status mdp_session_compare_experts(const mdp_session *session, mdp_stats *stats);
 /* For a method that compares two models by their routers: read those now, when what is wrong with them is known before
  * anything heavy, and keep them for the decision. Collective. Errors: MDP_BAD_INPUT when they do not correspond, or are
  * the same. */

@@ -6,6 +6,7 @@
 #include "command/foresee.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/merging.h"
 #include "command/mtp.h"
 #include "command/similar.h"
 #include "command/write.h"
@@ -104,6 +105,52 @@ static mdp_status add_passes_all(mdp_session *session, const mdp_budget_options 
                           : mdp_ok();
 }
 
+/* ---- merges ----------------------------------------------------------------------------------------------------- */
+
+/* The expert takes another in, with equal weights. */
+static mdp_status join(mdp_expert_t other, const mdp_merge_request *merge, mdp_plan_expert *expert) {
+    int32_t at = expert->n_from;
+    MDP_TRY(MDP_GROW(&expert->from, expert->n_from, expert->n_from + 1, "a merged expert"));
+    MDP_TRY(MDP_GROW(&expert->weights, expert->weights ? expert->n_from : 0, expert->n_from + 1, "a merged expert"));
+    for (; at > 0 && expert->from[at - 1] > other; at--) expert->from[at] = expert->from[at - 1];
+    expert->from[at] = other;
+    expert->n_from++;
+    for (int32_t i = 0; i < expert->n_from; i++) expert->weights[i] = 1.0 / expert->n_from;
+    expert->action = MDP_MERGE;
+    expert->align = merge->align;
+    return mdp_ok();
+}
+
+/* Those that go join those that stay, in turn. */
+static mdp_status join_dropped(const mdp_merge_request *merge, mdp_plan *plan) {
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        mdp_plan_layer *layer = &plan->layers[i];
+        if (merge->max_group > 0 && (int64_t)layer->n_kept * merge->max_group < layer->n_expert)
+            return MDP_ERROR(MDP_USAGE, "--max-group %d: %d experts of layer %lld cannot take in all %d.",
+                             (int)merge->max_group, (int)layer->n_kept, (long long)layer->layer, (int)layer->n_expert);
+        for (int32_t j = 0; j < layer->n_dropped; j++)
+            MDP_TRY(join(layer->dropped[j], merge, &layer->kept[j % layer->n_kept]));
+        layer->n_dropped = 0;
+    }
+    return mdp_ok();
+}
+
+/* Collective. */
+static mdp_status add_merge_all(mdp_session *session, const mdp_budget_options *budget, bool carried,
+                                mdp_estimate *estimate) {
+    bool wanted;
+    mdp_merge_request merge;
+    mdp_plan *plan = NULL;
+    mdp_status status = mdp_session_merge_request(session, &wanted, &merge);
+    if (status.code == MDP_OK) status = mdp_session_will_merge(session, &wanted);
+    if (status.code == MDP_OK && wanted) status = make_plan(session, budget, &plan);
+    if (status.code == MDP_OK && wanted) status = join_dropped(&merge, plan);
+    status = mdp_agree_all(session->comm, status);
+    if (status.code == MDP_OK && wanted) status = mdp_session_add_merge_all(session, plan, carried, estimate);
+    mdp_plan_destroy(plan);
+    return status;
+}
+
 /* ---- the whole ------------------------------------------------------------------------------------------------- */
 
 static mdp_status plan_all(mdp_session *session, const mdp_budget_options *budget, stand_in *made) {
@@ -133,6 +180,7 @@ mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_option
     mdp_status status = plan_all(session, budget, &made);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, budget, &made));
     if (status.code == MDP_OK) status = add_passes_all(session, budget, n_round, made.view, estimate);
+    if (status.code == MDP_OK) status = add_merge_all(session, budget, refit != NULL, estimate);
     if (status.code == MDP_OK && refit) status = mdp_session_add_refit_all(session, made.plan, refit, estimate);
     if (status.code == MDP_OK) status = mdp_session_add_writes_all(session, made.plan, made.output, estimate);
     free_stand_in(&made);

@@ -35,6 +35,15 @@ static const note notes[] = {
      "Needs no forward pass for methods that score experts by statistics or weights. The plan is a small JSON document "
      "and may be edited by hand.",
      "moe-dist-prune plan --stats stats.h5 --method reap --keep-ratio 0.5 --out plan.json"},
+    {"merge",
+     "A plan may merge experts: {\"from\": [1, 5], \"action\": \"merge\", \"weights\": [0.7, 0.3], \"align\": "
+     "\"weight\", "
+     "\"router\": \"mean\"}. Neurons of the members are brought into the order of the dominant one, matrices are added "
+     "by "
+     "weight and rounded once to the type that the checkpoint holds, router rows as \"router\" says. The new plan "
+     "names "
+     "its arrays in the .h5 file beside it; eval, refit and apply take it like any other.",
+     "mpirun -n 16 moe-dist-prune merge --model mixtral-8x22b --plan groups.json --out merged.json"},
     {"refit",
      "Layer after layer, the down projections of the experts that a plan keeps are fitted to what the whole layer "
      "gave: "

@@ -7,7 +7,8 @@
 #define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL | COMMAND_REFIT)
 #define CHOOSES (COMMAND_RUN | COMMAND_PLAN)
 #define WRITES                                                                                                         \
-    (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_APPLY | COMMAND_EVAL | COMMAND_EXPORT | COMMAND_REFIT)
+    (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_MERGE | COMMAND_REFIT | COMMAND_APPLY | COMMAND_EVAL |     \
+     COMMAND_EXPORT)
 #define REFITS (COMMAND_RUN | COMMAND_REFIT)
 #define PRUNES (COMMAND_RUN | COMMAND_APPLY)
 #define CONTINUES (WRITES & ~(unsigned)COMMAND_PLAN)
@@ -64,6 +65,36 @@ static const char *refit_inputs_name(int i) {
     return names[i];
 }
 
+/* 0: experts go; else mdp_merge_weights, counted from 1. */
+static const char *merge_name(int i) {
+    return i == 0 ? "none" : mdp_merge_weights_names[i - 1];
+}
+
+static const char *group_name(int i) {
+    return mdp_group_method_names[i];
+}
+
+static const char *group_by_name(int i) {
+    return i < MDP_N_SIMILARITY ? mdp_similarities[i].name : NULL;
+}
+
+static const char *group_by_help(int i) {
+    return mdp_similarities[i].help;
+}
+
+static const char *linkage_name(int i) {
+    return mdp_linkage_names[i];
+}
+
+static const char *align_name(int i) {
+    static const char *const names[] = {"none", "weight", NULL};
+    return names[i];
+}
+
+static const char *merge_router_name(int i) {
+    return mdp_merge_router_names[i];
+}
+
 static const char *format_name(int i) {
     static const char *const names[] = {
         [FORMAT_HDF5] = "hdf5", [FORMAT_SAFETENSORS] = "safetensors", [FORMAT_BOTH] = "both", NULL};
@@ -111,8 +142,8 @@ const mdp_option mdp_option_table[N_OPTION] = {
          .type = MDP_OPTION_TEXT,
          .value = "PATH",
          .help = "Hugging Face folder or one of our .h5 files; verify: is PATH what this and the plan in it give?",
-         .commands = FORWARD | COMMAND_PLAN | COMMAND_APPLY | COMMAND_EXPORT | COMMAND_VERIFY,
-         .required = FORWARD | COMMAND_APPLY | COMMAND_EXPORT,
+         .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_APPLY | COMMAND_EXPORT | COMMAND_VERIFY,
+         .required = FORWARD | COMMAND_MERGE | COMMAND_APPLY | COMMAND_EXPORT,
          .reads = true},
     [OPTION_TOKENS] = {.name = "tokens",
                        .type = MDP_OPTION_TEXT,
@@ -165,9 +196,9 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_PLAN] = {.name = "plan",
                      .type = MDP_OPTION_TEXT_LIST,
                      .value = "FILE",
-                     .help = "plan.json to apply (eval: in memory, nothing is written) or to refit",
-                     .commands = COMMAND_APPLY | COMMAND_EVAL | COMMAND_REFIT,
-                     .required = COMMAND_APPLY | COMMAND_REFIT,
+                     .help = "plan.json to apply (eval: in memory, nothing is written), to merge or to refit",
+                     .commands = COMMAND_APPLY | COMMAND_EVAL | COMMAND_MERGE | COMMAND_REFIT,
+                     .required = COMMAND_APPLY | COMMAND_MERGE | COMMAND_REFIT,
                      .reads = true},
     [OPTION_METHOD] = {.name = "method",
                        .type = MDP_OPTION_CHOICE,
@@ -259,6 +290,61 @@ const mdp_option mdp_option_table[N_OPTION] = {
                                   "layers before them give (twice the expert work)",
                           .choice = propagate_name,
                           .commands = COMMAND_RUN},
+    [OPTION_MERGE] = {.name = "merge",
+                      .type = MDP_OPTION_CHOICE,
+                      .fallback = "none",
+                      .help = "experts that do not stay join those that are like them, with these weights (plan: the "
+                              "command merge then makes them); representative: the best of each group stays",
+                      .choice = merge_name,
+                      .commands = CHOOSES},
+    [OPTION_GROUP] = {.name = "group",
+                      .type = MDP_OPTION_CHOICE,
+                      .fallback = "hierarchical",
+                      .help = "how experts that are alike find each other",
+                      .choice = group_name,
+                      .commands = CHOOSES},
+    [OPTION_GROUP_BY] = {.name = "group-by",
+                         .type = MDP_OPTION_CHOICE,
+                         .fallback = "output-routed-mean-euclidean",
+                         .help = "what experts are alike by; run observes it, and for plan the statistics must have it",
+                         .choice = group_by_name,
+                         .choice_help = group_by_help,
+                         .commands = CHOOSES},
+    [OPTION_LINKAGE] = {.name = "linkage",
+                        .type = MDP_OPTION_CHOICE,
+                        .fallback = "average",
+                        .help = "group hierarchical: the distance of two groups",
+                        .choice = linkage_name,
+                        .commands = CHOOSES},
+    [OPTION_MAX_GROUP] = {.name = "max-group",
+                          .type = MDP_OPTION_INTEGER,
+                          .value = "N",
+                          .help = "group centroid: most experts that become one (default: any number)",
+                          .minimum = 1,
+                          .maximum = MAX_EXPERT,
+                          .commands = CHOOSES},
+    [OPTION_KEEP_WHOLE] = {.name = "keep-whole",
+                           .type = MDP_OPTION_RATIO,
+                           .value = "R",
+                           .help = "this part of the experts of the result, the best, stay as they are",
+                           .commands = CHOOSES},
+    [OPTION_FREQUENCY_PENALTY] = {.name = "frequency-penalty",
+                                  .type = MDP_OPTION_FLAG,
+                                  .help = "experts that many tokens use are further apart: distances times both shares",
+                                  .commands = CHOOSES},
+    [OPTION_ALIGN] = {.name = "align",
+                      .type = MDP_OPTION_CHOICE,
+                      .fallback = "none",
+                      .help = "weight: neurons of merged experts are matched by their weights first",
+                      .choice = align_name,
+                      .commands = CHOOSES},
+    [OPTION_MERGE_ROUTER] = {.name = "merge-router",
+                             .type = MDP_OPTION_CHOICE,
+                             .fallback = "mean",
+                             .help = "router row of a merged expert: mean by the weights, sum, the longest of its "
+                                     "members' rows, or that of the member that most tokens chose",
+                             .choice = merge_router_name,
+                             .commands = CHOOSES},
     [OPTION_REFIT] = {.name = "refit",
                       .type = MDP_OPTION_TEXT,
                       .value = "HOW",
@@ -458,20 +544,20 @@ const mdp_option mdp_option_table[N_OPTION] = {
                         .help = "threads of each rank (default: OMP_NUM_THREADS, or its share of the cores)",
                         .minimum = 1,
                         .maximum = 1024,
-                        .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
+                        .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
     [OPTION_GEMM] = {.name = "gemm",
                      .type = MDP_OPTION_CHOICE,
                      .fallback = "openblas",
                      .help = "library of matrix products; auto: the fastest here (results differ in the last bits)",
                      .choice = gemm_name,
-                     .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
+                     .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
     [OPTION_COMPUTE] = {.name = "compute",
                         .type = MDP_OPTION_CHOICE,
                         .fallback = "f32",
                         .help = "products with weights; bf16 rounds both sides (oneDNN; fast only on processors with "
                                 "bf16 units); auto: the faster of the two here",
                         .choice = compute_name,
-                        .commands = FORWARD | COMMAND_PLAN | COMMAND_INFO},
+                        .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
     [OPTION_ALLOW_NONFINITE] =
         {.name = "allow-nonfinite",
          .type = MDP_OPTION_FLAG,

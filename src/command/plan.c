@@ -3,6 +3,7 @@
 #include "command/compute.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/merging.h"
 #include "command/outputs.h"
 
 #include <stdlib.h>
@@ -29,6 +30,8 @@ static mdp_status check_options(const mdp_session *session) {
     if (has_tokens && !criterion->own_pass)
         return MDP_ERROR(MDP_USAGE, "--tokens has no meaning for method '%s', which plans from what observe found.",
                          criterion->name);
+    if (mdp_session_option(session, OPTION_MERGE)->integer > 0 && !has_stats)
+        return MDP_ERROR(MDP_USAGE, "--merge compares experts by statistics; it needs --stats FILE.");
     if (!has_stats && !has_model)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --stats FILE or --model PATH.", criterion->name);
     if (!has_stats && mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
@@ -71,7 +74,7 @@ static mdp_status split_weight(const char *text, char **path, double *weight) {
     return mdp_format(path, "%.*s", (int)(colon - text), text);
 }
 
-static mdp_status read_files(const mdp_option_value *given, bool vectors, files *from) {
+static mdp_status read_files(const mdp_option_value *given, unsigned vectors, files *from) {
     MDP_TRY(MDP_ALLOC(&from->paths, given->n_text, "the files of statistics"));
     MDP_TRY(MDP_ALLOC(&from->weight, given->n_text, "the files of statistics"));
     MDP_TRY(MDP_ALLOC(&from->all, given->n_text, "the files of statistics"));
@@ -80,8 +83,8 @@ static mdp_status read_files(const mdp_option_value *given, bool vectors, files 
         MDP_TRY(split_weight(given->texts[i], &from->paths[i], &from->weight[i]));
         mdp_status status = mdp_stats_read(from->paths[i], &from->all[i]);
         if (status.code == MDP_OK) status = mdp_verify_seal_if_any(from->paths[i]); /* experts are chosen by it */
-        if (status.code == MDP_OK && vectors)
-            status = mdp_stats_read_vectors(from->paths[i], from->all[i], 1u << MDP_OUTPUT_SUM);
+        if (status.code == MDP_OK && vectors != 0)
+            status = mdp_stats_read_vectors(from->paths[i], from->all[i], vectors);
         if (status.code == MDP_OK) continue;
         from->n++; /* this one too is to be freed */
         return status;
@@ -91,9 +94,8 @@ static mdp_status read_files(const mdp_option_value *given, bool vectors, files 
 
 /* Statistics of all files together. */
 static mdp_status read_stats(const mdp_session *session, mdp_stats **stats) {
-    const mdp_criterion *criterion = mdp_criterion_find(mdp_session_option(session, OPTION_METHOD)->text);
     files from = {0, NULL, NULL, NULL};
-    mdp_status status = read_files(mdp_session_option(session, OPTION_STATS), criterion->needs_vectors, &from);
+    mdp_status status = read_files(mdp_session_option(session, OPTION_STATS), mdp_session_vectors(session), &from);
     if (status.code == MDP_OK && from.n == 1 && from.weight[0] == 1.0) {
         *stats = from.all[0];
         from.all[0] = NULL;
@@ -101,7 +103,7 @@ static mdp_status read_stats(const mdp_session *session, mdp_stats **stats) {
         status = mdp_stats_join(from.all, from.weight, (const char *const *)from.paths, from.n, stats);
     }
     free_files(&from);
-    return status;
+    return status.code == MDP_OK ? mdp_session_compare_experts(session, *stats) : status;
 }
 
 static mdp_status check_same_model(const mdp_session *session, const mdp_stats *stats) {
@@ -125,6 +127,9 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
     if (status.code == MDP_OK)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: %lld layers, %s", path, (long long)plan->n_layer,
                         plan->uniform ? "the same number of experts in each" : "different numbers of experts");
+    if (status.code == MDP_OK && mdp_plan_is_unmerged(plan))
+        mdp_log_message(session->log, MDP_LEVEL_INFO, "next: moe-dist-prune merge --model MODEL --plan %s --out PLAN",
+                        path);
     mdp_plan_destroy(plan);
     mdp_free(text);
     return status;

@@ -11,6 +11,21 @@ const mdp_recipe mdp_recipes[] = {
      "recipe: heavy hitters by gate weight, all layers ranked together (after SEER-MoE, 2404.05089; its second aim is "
      "--top-k)",
      "{\"method\": \"soft\", \"budget\": \"global\"}"},
+    {"hc-smoe", "recipe: experts with near mean outputs are merged by their tokens (after HC-SMoE, 2410.08589)",
+     "{\"method\": \"frequency\", \"merge\": \"frequency\", \"group\": \"hierarchical\", \"linkage\": \"average\", "
+     "\"group-by\": \"output-mean-euclidean\"}"},
+    {"m-smoe",
+     "recipe: experts join the most like of those that most tokens use, over all layers (after M-SMoE, 2310.01334)",
+     "{\"method\": \"frequency\", \"budget\": \"global\", \"merge\": \"frequency\", \"group\": \"dominant\", "
+     "\"group-by\": "
+     "\"router-logit\", \"align\": \"weight\"}"},
+    {"uncurl", "recipe: spectral groups of router logits, aligned and merged by their tokens (after UNCURL)",
+     "{\"method\": \"frequency\", \"merge\": \"frequency\", \"group\": \"spectral\", \"group-by\": \"router-logit\", "
+     "\"align\": \"weight\"}"},
+    {"dek",
+     "recipe: groups that know the same, by centred kernel alignment, merged with their router rows (after "
+     "'Diversifying the Expert Knowledge', 2407.09590)",
+     "{\"method\": \"frequency\", \"merge\": \"mean\", \"group\": \"partition\", \"group-by\": \"cka-linear\"}"},
 };
 const int mdp_n_recipe = (int)(sizeof mdp_recipes / sizeof mdp_recipes[0]);
 

@@ -1,13 +1,12 @@
 /* refitting.c - refits for commands: see refitting.h. */
 #include "command/refitting.h"
+#include "command/made.h"
 #include "command/outputs.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define MOST_SWEEPS 1000
 #define DIAGONAL_RIDGE 1e-3 /* auto measures whole layers, which diagonal never forms */
@@ -86,15 +85,17 @@ mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, m
 }
 
 mdp_status mdp_session_check_refit(const mdp_plan *plan) {
+    const char *name = plan->path ? plan->path : "the plan";
+    if (json_object_get(plan->recipe, "refit"))
+        return MDP_ERROR(MDP_USAGE, "%s: it has been refitted already; give the plan that this one was made of.", name);
     for (int64_t i = 0; i < plan->n_layer; i++) {
         const mdp_plan_layer *layer = &plan->layers[i];
         for (int32_t j = 0; j < layer->n_kept; j++) {
-            if (layer->kept[j].n_array > 0)
+            if (layer->kept[j].n_array > 0 && layer->kept[j].action == MDP_KEEP)
                 return MDP_ERROR(MDP_USAGE,
                                  "%s: expert %d of layer %lld has been refitted already; give the plan that this one "
                                  "was made of.",
-                                 plan->path ? plan->path : "the plan", (int)layer->kept[j].from[0],
-                                 (long long)layer->layer);
+                                 name, (int)layer->kept[j].from[0], (long long)layer->layer);
         }
     }
     return mdp_ok();
@@ -116,15 +117,6 @@ static mdp_status settle_memory_all(const mdp_session *session, int64_t pass_byt
     return mdp_ok();
 }
 
-static int64_t arrays_byte(const mdp_replaced *replaced) {
-    int64_t sum = 0, n_byte;
-    for (int64_t i = 0; i < replaced->n_array; i++) {
-        const mdp_array *array = &replaced->list[i];
-        if (mdp_dtype_bytes(array->type, array->n_dim, array->shape, &n_byte)) sum += n_byte;
-    }
-    return sum;
-}
-
 /* Local. */
 static mdp_status add_sums(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
                            int64_t pass_byte, mdp_estimate *estimate) {
@@ -132,8 +124,8 @@ static mdp_status add_sums(mdp_session *session, const mdp_plan *plan, const mdp
     mdp_replaced *replaced = NULL;
     MDP_TRY(
         mdp_refit_cost_of(session->layout, session->model, session->tokens, plan, options, session->n_thread, &cost));
-    MDP_TRY(mdp_replaced_list(session->model, plan, true, &replaced));
-    int64_t n_byte = arrays_byte(replaced), size = session->layout->size, memory = pass_byte + cost.memory;
+    MDP_TRY(mdp_replaced_list(session->model, plan, MDP_REPLACED_FITTED, &replaced));
+    int64_t n_byte = mdp_replaced_bytes(replaced), size = session->layout->size, memory = pass_byte + cost.memory;
     mdp_replaced_destroy(replaced);
     mdp_rank_cost total = {.flop = cost.flop, .bytes_written = n_byte};
     mdp_rank_cost least = {.flop = cost.flop / size, .bytes_written = n_byte / size};
@@ -151,7 +143,8 @@ mdp_status mdp_session_add_refit_all(mdp_session *session, const mdp_plan *plan,
                                      mdp_estimate *estimate) {
     mdp_view *view = NULL;
     int64_t others = estimate->memory; /* of the passes before */
-    mdp_status status = mdp_agree_all(session->comm, mdp_transform_view(session->model, plan, NULL, &view));
+    mdp_status status =
+        mdp_agree_all(session->comm, mdp_transform_view(session->model, plan, session->replaced, &view));
     const mdp_view *views[2] = {NULL, view};
     estimate->memory = 0;
     if (status.code == MDP_OK)
@@ -162,47 +155,6 @@ mdp_status mdp_session_add_refit_all(mdp_session *session, const mdp_plan *plan,
     MDP_TRY(status);
     MDP_TRY(settle_memory_all(session, pass_byte, options));
     return mdp_agree_all(session->comm, add_sums(session, plan, options, pass_byte, estimate));
-}
-
-/* ---- the arrays ------------------------------------------------------------------------------------------------ */
-
-/* Rank 0: what a killed run has left half made. */
-static mdp_status clear_path(const mdp_comm *comm, const char *path) {
-    if (comm->rank == 0) (void)unlink(path);
-    return mdp_ok();
-}
-
-/* Rank 0: what the run that is gone on with has published already goes back to where it is made. */
-static mdp_status take_back(const mdp_session *session, const char *made, const char *published) {
-    if (session->comm->rank != 0 || mdp_path_exists(made) || !mdp_path_exists(published)) return mdp_ok();
-    if (rename(published, made) == 0) return mdp_ok();
-    return MDP_ERROR(MDP_IO, "%s: cannot be moved to %s: %s.", published, made, strerror(errno));
-}
-
-/* Rank 0: arrays that cannot be opened, since a run was killed while it wrote what describes them, are made again, all
- * of them. */
-static mdp_status forget_point(const mdp_session *session) {
-    char *point = NULL;
-    if (session->comm->rank != 0) return mdp_ok();
-    MDP_TRY(mdp_resume_next_point(session->resume, &point));
-    (void)unlink(point);
-    mdp_free(point);
-    return mdp_ok();
-}
-
-/* plan.h5 in the making: that of the run that is gone on with, or a new one. Collective. */
-static mdp_status open_arrays_all(const mdp_session *session, const char *path, const char *published,
-                                  const mdp_replaced *replaced, mdp_arrays **out) {
-    const mdp_comm *comm = session->comm;
-    *out = NULL;
-    if (session->resume && session->resume->continues) {
-        MDP_AGREE(comm, take_back(session, path, published));
-        mdp_status status = mdp_arrays_go_on_all(comm, path, replaced->n_array, replaced->list, out);
-        if (status.code != MDP_BAD_INPUT) return status;
-        MDP_AGREE(comm, forget_point(session));
-    }
-    MDP_AGREE(comm, clear_path(comm, path));
-    return mdp_arrays_create_all(comm, path, replaced->n_array, replaced->list, out);
 }
 
 /* ---- the plan -------------------------------------------------------------------------------------------------- */
@@ -260,20 +212,16 @@ static json_t *print_recipe(const mdp_session *session, const mdp_refit_options 
     return root;
 }
 
-/* Name the arrays of fitted experts, and leave those of others out. */
+/* Name the arrays of fitted and merged experts, and leave those of others out. */
 static mdp_status name_arrays(const mdp_refit *refit, mdp_replaced *replaced, mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             int64_t at = mdp_replaced_find(replaced, plan->layers[i].layer, j);
-            for (int part = 0; at >= 0 && part < MDP_N_EXPERT_PART; part++) {
-                int64_t array = replaced->experts[at].array[part];
-                if (array < 0) continue;
-                if (refit->layers[i].fitted[j])
-                    MDP_TRY(mdp_plan_add_array(&plan->layers[i].kept[j], mdp_expert_part_names[part],
-                                               replaced->list[array].name, replaced->arrays->digests[array].hex));
-                else
-                    mdp_arrays_leave_out(replaced->arrays, array);
-            }
+            bool named = refit->layers[i].fitted[j] || plan->layers[i].kept[j].action == MDP_MERGE;
+            if (at >= 0 && named) MDP_TRY(mdp_made_name_arrays(replaced, at, &plan->layers[i].kept[j]));
+            for (int part = 0; at >= 0 && !named && part < MDP_N_EXPERT_PART; part++)
+                if (replaced->experts[at].array[part] >= 0)
+                    mdp_arrays_leave_out(replaced->arrays, replaced->experts[at].array[part]);
         }
     }
     return mdp_ok();
@@ -337,8 +285,8 @@ static mdp_status perform_all(mdp_session *session, const mdp_plan *plan, const 
                               mdp_replaced *replaced, char **text) {
     mdp_forward_options forward = mdp_session_forward_options(session);
     mdp_refit *refit = NULL;
-    MDP_TRY(mdp_refit_all(session->comm, session->model, session->reader, session->tokens, plan, replaced, options,
-                          &forward, &refit));
+    MDP_TRY(mdp_refit_all(session->comm, session->model, session->reader, session->tokens, plan, session->replaced,
+                          replaced, options, &forward, &refit));
     mdp_status status = mdp_agree_all(session->comm, make_text(session, plan, options, refit, replaced, text));
     if (status.code == MDP_OK) status = mdp_arrays_finish_all(session->comm, replaced->arrays);
     if (status.code == MDP_OK) tell(session, refit);
@@ -349,18 +297,13 @@ static mdp_status perform_all(mdp_session *session, const mdp_plan *plan, const 
 mdp_status mdp_session_refit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
                                  const char *published, char **text) {
     mdp_replaced *replaced = NULL;
-    mdp_arrays *arrays = NULL;
-    char *path = NULL;
     *text = NULL;
-    mdp_status status = mdp_session_make_path(session, mdp_path_name(published), &path);
-    if (status.code == MDP_OK) status = mdp_replaced_list(session->model, plan, true, &replaced);
-    status = mdp_agree_all(session->comm, status);
-    if (status.code == MDP_OK) status = mdp_resume_prepare_all(session->comm, session->resume);
-    if (status.code == MDP_OK) status = open_arrays_all(session, path, published, replaced, &arrays);
-    if (status.code == MDP_OK)
-        status = mdp_agree_all(session->comm, mdp_replaced_bind(replaced, arrays, session->reader));
+    mdp_status status = mdp_session_make_arrays_all(session, plan, MDP_REPLACED_FITTED, published, &replaced);
     if (status.code == MDP_OK) status = perform_all(session, plan, options, replaced, text);
     mdp_replaced_destroy(replaced);
-    mdp_free(path);
+    if (status.code != MDP_OK) {
+        mdp_free(*text);
+        *text = NULL;
+    }
     return status;
 }

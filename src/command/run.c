@@ -7,6 +7,7 @@
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/foresee.h"
+#include "command/merging.h"
 #include "command/mtp.h"
 #include "command/next.h"
 #include "command/refitting.h"
@@ -21,7 +22,9 @@ typedef struct products {
     mdp_budget_options budget;
     int64_t n_round;
     mdp_similarity_request similarity;
+    bool merges; /* experts are made of several */
     bool refits;
+    char phase_names[96];
     mdp_refit_options refit;
     mdp_stats *stats;
     mdp_plan *plan;
@@ -48,7 +51,7 @@ static void free_products(products *made) {
 static mdp_status open_outputs_all(mdp_session *session, const products *made) {
     const char *names[9] = {"stats.h5", "plan.json", "report.json", "report.html"};
     int n = 4;
-    if (made->refits) names[n++] = "plan.h5";
+    if (made->merges || made->refits) names[n++] = "plan.h5";
     if (mdp_session_evaluates(session)) names[n++] = "eval.json";
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
@@ -102,6 +105,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, check_rounds(session));
     MDP_AGREE(session->comm, check_propagation(session));
     MDP_AGREE(session->comm, mdp_session_similarity(session, &made->similarity));
+    MDP_AGREE(session->comm, mdp_session_will_merge(session, &made->merges));
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_pretrained_all(session));
@@ -118,13 +122,12 @@ static mdp_status open_all(mdp_session *session, products *made) {
     return mdp_session_open_tasks_all(session);
 }
 
-static const char *name_phases(const mdp_session *session, const products *made) {
-    static const char *const names[2][2][2] = {
-        {{"observe", "observe, eval"}, {"observe, refit", "observe, refit, eval"}},
-        {{"observe (experts twice, for --propagate pruned)", "observe (experts twice, for --propagate pruned), eval"},
-         {"observe (experts twice, for --propagate pruned), refit",
-          "observe (experts twice, for --propagate pruned), refit, eval"}}};
-    return names[mdp_session_propagates(session)][made->refits][mdp_session_evaluates(session)];
+static const char *name_phases(const mdp_session *session, products *made) {
+    snprintf(made->phase_names, sizeof made->phase_names, "observe%s%s%s%s",
+             mdp_session_propagates(session) ? " (experts twice, for --propagate pruned)" : "",
+             made->merges ? ", merge" : "", made->refits ? ", refit" : "",
+             mdp_session_evaluates(session) ? ", eval" : "");
+    return made->phase_names;
 }
 
 /* Rounds beyond one for each expert that goes would observe for nothing. Local. */
@@ -169,8 +172,9 @@ static mdp_status write_stats_all(mdp_session *session, mdp_stats *stats) {
     char *path = NULL;
     mdp_status status = mdp_agree_all(session->comm, mdp_session_make_path(session, "stats.h5", &path));
     if (status.code == MDP_OK) status = mdp_stats_write_all(session->comm, stats, path);
-    if (status.code == MDP_OK && mdp_session_criterion(session)->needs_vectors) {
-        if (session->comm->rank == 0) status = mdp_stats_read_vectors(path, stats, 1u << MDP_OUTPUT_SUM);
+    if (status.code == MDP_OK && mdp_session_vectors(session) != 0) {
+        if (session->comm->rank == 0) status = mdp_stats_read_vectors(path, stats, mdp_session_vectors(session));
+        if (session->comm->rank == 0 && status.code == MDP_OK) status = mdp_session_compare_experts(session, stats);
         status = mdp_agree_all(session->comm, status);
     }
     mdp_free(path);
@@ -277,18 +281,14 @@ static mdp_status rounds_all(mdp_session *session, const mdp_budget_layer *layer
     return mdp_ok();
 }
 
-/* The plan becomes one with fitted down projections, which stand in plan.h5. */
-static mdp_status refit_all(mdp_session *session, products *made) {
-    char *text = NULL, *path = NULL, *arrays = NULL;
+/* The plan becomes that of `text`, which is taken over. Collective. */
+static mdp_status adopt_all(mdp_session *session, char *text, products *made) {
+    char *path = NULL;
     mdp_plan *plan = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "plan.h5", &arrays));
-    if (status.code == MDP_OK) status = mdp_session_refit_all(session, made->plan, &made->refit, arrays, &text);
-    if (status.code == MDP_OK) status = mdp_session_publish_all(session, "plan.h5");
-    if (status.code == MDP_OK) status = mdp_agree_all(session->comm, mdp_session_path(session, "plan.json", &path));
-    if (status.code == MDP_OK)
-        status = mdp_agree_all(session->comm, mdp_plan_parse(text, (int64_t)strlen(text), path, &plan));
+    mdp_status status = mdp_session_path(session, "plan.json", &path);
+    if (status.code == MDP_OK) status = mdp_plan_parse(text, (int64_t)strlen(text), path, &plan);
     mdp_free(path);
-    mdp_free(arrays);
+    status = mdp_agree_all(session->comm, status);
     if (status.code != MDP_OK) {
         mdp_free(text);
         mdp_plan_destroy(plan);
@@ -298,7 +298,39 @@ static mdp_status refit_all(mdp_session *session, products *made) {
     mdp_free(made->plan_text);
     made->plan = plan;
     made->plan_text = text;
-    return mdp_replaced_open_all(session->comm, session->model, plan, session->reader, &session->replaced);
+    return status;
+}
+
+/* What the plan has made of experts is published, and opened where it is. Collective. */
+static mdp_status open_made_all(mdp_session *session, const products *made) {
+    mdp_replaced_destroy(session->replaced);
+    session->replaced = NULL;
+    MDP_TRY(mdp_session_publish_all(session, "plan.h5"));
+    return mdp_replaced_open_all(session->comm, session->model, made->plan, session->reader, &session->replaced);
+}
+
+/* The plan becomes one whose merged experts are made: in plan.h5, or for a refit to go on from. */
+static mdp_status merge_all(mdp_session *session, products *made) {
+    char *text = NULL, *arrays = NULL;
+    bool last = !made->refits;
+    if (!mdp_plan_is_unmerged(made->plan)) return mdp_ok();
+    mdp_status status =
+        mdp_agree_all(session->comm, mdp_session_path(session, last ? "plan.h5" : "merged.h5", &arrays));
+    if (status.code == MDP_OK)
+        status = mdp_session_merge_all(session, made->plan, arrays, last ? NULL : &session->replaced, &text);
+    mdp_free(arrays);
+    if (status.code == MDP_OK) status = adopt_all(session, text, made);
+    return status.code == MDP_OK && last ? open_made_all(session, made) : status;
+}
+
+/* The plan becomes one with fitted down projections, which stand in plan.h5. */
+static mdp_status refit_all(mdp_session *session, products *made) {
+    char *text = NULL, *arrays = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_path(session, "plan.h5", &arrays));
+    if (status.code == MDP_OK) status = mdp_session_refit_all(session, made->plan, &made->refit, arrays, &text);
+    mdp_free(arrays);
+    if (status.code == MDP_OK) status = adopt_all(session, text, made);
+    return status.code == MDP_OK ? open_made_all(session, made) : status;
 }
 
 static mdp_status decide_all(mdp_session *session, products *made) {
@@ -442,6 +474,8 @@ static mdp_status perform_all(mdp_session *session, products *made) {
     end_phase(session, made, "observe");
     MDP_TRY(decide_all(session, made));
     end_phase(session, made, "plan");
+    if (made->merges) MDP_TRY(merge_all(session, made));
+    if (made->merges) end_phase(session, made, "merge");
     if (made->refits) MDP_TRY(refit_all(session, made));
     if (made->refits) end_phase(session, made, "refit");
     MDP_TRY(settle_all(session, made));

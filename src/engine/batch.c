@@ -5,6 +5,7 @@
 
 void mdp_branch_free(mdp_branch *branch) {
     mdp_free(branch->x);
+    mdp_free(branch->row);
     mdp_free(branch->index);
     mdp_free(branch->weight);
     memset(branch, 0, sizeof *branch);

@@ -9,7 +9,6 @@
 #include "engine/norm.h"
 #include "engine/router.h"
 
-#include <math.h>
 #include <string.h>
 
 static mdp_status new_local(mdp_engine *engine) {
@@ -113,38 +112,15 @@ static mdp_status set_views(mdp_engine *engine, int64_t layer) {
     return mdp_ok();
 }
 
-/* Values of a router, `n_each` for each expert; NaN and Inf are refused, since they would silently send every token to
- * one expert. */
-static mdp_status load_router(mdp_engine *engine, int64_t layer, const mdp_matrix *values, int64_t n_each,
-                              float **out) {
-    MDP_TRY(mdp_engine_load(engine, values, out));
-    for (int64_t i = 0; i < values->n_row * values->n_col; i++) {
-        if (isfinite((*out)[i])) continue;
-        return MDP_ERROR(MDP_BAD_INPUT,
-                         "%s: layer %lld: the router's row of expert %lld holds %s ('%s'); the checkpoint is damaged",
-                         engine->model->catalogue->path, (long long)layer, (long long)(i / n_each),
-                         isnan((*out)[i]) ? "a NaN" : "an infinity", values->tensor->name);
-    }
-    return mdp_ok();
-}
-
 /* Everything of a MoE layer before tokens travel. Local. */
 static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **norm) {
-    const mdp_moe *moe = &engine->model->layers[layer_number].moe;
-    float *router = NULL, *logit_bias = NULL, *bias = NULL;
+    mdp_router_rows rows;
     MDP_TRY(mdp_branches_fork(engine, layer_number));
     MDP_TRY(set_views(engine, layer_number));
     MDP_TRY(mdp_norm_load(engine, &engine->model->layers[layer_number].norm2, norm));
-    mdp_status status = load_router(engine, layer_number, &moe->router, engine->model->d_model, &router);
-    if (status.code == MDP_OK && moe->router_bias.tensor)
-        status = load_router(engine, layer_number, &moe->router_bias, 1, &logit_bias);
-    if (status.code == MDP_OK && moe->choice_bias.tensor)
-        status = load_router(engine, layer_number, &moe->choice_bias, 1, &bias);
-    const mdp_router_rows rows = {.norm = *norm, .router = router, .logit_bias = logit_bias, .bias = bias};
+    mdp_status status = mdp_router_rows_load(engine, layer_number, *norm, &rows);
     if (status.code == MDP_OK) status = mdp_route(engine, layer_number, &rows);
-    mdp_free(router);
-    mdp_free(logit_bias);
-    mdp_free(bias);
+    mdp_router_rows_free(&rows);
     return status;
 }
 

@@ -15,13 +15,15 @@ typedef struct mdp_branch {
     int32_t n_expert, top_k;    /* of the layer at hand */
     const mdp_expert_t *source; /* [n_expert] or NULL: all experts, in order */
     const unsigned char *zero;  /* [n_expert] or NULL: those that return 0 */
+    int32_t *row;               /* [n_expert] or NULL: their router rows (router_rows.c), else those of the model's */
     mdp_expert_t *index;        /* [n_token, top_k] chosen, numbered in the view; best first */
     float *weight;              /* [n_token, top_k] */
     bool idle;                  /* nothing is computed for it, while another's block is redone */
 } mdp_branch;
 
-/* Number in the model of the router row of an expert that is numbered in the branch's view. */
-static inline mdp_expert_t mdp_model_expert(const mdp_branch *branch, mdp_expert_t index) {
+/* Number of the router row of an expert that is numbered in the branch's view. */
+static inline int64_t mdp_router_row(const mdp_branch *branch, mdp_expert_t index) {
+    if (branch->row) return branch->row[index];
     return branch->source ? branch->source[index] : index;
 }
 

@@ -234,7 +234,7 @@ static int64_t largest_layer(const work *w) {
     int64_t most = w->attention;
     for (int64_t l = 0; l < w->model->n_layer; l++) {
         const mdp_layer *layer = &w->model->layers[l];
-        int64_t router = layer->moe.n_expert * w->model->d_model * (int64_t)sizeof(float);
+        int64_t router = w->n_roster * w->model->d_model * (int64_t)sizeof(float);
         int64_t own = layer->is_moe
                           ? larger(router, block_bytes(w, &layer->moe))
                           : mdp_dense_memory(w->model, w->type, w->partition, layer->dense_ff, &w->share, w->n_thread);

@@ -58,7 +58,8 @@ static void fill_choice(const mdp_router_rule *rule, const mdp_route_set *set, c
         double top = largest(logits, set->n), all = sum_of_exponentials(logits, set->n, top);
         for (int32_t e = 0; e < set->n; e++) choice[e] = exp(logits[e] - top) / all;
     }
-    for (int32_t e = 0; set->bias && e < set->n; e++) choice[e] += (double)set->bias[set->source ? set->source[e] : e];
+    const int32_t *row = set->row ? set->row : set->source;
+    for (int32_t e = 0; set->bias && e < set->n; e++) choice[e] += (double)set->bias[row ? row[e] : e];
 }
 
 static int32_t group_of(const mdp_router_rule *rule, const mdp_route_set *set, int32_t e) {
@@ -137,12 +138,12 @@ static void score_experts(const mdp_branch *branch, const mdp_router_rows *rows,
     int32_t n = branch->n_expert, e = 0;
     for (; e + MDP_DOT_ROWS <= n; e += MDP_DOT_ROWS) {
         const float *row[MDP_DOT_ROWS];
-        for (int32_t i = 0; i < MDP_DOT_ROWS; i++) row[i] = rows->router + mdp_model_expert(branch, e + i) * d;
+        for (int32_t i = 0; i < MDP_DOT_ROWS; i++) row[i] = rows->router + mdp_router_row(branch, e + i) * d;
         mdp_dot_rows(scratch->x, row, d, scratch->logits + e);
     }
-    for (; e < n; e++) scratch->logits[e] = mdp_dot(scratch->x, rows->router + mdp_model_expert(branch, e) * d, d);
+    for (; e < n; e++) scratch->logits[e] = mdp_dot(scratch->x, rows->router + mdp_router_row(branch, e) * d, d);
     for (e = 0; rows->logit_bias && e < n; e++)
-        scratch->logits[e] += (double)rows->logit_bias[mdp_model_expert(branch, e)];
+        scratch->logits[e] += (double)rows->logit_bias[mdp_router_row(branch, e)];
 }
 
 static void route_token(mdp_engine *engine, int64_t layer_number, int branch_number, int64_t local,
@@ -153,7 +154,7 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int branch_num
     int64_t d = model->d_model;
     mdp_expert_t *index = branch->index + local * branch->top_k;
     float *weight = branch->weight + local * branch->top_k;
-    mdp_route_set set = {.n = branch->n_expert, .source = branch->source, .bias = rows->bias};
+    mdp_route_set set = {.n = branch->n_expert, .source = branch->source, .row = branch->row, .bias = rows->bias};
     mdp_norm_row(model, rows->norm, branch->x + local * d, scratch->x);
     score_experts(branch, rows, scratch, d);
     mdp_route_logits(&moe->rule, &set, scratch->logits, branch->top_k, scratch->choice, index, weight);

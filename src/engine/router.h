@@ -4,13 +4,17 @@
 
 #include "engine/engine.h"
 
-/* What the routers of a layer need, in the numbering of the model. */
+/* What the routers of a layer need: rows of the model's experts, then those of experts that views make (mdp_branch). */
 typedef struct mdp_router_rows {
-    const float *norm;       /* [d_model] */
-    const float *router;     /* [n_expert, d_model] */
-    const float *logit_bias; /* [n_expert] added to logits; NULL: none */
-    const float *bias;       /* [n_expert] added for choosing; NULL: none */
+    const float *norm; /* [d_model] borrowed */
+    float *router;     /* [n_row, d_model] */
+    float *logit_bias; /* [n_row] added to logits; NULL: none */
+    float *bias;       /* [n_row] added for choosing; NULL: none */
 } mdp_router_rows;
+/* Of a layer whose views are set; numbers them in the branches. Freed on error too. Local. MDP_BAD_INPUT: values that
+ * are not finite. */
+mdp_status mdp_router_rows_load(mdp_engine *engine, int64_t layer, const float *norm, mdp_router_rows *out);
+void mdp_router_rows_free(mdp_router_rows *rows);
 /* Choose experts for every local token of every branch: fills index and weight. Local. */
 mdp_status mdp_route(mdp_engine *engine, int64_t layer_number, const mdp_router_rows *rows);
 

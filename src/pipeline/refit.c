@@ -124,8 +124,8 @@ static void follow_original(const mdp_engine *engine, int64_t n_byte) {
 static mdp_status end_layer_all(void *context, mdp_engine *engine, int64_t layer) {
     mdp_refit_run *run = context;
     mdp_refit_sums *sums = NULL;
-    mdp_status status = mdp_ok();
-    if (run->record && run->parted) {
+    mdp_status status = run->record ? mdp_refit_carry_all(run) : mdp_ok();
+    if (status.code == MDP_OK && run->record && run->parted) {
         status = mdp_agree_all(run->comm, MDP_ALLOC(&sums, run->n_set + 1, "sums of a layer"));
         if (status.code == MDP_OK) status = refit_layer_all(run, engine, sums);
         if (status.code == MDP_OK) tell(run);
@@ -155,7 +155,7 @@ int mdp_refit_count_sets(const mdp_tokens *tokens, const mdp_refit_options *opti
 
 static mdp_status open_run(mdp_refit_run *run) {
     run->n_set = mdp_refit_count_sets(run->tokens, run->options);
-    MDP_TRY(mdp_transform_view(run->model, run->plan, NULL, &run->view));
+    MDP_TRY(mdp_transform_view(run->model, run->plan, run->before, &run->view));
     MDP_TRY(MDP_ALLOC(&run->sums, run->n_set + 1, "sums of a layer"));
     MDP_TRY(new_result(run->plan, &run->result));
     return mdp_refit_saved_new(run);
@@ -166,13 +166,14 @@ mdp_pass mdp_refit_pass(const mdp_view *const *views) {
 }
 
 mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
-                         const mdp_plan *plan, mdp_replaced *replaced, const mdp_refit_options *refit,
-                         const mdp_forward_options *options, mdp_refit **out) {
+                         const mdp_plan *plan, const mdp_replaced *before, mdp_replaced *replaced,
+                         const mdp_refit_options *refit, const mdp_forward_options *options, mdp_refit **out) {
     mdp_refit_run run = {.comm = comm,
                          .model = model,
                          .reader = reader,
                          .tokens = tokens,
                          .plan = plan,
+                         .before = before,
                          .replaced = replaced,
                          .options = refit,
                          .forward = options};

@@ -8,7 +8,6 @@
 
 #define N_NUMBER 3 /* order, mode, fixed */
 #define N_VALUE 8  /* ridge, mean_diagonal, rcond, step, four errors */
-#define DIGEST_NUMBER 4
 
 static void pack_layer(const mdp_refit_layer *layer, int64_t *numbers, double *values) {
     const double all[N_VALUE] = {layer->ridge,        layer->mean_diagonal, layer->rcond,
@@ -51,8 +50,7 @@ static void pack(const mdp_refit_run *run, mdp_refit_saved *saved) {
             saved->rows[2 * at + 1] = layer->fitted[e];
         }
     }
-    for (int64_t i = 0; i < arrays->n; i++)
-        memcpy(saved->digests + DIGEST_NUMBER * i, arrays->digests[i].hex, DIGEST_NUMBER * sizeof(int64_t));
+    mdp_arrays_note(arrays, saved->digests);
 }
 
 mdp_status mdp_refit_saved_new(mdp_refit_run *run) {
@@ -60,7 +58,7 @@ mdp_status mdp_refit_saved_new(mdp_refit_run *run) {
     MDP_TRY(MDP_ALLOC(&saved->numbers, N_NUMBER * run->result->n_layer, "what a refit did"));
     MDP_TRY(MDP_ALLOC(&saved->values, N_VALUE * run->result->n_layer, "what a refit did"));
     MDP_TRY(MDP_ALLOC(&saved->rows, 2 * count_experts(run->result), "what a refit did"));
-    return MDP_ALLOC(&saved->digests, DIGEST_NUMBER * run->replaced->arrays->n, "what a refit did");
+    return MDP_ALLOC(&saved->digests, MDP_NOTED * run->replaced->arrays->n, "what a refit did");
 }
 
 void mdp_refit_saved_clear(mdp_refit_saved *saved) {
@@ -86,8 +84,7 @@ mdp_status mdp_refit_describe(void *context, const mdp_position *at, bool taken,
     MDP_TRY(mdp_point_add_array(point, "numbers", MDP_I64, N_NUMBER * n, saved->numbers, wanted));
     MDP_TRY(mdp_point_add_array(point, "values", MDP_F64, N_VALUE * n, saved->values, wanted));
     MDP_TRY(mdp_point_add_array(point, "rows", MDP_I64, 2 * count_experts(run->result), saved->rows, wanted));
-    return mdp_point_add_array(point, "digests", MDP_I64, DIGEST_NUMBER * run->replaced->arrays->n, saved->digests,
-                               wanted);
+    return mdp_point_add_array(point, "digests", MDP_I64, MDP_NOTED * run->replaced->arrays->n, saved->digests, wanted);
 }
 
 static void unpack(mdp_refit_run *run) {
@@ -103,24 +100,17 @@ static void unpack(mdp_refit_run *run) {
     }
 }
 
-static mdp_status compare_digest(const mdp_refit_run *run, int64_t i) {
-    const mdp_arrays *arrays = run->replaced->arrays;
-    char then[DIGEST_NUMBER * sizeof(int64_t) + 1] = "";
-    memcpy(then, run->saved.digests + DIGEST_NUMBER * i, DIGEST_NUMBER * sizeof(int64_t));
-    if (then[0] == '\0' || strcmp(then, arrays->digests[i].hex) == 0) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT, "%s: '%s' is not what the resume point was taken of; start again with --overwrite.",
-                     arrays->path, arrays->tensors[i].name);
-}
-
-/* What was written then is still there: nobody else has been at the unfinished file. The arrays of experts that are not
- * fitted have no content, and are gone from a finished one. */
+/* What was written then is still there: nobody else has been at the unfinished file. The arrays of experts that are
+ * kept and not fitted have no content, and are gone from a finished one; merged ones have theirs. */
 static mdp_status compare_digests(const mdp_refit_run *run) {
     for (int64_t at = 0, i = 0; i < run->result->n_layer; i++) {
         const mdp_refit_layer *layer = &run->result->layers[i];
         for (; at < run->replaced->n && run->replaced->experts[at].layer == layer->layer; at++) {
             const mdp_replaced_expert *expert = &run->replaced->experts[at];
-            for (int part = 0; layer->fitted[expert->kept] && part < MDP_N_EXPERT_PART; part++)
-                if (expert->array[part] >= 0) MDP_TRY(compare_digest(run, expert->array[part]));
+            bool held = layer->fitted[expert->kept] || mdp_replaced_find(run->before, layer->layer, expert->kept) >= 0;
+            for (int part = 0; held && part < MDP_N_EXPERT_PART; part++)
+                if (expert->array[part] >= 0)
+                    MDP_TRY(mdp_arrays_compare_noted(run->replaced->arrays, expert->array[part], run->saved.digests));
         }
     }
     return mdp_ok();

@@ -28,6 +28,7 @@ typedef struct mdp_refit_run {
     mdp_reader *reader;
     const mdp_tokens *tokens;
     const mdp_plan *plan;
+    const mdp_replaced *before; /* merged experts of the plan; NULL: it has none */
     mdp_replaced *replaced;
     const mdp_refit_options *options;
     const mdp_forward_options *forward;
@@ -111,6 +112,12 @@ void mdp_refit_saved_clear(mdp_refit_saved *saved);
 mdp_status mdp_refit_gather_all(void *context);
 mdp_status mdp_refit_describe(void *context, const mdp_position *at, bool taken, mdp_point *point);
 mdp_status mdp_refit_restored_all(void *context, const mdp_position *at);
+
+/* ---- refit_carry.c: merged experts ------------------------------------------------------------------------------- */
+
+/* Bring what stands of the layer's experts in the plan's plan.h5 into the new one. Collective (agrees). MDP_BAD_INPUT:
+ * it is damaged. */
+mdp_status mdp_refit_carry_all(mdp_refit_run *run);
 
 /* ---- refit_solve.c: sums become new down projections ------------------------------------------------------------- */
 

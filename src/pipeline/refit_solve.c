@@ -275,8 +275,9 @@ mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const doubl
     for (int32_t s = 0; s < run->n_side; s++) {
         const mdp_replaced_expert *to =
             &run->replaced->experts[mdp_replaced_find(run->replaced, run->layer, run->expert[s])];
+        int64_t merged = mdp_replaced_find(run->before, run->layer, run->expert[s]);
         writing w = {.run = run,
-                     .from = &moe->experts[to->from],
+                     .from = merged >= 0 ? &run->before->experts[merged].expert : &moe->experts[to->from],
                      .to = &to->expert,
                      .d = d,
                      .order = mdp_fit_order(fit),

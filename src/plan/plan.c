@@ -6,12 +6,18 @@
 
 #include <string.h>
 
-static void destroy_expert(mdp_plan_expert *expert) {
+void mdp_plan_clear_arrays(mdp_plan_expert *expert) {
     for (int i = 0; i < expert->n_array; i++) {
         mdp_free(expert->arrays[i].name);
         mdp_free(expert->arrays[i].path);
     }
     mdp_free(expert->arrays);
+    expert->arrays = NULL;
+    expert->n_array = 0;
+}
+
+static void destroy_expert(mdp_plan_expert *expert) {
+    mdp_plan_clear_arrays(expert);
     mdp_free(expert->weights);
     mdp_free(expert->from);
 }
@@ -105,6 +111,15 @@ static mdp_status check_groups(const mdp_plan *plan, const mdp_plan_layer *plann
                                int32_t k) {
     if (rule->n_group <= 1) return mdp_ok();
     int32_t each = planned->n_kept / rule->n_group, i = 0;
+    for (int32_t j = 0; j < planned->n_kept; j++) {
+        const mdp_plan_expert *expert = &planned->kept[j];
+        if (expert->from[expert->n_from - 1] / rule->group_size == expert->from[0] / rule->group_size) continue;
+        return MDP_ERROR(MDP_BAD_INPUT,
+                         "%s: layer %lld: experts %d and %d, which are merged, are in other groups of the router "
+                         "(n_group); only experts of one group can be.",
+                         name_of(plan), (long long)planned->layer, (int)expert->from[0],
+                         (int)expert->from[expert->n_from - 1]);
+    }
     for (int32_t g = 0; g < rule->n_group; g++) {
         int32_t n = 0;
         for (; i < planned->n_kept && planned->kept[i].from[0] / rule->group_size == g; i++) n++;

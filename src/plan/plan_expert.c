@@ -8,7 +8,7 @@
 
 #define WEIGHT_SLACK 1e-6 /* weights are printed with nine digits */
 
-enum { MAX_ARRAY = 4 };
+enum { MAX_ARRAY = 12 };
 
 /* What an entry with this action may and must say. */
 typedef struct action_row {
@@ -25,8 +25,12 @@ static const action_row actions[MDP_N_ACTION] = {
     [MDP_KEEP] = {.name = "keep", .single = true, .allowed = {"down", "down_scale", "down_bias"}},
     [MDP_DROP] = {.name = "drop"},
     [MDP_ZERO] = {.name = "zero", .single = true},
-    [MDP_MERGE] =
-        {.name = "merge", .weighted = true, .sums_to_one = true, .aligned = true, .allowed = {"permutation", "down"}},
+    [MDP_MERGE] = {.name = "merge",
+                   .weighted = true,
+                   .sums_to_one = true,
+                   .aligned = true,
+                   .allowed = {"gate", "gate_scale", "gate_bias", "up", "up_scale", "up_bias", "down", "down_scale",
+                               "down_bias", "router", "router_bias", "choice_bias"}},
     [MDP_CONSTANT] = {.name = "constant", .single = true, .required = {"value"}},
     [MDP_CONDENSE] = {.name = "condense", .weighted = true},
     [MDP_NEURONS] = {.name = "neurons", .single = true, .required = {"neurons"}, .allowed = {"down"}},
@@ -38,6 +42,12 @@ static const char *const align_names[] = {[MDP_ALIGN_UNSAID] = "",
                                           [MDP_ALIGN_WEIGHT] = "weight",
                                           [MDP_ALIGN_ACTIVATION] = "activation"};
 #define N_ALIGN ((int)(sizeof align_names / sizeof align_names[0]))
+
+const char *const mdp_merge_router_names[] = {[MDP_ROUTER_MEAN] = "mean",
+                                              [MDP_ROUTER_SUM] = "sum",
+                                              [MDP_ROUTER_MAX] = "max",
+                                              [MDP_ROUTER_DOMINANT] = "dominant",
+                                              [MDP_N_MERGE_ROUTER] = NULL};
 
 const char *mdp_action_name(mdp_action action) {
     return actions[action].name;
@@ -68,8 +78,26 @@ json_t *mdp_plan_print_expert(const mdp_plan_expert *expert) {
     json_t *item = json_pack("{s:o, s:s}", "from", from, "action", actions[expert->action].name);
     if (weights) mdp_json_put(&item, "weights", weights);
     if (expert->align != MDP_ALIGN_UNSAID) mdp_json_put(&item, "align", json_string(align_names[expert->align]));
+    if (expert->action == MDP_MERGE) {
+        mdp_json_put(&item, "dominant", json_integer(expert->from[expert->dominant]));
+        mdp_json_put(&item, "router", json_string(mdp_merge_router_names[expert->router]));
+    }
     if (expert->n_array > 0) mdp_json_put(&item, "arrays", print_arrays(expert));
     return item;
+}
+
+json_t *mdp_plan_list_merged(const mdp_plan_layer *layer) {
+    json_t *list = json_array();
+    for (int32_t i = 0; i < layer->n_kept; i++) {
+        const mdp_plan_expert *expert = &layer->kept[i];
+        json_t *members = json_array();
+        for (int32_t j = 0; j < expert->n_from; j++) mdp_json_add(&members, json_integer(expert->from[j]));
+        if (expert->action == MDP_MERGE)
+            mdp_json_add(&list, members);
+        else
+            json_decref(members);
+    }
+    return list;
 }
 
 /* ---- parsing --------------------------------------------------------------------------------------------------- */
@@ -159,6 +187,41 @@ static mdp_status parse_align(const json_t *value, const mdp_plan_place *where, 
                       name ? name : "(none)");
 }
 
+/* The member of the largest weight (ties: the lower number), where the plan does not say. */
+static int32_t heaviest(const mdp_plan_expert *expert) {
+    int32_t best = 0;
+    for (int32_t i = 1; i < expert->n_from; i++)
+        if (expert->weights[i] > expert->weights[best]) best = i;
+    return best;
+}
+
+static mdp_status parse_merge(const json_t *item, const mdp_plan_place *where, mdp_plan_expert *out) {
+    const json_t *dominant = json_object_get(item, "dominant"), *router = json_object_get(item, "router");
+    const char *name = json_string_value(router);
+    if (out->action != MDP_MERGE) {
+        if (!dominant && !router) return mdp_ok();
+        return MDP_REFUSE(where, "expert %d: action '%s' has no '%s'", (int)out->from[0], actions[out->action].name,
+                          dominant ? "dominant" : "router");
+    }
+    out->dominant = heaviest(out);
+    if (dominant) {
+        mdp_expert_t number;
+        MDP_TRY(mdp_plan_parse_number(dominant, where, &number));
+        for (out->dominant = 0; out->dominant < out->n_from && out->from[out->dominant] != number;) out->dominant++;
+        if (out->dominant == out->n_from)
+            return MDP_REFUSE(where, "expert %d: 'dominant' is %d, which is not in 'from'", (int)out->from[0],
+                              (int)number);
+    }
+    for (int i = 0; name && i < MDP_N_MERGE_ROUTER; i++) {
+        if (strcmp(name, mdp_merge_router_names[i]) != 0) continue;
+        out->router = (mdp_merge_router)i;
+        return mdp_ok();
+    }
+    if (!router) return mdp_ok();
+    return MDP_REFUSE(where, "expert %d: 'router' is '%s'; mean, sum, max and dominant are possible", (int)out->from[0],
+                      name ? name : "(none)");
+}
+
 static bool is_listed(const char *name, const char *const *list) {
     for (int i = 0; i < MAX_ARRAY && list[i]; i++) {
         if (strcmp(name, list[i]) == 0) return true;
@@ -209,7 +272,7 @@ static mdp_status parse_arrays(const json_t *object, const mdp_plan_place *where
 }
 
 mdp_status mdp_plan_parse_expert(const json_t *item, const mdp_plan_place *where, mdp_plan_expert *out) {
-    static const char *const known[] = {"from", "action", "weights", "align", "arrays", NULL};
+    static const char *const known[] = {"from", "action", "weights", "align", "dominant", "router", "arrays", NULL};
     const json_t *from = json_object_get(item, "from");
     if (!json_is_object(item) || !json_is_array(from))
         return MDP_REFUSE(where, "each entry of 'experts' must be an object with the array '%s'", "from");
@@ -218,5 +281,6 @@ mdp_status mdp_plan_parse_expert(const json_t *item, const mdp_plan_place *where
     MDP_TRY(parse_from(from, where, out));
     MDP_TRY(parse_weights(json_object_get(item, "weights"), where, out));
     MDP_TRY(parse_align(json_object_get(item, "align"), where, out));
+    MDP_TRY(parse_merge(item, where, out));
     return parse_arrays(json_object_get(item, "arrays"), where, out);
 }

@@ -57,10 +57,10 @@ static json_t *print_choice(const mdp_plan_layer *layer, int32_t top_k) {
         mdp_json_add(layer->kept[j].action == MDP_ZERO ? &zeroed : &kept, json_integer(layer->kept[j].from[0]));
     for (int32_t j = 0; j < layer->n_dropped; j++) mdp_json_add(&dropped, json_integer(layer->dropped[j]));
     json_t *scores = layer->scores ? print_reals(layer->n_expert, layer->scores) : json_null();
-    return json_pack("{s:I, s:i, s:i, s:i, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
+    return json_pack("{s:I, s:i, s:i, s:i, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
                      (int)layer->n_expert, "top_k_before", (int)top_k, "top_k_after",
-                     (int)(layer->top_k > 0 ? layer->top_k : top_k), "kept", kept, "zeroed", zeroed, "dropped", dropped,
-                     "scores", scores);
+                     (int)(layer->top_k > 0 ? layer->top_k : top_k), "kept", kept, "zeroed", zeroed, "merged",
+                     mdp_plan_list_merged(layer), "dropped", dropped, "scores", scores);
 }
 
 /* What the statistics say of a layer. */

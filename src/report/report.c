@@ -301,7 +301,11 @@ static void table_kept(const mdp_plan *plan, FILE *file) {
     for (int64_t i = 0; i < plan->n_layer; i++) listed = listed && plan->layers[i].n_expert <= MAX_LISTED_EXPERTS;
     for (int64_t i = 0; i < plan->n_layer && listed; i++) {
         fprintf(file, "layer %-3lld keeps    ", (long long)plan->layers[i].layer);
-        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) fprintf(file, " %d", (int)plan->layers[i].kept[j].from[0]);
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
+            const mdp_plan_expert *expert = &plan->layers[i].kept[j];
+            for (int32_t m = 0; m < expert->n_from; m++)
+                fprintf(file, "%s%d", m == 0 ? " " : "+", (int)expert->from[m]);
+        }
         fprintf(file, "\n");
     }
 }

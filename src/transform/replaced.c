@@ -4,13 +4,26 @@
 #include <string.h>
 
 const char *const mdp_expert_part_names[MDP_N_EXPERT_PART] = {
-    [MDP_PART_DOWN] = "down", [MDP_PART_DOWN_SCALE] = "down_scale", [MDP_PART_DOWN_BIAS] = "down_bias"};
+    [MDP_PART_GATE] = "gate",     [MDP_PART_GATE_SCALE] = "gate_scale",   [MDP_PART_GATE_BIAS] = "gate_bias",
+    [MDP_PART_UP] = "up",         [MDP_PART_UP_SCALE] = "up_scale",       [MDP_PART_UP_BIAS] = "up_bias",
+    [MDP_PART_DOWN] = "down",     [MDP_PART_DOWN_SCALE] = "down_scale",   [MDP_PART_DOWN_BIAS] = "down_bias",
+    [MDP_PART_ROUTER] = "router", [MDP_PART_ROUTER_BIAS] = "router_bias", [MDP_PART_CHOICE_BIAS] = "choice_bias"};
 
 /* Stored tensors of the parts that can be replaced; NULL: the expert has none. */
-static void list_stored(const mdp_expert *expert, const mdp_tensor *out[MDP_N_EXPERT_PART]) {
+static void list_stored(const mdp_moe *moe, mdp_expert_t number, const mdp_tensor *out[MDP_N_EXPERT_PART]) {
+    const mdp_expert *expert = &moe->experts[number];
+    out[MDP_PART_GATE] = expert->gate.tensor;
+    out[MDP_PART_GATE_SCALE] = expert->gate.scaling.tensor;
+    out[MDP_PART_GATE_BIAS] = expert->gate_bias.tensor;
+    out[MDP_PART_UP] = expert->up.tensor;
+    out[MDP_PART_UP_SCALE] = expert->up.scaling.tensor;
+    out[MDP_PART_UP_BIAS] = expert->up_bias.tensor;
     out[MDP_PART_DOWN] = expert->down.tensor;
     out[MDP_PART_DOWN_SCALE] = expert->down.scaling.tensor;
     out[MDP_PART_DOWN_BIAS] = expert->down_bias.tensor;
+    out[MDP_PART_ROUTER] = moe->router.tensor;
+    out[MDP_PART_ROUTER_BIAS] = moe->router_bias.tensor;
+    out[MDP_PART_CHOICE_BIAS] = moe->choice_bias.tensor;
 }
 
 static const mdp_expert_tensor *find_entry(const mdp_moe *moe, const mdp_tensor *tensor) {
@@ -21,16 +34,20 @@ static const mdp_expert_tensor *find_entry(const mdp_moe *moe, const mdp_tensor 
 
 /* ---- lists ----------------------------------------------------------------------------------------------------- */
 
-/* The array of a part: the tensor, or an expert's slice of one along its first dimension. */
+/* The array of a part: the tensor, or an expert's slice of one along the first dimension that is more than 1. */
 static mdp_status describe(const mdp_moe *moe, const mdp_tensor *stored, mdp_array *out) {
     const mdp_expert_tensor *entry = find_entry(moe, stored);
+    int64_t n_outer = 1;
     *out = (mdp_array){.type = stored->type, .n_dim = stored->n_dim};
     memcpy(out->shape, stored->shape, sizeof out->shape);
     if (entry && entry->expert >= 0) return mdp_ok();
-    if (!entry || entry->axis != 0 || stored->n_dim < 1)
+    for (int i = 0; entry && i < entry->axis; i++) n_outer *= stored->shape[i];
+    if (!entry || n_outer != 1 || stored->n_dim < 1)
         return MDP_ERROR(MDP_INTERNAL, "'%s': the slices of its experts do not lie one after the other.", stored->name);
-    if (entry->n_each > 0) {
-        out->shape[0] = entry->n_each;
+    out->n_dim = stored->n_dim - entry->axis;
+    memmove(out->shape, out->shape + entry->axis, (size_t)out->n_dim * sizeof *out->shape);
+    if (entry->n_each > 0 || out->n_dim == 1) {
+        out->shape[0] = entry->n_each > 0 ? entry->n_each : 1; /* a number for each expert */
         return mdp_ok();
     }
     out->n_dim--;
@@ -44,20 +61,36 @@ static const mdp_plan_array *find_array(const mdp_plan_expert *expert, const cha
     return NULL;
 }
 
+/* Parts that are stored as one tensor have one array, under the name of the first. */
+static int64_t find_shared(const mdp_replaced_expert *expert, mdp_expert_part part) {
+    for (int before = 0; before < (int)part; before++)
+        if (expert->stored[before] == expert->stored[part]) return expert->array[before];
+    return -1;
+}
+
+bool mdp_replaced_is_shared(const mdp_replaced_expert *expert, mdp_expert_part part) {
+    return expert->array[part] >= 0 && find_shared(expert, part) == expert->array[part];
+}
+
+static bool is_down(mdp_expert_part part) {
+    return part >= MDP_PART_DOWN && part <= MDP_PART_DOWN_BIAS;
+}
+
 static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const mdp_plan_expert *planned,
-                           mdp_expert_part part, bool all) {
+                           mdp_expert_part part, mdp_replaced_which which) {
     const mdp_plan_array *array = find_array(planned, mdp_expert_part_names[part]);
     const mdp_tensor *stored = expert->stored[part];
-    expert->array[part] = -1;
+    expert->array[part] = stored ? find_shared(expert, part) : -1;
     if (!stored && array)
         return MDP_ERROR(MDP_BAD_INPUT,
                          "layer %lld, expert %d: the plan has '%s' for it, which the model's experts have "
                          "not.",
                          (long long)expert->layer, (int)expert->from, mdp_expert_part_names[part]);
-    if (!stored || (!all && !array)) return mdp_ok();
+    bool wanted = which == MDP_REPLACED_NAMED ? array != NULL : planned->action == MDP_MERGE || is_down(part);
+    if (!stored || !wanted || expert->array[part] >= 0) return mdp_ok();
     int64_t at = out->n_array++;
     MDP_TRY(describe(&out->model->layers[expert->layer].moe, stored, &out->list[at]));
-    if (array)
+    if (which == MDP_REPLACED_NAMED)
         MDP_TRY(mdp_copy_text(&out->names[at], array->path));
     else
         MDP_TRY(mdp_format(&out->names[at], "/layers/%lld/experts/%d/%s", (long long)expert->layer, (int)expert->kept,
@@ -67,48 +100,70 @@ static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const
     return mdp_ok();
 }
 
-static bool is_replaced(const mdp_plan_expert *planned, bool all) {
-    return planned->action == MDP_KEEP && (all || planned->n_array > 0);
+/* A merged expert is wholly in plan.h5. */
+static mdp_status check_whole(const mdp_replaced_expert *expert, const mdp_plan_expert *planned) {
+    for (int part = 0; planned->action == MDP_MERGE && part < MDP_N_EXPERT_PART; part++)
+        if (expert->stored[part] && expert->array[part] < 0)
+            return MDP_ERROR(MDP_BAD_INPUT, "layer %lld, expert %d: the plan merges it, and has no '%s' for it.",
+                             (long long)expert->layer, (int)expert->from, mdp_expert_part_names[part]);
+    return mdp_ok();
 }
 
-static mdp_status add_layer(mdp_replaced *out, const mdp_plan_layer *planned, bool all) {
+static bool is_replaced(const mdp_plan_expert *planned, mdp_replaced_which which) {
+    if (planned->action == MDP_MERGE) return which != MDP_REPLACED_NAMED || planned->n_array > 0;
+    if (planned->action != MDP_KEEP) return false;
+    return which == MDP_REPLACED_FITTED || (which == MDP_REPLACED_NAMED && planned->n_array > 0);
+}
+
+static mdp_status add_layer(mdp_replaced *out, const mdp_plan_layer *planned, mdp_replaced_which which) {
     const mdp_moe *moe = &out->model->layers[planned->layer].moe;
     for (int32_t i = 0; i < planned->n_kept; i++) {
-        if (!is_replaced(&planned->kept[i], all)) continue;
+        if (!is_replaced(&planned->kept[i], which)) continue;
         mdp_replaced_expert *expert = &out->experts[out->n++];
         expert->layer = planned->layer;
         expert->kept = i;
         expert->from = planned->kept[i].from[0];
-        list_stored(&moe->experts[expert->from], expert->stored);
+        list_stored(moe, expert->from, expert->stored);
         for (int part = 0; part < MDP_N_EXPERT_PART; part++)
-            MDP_TRY(add_part(out, expert, &planned->kept[i], (mdp_expert_part)part, all));
+            MDP_TRY(add_part(out, expert, &planned->kept[i], (mdp_expert_part)part, which));
+        MDP_TRY(check_whole(expert, &planned->kept[i]));
     }
     return mdp_ok();
 }
 
-static mdp_status fill(mdp_replaced *out, const mdp_plan *plan, bool all) {
+static mdp_status fill(mdp_replaced *out, const mdp_plan *plan, mdp_replaced_which which) {
     int64_t n = 0;
     for (int64_t i = 0; i < plan->n_layer; i++)
-        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) n += is_replaced(&plan->layers[i].kept[j], all);
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) n += is_replaced(&plan->layers[i].kept[j], which);
     MDP_TRY(MDP_ALLOC(&out->experts, n, "replaced experts"));
     MDP_TRY(MDP_ALLOC(&out->list, n * MDP_N_EXPERT_PART, "replaced experts"));
     MDP_TRY(MDP_ALLOC(&out->names, n * MDP_N_EXPERT_PART, "replaced experts"));
-    for (int64_t i = 0; i < plan->n_layer; i++) MDP_TRY(add_layer(out, &plan->layers[i], all));
+    for (int64_t i = 0; i < plan->n_layer; i++) MDP_TRY(add_layer(out, &plan->layers[i], which));
     return mdp_ok();
 }
 
-mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, bool all, mdp_replaced **out) {
+mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, mdp_replaced_which which,
+                             mdp_replaced **out) {
     mdp_replaced *replaced = NULL;
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&replaced, 1, "replaced experts"));
     replaced->model = model;
-    mdp_status status = fill(replaced, plan, all);
+    mdp_status status = fill(replaced, plan, which);
     if (status.code != MDP_OK) {
         mdp_replaced_destroy(replaced);
         return status;
     }
     *out = replaced;
     return status;
+}
+
+int64_t mdp_replaced_bytes(const mdp_replaced *replaced) {
+    int64_t sum = 0, n_byte;
+    for (int64_t i = 0; i < replaced->n_array; i++) {
+        const mdp_array *array = &replaced->list[i];
+        if (mdp_dtype_bytes(array->type, array->n_dim, array->shape, &n_byte)) sum += n_byte;
+    }
+    return sum;
 }
 
 void mdp_replaced_destroy(mdp_replaced *replaced) {
@@ -134,21 +189,49 @@ static int64_t values_before(const mdp_moe *moe, const mdp_matrix *matrix, mdp_e
     return bytes_before(moe, matrix->tensor, expert) * 8 / mdp_dtype_bits(type);
 }
 
+/* Let a matrix that is stored like `matrix` lie in an array of its own (-1: it stays where it is), where what is before
+ * the expert's slice is not. */
+static void move_matrix(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_expert_part part,
+                        mdp_matrix *matrix) {
+    const mdp_moe *moe = &replaced->model->layers[expert->layer].moe;
+    int64_t at = expert->array[part];
+    if (at < 0) return;
+    matrix->first -= values_before(moe, matrix, expert->from);
+    matrix->tensor = &replaced->arrays->tensors[at];
+}
+
+static void move_scaled(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_expert_part part,
+                        mdp_expert_part scale, mdp_matrix *matrix) {
+    move_matrix(replaced, expert, part, matrix);
+    if (expert->array[scale] >= 0) matrix->scaling.tensor = &replaced->arrays->tensors[expert->array[scale]];
+}
+
+/* A row of the layer's that the expert has of its own. */
+static void move_row(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_expert_part part,
+                     const mdp_matrix *of_all, int64_t stride, int64_t n_col, mdp_matrix *row) {
+    if (expert->array[part] < 0) return;
+    *row = *of_all;
+    row->n_row = 1;
+    row->n_col = n_col;
+    row->first += expert->from * stride;
+    move_matrix(replaced, expert, part, row);
+}
+
 static void bind(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
     const mdp_moe *moe = &replaced->model->layers[expert->layer].moe;
-    const mdp_tensor *tensors = replaced->arrays->tensors;
-    expert->expert = moe->experts[expert->from];
-    mdp_matrix *down = &expert->expert.down, *bias = &expert->expert.down_bias;
-    if (expert->array[MDP_PART_DOWN] >= 0) {
-        down->first -= values_before(moe, down, expert->from);
-        down->tensor = &tensors[expert->array[MDP_PART_DOWN]];
-        if (expert->array[MDP_PART_DOWN_SCALE] >= 0)
-            down->scaling.tensor = &tensors[expert->array[MDP_PART_DOWN_SCALE]];
-    }
-    if (expert->array[MDP_PART_DOWN_BIAS] >= 0) {
-        bias->first -= values_before(moe, bias, expert->from);
-        bias->tensor = &tensors[expert->array[MDP_PART_DOWN_BIAS]];
-    }
+    mdp_expert *to = &expert->expert;
+    *to = moe->experts[expert->from];
+    move_scaled(replaced, expert, MDP_PART_GATE, MDP_PART_GATE_SCALE, &to->gate);
+    move_scaled(replaced, expert, MDP_PART_UP, MDP_PART_UP_SCALE, &to->up);
+    move_scaled(replaced, expert, MDP_PART_DOWN, MDP_PART_DOWN_SCALE, &to->down);
+    move_matrix(replaced, expert, MDP_PART_GATE_BIAS, &to->gate_bias);
+    move_matrix(replaced, expert, MDP_PART_UP_BIAS, &to->up_bias);
+    move_matrix(replaced, expert, MDP_PART_DOWN_BIAS, &to->down_bias);
+    move_row(replaced, expert, MDP_PART_ROUTER, &moe->router, moe->router.row_stride, moe->router.n_col, &to->router);
+    move_row(replaced, expert, MDP_PART_ROUTER_BIAS, &moe->router_bias, moe->router_bias.col_stride, 1,
+             &to->router_bias);
+    move_row(replaced, expert, MDP_PART_CHOICE_BIAS, &moe->choice_bias, moe->choice_bias.col_stride, 1,
+             &to->choice_bias);
 }
 
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader) {
@@ -227,7 +310,7 @@ static mdp_status place_arrays(mdp_replaced *replaced, const mdp_model *result, 
         if (expert->kept >= moe->n_expert)
             return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld has no expert %d, which its plan keeps.",
                              result->catalogue->path, (long long)expert->layer, (int)expert->kept);
-        list_stored(&moe->experts[expert->kept], stored);
+        list_stored(moe, expert->kept, stored);
         for (int part = 0; part < MDP_N_EXPERT_PART; part++) {
             if (expert->array[part] < 0 || !stored[part]) continue;
             mdp_tensor *tensor = &replaced->arrays->tensors[expert->array[part]];
@@ -242,7 +325,7 @@ mdp_status mdp_replaced_find_in(const mdp_model *model, const mdp_plan *plan, co
                                 const int32_t *file_of, mdp_replaced **out) {
     mdp_replaced *replaced = NULL;
     *out = NULL;
-    MDP_TRY(mdp_replaced_list(model, plan, false, &replaced));
+    MDP_TRY(mdp_replaced_list(model, plan, MDP_REPLACED_NAMED, &replaced));
     mdp_status status = mdp_ok();
     if (replaced->n > 0)
         status = mdp_arrays_new(result->catalogue->path, replaced->n_array, replaced->list, &replaced->arrays);
@@ -274,7 +357,7 @@ mdp_status mdp_replaced_open_all(const mdp_comm *comm, const mdp_model *model, c
                                  mdp_replaced **out) {
     mdp_replaced *replaced = NULL;
     *out = NULL;
-    mdp_status status = mdp_agree_all(comm, mdp_replaced_list(model, plan, false, &replaced));
+    mdp_status status = mdp_agree_all(comm, mdp_replaced_list(model, plan, MDP_REPLACED_NAMED, &replaced));
     if (status.code == MDP_OK && replaced->n_array > 0) status = open_arrays_all(comm, plan, reader, replaced);
     if (status.code != MDP_OK || replaced->n == 0) {
         mdp_replaced_destroy(replaced);

@@ -1,15 +1,36 @@
 /* view.c - a plan as the engine reads it: which of the model's experts each layer still has. Nothing is written or
- * copied; the engine reads kept experts and their router rows from the original tensors. */
+ * copied; the engine reads kept experts and their router rows from the original tensors, made ones from plan.h5. */
 #include "mdp/transform.h"
+
+#include <string.h>
+
+static bool has_array(const mdp_plan_expert *expert, mdp_expert_part part) {
+    for (int i = 0; i < expert->n_array; i++)
+        if (strcmp(expert->arrays[i].name, mdp_expert_part_names[part]) == 0) return true;
+    return false;
+}
+
+/* A merged expert has all of it in plan.h5; what its tensors share is checked with the model. */
+static bool is_made(const mdp_plan_expert *expert) {
+    return has_array(expert, MDP_PART_GATE) && has_array(expert, MDP_PART_DOWN) && has_array(expert, MDP_PART_ROUTER);
+}
 
 mdp_status mdp_transform_check(const mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             const mdp_plan_expert *expert = &plan->layers[i].kept[j];
             if (expert->action == MDP_KEEP || (expert->action == MDP_ZERO && expert->n_array == 0)) continue;
+            if (expert->action == MDP_MERGE && is_made(expert)) continue;
+            if (expert->action == MDP_MERGE)
+                return MDP_ERROR(MDP_USAGE,
+                                 "%s: layer %lld: experts %d and others are to be merged, and have not been; the "
+                                 "command merge makes such a plan one that can be carried out.",
+                                 plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer,
+                                 (int)expert->from[0]);
             return MDP_ERROR(MDP_USAGE,
                              "%s: layer %lld, expert %d: the action '%s'%s is understood, but cannot be carried out by "
-                             "this version; it can keep (also with another down projection), drop and zero experts.",
+                             "this version; it can keep (also with another down projection), merge, drop and zero "
+                             "experts.",
                              plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer,
                              (int)expert->from[0], mdp_action_name(expert->action),
                              expert->n_array > 0 ? " with arrays" : "");

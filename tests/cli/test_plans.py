@@ -291,7 +291,7 @@ def with_action(content, action, arrays):
         entry["from"] += experts.pop(1)["from"]
         entry["weights"] = [0.25, 0.75]
     if action == "merge":
-        entry.update(align="weight", arrays={"permutation": array_of("/layers/1/0/permutation", np.arange(6).reshape(2, 3), arrays)})
+        entry.update(align="weight", arrays={"gate": array_of("/layers/1/0/gate", np.arange(6).reshape(2, 3), arrays)})
     if action == "constant":
         entry["arrays"] = {"value": array_of("/layers/1/0/value", np.arange(5, dtype=np.float32), arrays)}
     if action == "neurons":
@@ -320,12 +320,14 @@ def plain(stats):
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_action_that_cannot_be_carried_out_is_named(action, plain, tmp_path):
+    """A merge can be, when all of the expert is in plan.h5."""
     arrays = {}
     content = with_action(copy.deepcopy(plain), action, arrays)
     write(content, arrays, tmp_path / "p.json")
     SCHEMA.validate(content)
-    mdp.refuse(2, USAGE, rf"p\.json: layer 1, expert \d+: the action '{action}'.*cannot be carried out", "apply", "--model", MODEL,
-               "--plan", tmp_path / "p.json", "--out", tmp_path / "out")
+    code, sentence = (BAD_INPUT, r"layer 1, expert \d+: the plan merges it, and has no 'up'") if action == "merge" else (
+        USAGE, rf"p\.json: layer 1, expert \d+: the action '{action}'.*cannot be carried out")
+    mdp.refuse(2, code, sentence, "apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -394,9 +396,9 @@ def first(content):
     ("merge", lambda c: first(c).pop("weights"), "needs 'weights'"),
     ("merge", lambda c: first(c).update(weights=[-1, 2]), "weight"),
     ("merge", lambda c: first(c).update(align="best"), "align"),
-    ("merge", lambda c: first(c)["arrays"].update(value=first(c)["arrays"]["permutation"]), "no array 'value'"),
-    ("merge", lambda c: first(c)["arrays"]["permutation"].update(xxh3="12"), "xxh3"),
-    ("merge", lambda c: first(c)["arrays"]["permutation"].update(path="x"), "path"),
+    ("merge", lambda c: first(c)["arrays"].update(value=first(c)["arrays"]["gate"]), "no array 'value'"),
+    ("merge", lambda c: first(c)["arrays"]["gate"].update(xxh3="12"), "xxh3"),
+    ("merge", lambda c: first(c)["arrays"]["gate"].update(path="x"), "path"),
     ("merge", lambda c: first(c).update({"from": first(c)["from"][:1], "weights": [1]}), "from"),
     ("constant", lambda c: first(c).pop("arrays"), "needs the array 'value'"),
     ("constant", lambda c: first(c).update(weights=[1]), "no 'weights'"),

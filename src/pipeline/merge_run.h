@@ -1,0 +1,68 @@
+/* merge_run.h - one merge under way: what its layers, matrices and alignments share. */
+#ifndef MDP_SRC_PIPELINE_MERGE_RUN_H
+#define MDP_SRC_PIPELINE_MERGE_RUN_H
+
+#include "mdp/merge.h"
+
+typedef struct mdp_merge_run {
+    const mdp_comm *comm;
+    const mdp_model *model;
+    mdp_reader *reader;
+    const mdp_plan *plan;
+    mdp_replaced *replaced;
+    const mdp_merge_options *options;
+
+    /* the layer at hand */
+    const mdp_plan_layer *planned;
+    const mdp_moe *moe;
+    int64_t gap;    /* of the worst auction on this rank to the best there can be, in 1e-9 of that */
+    int64_t *order; /* [merged members of the layer, d_ff] the neuron of each that comes to a place; NULL: none moves */
+} mdp_merge_run;
+
+/* A merged expert of the layer. */
+typedef struct mdp_merge_item {
+    const mdp_merge_run *run;
+    const mdp_plan_expert *planned;
+    const mdp_replaced_expert *to;
+    const int64_t *order; /* [n_from, d_ff] of its members; NULL */
+} mdp_merge_item;
+
+/* What of an expert is made in one go, by one rank. */
+typedef enum mdp_merge_share {
+    MDP_SHARE_GATE,
+    MDP_SHARE_UP,
+    MDP_SHARE_DOWN,
+    MDP_SHARE_REST,
+    MDP_N_SHARE
+} mdp_merge_share;
+
+/* ---- merge_expert.c: weighted sums of members ---------------------------------------------------------------------
+ */
+
+/* Shares of an expert beside MDP_SHARE_REST: gate and up are one where they are one tensor. */
+static inline int mdp_merge_heavy_shares(const mdp_expert *expert) {
+    return expert->gate.tensor == expert->up.tensor ? 2 : 3;
+}
+/* Whose turn a share of the layer's n-th merged expert is; n_heavy: of each of them. */
+static inline int64_t mdp_merge_turn(int64_t n, mdp_merge_share share, int n_heavy) {
+    if (share == MDP_SHARE_REST) return n;
+    return n_heavy * n + (n_heavy == 2 && share == MDP_SHARE_DOWN ? 1 : (int64_t)share);
+}
+/* Make a share and put it into the plan's arrays. MDP_SHARE_GATE has the up projection too where both are stored as one
+ * tensor; MDP_SHARE_REST has biases and router rows. Local. */
+mdp_status mdp_merge_make(const mdp_merge_item *item, mdp_merge_share share);
+/* Bytes that this takes at most, over the experts of a layer. */
+int64_t mdp_merge_make_memory(const mdp_moe *moe);
+
+/* ---- merge_align.c: neurons of members in the order of the dominant one's ------------------------------------------
+ */
+
+/* Fill run->order for the layer's merged experts: each pair of a dominant and another member is matched by one rank.
+ * Collective (agrees). */
+mdp_status mdp_merge_align_all(mdp_merge_run *run);
+/* Neurons of an expert do not move: every member has those that it has. */
+bool mdp_merge_is_aligned(const mdp_plan_expert *planned);
+int64_t mdp_merge_align_memory(const mdp_moe *moe, int n_thread);
+int64_t mdp_merge_align_flop(const mdp_moe *moe); /* of one pair */
+
+#endif
