@@ -12,6 +12,7 @@ typedef struct mdp_merge_options {
     mdp_log *log;
     bool progress;
     mdp_resume *resume; /* NULL: no resume points, no stopping */
+    json_t *profiles;   /* array that gets where the time went; NULL: not wanted; borrowed */
 } mdp_merge_options;
 
 /* What it takes, foretold. */

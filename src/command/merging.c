@@ -106,7 +106,8 @@ mdp_status mdp_session_merge_all(mdp_session *session, const mdp_plan *plan, con
                                        .gemm = session->gemm,
                                        .log = session->log,
                                        .progress = true,
-                                       .resume = session->resume};
+                                       .resume = session->resume,
+                                       .profiles = session->profiles};
     *text = NULL;
     MDP_TRY(mdp_session_make_arrays_all(session, plan, MDP_REPLACED_MERGED, published, &replaced));
     mdp_status status = mdp_merge_all(session->comm, session->model, session->reader, plan, replaced, &options);

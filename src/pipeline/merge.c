@@ -4,6 +4,8 @@
  * the arrays of those that are done, which are on storage by then; of a layer that was under way nothing is kept. */
 #include "pipeline/merge_run.h"
 
+#include "mdp/pipeline.h"
+
 #include <string.h>
 
 /* Where a merge is, for its resume points. */
@@ -51,13 +53,26 @@ static mdp_status make_layer_all(mdp_merge_run *run, const mdp_plan_layer *plann
     int64_t first, n;
     run->planned = planned;
     run->moe = &run->model->layers[planned->layer].moe;
+    int64_t n_read = mdp_reader_bytes(run->reader);
+    mdp_profile_switch(run->profile, MDP_PHASE_SOLVE);
     mdp_status status = mdp_merge_align_all(run);
-    if (status.code == MDP_OK) status = mdp_agree_all(run->comm, make_own(run));
+    mdp_profile_read(run->profile, mdp_reader_bytes(run->reader) - n_read);
+    if (status.code == MDP_OK) {
+        n_read = mdp_reader_bytes(run->reader);
+        mdp_profile_switch(run->profile, MDP_PHASE_WRITE);
+        status = make_own(run);
+        mdp_profile_read(run->profile, mdp_reader_bytes(run->reader) - n_read);
+        mdp_profile_switch(run->profile, MDP_PHASE_WAIT_RANKS);
+        status = mdp_agree_all(run->comm, status);
+    }
     mdp_free(run->order);
     run->order = NULL;
     MDP_TRY(status);
+    mdp_profile_switch(run->profile, MDP_PHASE_SYNC);
     mdp_replaced_arrays(run->replaced, planned->layer, planned->layer + 1, &first, &n);
-    return mdp_arrays_settle_all(run->comm, run->replaced->arrays, first, n);
+    status = mdp_arrays_settle_all(run->comm, run->replaced->arrays, first, n);
+    mdp_profile_switch(run->profile, MDP_PHASE_OTHER);
+    return status;
 }
 
 /* ---- resume points ---------------------------------------------------------------------------------------------- */
@@ -202,12 +217,17 @@ mdp_status mdp_merge_all(const mdp_comm *comm, const mdp_model *model, mdp_reade
         .comm = comm, .model = model, .reader = reader, .plan = plan, .replaced = replaced, .options = options};
     stage at = {.run = &run, .resume = options->resume, .start = mdp_seconds()};
     mdp_progress *progress = NULL;
+    mdp_profile profile;
+    mdp_profile_begin(&profile);
+    run.profile = options->profiles ? &profile : NULL;
     mdp_status status = open_stage_all(&at);
     if (status.code == MDP_OK)
         status = mdp_agree_all(comm, mdp_progress_new(&progress, options->progress ? options->log : NULL, "merge",
                                                       "layer", plan->n_layer, "layers"));
     if (status.code == MDP_OK) status = make_all(&at, progress);
     mdp_progress_destroy(progress);
+    if (status.code == MDP_OK && options->profiles)
+        status = mdp_profile_tell_all(comm, &profile, "merge", options->log, options->profiles);
     mdp_free(at.path);
     mdp_free(at.digests);
     return status;

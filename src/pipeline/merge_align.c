@@ -86,6 +86,7 @@ static mdp_status find_gains(match *m) {
         if (status.code == MDP_OK) status = load(m, right[i], i == 2, m->right);
         if (status.code == MDP_OK) add_products(m, tiles);
     }
+    mdp_profile_flop(m->run->profile, mdp_merge_align_flop(m->run->moe));
     mdp_free(tiles);
     return status.code == MDP_OK ? mdp_gemm_check(m->run->options->gemm) : status;
 }

@@ -11,6 +11,7 @@ typedef struct mdp_merge_run {
     const mdp_plan *plan;
     mdp_replaced *replaced;
     const mdp_merge_options *options;
+    mdp_profile *profile;
 
     /* the layer at hand */
     const mdp_plan_layer *planned;

@@ -243,7 +243,10 @@ def test_dry_run_foretells_reading_and_disk(tmp_path):
     words = ["merge", "--model", mdp.DEMO, "--plan", tmp_path / "p.json", "--out", tmp_path / "q.json"]
     estimate = json.loads(mdp.succeed(2, *words, "--dry-run", "--json").stdout)
     assert [p["pass"] for p in estimate["passes"]] == ["merge"] and not (tmp_path / "q.json").exists()
-    real = mdp.succeed(2, *words, "--quiet")
+    real = mdp.succeed(2, *words, "--quiet", "--profile")
+    profile = mdp.read_json(tmp_path / "q.json.profile.json")["passes"][0]
+    assert profile["pass"] == "merge"
+    assert sum(phase["flop"]["total"] for phase in profile["phases"].values()) == pytest.approx(estimate["flop"], rel=0.05)
     size = (tmp_path / "q.h5").stat().st_size
     assert estimate["bytes_written"] <= size <= 1.1 * estimate["bytes_written"]
     peak = max(real.peaks) * 1024
