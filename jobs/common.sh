@@ -182,7 +182,7 @@ mdp_note_done() {
 mdp_can_resume() {
   local word
   for word in "$@"; do if [ "$word" = --resume ]; then return 1; fi; done
-  case ${1:-} in run | observe | refit | apply | eval | export | --*) return 0 ;; *) return 1 ;; esac
+  case ${1:-} in run | observe | merge | refit | apply | eval | export | --*) return 0 ;; *) return 1 ;; esac
 }
 
 # After exit code 75, when all is saved: back into the queue.

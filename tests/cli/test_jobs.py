@@ -387,7 +387,7 @@ if [ "$1" = --version ]; then printf 'HYDRA build details:\\n    Version:     {v
 exec 2>&1; trap 'exit 0' USR1; sleep 1 & wait
 """)
     (tmp_path / "begin").write_text(f'echo $$ >{tmp_path}/script\nexec bash {JOBS}/slurm.sbatch "$@"\n')
-    for command in ("run", "refit"):
+    for command in ("run", "merge", "refit"):
         for tell in ("", "1"):
             result = start(tmp_path / "begin", command, "--help", LAUNCH="mpirun", TELL=tell, cwd=tmp_path, **queue)
             assert result.returncode == (code if tell else 0), result.stdout + result.stderr
