@@ -136,14 +136,13 @@ static mdp_status join_dropped(const mdp_merge_request *merge, mdp_plan *plan) {
 }
 
 /* Collective. */
-static mdp_status add_merge_all(mdp_session *session, const mdp_budget_options *budget, bool carried,
-                                mdp_estimate *estimate) {
+static mdp_status add_merge_all(mdp_session *session, const mdp_plan *dropping, bool carried, mdp_estimate *estimate) {
     bool wanted;
     mdp_merge_request merge;
     mdp_plan *plan = NULL;
     mdp_status status = mdp_session_merge_request(session, &wanted, &merge);
     if (status.code == MDP_OK) status = mdp_session_will_merge(session, &wanted);
-    if (status.code == MDP_OK && wanted) status = make_plan(session, budget, &plan);
+    if (status.code == MDP_OK && wanted) status = mdp_plan_copy(dropping, "the plan that is foretold", &plan);
     if (status.code == MDP_OK && wanted) status = join_dropped(&merge, plan);
     status = mdp_agree_all(session->comm, status);
     if (status.code == MDP_OK && wanted) status = mdp_session_add_merge_all(session, plan, carried, estimate);
@@ -180,7 +179,7 @@ mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_option
     mdp_status status = plan_all(session, budget, &made);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, budget, &made));
     if (status.code == MDP_OK) status = add_passes_all(session, budget, n_round, made.view, estimate);
-    if (status.code == MDP_OK) status = add_merge_all(session, budget, refit != NULL, estimate);
+    if (status.code == MDP_OK) status = add_merge_all(session, made.plan, refit != NULL, estimate);
     if (status.code == MDP_OK && refit) status = mdp_session_add_refit_all(session, made.plan, refit, estimate);
     if (status.code == MDP_OK) status = mdp_session_add_writes_all(session, made.plan, made.output, estimate);
     free_stand_in(&made);

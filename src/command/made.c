@@ -123,3 +123,26 @@ mdp_status mdp_made_name_arrays(const mdp_replaced *replaced, int64_t number, md
     }
     return mdp_ok();
 }
+
+/* ---- the command ------------------------------------------------------------------------------------------------ */
+
+static mdp_status write_all(mdp_session *session, const mdp_plan *plan, mdp_make_fn *make, const void *context) {
+    char *path = NULL, *text = NULL;
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_arrays_name(session, &path));
+    if (status.code == MDP_OK) status = make(session, plan, context, path, &text);
+    if (status.code == MDP_OK) status = mdp_session_publish_arrays_all(session);
+    if (status.code == MDP_OK) status = mdp_session_put_text_all(session, NULL, text);
+    mdp_free(path);
+    mdp_free(text);
+    return status;
+}
+
+mdp_status mdp_session_make_plan_all(mdp_session *session, const mdp_plan *plan, mdp_estimate *estimate,
+                                     mdp_make_fn *make, const void *context) {
+    MDP_AGREE(session->comm, mdp_session_check_memory(session, estimate));
+    MDP_TRY(mdp_session_check_room_all(session, estimate->bytes_written + estimate->bytes_saved));
+    MDP_TRY(mdp_session_open_lines_all(session, estimate));
+    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
+    MDP_TRY(write_all(session, plan, make, context));
+    return mdp_session_log_memory_all(session);
+}

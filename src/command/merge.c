@@ -17,15 +17,10 @@ static mdp_status open_all(mdp_session *session, mdp_plan **plan) {
         session, &(mdp_results){.is_done = mdp_made_is_done, .context = "made", .with_arrays = true});
 }
 
-static mdp_status write_all(mdp_session *session, const mdp_plan *plan) {
-    char *path = NULL, *text = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_session_arrays_name(session, &path));
-    if (status.code == MDP_OK) status = mdp_session_merge_all(session, plan, path, NULL, &text);
-    if (status.code == MDP_OK) status = mdp_session_publish_arrays_all(session);
-    if (status.code == MDP_OK) status = mdp_session_put_text_all(session, NULL, text);
-    mdp_free(path);
-    mdp_free(text);
-    return status;
+static mdp_status make_all(mdp_session *session, const mdp_plan *plan, const void *context, const char *published,
+                           char **text) {
+    (void)context;
+    return mdp_session_merge_all(session, plan, published, NULL, text);
 }
 
 static mdp_status perform_all(mdp_session *session, mdp_plan **plan) {
@@ -34,12 +29,7 @@ static mdp_status perform_all(mdp_session *session, mdp_plan **plan) {
     if (session->finished) return mdp_ok();
     MDP_TRY(mdp_session_weigh_all(session, 0));
     MDP_TRY(mdp_session_add_merge_all(session, *plan, false, &estimate));
-    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
-    MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written + estimate.bytes_saved));
-    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
-    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    MDP_TRY(write_all(session, *plan));
-    return mdp_session_log_memory_all(session);
+    return mdp_session_make_plan_all(session, *plan, &estimate, make_all, NULL);
 }
 
 mdp_status mdp_command_merge_all(mdp_session *session) {

@@ -2,8 +2,6 @@
 #include "command/merging.h"
 #include "command/made.h"
 
-#include <string.h>
-
 bool mdp_plan_is_unmerged(const mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++)
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
@@ -84,10 +82,8 @@ static mdp_status name_all(const mdp_replaced *replaced, mdp_plan *plan) {
 static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, const mdp_replaced *replaced,
                             char **text) {
     mdp_plan *merged = NULL;
-    char *before = NULL;
-    MDP_TRY(mdp_plan_print(plan, &before));
-    mdp_status status = mdp_plan_parse(before, (int64_t)strlen(before), "the plan that is merged", &merged);
-    if (status.code == MDP_OK) status = name_all(replaced, merged);
+    MDP_TRY(mdp_plan_copy(plan, "the plan that is merged", &merged));
+    mdp_status status = name_all(replaced, merged);
     if (status.code == MDP_OK) {
         json_t *made = json_pack("{s:s}", "compute", session->compute);
         if (session->resume) mdp_json_put(&made, "identity", json_string(session->resume->digest));
@@ -95,7 +91,6 @@ static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, co
         status = mdp_plan_print(merged, text);
     }
     mdp_plan_destroy(merged);
-    mdp_free(before);
     return status;
 }
 

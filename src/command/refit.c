@@ -21,15 +21,9 @@ static mdp_status open_all(mdp_session *session, mdp_plan **plan, mdp_refit_opti
         session, &(mdp_results){.is_done = mdp_made_is_done, .context = "refit", .with_arrays = true});
 }
 
-static mdp_status write_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options) {
-    char *path = NULL, *text = NULL;
-    mdp_status status = mdp_agree_all(session->comm, mdp_session_arrays_name(session, &path));
-    if (status.code == MDP_OK) status = mdp_session_refit_all(session, plan, options, path, &text);
-    if (status.code == MDP_OK) status = mdp_session_publish_arrays_all(session);
-    if (status.code == MDP_OK) status = mdp_session_put_text_all(session, NULL, text);
-    mdp_free(path);
-    mdp_free(text);
-    return status;
+static mdp_status make_all(mdp_session *session, const mdp_plan *plan, const void *context, const char *published,
+                           char **text) {
+    return mdp_session_refit_all(session, plan, context, published, text);
 }
 
 static mdp_status perform_all(mdp_session *session, mdp_plan **plan) {
@@ -39,12 +33,7 @@ static mdp_status perform_all(mdp_session *session, mdp_plan **plan) {
     if (session->finished) return mdp_ok();
     MDP_TRY(mdp_session_weigh_all(session, mdp_session_refit_memory(session, &options)));
     MDP_TRY(mdp_session_add_refit_all(session, *plan, &options, &estimate));
-    MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
-    MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written + estimate.bytes_saved));
-    MDP_TRY(mdp_session_open_lines_all(session, &estimate));
-    if (mdp_session_option(session, OPTION_DRY_RUN)->flag) return mdp_ok();
-    MDP_TRY(write_all(session, *plan, &options));
-    return mdp_session_log_memory_all(session);
+    return mdp_session_make_plan_all(session, *plan, &estimate, make_all, &options);
 }
 
 mdp_status mdp_command_refit_all(mdp_session *session) {

@@ -231,16 +231,13 @@ static mdp_status name_arrays(const mdp_refit *refit, mdp_replaced *replaced, md
 static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
                             const mdp_refit *refit, mdp_replaced *replaced, char **text) {
     mdp_plan *fitted = NULL;
-    char *before = NULL;
-    MDP_TRY(mdp_plan_print(plan, &before));
-    mdp_status status = mdp_plan_parse(before, (int64_t)strlen(before), "the plan that is refitted", &fitted);
-    if (status.code == MDP_OK) status = name_arrays(refit, replaced, fitted);
+    MDP_TRY(mdp_plan_copy(plan, "the plan that is refitted", &fitted));
+    mdp_status status = name_arrays(refit, replaced, fitted);
     if (status.code == MDP_OK) {
         mdp_json_put(&fitted->recipe, "refit", print_recipe(session, options, refit));
         status = mdp_plan_print(fitted, text);
     }
     mdp_plan_destroy(fitted);
-    mdp_free(before);
     return status;
 }
 

@@ -293,3 +293,12 @@ mdp_status mdp_plan_parse(const char *text, int64_t n_byte, const char *path, md
     *out = plan;
     return status;
 }
+
+mdp_status mdp_plan_copy(const mdp_plan *plan, const char *path, mdp_plan **out) {
+    char *text = NULL;
+    *out = NULL;
+    MDP_TRY(mdp_plan_print(plan, &text));
+    mdp_status status = mdp_plan_parse(text, (int64_t)strlen(text), path, out);
+    mdp_free(text);
+    return status;
+}
