@@ -54,21 +54,6 @@ static mdp_status check_scaling(const mdp_session *session, const mdp_criterion 
                      mdp_score_normalise_names[how], criterion->name);
 }
 
-/* Options that only a merge has a use for. */
-static mdp_status check_unused(const mdp_session *session) {
-    static const mdp_option_id only[] = {OPTION_GROUP,     OPTION_GROUP_BY,    OPTION_LINKAGE,
-                                         OPTION_MAX_GROUP, OPTION_KEEP_WHOLE,  OPTION_FREQUENCY_PENALTY,
-                                         OPTION_ALIGN,     OPTION_MERGE_ROUTER};
-    for (size_t i = 0; i < sizeof only / sizeof only[0]; i++) {
-        const mdp_option_value *value = mdp_session_option(session, only[i]);
-        const char *fallback = mdp_option_table[only[i]].fallback;
-        bool same = fallback ? strcmp(value->text, fallback) == 0 : only[i] == OPTION_FREQUENCY_PENALTY && !value->flag;
-        if (!value->given || same) continue; /* as --config has all */
-        return MDP_ERROR(MDP_USAGE, "--%s has no meaning without --merge.", mdp_option_table[only[i]].name);
-    }
-    return mdp_ok();
-}
-
 static mdp_status check_merge(const mdp_session *session) {
     if (mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer != MDP_ROUTE_SLICE)
         return MDP_ERROR(MDP_USAGE, "--merge takes experts together; --pruned-route zero, which leaves them where they "
@@ -117,7 +102,10 @@ mdp_status mdp_session_merge_request(const mdp_session *session, bool *wanted, m
                                .align = mdp_session_option(session, OPTION_ALIGN)->integer ? MDP_ALIGN_WEIGHT
                                                                                            : MDP_ALIGN_NONE,
                                .router = (mdp_merge_router)mdp_session_option(session, OPTION_MERGE_ROUTER)->integer};
-    if (!*wanted) return check_unused(session);
+    static const mdp_option_id only[] = {OPTION_GROUP,     OPTION_GROUP_BY,    OPTION_LINKAGE,
+                                         OPTION_MAX_GROUP, OPTION_KEEP_WHOLE,  OPTION_FREQUENCY_PENALTY,
+                                         OPTION_ALIGN,     OPTION_MERGE_ROUTER};
+    if (!*wanted) return mdp_session_check_unused(session, only, sizeof only / sizeof only[0], "merge");
     MDP_TRY(check_merge(session));
     MDP_TRY(check_grouping(session, out));
     if (out->group == MDP_GROUP_KMEANS || (out->group == MDP_GROUP_HIERARCHICAL && out->linkage == MDP_LINKAGE_WARD)) {

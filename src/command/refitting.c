@@ -50,19 +50,6 @@ static mdp_status parse_holdout(const char *text, double *out) {
     return MDP_ERROR(MDP_USAGE, "--refit-holdout %s: expected 0, or a ratio below 1.", text);
 }
 
-/* Options that only a refit has a use for. */
-static mdp_status check_unused(const mdp_session *session) {
-    static const mdp_option_id only[] = {OPTION_RIDGE, OPTION_REFIT_TOKENS, OPTION_REFIT_TARGET, OPTION_REFIT_INPUTS,
-                                         OPTION_REFIT_HOLDOUT};
-    for (size_t i = 0; i < sizeof only / sizeof only[0]; i++) {
-        const mdp_option_value *value = mdp_session_option(session, only[i]);
-        const char *fallback = mdp_option_table[only[i]].fallback;
-        if (!value->given || (fallback && strcmp(value->text, fallback) == 0)) continue; /* as --config has all */
-        return MDP_ERROR(MDP_USAGE, "--%s has no meaning without --refit.", mdp_option_table[only[i]].name);
-    }
-    return mdp_ok();
-}
-
 mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, mdp_refit_options *out) {
     const mdp_option_value *way = mdp_session_option(session, OPTION_REFIT);
     bool always = session->options->bit == COMMAND_REFIT;
@@ -75,7 +62,9 @@ mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, m
     MDP_TRY(parse_ridge(mdp_session_option(session, OPTION_RIDGE)->text, &out->ridge));
     MDP_TRY(parse_holdout(mdp_session_option(session, OPTION_REFIT_HOLDOUT)->text, &out->holdout));
     if (!*wanted && always) return MDP_ERROR(MDP_USAGE, "--refit none: then there is nothing to do.");
-    if (!*wanted) return check_unused(session);
+    static const mdp_option_id only[] = {OPTION_RIDGE, OPTION_REFIT_TOKENS, OPTION_REFIT_TARGET, OPTION_REFIT_INPUTS,
+                                         OPTION_REFIT_HOLDOUT};
+    if (!*wanted) return mdp_session_check_unused(session, only, sizeof only / sizeof only[0], "refit");
     if (mdp_session_option(session, OPTION_BATCH_TOKENS)->given)
         return MDP_ERROR(MDP_USAGE,
                          "a refit fits a layer to all tokens at once, so they are one batch; leave --batch-tokens out, "

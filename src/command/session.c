@@ -238,6 +238,22 @@ mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp
 
 /* ---- small things -------------------------------------------------------------------------------------------- */
 
+/* What --config of an effective-config.json gives: all options, most of them as if they were not. */
+static bool is_as_without(const mdp_option_value *value, const mdp_option *option) {
+    if (option->type == MDP_OPTION_FLAG) return !value->flag;
+    return option->fallback && strcmp(value->text, option->fallback) == 0;
+}
+
+mdp_status mdp_session_check_unused(const mdp_session *session, const mdp_option_id *only, size_t n, const char *with) {
+    for (size_t i = 0; i < n; i++) {
+        const mdp_option_value *value = mdp_session_option(session, only[i]);
+        const mdp_option *option = &mdp_option_table[only[i]];
+        if (value->given && !is_as_without(value, option))
+            return MDP_ERROR(MDP_USAGE, "--%s has no meaning without --%s.", option->name, with);
+    }
+    return mdp_ok();
+}
+
 mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
     return (mdp_forward_options){.n_thread = session->n_thread,
                                  .gemm = session->gemm,

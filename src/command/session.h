@@ -26,6 +26,8 @@ mdp_status mdp_session_read_text_all(const mdp_comm *comm, const char *path, cha
 mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp_plan **out, mdp_replaced **replaced,
                                      char **text);
 
+/* Options that have a use only with --`with` are not given, or say what is so anyway. Local. MDP_USAGE. */
+mdp_status mdp_session_check_unused(const mdp_session *session, const mdp_option_id *only, size_t n, const char *with);
 /* Options of the forward pass. */
 mdp_forward_options mdp_session_forward_options(const mdp_session *session);
 /* name below the folder --out, new text. */
