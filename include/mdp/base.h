@@ -261,6 +261,17 @@ double mdp_exact_value(const mdp_exact *sum);
 /* Is the sum in [-2^159, 2^159), the range of the 320-bit number? A statistic beyond it is an error. */
 bool mdp_exact_fits(const mdp_exact *sum);
 
+static inline int64_t mdp_larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+static inline int64_t mdp_smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+/* a / b rounded up; a >= 0, b > 0. */
+static inline int64_t mdp_divide_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
 /* Value rounded to 30 significant bits, to nearest: what decisions compare. */
 double mdp_round30(double value);
 

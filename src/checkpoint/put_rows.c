@@ -9,13 +9,10 @@
 
 #include <string.h>
 
-static int64_t divide_up(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 int64_t mdp_matrix_common_scales(const mdp_matrix *matrix) {
     const mdp_scaling *s = &matrix->scaling;
-    return s->tensor && s->block_row >= matrix->n_row && matrix->n_row > 1 ? divide_up(matrix->n_col, s->block_col) : 0;
+    return s->tensor && s->block_row >= matrix->n_row && matrix->n_row > 1 ? mdp_divide_up(matrix->n_col, s->block_col)
+                                                                           : 0;
 }
 
 int64_t mdp_matrix_put_unit(const mdp_matrix *matrix) {
@@ -107,7 +104,7 @@ static void encode_block(const block_row *b, int64_t column, int64_t width, cons
 static mdp_status put_block_row(const block_row *b, const float *largest, mdp_put_fn *put, void *context) {
     const mdp_matrix *matrix = b->matrix;
     const mdp_scaling *s = &matrix->scaling;
-    int64_t n = matrix->n_col, bits = mdp_dtype_bits(s->code), n_scale = divide_up(n, s->block_col);
+    int64_t n = matrix->n_col, bits = mdp_dtype_bits(s->code), n_scale = mdp_divide_up(n, s->block_col);
     for (int64_t column = 0; column < n; column += s->block_col)
         encode_block(b, column, n - column < s->block_col ? n - column : s->block_col, largest);
     for (int64_t r = 0; r < b->n_row; r++) {
@@ -116,7 +113,7 @@ static mdp_status put_block_row(const block_row *b, const float *largest, mdp_pu
     }
     int64_t stored_row =
         (matrix->first + b->row0 * matrix->row_stride) / s->n_col; /* over all matrices of the tensor */
-    int64_t row = stored_row / s->n_row * divide_up(s->n_row, s->block_row) + stored_row % s->n_row / s->block_row;
+    int64_t row = stored_row / s->n_row * mdp_divide_up(s->n_row, s->block_row) + stored_row % s->n_row / s->block_row;
     if (largest && b->row0 > 0) return mdp_ok(); /* the scale of all rows comes with the first */
     return put(context, s->tensor, row * n_scale * b->scale_byte, n_scale * b->scale_byte, b->scales);
 }
@@ -141,7 +138,7 @@ static mdp_status put_scaled(const mdp_matrix *matrix, int64_t row0, int64_t n_r
     int64_t step = largest ? n_row : s->block_row, n = matrix->n_col;
     block_row b = {.matrix = matrix, .scale_byte = mdp_dtype_bits(s->tensor->type) / 8};
     MDP_TRY(check_scaled(matrix, row0));
-    mdp_status status = MDP_ALLOC(&b.scales, divide_up(n, s->block_col) * b.scale_byte, "scales");
+    mdp_status status = MDP_ALLOC(&b.scales, mdp_divide_up(n, s->block_col) * b.scale_byte, "scales");
     if (status.code == MDP_OK) status = MDP_ALLOC(&b.codes, (step < n_row ? step : n_row) * n, "codes");
     for (int64_t r = 0; r < n_row && status.code == MDP_OK; r += step) {
         b.row0 = row0 + r;

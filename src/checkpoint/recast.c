@@ -24,10 +24,6 @@ typedef struct cut {
     int64_t band_byte, run_byte;
 } cut;
 
-static int64_t divide_up(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 static int64_t step_of(const mdp_recast *recast, int64_t n_row) {
     int64_t n_col = recast->from.n_col > 0 ? recast->from.n_col : 1;
     if (recast->type == MDP_F8_E4M3) return MDP_FP8_BLOCK;
@@ -38,7 +34,7 @@ static int64_t step_of(const mdp_recast *recast, int64_t n_row) {
 
 /* Bytes of a band of n rows, or of columns that become rows. */
 static int64_t bytes_of(const mdp_recast *recast, const cut *c, int64_t n) {
-    return recast->scales ? divide_up(n, MDP_FP8_BLOCK) * c->entry_byte : n * c->entry_byte;
+    return recast->scales ? mdp_divide_up(n, MDP_FP8_BLOCK) * c->entry_byte : n * c->entry_byte;
 }
 
 static cut cut_up(const mdp_recast *recast) {
@@ -46,9 +42,9 @@ static cut cut_up(const mdp_recast *recast) {
     cut c = {.n_row = recast->n_run > 0 ? from->n_row / recast->n_run : 0};
     c.length = recast->transposed ? from->n_col : c.n_row;
     c.step = step_of(recast, c.n_row);
-    c.n_band = divide_up(c.length, c.step);
+    c.n_band = mdp_divide_up(c.length, c.step);
     int64_t width = recast->transposed ? c.n_row : from->n_col;
-    c.entry_byte = recast->scales ? divide_up(width, MDP_FP8_BLOCK) * (int64_t)sizeof(float)
+    c.entry_byte = recast->scales ? mdp_divide_up(width, MDP_FP8_BLOCK) * (int64_t)sizeof(float)
                                   : width * mdp_dtype_bits(recast->type) / 8;
     c.band_byte = bytes_of(recast, &c, c.step);
     c.run_byte = bytes_of(recast, &c, c.length);

@@ -19,10 +19,6 @@ typedef struct group {
     int64_t n_byte;          /* scratch: codes, scales as stored, scales widened */
 } group;
 
-static int64_t divide_up(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 static int64_t code_bytes(const mdp_matrix *matrix, int64_t n_value) {
     return n_value * mdp_dtype_bits(matrix->scaling.code) / 8;
 }
@@ -34,13 +30,13 @@ static mdp_dtype scale_type(const mdp_matrix *matrix) {
 }
 
 static int64_t scales_in_row(const mdp_matrix *matrix) {
-    return divide_up(matrix->scaling.n_col, matrix->scaling.block_col);
+    return mdp_divide_up(matrix->scaling.n_col, matrix->scaling.block_col);
 }
 
 /* The row of scales that a stored row uses. */
 static int64_t scale_row(const mdp_matrix *matrix, int64_t stored) {
     const mdp_scaling *s = &matrix->scaling;
-    return stored / s->n_row * divide_up(s->n_row, s->block_row) + stored % s->n_row / s->block_row;
+    return stored / s->n_row * mdp_divide_up(s->n_row, s->block_row) + stored % s->n_row / s->block_row;
 }
 
 mdp_matrix mdp_matrix_scaled(const mdp_tensor *tensor, const mdp_scaling *scaling) {
@@ -56,7 +52,7 @@ int64_t mdp_scaled_values(const mdp_matrix *matrix) {
 
 int64_t mdp_scaled_bytes(const mdp_matrix *matrix) {
     const mdp_scaling *s = &matrix->scaling;
-    int64_t n_scale = divide_up(matrix->n_row, s->block_row) * divide_up(matrix->n_col, s->block_col);
+    int64_t n_scale = mdp_divide_up(matrix->n_row, s->block_row) * mdp_divide_up(matrix->n_col, s->block_col);
     return code_bytes(matrix, matrix->n_row * matrix->n_col) + n_scale * mdp_dtype_bits(s->tensor->type) / 8;
 }
 

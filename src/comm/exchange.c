@@ -20,22 +20,15 @@
 #define MESSAGE_BYTE (INT64_C(1) << 30) /* the largest message: some MPI versions fail above 2 GiB */
 #define SLOT_ALIGNMENT 64
 
-static int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 /* Bytes from one buffer to the next. */
 static int64_t slot_stride(const mdp_exchange_room *room) {
-    int64_t n_byte = larger(room->slot_byte, room->row_byte);
+    int64_t n_byte = mdp_larger(room->slot_byte, room->row_byte);
     return (n_byte + SLOT_ALIGNMENT - 1) / SLOT_ALIGNMENT * SLOT_ALIGNMENT;
 }
 
 mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64_t row_byte, mdp_exchange_room **out) {
-    int64_t least[2] = {smaller(smaller(n_byte / (2 * MDP_EXCHANGE_SLOTS), comm->count_max), MESSAGE_BYTE), -row_byte};
+    int64_t least[2] = {mdp_smaller(mdp_smaller(n_byte / (2 * MDP_EXCHANGE_SLOTS), comm->count_max), MESSAGE_BYTE),
+                        -row_byte};
     *out = NULL;
     MDP_TRY(mdp_mpi_status(MPI_Allreduce(MPI_IN_PLACE, least, 2, MPI_INT64_T, MPI_MIN, comm->world),
                            "the agreement on the size of messages"));
@@ -45,7 +38,7 @@ mdp_status mdp_exchange_room_new_all(const mdp_comm *comm, int64_t n_byte, int64
     mdp_exchange_room *room = NULL;
     mdp_status status = MDP_ALLOC(&room, 1, "the buffers of the exchange of rows");
     if (status.code == MDP_OK) {
-        *room = (mdp_exchange_room){.slot_byte = larger(0, least[0]), .row_byte = -least[1]};
+        *room = (mdp_exchange_room){.slot_byte = mdp_larger(0, least[0]), .row_byte = -least[1]};
         for (int i = 0; i < 2 * MDP_EXCHANGE_SLOTS; i++) room->request[i] = MPI_REQUEST_NULL;
         status =
             MDP_ALLOC(&room->memory, 2 * MDP_EXCHANGE_SLOTS * slot_stride(room), "the buffers of the exchange of rows");
@@ -110,7 +103,7 @@ static char *buffer_of(const mdp_exchange_room *room, int place) {
 
 /* Rows of a full piece, the same on every rank. */
 static int64_t piece_rows(const mdp_exchange_room *room, const mdp_exchange *exchange) {
-    return larger(1, room->slot_byte / larger(1, exchange->row_byte));
+    return mdp_larger(1, room->slot_byte / mdp_larger(1, exchange->row_byte));
 }
 
 /* A rank's piece at a cursor. */
@@ -126,7 +119,7 @@ static bool find_piece(const mdp_comm *comm, int64_t piece_row, const int64_t *n
     for (; cursor->distance < comm->size; cursor->distance++, cursor->first = 0) {
         int peer = (comm->rank + sign * cursor->distance + comm->size) % comm->size;
         if (cursor->first >= n_row[peer]) continue;
-        *out = (piece){.peer = peer, .first = cursor->first, .n = smaller(piece_row, n_row[peer] - cursor->first)};
+        *out = (piece){.peer = peer, .first = cursor->first, .n = mdp_smaller(piece_row, n_row[peer] - cursor->first)};
         return true;
     }
     return false;
@@ -146,7 +139,7 @@ static void copy_own(const mdp_comm *comm, const mdp_exchange_room *room) {
         return;
     }
     for (int64_t first = 0; first < n_row; first += piece_row) {
-        int64_t n = smaller(piece_row, n_row - first);
+        int64_t n = mdp_smaller(piece_row, n_row - first);
         exchange->pack(exchange->context, comm->rank, first, n, buffer_of(room, 0));
         exchange->unpack(exchange->context, comm->rank, first, n, buffer_of(room, 0));
     }

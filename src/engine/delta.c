@@ -31,17 +31,13 @@ typedef struct delta_chunk {
     float beta[MDP_DELTA_CHUNK];
 } delta_chunk;
 
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 int64_t mdp_delta_row_values(const mdp_delta_sizes *n) {
     return 2 * (n->n_key * n->d_key + n->n_value * n->d_value + n->n_value);
 }
 
 int64_t mdp_delta_scratch(const mdp_delta_sizes *n) {
     return MDP_DELTA_CHUNK * (3 * n->d_key + 2 * n->d_value + MDP_DELTA_CHUNK) + n->d_key * n->d_value +
-           larger(n->d_key, n->d_value);
+           mdp_larger(n->d_key, n->d_value);
 }
 
 static head_columns find_columns(const mdp_delta_sizes *n, bool grouped, int64_t head) {
@@ -77,7 +73,7 @@ static delta_chunk divide(const mdp_delta_sizes *n, mdp_gemm *gemm, float *scrat
     c.state = c.pair + MDP_DELTA_CHUNK * MDP_DELTA_CHUNK;
     c.ones = c.state + n->d_key * n->d_value;
     memset(c.state, 0, (size_t)(n->d_key * n->d_value) * sizeof(float));
-    for (int64_t i = 0; i < larger(n->d_key, n->d_value); i++) c.ones[i] = 1.0F;
+    for (int64_t i = 0; i < mdp_larger(n->d_key, n->d_value); i++) c.ones[i] = 1.0F;
     return c;
 }
 

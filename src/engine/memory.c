@@ -12,14 +12,6 @@
 /* Steps share the piece of a stack: what one of them leaves alone, a large page of another may touch. */
 #define SHARED_BYTE ((int64_t)2 << 20)
 
-static int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 /* Of an array of `room` rows of row_byte, n_row of them written. */
 static int64_t taken(int64_t room, int64_t n_row, int64_t row_byte) {
     return mdp_memory_taken(room * row_byte, n_row * row_byte);
@@ -32,10 +24,10 @@ int mdp_feed_depth(int n_thread) {
 }
 
 static void meet(const mdp_matrix *matrix, mdp_panel_size *out) {
-    int64_t n_row = smaller(matrix->n_row, MDP_PANEL_ROWS);
+    int64_t n_row = mdp_smaller(matrix->n_row, MDP_PANEL_ROWS);
     if (!matrix->tensor) return;
-    out->n_byte = larger(out->n_byte, mdp_matrix_room(matrix, out->type, n_row));
-    out->n_scratch = larger(out->n_scratch, mdp_matrix_scratch(matrix, n_row));
+    out->n_byte = mdp_larger(out->n_byte, mdp_matrix_room(matrix, out->type, n_row));
+    out->n_scratch = mdp_larger(out->n_scratch, mdp_matrix_scratch(matrix, n_row));
 }
 
 static void meet_mlp(const mdp_expert *mlp, mdp_panel_size *out) {
@@ -74,12 +66,12 @@ mdp_panel_size mdp_largest_panel(const mdp_model *model, const mdp_view *const *
 int64_t mdp_widest_expert(const mdp_model *model, const mdp_view *const *views, int n_view) {
     int64_t most = 0;
     for (int64_t l = 0; l < model->n_layer; l++)
-        if (model->layers[l].is_moe) most = larger(most, model->layers[l].moe.d_ff);
+        if (model->layers[l].is_moe) most = mdp_larger(most, model->layers[l].moe.d_ff);
     for (int v = 0; views && v < n_view; v++) {
         for (int64_t l = 0; views[v] && l < views[v]->n_layer; l++) {
             const mdp_layer_view *layer = &views[v]->layers[l];
             for (int32_t e = 0; layer->made && e < layer->n_expert; e++)
-                if (layer->made[e]) most = larger(most, layer->made[e]->gate.n_row);
+                if (layer->made[e]) most = mdp_larger(most, layer->made[e]->gate.n_row);
         }
     }
     return most;
@@ -89,10 +81,10 @@ int64_t mdp_widest_expert(const mdp_model *model, const mdp_view *const *views, 
 
 static void enlarge(const mdp_rank_share *share, mdp_rank_share *out) {
     if (share->n_rank > out->n_rank) out->n_rank = share->n_rank;
-    out->n_tile = larger(out->n_tile, share->n_tile);
-    out->longest_pack = larger(out->longest_pack, share->longest_pack);
-    out->n_token = larger(out->n_token, share->n_token);
-    out->n_sequence = larger(out->n_sequence, share->n_sequence);
+    out->n_tile = mdp_larger(out->n_tile, share->n_tile);
+    out->longest_pack = mdp_larger(out->longest_pack, share->longest_pack);
+    out->n_token = mdp_larger(out->n_token, share->n_token);
+    out->n_sequence = mdp_larger(out->n_sequence, share->n_sequence);
 }
 
 /* The most that a rank has, that one has who attends alone, and that a team of several has together. */
@@ -131,7 +123,7 @@ static int64_t shared_bytes(const mdp_comm *comm, const mdp_model *model, const 
     for (int node = 0; node < comm->n_node; node++) {
         int n_rank = comm->node_first[node + 1] - comm->node_first[node];
         int64_t n_byte = mdp_team_memory(comm, model, partition, node, n_stream);
-        most = larger(most, (n_byte + n_rank - 1) / n_rank);
+        most = mdp_larger(most, (n_byte + n_rank - 1) / n_rank);
     }
     return most > 0 ? most + MDP_COMM_SCRATCH * (int64_t)sizeof(int64_t) : 0;
 }
@@ -157,10 +149,10 @@ typedef struct work {
 static void find_wave(work *w) {
     int64_t largest = 0;
     for (int64_t b = 0; b < w->partition->n_block; b++)
-        largest = larger(largest, mdp_partition_block_tokens(w->partition, b));
+        largest = mdp_larger(largest, mdp_partition_block_tokens(w->partition, b));
     for (int64_t b = 0; b < w->partition->n_batch; b++)
-        w->n_block = larger(w->n_block, w->partition->batch_block[b + 1] - w->partition->batch_block[b]);
-    w->kept = smaller(w->share.n_token, larger(largest, MDP_WAVE_TOKENS));
+        w->n_block = mdp_larger(w->n_block, w->partition->batch_block[b + 1] - w->partition->batch_block[b]);
+    w->kept = mdp_smaller(w->share.n_token, mdp_larger(largest, MDP_WAVE_TOKENS));
 }
 
 /* Lists of rows, tiles and routes: see mdp_moe_all and prepare_wave. */
@@ -189,9 +181,9 @@ static int64_t round_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->model->d_model * (int64_t)sizeof(float), n_token = w->n_stream * w->partition->batch_tokens;
     const mdp_moe_room room = room_of(w, moe);
     int64_t most = room.n_row;
-    int64_t group = smaller(most, room.n_tile * MDP_TILE_ROWS);
+    int64_t group = mdp_smaller(most, room.n_tile * MDP_TILE_ROWS);
     int64_t n_note = (room.ahead ? MDP_ROUNDS_AT_ONCE : 1) * (int64_t)sizeof(mdp_row_note);
-    int64_t one = taken(most, most, row), inputs = taken(most, smaller(most, n_token), row);
+    int64_t one = taken(most, most, row), inputs = taken(most, mdp_smaller(most, n_token), row);
     if (room.ahead && placed_rows(w, moe) > most) inputs = 2 * one;
     return one + inputs + most * (20 + n_note + 8 * mdp_landing_words(w->comm)) +
            mdp_gated_room_memory(w->model, w->type, room.n_tile, w->widest, group) +
@@ -224,7 +216,7 @@ static int64_t message_bytes(const work *w) {
     int64_t slot = MDP_MESSAGE_BYTES / 4,
             row = mdp_dispatch_longest_row(w->comm, w->model, w->activations ? w->widest : 0), most = 0;
     for (int64_t l = 0; l < w->model->n_layer; l++)
-        if (w->model->layers[l].is_moe) most = larger(most, room_of(w, &w->model->layers[l].moe).n_row * row);
+        if (w->model->layers[l].is_moe) most = mdp_larger(most, room_of(w, &w->model->layers[l].moe).n_row * row);
     if (w->comm->size == 1) return 0;
     return mdp_memory_taken(MDP_MESSAGE_BYTES, most > slot ? MDP_MESSAGE_BYTES : 2 * slot);
 }
@@ -236,9 +228,9 @@ static int64_t largest_layer(const work *w) {
         const mdp_layer *layer = &w->model->layers[l];
         int64_t router = w->n_roster * w->model->d_model * (int64_t)sizeof(float);
         int64_t own = layer->is_moe
-                          ? larger(router, block_bytes(w, &layer->moe))
+                          ? mdp_larger(router, block_bytes(w, &layer->moe))
                           : mdp_dense_memory(w->model, w->type, w->partition, layer->dense_ff, &w->share, w->n_thread);
-        most = larger(most, own);
+        most = mdp_larger(most, own);
     }
     return most;
 }
@@ -248,7 +240,7 @@ static int64_t attention_bytes(const mdp_model *model, const shares *of, int n_s
     int64_t alone = of->alone.n_token == 0 ? 0
                                            : mdp_attention_row_bytes(model, &of->alone, n_stream) +
                                                  mdp_attention_memory(model, &of->alone, n_stream, n_thread);
-    return larger(alone, mdp_attention_memory(model, &of->together, n_stream, n_thread));
+    return mdp_larger(alone, mdp_attention_memory(model, &of->together, n_stream, n_thread));
 }
 
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
@@ -267,14 +259,14 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     int64_t top_k = 0, row = model->d_model * (int64_t)sizeof(float);
     find_wave(&w);
     for (int64_t l = 0; l < model->n_layer; l++)
-        if (model->layers[l].is_moe) top_k = larger(top_k, model->layers[l].moe.top_k);
+        if (model->layers[l].is_moe) top_k = mdp_larger(top_k, model->layers[l].moe.top_k);
     for (int64_t l = 0; l < model->n_layer; l++)
-        w.n_roster = (int32_t)larger(w.n_roster, mdp_roster_most(model, l, pass->views, pass->n_stream));
+        w.n_roster = (int32_t)mdp_larger(w.n_roster, mdp_roster_most(model, l, pass->views, pass->n_stream));
     int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
     token += pass->n_stream * pass->token_byte;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);
-    if (pass->with_head) most = larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
+    if (pass->with_head) most = mdp_larger(most, mdp_head_memory(&w.share, pass->n_stream, n_thread));
     const mdp_panel_size panel = mdp_largest_panel(model, pass->views, pass->n_stream, type);
     int64_t weights = mdp_feed_depth(n_thread) * panel.n_byte + panel.n_scratch;
     return w.share.n_token * token + (partition->n_batch > 1 ? pass->batches_byte : 0) + angles + weights + most +

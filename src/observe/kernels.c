@@ -7,17 +7,13 @@
 
 #define COLUMNS 512 /* of y that are multiplied at a time */
 
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 int64_t mdp_kernel_values(int64_t n) {
     return n * (n + 1) / 2;
 }
 
 /* The kernel, then columns of y or distances or means. */
 int64_t mdp_kernel_scratch(int64_t n) {
-    return n * n + larger(n * COLUMNS, n * n / 2 + n);
+    return n * n + mdp_larger(n * COLUMNS, n * n / 2 + n);
 }
 
 /* Lower triangle of k [n, n] = y y^T. */

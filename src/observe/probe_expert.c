@@ -4,32 +4,24 @@
 
 #include <omp.h>
 
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
-static int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* ---- scratch ------------------------------------------------------------------------------------------------- */
 
 static int64_t panel_values(int64_t d_model, int64_t d_ff) {
-    return MDP_PANEL_ROWS * larger(d_model, d_ff);
+    return MDP_PANEL_ROWS * mdp_larger(d_model, d_ff);
 }
 
 static int64_t scratch_of(const mdp_expert *expert) {
     const mdp_matrix *matrices[] = {&expert->gate, &expert->up, &expert->down};
     int64_t most = 0;
     for (int i = 0; i < 3; i++)
-        most = larger(most, mdp_matrix_scratch(matrices[i], smaller(MDP_PANEL_ROWS, matrices[i]->n_row)));
+        most = mdp_larger(most, mdp_matrix_scratch(matrices[i], mdp_smaller(MDP_PANEL_ROWS, matrices[i]->n_row)));
     return most;
 }
 
 mdp_status mdp_probe_bench_take(mdp_probe_bench *bench, const mdp_moe *moe) {
     int64_t n_byte = 0;
     bench->n_stored = 2 * (int64_t)bench->n_thread;
-    for (int32_t e = 0; e < moe->n_expert; e++) n_byte = larger(n_byte, scratch_of(&moe->experts[e]));
+    for (int32_t e = 0; e < moe->n_expert; e++) n_byte = mdp_larger(n_byte, scratch_of(&moe->experts[e]));
     MDP_TRY(MDP_ALLOC(&bench->h, bench->n * bench->d_ff, "activations of the probe"));
     MDP_TRY(
         MDP_ALLOC(&bench->panels, bench->n_stored * panel_values(bench->d_model, bench->d_ff), "panels of weights"));
@@ -81,7 +73,7 @@ static mdp_status read_group(const group *g) {
         int64_t at = 2 * (i / n_matrix) + i % n_matrix, row0 = (g->first + i / n_matrix) * MDP_PANEL_ROWS;
         const mdp_matrix *matrix = g->matrices[i % n_matrix];
         mdp_status status = mdp_matrix_read(g->bench->reader, matrix, row0,
-                                            smaller(MDP_PANEL_ROWS, matrix->n_row - row0), g->bench->stored[at],
+                                            mdp_smaller(MDP_PANEL_ROWS, matrix->n_row - row0), g->bench->stored[at],
                                             g->bench->panels + at * panel_values(g->bench->d_model, g->bench->d_ff));
         if (status.code != MDP_OK) {
 #pragma omp critical(mdp_probe)
@@ -99,7 +91,7 @@ static void add_bias(const float *bias, int64_t n, float *row) {
 static void gate_tile(const group *g, int64_t panel, int64_t row, int64_t n_row, float *up) {
     const mdp_probe_bench *bench = g->bench;
     int64_t d_ff = g->matrices[0]->n_row, first = (g->first + panel) * MDP_PANEL_ROWS;
-    int64_t m = smaller(MDP_PANEL_ROWS, d_ff - first), d = bench->d_model;
+    int64_t m = mdp_smaller(MDP_PANEL_ROWS, d_ff - first), d = bench->d_model;
     float *h = bench->h + row * d_ff + first;
     const float *x = bench->x + row * d;
     mdp_gemm_nt(bench->gemm, (int)n_row, (int)m, (int)d, x, (int)d, panel_of(g, panel, 0), (int)d, h, (int)d_ff);
@@ -115,7 +107,7 @@ static void gate_tile(const group *g, int64_t panel, int64_t row, int64_t n_row,
 static void lower_tile(const group *g, int64_t panel, int64_t row, int64_t n_row) {
     const mdp_probe_bench *bench = g->bench;
     int64_t d_ff = g->matrices[0]->n_col, first = (g->first + panel) * MDP_PANEL_ROWS, d = bench->d_model;
-    int64_t m = smaller(MDP_PANEL_ROWS, d - first);
+    int64_t m = mdp_smaller(MDP_PANEL_ROWS, d - first);
     float *y = g->y + row * d + first;
     mdp_gemm_nt(bench->gemm, (int)n_row, (int)m, (int)d_ff, bench->h + row * d_ff, (int)d_ff, panel_of(g, panel, 0),
                 (int)d_ff, y, (int)d);
@@ -127,7 +119,7 @@ static void multiply_group(const group *g) {
     int64_t n_tile = (bench->n + MDP_TILE_ROWS - 1) / MDP_TILE_ROWS;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(bench->n_thread)
     for (int64_t i = 0; i < g->n * n_tile; i++) {
-        int64_t row = i % n_tile * MDP_TILE_ROWS, n_row = smaller(MDP_TILE_ROWS, bench->n - row);
+        int64_t row = i % n_tile * MDP_TILE_ROWS, n_row = mdp_smaller(MDP_TILE_ROWS, bench->n - row);
         float *up = bench->up + (int64_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
         if (g->matrices[1])
             gate_tile(g, i / n_tile, row, n_row, up);
@@ -139,7 +131,7 @@ static void multiply_group(const group *g) {
 static mdp_status run_groups(group *g) {
     int64_t n_panel = (g->matrices[0]->n_row + MDP_PANEL_ROWS - 1) / MDP_PANEL_ROWS;
     for (g->first = 0; g->first < n_panel; g->first += g->n) {
-        g->n = smaller(g->bench->n_thread, n_panel - g->first);
+        g->n = mdp_smaller(g->bench->n_thread, n_panel - g->first);
         MDP_TRY(read_group(g));
         multiply_group(g);
     }

@@ -4,10 +4,6 @@
 
 #define ARENA_BYTE ((int64_t)2 << 20) /* what a thread that allocates for itself leaves of its arena */
 
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 static bool wants(const mdp_similarity_request *request, mdp_vector_id id) {
     return mdp_similarity_vectors(request) >> id & 1;
 }
@@ -27,7 +23,7 @@ void mdp_similarity_enlarge(const mdp_model *model, const mdp_similarity_request
     int64_t most = 0, n_layer = 0;
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
-        most = larger(most, model->layers[l].moe.n_expert);
+        most = mdp_larger(most, model->layers[l].moe.n_expert);
         n_layer++;
     }
     int64_t kept = (n_layer + n_rank - 1) / n_rank; /* layers whose inputs a rank has */
@@ -49,14 +45,14 @@ static int64_t probe_bytes(const mdp_moe *moe, const mdp_similarity_request *req
     int64_t messages = 4 * (n_own * piece < slot ? n_own * piece : slot); /* of the room, what rows fill */
     int64_t products = moe->n_expert * piece + messages + mdp_gram_memory(moe->n_expert, n_thread);
     if (!wants_kernels(request) && !wants(request, MDP_PROBE_COSINE_SUM)) return 4 * n * row + bench;
-    return 3 * n * row + n_own * n * row + kernels + larger(bench, scratch) + products + n_thread * ARENA_BYTE;
+    return 3 * n * row + n_own * n * row + kernels + mdp_larger(bench, scratch) + products + n_thread * ARENA_BYTE;
 }
 
 static int64_t weight_bytes(const mdp_moe *moe, const mdp_similarity_request *request, int n_thread) {
     int64_t gram = mdp_gram_memory(moe->n_expert, n_thread), panels = 0;
     if (request->wanted == 0) return 0;
     if (wants(request, MDP_WEIGHT_PRODUCT))
-        panels = moe->n_expert * larger(MDP_COMPARE_PANEL, larger(moe->d_ff, moe->experts[0].gate.n_col)) *
+        panels = moe->n_expert * mdp_larger(MDP_COMPARE_PANEL, mdp_larger(moe->d_ff, moe->experts[0].gate.n_col)) *
                      (int64_t)sizeof(float) +
                  n_thread * (int64_t)MDP_COMPARE_PANEL * (int64_t)sizeof(float);
     return gram + panels;
@@ -68,8 +64,8 @@ int64_t mdp_similarity_memory(const mdp_model *model, const mdp_similarity_reque
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_moe *moe = &model->layers[l].moe;
         if (!model->layers[l].is_moe) continue;
-        most = larger(most, weight_bytes(moe, request, n_thread));
-        most = larger(most, probe_bytes(moe, request, n, model->d_model, n_rank, n_thread));
+        most = mdp_larger(most, weight_bytes(moe, request, n_thread));
+        most = mdp_larger(most, probe_bytes(moe, request, n, model->d_model, n_rank, n_thread));
     }
     return most;
 }

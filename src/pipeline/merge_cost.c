@@ -9,10 +9,6 @@ typedef struct costs {
     int64_t *bytes_read, *flop; /* [n_rank] */
 } costs;
 
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 static int64_t share_bytes(const mdp_expert *expert, mdp_merge_share share) {
     if (share == MDP_SHARE_GATE) return mdp_matrix_bytes(&expert->gate);
     if (share == MDP_SHARE_UP) return mdp_matrix_bytes(&expert->up);
@@ -65,8 +61,9 @@ static void add_layer(const costs *sum, const mdp_moe *moe, const mdp_plan_layer
             out->bytes_written += share_bytes(&moe->experts[expert->from[0]], (mdp_merge_share)share);
         out->bytes_written += mdp_matrix_bytes(&moe->router) / moe->n_expert;
         int64_t orders = pair > 0 ? planned->n_expert * moe->d_ff * (int64_t)sizeof(int64_t) : 0;
-        out->memory = larger(out->memory, orders + larger(mdp_merge_make_memory(moe),
-                                                          pair > 0 ? mdp_merge_align_memory(moe, n_thread) : 0));
+        out->memory =
+            mdp_larger(out->memory, orders + mdp_larger(mdp_merge_make_memory(moe),
+                                                        pair > 0 ? mdp_merge_align_memory(moe, n_thread) : 0));
     }
 }
 
@@ -80,9 +77,9 @@ mdp_status mdp_merge_cost_of(const mdp_model *model, const mdp_plan *plan, int n
         add_layer(&sum, &model->layers[plan->layers[i].layer].moe, &plan->layers[i], n_thread, out);
     for (int r = 0; status.code == MDP_OK && r < n_rank; r++) {
         out->bytes_read += sum.bytes_read[r];
-        out->bytes_read_most = larger(out->bytes_read_most, sum.bytes_read[r]);
+        out->bytes_read_most = mdp_larger(out->bytes_read_most, sum.bytes_read[r]);
         out->flop += sum.flop[r];
-        out->flop_most = larger(out->flop_most, sum.flop[r]);
+        out->flop_most = mdp_larger(out->flop_most, sum.flop[r]);
     }
     mdp_free(sum.bytes_read);
     mdp_free(sum.flop);

@@ -308,10 +308,6 @@ mdp_status mdp_merge_make(const mdp_merge_item *item, mdp_merge_share share) {
     return make_rest(item);
 }
 
-static int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 int64_t mdp_merge_make_memory(const mdp_moe *moe) {
     int64_t most = 0;
     for (mdp_expert_t e = 0; e < moe->n_expert; e++) {
@@ -322,7 +318,7 @@ int64_t mdp_merge_make_memory(const mdp_moe *moe) {
             int64_t n = rows_at_once(&stored),
                     own = n * stored.n_col * (int64_t)(sizeof(float) + sizeof(double)) + mdp_matrix_scratch(&stored, n);
             if (stored.tensor == expert->up.tensor && is_scattered(&stored)) own += 2 * mdp_matrix_bytes(&stored);
-            most = larger(most, own);
+            most = mdp_larger(most, own);
         }
     }
     return most;
