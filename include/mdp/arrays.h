@@ -46,6 +46,9 @@ void mdp_arrays_destroy(mdp_arrays *arrays); /* NULL is allowed */
 mdp_status mdp_arrays_add(mdp_arrays *arrays, mdp_reader *reader);
 /* n_byte bytes of array i from `offset` in it. Local; any rank, no two the same bytes. */
 mdp_status mdp_arrays_put(const mdp_arrays *arrays, int64_t i, int64_t offset, int64_t n_byte, const void *data);
+/* The same for whoever puts rows of a matrix (mdp_put_fn): `arrays` are those that the tensor is of. */
+mdp_status mdp_arrays_put_bytes(void *arrays, const mdp_tensor *tensor, int64_t offset, int64_t n_byte,
+                                const void *data);
 /* What ranks have put into arrays first .. first + n - 1 is on storage, and their checksums are known on all ranks: the
  * arrays are shared out, and read. Collective on `comm` (agrees). */
 mdp_status mdp_arrays_settle_all(const mdp_comm *comm, mdp_arrays *arrays, int64_t first, int64_t n);

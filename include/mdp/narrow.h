@@ -26,6 +26,8 @@ typedef mdp_status mdp_put_fn(void *context, const mdp_tensor *tensor, int64_t o
 /* Rows that are put at once begin at a multiple of this: blocks of codes are not divided. 1 where one scale is for all
  * rows. */
 int64_t mdp_matrix_put_unit(const mdp_matrix *matrix);
+/* About `about` rows at once: so many that every step but the last is of whole units. */
+int64_t mdp_matrix_put_step(const mdp_matrix *matrix, int64_t about);
 /* Columns of blocks whose scale is for all rows; 0: none is. */
 int64_t mdp_matrix_common_scales(const mdp_matrix *matrix);
 /* Raise largest [mdp_matrix_common_scales] to what values [n_row, n_col] have: to be raised by all rows of the matrix

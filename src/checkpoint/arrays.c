@@ -39,6 +39,12 @@ static mdp_status fill(const char *path, int64_t n, const mdp_array *arrays, mdp
     return mdp_ok();
 }
 
+mdp_status mdp_arrays_put_bytes(void *arrays, const mdp_tensor *tensor, int64_t offset, int64_t n_byte,
+                                const void *data) {
+    const mdp_arrays *all = arrays;
+    return mdp_arrays_put(all, tensor - all->tensors, offset, n_byte, data);
+}
+
 mdp_status mdp_arrays_new(const char *path, int64_t n, const mdp_array *arrays, mdp_arrays **out) {
     mdp_arrays *all = NULL;
     *out = NULL;

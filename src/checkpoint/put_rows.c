@@ -19,6 +19,11 @@ int64_t mdp_matrix_put_unit(const mdp_matrix *matrix) {
     return matrix->scaling.tensor && mdp_matrix_common_scales(matrix) == 0 ? matrix->scaling.block_row : 1;
 }
 
+int64_t mdp_matrix_put_step(const mdp_matrix *matrix, int64_t about) {
+    int64_t unit = mdp_matrix_put_unit(matrix);
+    return mdp_larger(about / unit * unit, unit);
+}
+
 void mdp_matrix_raise_largest(const mdp_matrix *matrix, const double *values, int64_t n_row, float *largest) {
     int64_t width = matrix->scaling.block_col, n = matrix->n_col;
     for (int64_t c = 0; c < mdp_matrix_common_scales(matrix); c++)

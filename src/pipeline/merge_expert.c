@@ -37,7 +37,7 @@ typedef struct image {
 
 static mdp_status put_bytes(void *context, const mdp_tensor *tensor, int64_t offset, int64_t n_byte, const void *data) {
     const image *out = context;
-    if (tensor != out->tensor) return mdp_arrays_put(out->arrays, tensor - out->arrays->tensors, offset, n_byte, data);
+    if (tensor != out->tensor) return mdp_arrays_put_bytes(out->arrays, tensor, offset, n_byte, data);
     memcpy(out->bytes + offset, data, (size_t)n_byte);
     return mdp_ok();
 }
@@ -63,11 +63,6 @@ static mdp_matrix as_stored(const mdp_matrix *matrix) {
 
 static mdp_matrix of_member(const blend *b, int32_t i) {
     return as_stored(matrix_of(&b->item->run->moe->experts[b->item->planned->from[i]], b->of_expert));
-}
-
-static int64_t rows_at_once(const mdp_matrix *matrix) {
-    int64_t unit = mdp_matrix_put_unit(matrix), n = ROWS / unit * unit;
-    return n > 0 ? n : unit;
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
@@ -125,7 +120,7 @@ static mdp_status begin(const mdp_merge_item *item, size_t of_expert, side neuro
                  .weights = item->planned->weights,
                  .to = as_stored(to)};
     const mdp_matrix from = of_member(b, 0);
-    int64_t n = rows_at_once(&b->to);
+    int64_t n = mdp_matrix_put_step(&b->to, ROWS);
     MDP_TRY(mdp_alloc(&b->scratch, mdp_matrix_scratch(&from, n) + 1, 1, "rows of merged experts"));
     MDP_TRY(MDP_ALLOC(&b->stored, n * b->to.n_col, "rows of merged experts"));
     return MDP_ALLOC(&b->values, n * b->to.n_col, "rows of merged experts");
@@ -139,7 +134,7 @@ static void end(blend *b) {
 
 /* What is done with rows: raise the largest, or put them. */
 static mdp_status walk(const blend *b, image *out, float *raised, const float *largest) {
-    int64_t step = rows_at_once(&b->to);
+    int64_t step = mdp_matrix_put_step(&b->to, ROWS);
     for (int64_t row = 0; row < b->to.n_row; row += step) {
         int64_t n = b->to.n_row - row < step ? b->to.n_row - row : step;
         MDP_TRY(make_rows(b, row, n));
@@ -197,7 +192,7 @@ static mdp_status make(const mdp_merge_item *item, const size_t *of_expert, side
     }
     if (status.code == MDP_OK) status = make_matrices(all, n, &out);
     if (status.code == MDP_OK && out.tensor)
-        status = mdp_arrays_put(out.arrays, out.tensor - out.arrays->tensors, 0, out.tensor->n_byte, out.bytes);
+        status = mdp_arrays_put_bytes(out.arrays, out.tensor, 0, out.tensor->n_byte, out.bytes);
     for (int i = 0; i < n; i++) end(&all[i]);
     mdp_free(out.bytes);
     return status;
@@ -315,7 +310,7 @@ int64_t mdp_merge_make_memory(const mdp_moe *moe) {
         const mdp_matrix *all[] = {&expert->gate, &expert->up, &expert->down};
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
             const mdp_matrix stored = as_stored(all[i]);
-            int64_t n = rows_at_once(&stored),
+            int64_t n = mdp_matrix_put_step(&stored, ROWS),
                     own = n * stored.n_col * (int64_t)(sizeof(float) + sizeof(double)) + mdp_matrix_scratch(&stored, n);
             if (stored.tensor == expert->up.tensor && is_scattered(&stored)) own += 2 * mdp_matrix_bytes(&stored);
             most = mdp_larger(most, own);

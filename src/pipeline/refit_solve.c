@@ -149,11 +149,6 @@ typedef struct writing {
     double *values; /* the same */
 } writing;
 
-static mdp_status put_bytes(void *context, const mdp_tensor *tensor, int64_t offset, int64_t n_byte, const void *data) {
-    const mdp_arrays *arrays = context;
-    return mdp_arrays_put(arrays, tensor - arrays->tensors, offset, n_byte, data);
-}
-
 /* values = rows row .. row + n - 1 of W, and what is added to them. */
 static mdp_status make_rows(const writing *w, int64_t row, int64_t n) {
     int64_t f = w->from->down.n_col;
@@ -172,14 +167,9 @@ static mdp_status allocate(writing *w, int64_t n_row) {
     return MDP_ALLOC(&w->values, n_row * f, "rows of a down projection");
 }
 
-static int64_t rows_at_once(const mdp_matrix *down) {
-    int64_t unit = mdp_matrix_put_unit(down), n = PUT_ROWS / unit * unit;
-    return n > 0 ? n : unit;
-}
-
 /* largest: where one scale is for all rows. Local. */
 static mdp_status raise_largest(writing *w, float *largest) {
-    int64_t step = rows_at_once(&w->from->down), end = w->first + w->n_col;
+    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
     for (int64_t row = w->first; row < end; row += step) {
         int64_t n = end - row < step ? end - row : step;
         MDP_TRY(make_rows(w, row, n));
@@ -189,12 +179,12 @@ static mdp_status raise_largest(writing *w, float *largest) {
 }
 
 static mdp_status put_rows(writing *w, const float *largest) {
-    int64_t step = rows_at_once(&w->from->down), end = w->first + w->n_col;
+    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
     mdp_arrays *arrays = w->run->replaced->arrays;
     for (int64_t row = w->first; row < end; row += step) {
         int64_t n = end - row < step ? end - row : step;
         MDP_TRY(make_rows(w, row, n));
-        MDP_TRY(mdp_matrix_put(&w->to->down, row, n, w->values, largest, put_bytes, arrays));
+        MDP_TRY(mdp_matrix_put(&w->to->down, row, n, w->values, largest, mdp_arrays_put_bytes, arrays));
     }
     return mdp_ok();
 }
@@ -215,8 +205,8 @@ static mdp_status put_bias(const writing *w) {
     if (status.code == MDP_OK) {
         mdp_narrow(to->tensor->type, values, w->n_col, bytes);
         for (int64_t c = 0; status.code == MDP_OK && c < w->n_col; c++)
-            status = put_bytes(w->run->replaced->arrays, to->tensor,
-                               (to->first + (w->first + c) * to->col_stride) * size, size, bytes + c * size);
+            status = mdp_arrays_put_bytes(w->run->replaced->arrays, to->tensor,
+                                          (to->first + (w->first + c) * to->col_stride) * size, size, bytes + c * size);
     }
     mdp_free(stored);
     mdp_free(values);
@@ -243,7 +233,7 @@ static mdp_status put_expert_all(writing *w) {
     const mdp_comm *comm = w->run->comm;
     int64_t n_common = mdp_matrix_common_scales(&w->from->down), *bits = NULL;
     float *largest = NULL;
-    mdp_status status = allocate(w, rows_at_once(&w->from->down));
+    mdp_status status = allocate(w, mdp_matrix_put_step(&w->from->down, PUT_ROWS));
     if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&largest, n_common, "scales");
     if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&bits, n_common, "scales");
     if (status.code == MDP_OK && n_common > 0) status = raise_largest(w, largest);
