@@ -18,7 +18,6 @@ typedef struct mdp_merge_options {
 /* What it takes, foretold. */
 typedef struct mdp_merge_cost {
     int64_t bytes_read, bytes_read_most; /* of all ranks, and of the one with the most */
-    int64_t bytes_written;               /* of all ranks */
     int64_t flop, flop_most;
     int64_t memory; /* bytes of a rank */
 } mdp_merge_cost;

@@ -201,13 +201,15 @@ static mdp_status open_stage_all(stage *at) {
 
 static mdp_status make_all(stage *at, mdp_progress *progress) {
     const mdp_plan *plan = at->run->plan;
+    bool any = at->done < plan->n_layer; /* layers are to be made: by a run that goes on, perhaps none */
+    mdp_progress_go_on(progress, at->done, (double)at->done);
     while (at->done < plan->n_layer) {
         if (is_merged(&plan->layers[at->done])) MDP_TRY(make_layer_all(at->run, &plan->layers[at->done]));
         at->done++;
         mdp_progress_update(progress, at->done, (double)at->done);
         if (at->done < plan->n_layer) MDP_TRY(look_all(at));
     }
-    MDP_TRY(keep_all(at));
+    if (any) MDP_TRY(keep_all(at));
     return mdp_resume_check_inputs_all(at->run->comm, at->resume, at->run->reader);
 }
 

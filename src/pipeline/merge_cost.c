@@ -57,9 +57,6 @@ static void add_layer(const costs *sum, const mdp_moe *moe, const mdp_plan_layer
         if (expert->action != MDP_MERGE) continue;
         add_matrices(sum, moe, expert, n++);
         add_pairs(sum, moe, expert, &pair);
-        for (int share = 0; share < MDP_N_SHARE; share++)
-            out->bytes_written += share_bytes(&moe->experts[expert->from[0]], (mdp_merge_share)share);
-        out->bytes_written += mdp_matrix_bytes(&moe->router) / moe->n_expert;
         int64_t orders = pair > 0 ? planned->n_expert * moe->d_ff * (int64_t)sizeof(int64_t) : 0;
         out->memory =
             mdp_larger(out->memory, orders + mdp_larger(mdp_merge_make_memory(moe),

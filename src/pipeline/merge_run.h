@@ -47,7 +47,7 @@ static inline int mdp_merge_heavy_shares(const mdp_expert *expert) {
 /* Whose turn a share of the layer's n-th merged expert is; n_heavy: of each of them. */
 static inline int64_t mdp_merge_turn(int64_t n, mdp_merge_share share, int n_heavy) {
     if (share == MDP_SHARE_REST) return n;
-    return n_heavy * n + (n_heavy == 2 && share == MDP_SHARE_DOWN ? 1 : (int64_t)share);
+    return n_heavy * n + (n_heavy == 2 ? share == MDP_SHARE_DOWN : (int64_t)share); /* up goes with gate */
 }
 /* Make a share and put it into the plan's arrays. MDP_SHARE_GATE has the up projection too where both are stored as one
  * tensor; MDP_SHARE_REST has biases and router rows. Local. */
@@ -61,7 +61,7 @@ int64_t mdp_merge_make_memory(const mdp_moe *moe);
 /* Fill run->order for the layer's merged experts: each pair of a dominant and another member is matched by one rank.
  * Collective (agrees). */
 mdp_status mdp_merge_align_all(mdp_merge_run *run);
-/* Neurons of an expert do not move: every member has those that it has. */
+/* Is it a merge in which neurons of members are matched? */
 bool mdp_merge_is_aligned(const mdp_plan_expert *planned);
 int64_t mdp_merge_align_memory(const mdp_moe *moe, int n_thread);
 int64_t mdp_merge_align_flop(const mdp_moe *moe); /* of one pair */
