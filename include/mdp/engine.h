@@ -18,6 +18,8 @@
 typedef struct mdp_layer_view {
     int32_t n_expert; /* experts of this stream's layer; 0: the layer as the model has it */
     int32_t top_k;
+    int32_t n_used; /* of top_k, those that the router chooses; the others a token visits only to be observed, and what
+                     * they return adds nothing; 0: all */
     const mdp_expert_t *source;    /* [n_expert] their numbers in the model, ascending; router rows follow them, but
                                     * for those that are made with a row of their own */
     const unsigned char *zero;     /* [n_expert] nonzero: the expert is chosen as ever, but returns 0; NULL: none */
@@ -90,7 +92,7 @@ typedef struct mdp_routed_token {
     int64_t layer;
     int branch;
     int64_t local;             /* row on this rank, in the current batch */
-    int32_t n_expert, top_k;   /* of the branch's view */
+    int32_t n_expert, top_k;   /* of the branch's view; of top_k those that the router chose */
     const float *x;            /* [d_model] input of the MoE block */
     const double *logits;      /* [n_expert] */
     const mdp_expert_t *index; /* [top_k] chosen, numbered in the view, best first */
@@ -104,8 +106,8 @@ typedef struct mdp_combined_token {
     int branch;
     int64_t local;
     int32_t top_k;
-    const mdp_expert_t *index; /* [top_k] numbered in the view */
-    const float *weight;       /* [top_k] */
+    const mdp_expert_t *index; /* [top_k] numbered in the view; visited ones after those that are used */
+    const float *weight;       /* [top_k] 0 for visited ones, unless weights multiply x */
     const float *y;            /* [top_k, d_model] unweighted outputs in slot order */
     const float *residual;     /* [d_model] residual stream entering the block, before the norm */
     const float *routed;       /* [d_model] sum of weight * y */
@@ -150,6 +152,7 @@ typedef struct mdp_pass {
     int64_t token_byte;           /* bytes that observers, or who consumes the logits, hold for a token of a stream */
     int64_t batches_byte;         /* bytes that observers hold of a rank from one batch to the next */
     bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer */
+    bool one_batch;               /* observers must see all tokens of a layer before the next */
     bool activations;             /* those of the last stream come back to the tokens' owners */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;

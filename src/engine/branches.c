@@ -28,6 +28,7 @@ mdp_layer_view mdp_engine_view(const mdp_engine *engine, int stream, int64_t lay
 
 bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b) {
     if (a->n_expert != b->n_expert || a->top_k != b->top_k) return false;
+    if (mdp_view_used(a) != mdp_view_used(b)) return false;
     for (int32_t e = 0; e < a->n_expert; e++) {
         if ((a->source ? a->source[e] : e) != (b->source ? b->source[e] : e)) return false;
         if ((a->zero && a->zero[e]) != (b->zero && b->zero[e])) return false;

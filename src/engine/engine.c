@@ -104,6 +104,7 @@ static mdp_status set_views(mdp_engine *engine, int64_t layer) {
         branch->weight = NULL;
         branch->n_expert = view.n_expert;
         branch->top_k = view.top_k;
+        branch->n_used = mdp_view_used(&view);
         branch->source = view.source;
         branch->zero = view.zero;
         MDP_TRY(MDP_ALLOC(&branch->index, engine->batch.n_token * view.top_k, "routes"));

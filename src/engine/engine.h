@@ -13,6 +13,7 @@ typedef struct mdp_branch {
     int leader;                 /* a stream of it; its view is the branch's */
     int origin;                 /* the branch that it parted from */
     int32_t n_expert, top_k;    /* of the layer at hand */
+    int32_t n_used;             /* of top_k: the rest is visited, and adds nothing */
     const mdp_expert_t *source; /* [n_expert] or NULL: all experts, in order */
     const unsigned char *zero;  /* [n_expert] or NULL: those that return 0 */
     int32_t *row;               /* [n_expert] or NULL: their router rows (router_rows.c), else those of the model's */
@@ -77,6 +78,10 @@ static inline int mdp_engine_kept_branch(const mdp_engine *engine) {
 mdp_layer_view mdp_view_layer(const mdp_model *model, const mdp_view *view, int64_t layer);
 /* The same for a stream. */
 mdp_layer_view mdp_engine_view(const mdp_engine *engine, int stream, int64_t layer);
+/* Experts of a token that count. */
+static inline int32_t mdp_view_used(const mdp_layer_view *view) {
+    return view->n_used > 0 ? view->n_used : view->top_k;
+}
 bool mdp_view_is_same(const mdp_layer_view *a, const mdp_layer_view *b);
 
 /* ---- branches.c, batch.c ---------------------------------------------------------------------------------------- */

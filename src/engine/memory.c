@@ -140,6 +140,7 @@ typedef struct work {
     int64_t attention;    /* bytes that attention takes */
     int64_t kept;         /* tokens of a rank in a wave, at most */
     int64_t n_block;      /* of the largest batch */
+    int32_t top_k;        /* of any layer, as any stream sees it */
     int32_t n_roster;     /* experts and those that views make, of any layer */
     int64_t widest;       /* neurons of any of them */
     bool activations;     /* come back */
@@ -156,24 +157,24 @@ static void find_wave(work *w) {
 }
 
 /* Lists of rows, tiles and routes: see mdp_moe_all and prepare_wave. */
-static int64_t list_bytes(const work *w, const mdp_moe *moe, int64_t n_row) {
+static int64_t list_bytes(const work *w, int64_t n_row) {
     int64_t n_cell = (int64_t)w->n_stream * w->n_block * w->n_roster, size = w->comm->size;
     int64_t n_round = n_row / size / (mdp_round_rows(w->n_thread) - MDP_TILE_ROWS) + 2;
     return (7 * n_cell + 17 * MDP_ROUNDS_AT_ONCE * size + n_round * (7 * size + 3 * w->comm->n_node)) *
                (int64_t)sizeof(int64_t) +
            (n_cell + n_row / MDP_TILE_ROWS) * (int64_t)sizeof(mdp_tile_place) +
-           w->n_stream * w->kept * moe->top_k * (int64_t)sizeof(mdp_route_entry);
+           w->n_stream * w->kept * w->top_k * (int64_t)sizeof(mdp_route_entry);
 }
 
 /* Rows that the placement can give a rank. */
-static int64_t placed_rows(const work *w, const mdp_moe *moe) {
-    int64_t n_row = w->n_stream * w->partition->batch_tokens * moe->top_k;
+static int64_t placed_rows(const work *w) {
+    int64_t n_row = w->n_stream * w->partition->batch_tokens * w->top_k;
     return mdp_placement_most_rows(w->comm, n_row, (int64_t)w->n_stream * w->n_block * w->n_roster);
 }
 
 /* What of them a round has room for, and the tiles of a group. */
 static mdp_moe_room room_of(const work *w, const mdp_moe *moe) {
-    return mdp_moe_room_of(w->comm, w->partition, moe->top_k, moe->n_expert, w->n_roster, w->n_thread, w->n_stream);
+    return mdp_moe_room_of(w->comm, w->partition, w->top_k, moe->n_expert, w->n_roster, w->n_thread, w->n_stream);
 }
 
 /* Buffers of rounds. Where there is one round, a token's row is there once; else three arrays change places. */
@@ -184,7 +185,7 @@ static int64_t round_bytes(const work *w, const mdp_moe *moe) {
     int64_t group = mdp_smaller(most, room.n_tile * MDP_TILE_ROWS);
     int64_t n_note = (room.ahead ? MDP_ROUNDS_AT_ONCE : 1) * (int64_t)sizeof(mdp_row_note);
     int64_t one = taken(most, most, row), inputs = taken(most, mdp_smaller(most, n_token), row);
-    if (room.ahead && placed_rows(w, moe) > most) inputs = 2 * one;
+    if (room.ahead && placed_rows(w) > most) inputs = 2 * one;
     return one + inputs + most * (20 + n_note + 8 * mdp_landing_words(w->comm)) +
            mdp_gated_room_memory(w->model, w->type, room.n_tile, w->widest, group) +
            w->n_thread * mdp_moe_thread_scratch(w->model->d_model) * (int64_t)sizeof(float);
@@ -195,17 +196,17 @@ static int64_t activation_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->widest * (int64_t)sizeof(float);
     const mdp_moe_room room = room_of(w, moe);
     if (!w->activations) return 0;
-    return (room.ahead ? 2 : 1) * taken(room.n_row, room.n_row, row + 1) + w->kept * moe->top_k * row;
+    return (room.ahead ? 2 : 1) * taken(room.n_row, room.n_row, row + 1) + w->kept * w->top_k * row;
 }
 
 /* What a layer's block takes while tokens are with the experts, or with the shared expert. */
 static int64_t block_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->model->d_model * (int64_t)sizeof(float);
-    int64_t n_row = w->n_stream * w->partition->batch_tokens * moe->top_k;
+    int64_t n_row = w->n_stream * w->partition->batch_tokens * w->top_k;
     int64_t shared = 0;
     if (moe->shared.gate.tensor)
         shared = w->kept * row + mdp_mlp_memory(w->model, w->type, moe->shared_ff, &w->share, w->n_thread);
-    return w->n_stream * w->kept * moe->top_k * row + list_bytes(w, moe, n_row) + round_bytes(w, moe) +
+    return w->n_stream * w->kept * w->top_k * row + list_bytes(w, n_row) + round_bytes(w, moe) +
            activation_bytes(w, moe) + shared;
 }
 
@@ -243,6 +244,18 @@ static int64_t attention_bytes(const mdp_model *model, const shares *of, int n_s
     return mdp_larger(alone, mdp_attention_memory(model, &of->together, n_stream, n_thread));
 }
 
+/* Experts that a token visits in any layer, as any stream sees it. */
+static int32_t most_used(const mdp_model *model, const mdp_pass *pass) {
+    int64_t most = 0;
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        if (!model->layers[l].is_moe) continue;
+        most = mdp_larger(most, model->layers[l].moe.top_k);
+        for (int s = 0; pass->views && s < pass->n_stream; s++)
+            most = mdp_larger(most, mdp_view_layer(model, pass->views[s], l).top_k);
+    }
+    return (int32_t)most;
+}
+
 int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const mdp_partition *partition, int n_thread,
                           mdp_gemm_type type, const mdp_pass *pass) {
     const shares most_of = largest_shares(comm, model, partition);
@@ -256,13 +269,13 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
               .type = type,
               .share = most_of.all,
               .attention = attention_bytes(model, &most_of, pass->n_stream, n_thread)};
-    int64_t top_k = 0, row = model->d_model * (int64_t)sizeof(float);
+    int64_t row = model->d_model * (int64_t)sizeof(float);
     find_wave(&w);
-    for (int64_t l = 0; l < model->n_layer; l++)
-        if (model->layers[l].is_moe) top_k = mdp_larger(top_k, model->layers[l].moe.top_k);
+    w.top_k = most_used(model, pass);
     for (int64_t l = 0; l < model->n_layer; l++)
         w.n_roster = (int32_t)mdp_larger(w.n_roster, mdp_roster_most(model, l, pass->views, pass->n_stream));
-    int64_t token = pass->n_stream * (row + 8 * top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
+    int64_t token =
+        pass->n_stream * (row + 8 * w.top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
     token += pass->n_stream * pass->token_byte;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);

@@ -123,8 +123,8 @@ static mdp_status list_entries(const mdp_engine *engine, mdp_wave *w, const int6
 
 /* ---- combine ---- */
 
-/* x += residual_scale times the sum over slots of weight * y, plus the shared expert's row, for the wave's rows of one
- * branch. */
+/* x += residual_scale times the sum over the slots that are used of weight * y, plus the shared expert's row, for the
+ * wave's rows of one branch. */
 static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number, int branch_number, const float *shared,
                     float *scratch) {
     mdp_branch *branch = &engine->branches[branch_number];
@@ -136,7 +136,8 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
         const float *weight = branch->weight + local * k, *y = w->y + (w->branch_first[branch_number] + i * k) * d;
         float *routed = scratch + (size_t)omp_get_thread_num() * (size_t)d, *x = branch->x + local * d;
         memset(routed, 0, (size_t)d * sizeof *routed);
-        for (int64_t slot = 0; slot < k; slot++) mdp_axpy(weighed ? 1.0F : weight[slot], y + slot * d, d, routed);
+        for (int64_t slot = 0; slot < branch->n_used; slot++)
+            mdp_axpy(weighed ? 1.0F : weight[slot], y + slot * d, d, routed);
         if (engine->observers.combined) {
             mdp_combined_token token = {.layer = layer_number,
                                         .branch = branch_number,

@@ -146,6 +146,21 @@ static void score_experts(const mdp_branch *branch, const mdp_router_rows *rows,
         scratch->logits[e] += (double)rows->logit_bias[mdp_router_row(branch, e)];
 }
 
+/* After those that are used, the others in ascending order, with weights of 0; where weights multiply what experts
+ * read, with the weight that each would have. */
+static void visit_others(const mdp_router_rule *rule, const mdp_branch *branch, const router_scratch *scratch,
+                         mdp_expert_t *index, float *weight) {
+    int32_t at = branch->n_used;
+    for (int32_t e = 0; e < branch->n_expert && at < branch->top_k; e++) {
+        bool used = false;
+        for (int32_t j = 0; j < branch->n_used; j++) used = used || index[j] == e;
+        if (used) continue;
+        weight[at] = 0.0F;
+        if (rule->weigh_input) weigh(rule, scratch->logits, branch->n_expert, &e, 1, &weight[at]);
+        index[at++] = e;
+    }
+}
+
 static void route_token(mdp_engine *engine, int64_t layer_number, int branch_number, int64_t local,
                         const mdp_router_rows *rows, const router_scratch *scratch) {
     const mdp_model *model = engine->model;
@@ -157,13 +172,14 @@ static void route_token(mdp_engine *engine, int64_t layer_number, int branch_num
     mdp_route_set set = {.n = branch->n_expert, .source = branch->source, .row = branch->row, .bias = rows->bias};
     mdp_norm_row(model, rows->norm, branch->x + local * d, scratch->x);
     score_experts(branch, rows, scratch, d);
-    mdp_route_logits(&moe->rule, &set, scratch->logits, branch->top_k, scratch->choice, index, weight);
+    mdp_route_logits(&moe->rule, &set, scratch->logits, branch->n_used, scratch->choice, index, weight);
+    if (branch->n_used < branch->top_k) visit_others(&moe->rule, branch, scratch, index, weight);
     if (engine->observers.routed) {
         mdp_routed_token token = {.layer = layer_number,
                                   .branch = branch_number,
                                   .local = local,
                                   .n_expert = branch->n_expert,
-                                  .top_k = branch->top_k,
+                                  .top_k = branch->n_used,
                                   .x = scratch->x,
                                   .logits = scratch->logits,
                                   .index = index,
