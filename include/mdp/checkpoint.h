@@ -282,6 +282,9 @@ mdp_status mdp_tokens_read(const mdp_tokens *tokens, int64_t first, int64_t n, u
  * category, lengths of all sequences. `path` stands in errors. Local. */
 mdp_status mdp_tokens_new_in_memory(const char *path, int n_category, const char *const *names,
                                     const int64_t *n_sequence, const int64_t *lengths, mdp_tokens **out);
+/* A new text of whole sequences, drawn by the seed until they have n_token tokens (all, where there are fewer), in
+ * their order; its ids are in memory. Local. */
+mdp_status mdp_tokens_sample(const mdp_tokens *tokens, int64_t n_token, uint64_t seed, mdp_tokens **out);
 
 /* tasks.h5: multiple choice. The same on every rank. */
 typedef struct mdp_tasks {

@@ -3,8 +3,8 @@
 #ifndef MDP_OBSERVE_H
 #define MDP_OBSERVE_H
 
-#include "mdp/engine.h"
 #include "mdp/resume.h"
+#include "mdp/subsets.h"
 
 typedef enum mdp_statistic_id {
     MDP_GATE_SUM,            /* sum over T_e of g_te */
@@ -145,6 +145,8 @@ typedef struct mdp_layer_stats {
     /* [n_expert, width] each, of all categories together; NULL where it is not held. Square ones are symmetric. */
     mdp_short_sum *vectors[MDP_N_VECTOR];
     double *similarity[MDP_N_SIMILARITY]; /* [n_expert, n_expert]; NULL before mdp_stats_make_similarity */
+    int n_subsets;
+    mdp_subsets *subsets; /* [n_subsets] ascending by size */
 } mdp_layer_stats;
 
 /* One of the files that statistics were joined from. */
@@ -168,7 +170,8 @@ typedef struct mdp_stats {
     char **category;         /* [n_category] ascending by byte order; equal names only after a weighted join */
     int64_t *category_token; /* [n_category] tokens of each */
     double *category_weight; /* [n_category] how much each counts; NULL: all 1 */
-    int64_t n_layer;         /* MoE layers */
+    char *subsets;   /* how sets of experts were measured, as mdp_subset_request_print says it; NULL: none were */
+    int64_t n_layer; /* MoE layers */
     mdp_layer_stats *layers; /* ascending by layer */
     int n_part;              /* 0: not joined */
     mdp_stats_part *parts;   /* [n_part] */

@@ -86,6 +86,19 @@ mdp_status mdp_proficiency_all(const mdp_comm *comm, const mdp_model *model, mdp
                                mdp_proficiency ***out);
 void mdp_proficiencies_destroy(mdp_proficiency **layers, int64_t n_layer); /* NULL is allowed */
 
+/* Can sets of experts of these sizes be measured? MDP_USAGE, naming the layer. Local. */
+mdp_status mdp_subsets_check(const mdp_model *model, const mdp_subset_request *request);
+/* The pass that measures them, for forecasts, with the view (new) that it sees the model through; the caller points
+ * pass->views at it. Local. */
+mdp_status mdp_subset_pass_new(const mdp_model *model, const mdp_subset_request *request, mdp_view **view,
+                               mdp_pass *pass);
+/* Bytes of a rank for what is added up, and about as many in stats.h5. */
+int64_t mdp_subset_sums_memory(const mdp_model *model, const mdp_subset_request *request);
+/* One forward over all tokens, every expert on every token, by which sets of experts are measured; into stats->layers,
+ * the same on every rank. Collective on `comm`. */
+mdp_status mdp_subsets_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
+                           const mdp_subset_request *request, const mdp_forward_options *options, mdp_stats *stats);
+
 /* Measures per category of n_request streams in one forward over tokens (NULL: no text, only room for tasks); stream 0
  * is what the others are compared with. dump_path (NULL: none): the arrays of cli.md, --dump; MDP_USAGE when they
  * exceed 1 GiB. Collective on `comm`. */

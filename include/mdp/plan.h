@@ -223,6 +223,13 @@ mdp_status mdp_plan_group(const mdp_plan_request *request, mdp_plan *plan);
 /* The request as the recipe of a plan has it; new, or NULL when memory is out. */
 json_t *mdp_plan_describe_merge(const mdp_merge_request *merge);
 
+/* What the statistics say of sets of as many experts as each layer keeps: the best set is not to be chosen for removal,
+ * an expert's score is the least loss without it. top_k [n_layer] of the model. Local. MDP_USAGE: sets of that size
+ * were not measured; a budget that ranks layers. */
+mdp_status mdp_plan_take_subsets(const mdp_plan_request *request, const int32_t *top_k, mdp_plan *plan);
+/* How they were measured, and per layer what the chosen set loses; new, or NULL when memory is out. */
+json_t *mdp_plan_describe_subsets(const mdp_stats *stats, const mdp_plan *plan);
+
 /* Statistics -> scores -> choice, with the recipe that says so. Local: rank 0 decides, the text is broadcast.
  * Errors: MDP_USAGE for a budget that cannot be met. */
 mdp_status mdp_plan_make(const mdp_plan_request *request, mdp_plan **out);

@@ -65,8 +65,9 @@ typedef struct mdp_criterion {
     bool needs_vectors; /* of the statistics: kept in total, so categories cannot be told apart */
     bool has_soft_mask; /* --soft-mask says which statistic */
     bool is_seeded;
-    bool is_negative; /* every score is: there is no scaling by the sum or the largest of a layer */
-    bool own_pass;    /* --keep decides what it measures: it runs the model itself (proficiency.h); score is NULL */
+    bool is_negative;   /* every score is: there is no scaling by the sum or the largest of a layer */
+    bool needs_subsets; /* it takes the set of experts that loses least (subsets.h); score is NULL */
+    bool own_pass;      /* --keep decides what it measures: it runs the model itself (proficiency.h); score is NULL */
     mdp_score_tensors tensors;
     /* Fill score[n_expert]. Local. An expert never routed scores 0 under a calibrated unsigned criterion. */
     mdp_status (*score)(const mdp_score_input *input, double *score);

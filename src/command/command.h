@@ -16,6 +16,11 @@ typedef enum mdp_option_id {
     OPTION_CATEGORIES,
     OPTION_SIMILARITY,
     OPTION_PROBE_TOKENS,
+    OPTION_SUBSETS,
+    OPTION_MAX_SUBSETS,
+    OPTION_SUBSET_SEARCH,
+    OPTION_NAEE_BATCH,
+    OPTION_NAEE_TOKENS,
     OPTION_STATS,
     OPTION_PLAN,
     OPTION_METHOD,
@@ -143,6 +148,7 @@ typedef struct mdp_session {
     mdp_plan *mtp_plan;     /* what becomes of their experts; NULL: nothing */
     mdp_tokens *tokens;
     mdp_tokens *eval_tokens;
+    mdp_tokens *naee_tokens; /* those of --naee-tokens; NULL: all; owned */
     mdp_tasks *tasks;
     mdp_weights *routers; /* read before the decision that needs them (rank 0); owned */
     bool routers_read;

@@ -46,6 +46,30 @@ static mdp_status check_own_pass(const mdp_session *session, const mdp_criterion
     return mdp_ok();
 }
 
+/* What loses least was measured of the model as it is, for whole sets. */
+static mdp_status check_subsets(const mdp_session *session, const mdp_criterion *criterion) {
+    if (!criterion->needs_subsets) return mdp_ok();
+    if (mdp_session_option(session, OPTION_BUDGET)->integer == MDP_BUDGET_GLOBAL)
+        return MDP_ERROR(MDP_USAGE,
+                         "method '%s' compares sets of one layer, and --budget global ranks all layers "
+                         "together; use uniform, trapezoid or --keep-file.",
+                         criterion->name);
+    if (mdp_session_option(session, OPTION_TOP_K)->present)
+        return MDP_ERROR(MDP_USAGE,
+                         "method '%s' measures sets with the experts that each token uses now; --top-k does not go "
+                         "with it.",
+                         criterion->name);
+    if (mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
+        return MDP_ERROR(MDP_USAGE, "--protect-super-experts does not go with method '%s', which chooses whole sets.",
+                         criterion->name);
+    if (mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer != MDP_ROUTE_SLICE)
+        return MDP_ERROR(MDP_USAGE,
+                         "method '%s' measures sets that tokens choose among; --pruned-route zero, by which "
+                         "they choose as before, does not go with it.",
+                         criterion->name);
+    return mdp_ok();
+}
+
 static mdp_status check_scaling(const mdp_session *session, const mdp_criterion *criterion) {
     mdp_score_normalise how = (mdp_score_normalise)mdp_session_option(session, OPTION_NORMALISE)->integer;
     if (!criterion->is_negative || (how != MDP_LAYER_SUM && how != MDP_LAYER_MAX)) return mdp_ok();
@@ -157,6 +181,7 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
                          criterion->name);
     MDP_TRY(check_scaling(session, criterion));
     MDP_TRY(check_own_pass(session, criterion));
+    MDP_TRY(check_subsets(session, criterion));
     bool merges;
     mdp_merge_request merge;
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));

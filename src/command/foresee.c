@@ -9,6 +9,7 @@
 #include "command/merging.h"
 #include "command/mtp.h"
 #include "command/similar.h"
+#include "command/subsets.h"
 #include "command/write.h"
 
 #include <string.h>
@@ -91,11 +92,14 @@ static mdp_status add_passes_all(mdp_session *session, const mdp_budget_options 
     bool propagates = mdp_session_propagates(session);
     const mdp_criterion *criterion = mdp_session_criterion(session);
     mdp_similarity_request similarity;
+    mdp_subset_request subsets;
     MDP_AGREE(session->comm, mdp_session_similarity(session, &similarity));
+    MDP_AGREE(session->comm, mdp_session_subset_request(session, budget, &subsets));
     mdp_pass observe = {.n_stream = 1, .redo_block = propagates, .views = propagates ? pruned : NULL};
     mdp_similarity_enlarge(session->model, &similarity, session->tokens->n_token, session->layout->size, &observe);
     mdp_pass both = mdp_loss_pass(2, views); /* original and pruned */
     MDP_TRY(mdp_session_add_pass_all(session, "observe", session->tokens, observe, estimate));
+    MDP_TRY(mdp_session_add_subsets_all(session, &subsets, estimate));
     for (int64_t r = 1; r < n_round; r++) MDP_TRY(add_round_all(session, budget, r, n_round, estimate));
     if (criterion->own_pass)
         MDP_TRY(

@@ -95,6 +95,11 @@ static const char *merge_router_name(int i) {
     return mdp_merge_router_names[i];
 }
 
+/* All but `every`, which is no search. */
+static const char *subset_search_name(int i) {
+    return i < MDP_SUBSETS_EVERY ? mdp_subset_search_names[i] : NULL;
+}
+
 static const char *format_name(int i) {
     static const char *const names[] = {
         [FORMAT_HDF5] = "hdf5", [FORMAT_SAFETENSORS] = "safetensors", [FORMAT_BOTH] = "both", NULL};
@@ -187,6 +192,41 @@ const mdp_option mdp_option_table[N_OPTION] = {
                              .minimum = 2,
                              .maximum = 1 << 15,
                              .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_SUBSETS] = {.name = "subsets",
+                        .type = MDP_OPTION_TEXT,
+                        .value = "N,M,...",
+                        .help = "method naee: also measure what keeping sets of N experts loses, for every set",
+                        .commands = COMMAND_OBSERVE},
+    [OPTION_MAX_SUBSETS] = {.name = "max-subsets",
+                            .type = MDP_OPTION_SIZE,
+                            .value = "N",
+                            .fallback = "20000",
+                            .help = "method naee: try every set where there are no more than N of one size",
+                            .minimum = 1,
+                            .maximum = 1 << 24,
+                            .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_SUBSET_SEARCH] = {.name = "subset-search",
+                              .type = MDP_OPTION_CHOICE,
+                              .fallback = "greedy",
+                              .help = "method naee, where there are more: drop one expert at a time from the best set "
+                                      "so far, or (beam) from the best 8",
+                              .choice = subset_search_name,
+                              .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_NAEE_BATCH] = {.name = "naee-batch",
+                           .type = MDP_OPTION_INTEGER,
+                           .value = "N",
+                           .fallback = "1",
+                           .help = "method naee: sequences whose squared errors are added before the root is taken",
+                           .minimum = 1,
+                           .maximum = 1000000000,
+                           .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_NAEE_TOKENS] = {.name = "naee-tokens",
+                            .type = MDP_OPTION_SIZE,
+                            .value = "N",
+                            .help = "method naee: measure on whole sequences of about N tokens in all, drawn by --seed "
+                                    "(default: all)",
+                            .minimum = 1,
+                            .commands = COMMAND_RUN | COMMAND_OBSERVE},
     [OPTION_STATS] = {.name = "stats",
                       .type = MDP_OPTION_TEXT_LIST,
                       .value = "FILE[:WEIGHT]",

@@ -12,6 +12,7 @@
 #include "command/next.h"
 #include "command/refitting.h"
 #include "command/similar.h"
+#include "command/subsets.h"
 #include "command/write.h"
 #include "mdp/report.h"
 
@@ -22,6 +23,7 @@ typedef struct products {
     mdp_budget_options budget;
     int64_t n_round;
     mdp_similarity_request similarity;
+    mdp_subset_request subsets;
     bool merges; /* experts are made of several */
     bool refits;
     char phase_names[96];
@@ -105,6 +107,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, check_rounds(session));
     MDP_AGREE(session->comm, check_propagation(session));
     MDP_AGREE(session->comm, mdp_session_similarity(session, &made->similarity));
+    MDP_AGREE(session->comm, mdp_session_check_subset_options(session));
     MDP_AGREE(session->comm, mdp_session_will_merge(session, &made->merges));
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
@@ -113,19 +116,21 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_read_routers_all(session));
     MDP_TRY(mdp_session_choose_compute_all(session, true));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
+    MDP_AGREE(session->comm, mdp_session_subset_request(session, &made->budget, &made->subsets));
     if (renumbers(session, &made->budget)) MDP_TRY(mdp_session_check_names_all(session));
     MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
                                         mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     if (mdp_session_option(session, OPTION_EVAL_TOKENS)->present)
         MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_EVAL_TOKENS)->text, NULL,
                                             &session->eval_tokens));
+    MDP_TRY(mdp_session_open_subsets_all(session, &made->subsets));
     return mdp_session_open_tasks_all(session);
 }
 
 static const char *name_phases(const mdp_session *session, products *made) {
-    snprintf(made->phase_names, sizeof made->phase_names, "observe%s%s%s%s",
+    snprintf(made->phase_names, sizeof made->phase_names, "observe%s%s%s%s%s",
              mdp_session_propagates(session) ? " (experts twice, for --propagate pruned)" : "",
-             made->merges ? ", merge" : "", made->refits ? ", refit" : "",
+             made->subsets.n_keep > 0 ? ", subsets" : "", made->merges ? ", merge" : "", made->refits ? ", refit" : "",
              mdp_session_evaluates(session) ? ", eval" : "");
     return made->phase_names;
 }
@@ -152,14 +157,16 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, count_rounds(session, made));
     MDP_TRY(open_outputs_all(session, made));
     if (session->finished) return mdp_ok();
-    int64_t held = mdp_session_stats_memory(session, &made->similarity);
+    int64_t held =
+        mdp_session_stats_memory(session, &made->similarity) + mdp_session_subsets_memory(session, &made->subsets);
     if (made->refits) held += mdp_session_refit_memory(session, &made->refit);
     MDP_TRY(mdp_session_weigh_all(session, held));
     MDP_TRY(
         mdp_session_foresee_all(session, &made->budget, made->n_round, made->refits ? &made->refit : NULL, &estimate));
     MDP_AGREE(session->comm, mdp_session_add_similarity(session, &made->similarity, &estimate));
     /* Sums are as large in a resume point as in stats.h5; there may be two points beside it. */
-    int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category, &made->similarity);
+    int64_t stats_byte = mdp_stats_file_bytes(session->model, session->tokens->n_category, &made->similarity) +
+                         mdp_subset_sums_memory(session->model, &made->subsets);
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_written + estimate.bytes_saved + 3 * stats_byte));
     if (!mdp_session_option(session, OPTION_DRY_RUN)->flag) MDP_TRY(mdp_session_begin_all(session));
     return mdp_session_open_lines_all(session, &estimate);
@@ -221,6 +228,7 @@ static mdp_status observe_all(mdp_session *session, products *made) {
     else
         MDP_TRY(mdp_observe_all(session->comm, session->model, session->reader, session->tokens, NULL,
                                 &made->similarity, &options, &made->stats));
+    MDP_TRY(mdp_session_subsets_all(session, &made->subsets, made->stats));
     MDP_TRY(write_stats_all(session, made->stats));
     session->stats_made = true;
     return mdp_ok();

@@ -77,6 +77,7 @@ void mdp_session_close(mdp_session *session, bool failed) {
     mdp_session_close_outputs(session, failed);
     mdp_tokens_destroy(session->tokens);
     mdp_tokens_destroy(session->eval_tokens);
+    mdp_tokens_destroy(session->naee_tokens);
     mdp_tasks_destroy(session->tasks);
     mdp_replaced_destroy(session->replaced);
     mdp_reader_destroy(session->reader);

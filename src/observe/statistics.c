@@ -106,8 +106,11 @@ void mdp_stats_destroy(mdp_stats *stats) {
         mdp_free(stats->layers[l].maxima);
         for (int id = 0; id < MDP_N_VECTOR; id++) mdp_free(stats->layers[l].vectors[id]);
         for (int id = 0; id < MDP_N_SIMILARITY; id++) mdp_free(stats->layers[l].similarity[id]);
+        for (int i = 0; i < stats->layers[l].n_subsets; i++) mdp_subsets_clear(&stats->layers[l].subsets[i]);
+        mdp_free(stats->layers[l].subsets);
     }
     for (int c = 0; stats->category && c < stats->n_category; c++) mdp_free(stats->category[c]);
+    mdp_free(stats->subsets);
     mdp_free(stats->layers);
     mdp_free(stats->category);
     mdp_free(stats->category_token);

@@ -78,6 +78,70 @@ static mdp_status read_sizes(hid_t group, const char *name, mdp_layer_stats *lay
     return read_groups(group, name, layer, path);
 }
 
+/* ---- sets of experts ------------------------------------------------------------------------------------------ */
+
+static mdp_status check_sets(const mdp_layer_stats *layer, const mdp_subsets *sets, const char *path) {
+    for (int32_t i = 0; i < sets->keep; i++) {
+        if (sets->kept[i] < (i > 0 ? sets->kept[i - 1] + 1 : 0) || sets->kept[i] >= layer->n_expert)
+            return unlikely(path, layer, "kept");
+    }
+    for (int32_t e = 0; e < layer->n_expert; e++)
+        if (!(sets->without[e] >= 0.0)) return unlikely(path, layer, "without");
+    return sets->loss >= 0.0 && isfinite(sets->loss) && sets->next >= 0.0 ? mdp_ok() : unlikely(path, layer, "best");
+}
+
+/* group: of one size. What was found for each set stays in the file. */
+static mdp_status read_sets(hid_t group, const char *name, const mdp_layer_stats *layer, mdp_subsets *sets,
+                            const char *path) {
+    char search[32];
+    double best[2];
+    const int64_t keep = sets->keep, n_expert = layer->n_expert, two = 2;
+    MDP_TRY(MDP_ALLOC(&sets->kept, keep, "the best set of experts"));
+    MDP_TRY(MDP_ALLOC(&sets->without, n_expert, "losses without an expert"));
+    MDP_TRY(mdp_hdf5_short_attribute(path, name, group, "search", search, sizeof search));
+    MDP_TRY(mdp_hdf5_integer_attribute(path, name, group, "n_tried", &sets->n_tried));
+    MDP_TRY(mdp_hdf5_array(path, group, "kept", H5T_NATIVE_INT32, 1, &keep, sets->kept));
+    MDP_TRY(mdp_hdf5_array(path, group, "best", H5T_NATIVE_DOUBLE, 1, &two, best));
+    MDP_TRY(mdp_hdf5_array(path, group, "without", H5T_NATIVE_DOUBLE, 1, &n_expert, sets->without));
+    sets->loss = best[0];
+    sets->next = best[1];
+    int how = 0;
+    while (mdp_subset_search_names[how] && strcmp(mdp_subset_search_names[how], search) != 0) how++;
+    if (!mdp_subset_search_names[how]) return unreadable(path, "how sets of experts were tried");
+    sets->search = (mdp_subset_search)how;
+    return check_sets(layer, sets, path);
+}
+
+/* Sizes that a layer has. */
+static mdp_status find_sizes(hid_t parent, mdp_layer_stats *layer, const char *path) {
+    H5G_info_t info;
+    if (H5Gget_info(parent, &info) < 0 || info.nlinks > MDP_MOST_KEEPS) return unreadable(path, "sets of experts");
+    MDP_TRY(MDP_ALLOC(&layer->subsets, (int64_t)info.nlinks, "sets of experts"));
+    for (int32_t keep = 1; keep < layer->n_expert && layer->n_subsets < (int)info.nlinks; keep++) {
+        char name[32];
+        snprintf(name, sizeof name, "%d", (int)keep);
+        if (mdp_hdf5_has(parent, name)) layer->subsets[layer->n_subsets++].keep = keep;
+    }
+    return layer->n_subsets == (int)info.nlinks ? mdp_ok() : unreadable(path, "sets of experts");
+}
+
+static mdp_status read_subsets(hid_t group, mdp_layer_stats *layer, const char *path) {
+    hid_t parent;
+    if (!mdp_hdf5_has(group, MDP_STATS_SUBSETS)) return mdp_ok();
+    MDP_TRY(mdp_hdf5_open_group(path, group, MDP_STATS_SUBSETS, &parent));
+    mdp_status status = find_sizes(parent, layer, path);
+    for (int i = 0; i < layer->n_subsets && status.code == MDP_OK; i++) {
+        char name[32];
+        hid_t inner = H5I_INVALID_HID;
+        snprintf(name, sizeof name, "%d", (int)layer->subsets[i].keep);
+        status = mdp_hdf5_open_group(path, parent, name, &inner);
+        if (status.code == MDP_OK) status = read_sets(inner, name, layer, &layer->subsets[i], path);
+        if (inner >= 0) H5Gclose(inner);
+    }
+    H5Gclose(parent);
+    return status;
+}
+
 static mdp_status read_layer(hid_t group, const char *name, mdp_stats *stats, mdp_layer_stats *layer,
                              const char *path) {
     MDP_TRY(read_sizes(group, name, layer, path));
@@ -95,6 +159,7 @@ static mdp_status read_layer(hid_t group, const char *name, mdp_stats *stats, md
         double *maxima = layer->maxima + (id - MDP_N_SUM) * n;
         MDP_TRY(mdp_hdf5_array(path, group, mdp_statistics[id].name, H5T_NATIVE_DOUBLE, 2, shape, maxima));
     }
+    MDP_TRY(read_subsets(group, layer, path));
     return check_layer(stats, layer, path);
 }
 
@@ -229,6 +294,8 @@ static mdp_status read_description(hid_t file, mdp_stats *stats, const char *pat
         return MDP_ERROR(MDP_BAD_INPUT, "%s was collected with options that this version does not know: %s", path,
                          text);
     MDP_TRY(read_request(file, stats, path));
+    if (mdp_hdf5_has_attribute(file, MDP_STATS_SUBSETS))
+        MDP_TRY(mdp_hdf5_text_attribute(path, THE_FILE, file, MDP_STATS_SUBSETS, &stats->subsets));
     if (!mdp_hdf5_has_attribute(file, "compute")) return mdp_ok();
     return mdp_hdf5_short_attribute(path, THE_FILE, file, "compute", stats->compute, sizeof stats->compute);
 }

@@ -119,6 +119,45 @@ static bool write_max(hid_t group, const mdp_stats *stats, const mdp_layer_stats
     return write_described(group, &row, 2, shape, values);
 }
 
+/* ---- sets of experts ------------------------------------------------------------------------------------------ */
+
+static bool write_losses(hid_t group, const char *name, const char *meaning, int64_t n, const double *values) {
+    hsize_t shape = (hsize_t)n;
+    hid_t dataset = write_array(group, name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, 1, &shape, values);
+    bool good = dataset >= 0 && write_text_attribute(dataset, "meaning", meaning);
+    return (dataset < 0 || H5Dclose(dataset) >= 0) && good;
+}
+
+/* The sets of one size. */
+static bool write_sets(hid_t parent, const mdp_layer_stats *layer, const mdp_subsets *sets) {
+    char name[32];
+    hsize_t shape = (hsize_t)sets->keep;
+    snprintf(name, sizeof name, "%d", (int)sets->keep);
+    hid_t group = create_group(parent, name);
+    if (group < 0) return false;
+    hid_t kept = write_array(group, "kept", H5T_STD_I32LE, H5T_NATIVE_INT32, 1, &shape, sets->kept);
+    bool good = kept >= 0 && write_text_attribute(kept, "meaning", "the set of experts that loses least");
+    if (kept >= 0) good = H5Dclose(kept) >= 0 && good;
+    good = good && write_text_attribute(group, "search", mdp_subset_search_names[sets->search]) &&
+           write_number_attribute(group, "n_tried", sets->n_tried) &&
+           write_losses(group, "best", "what it loses, and the best of the others", 2,
+                        (const double[2]){sets->loss, sets->next}) &&
+           write_losses(group, "without", "least loss of the sets that leave the expert out", layer->n_expert,
+                        sets->without);
+    if (sets->losses)
+        good = good && write_losses(group, "losses", "of every set of this size, in lexicographic order", sets->n_tried,
+                                    sets->losses);
+    return H5Gclose(group) >= 0 && good;
+}
+
+static bool write_subsets(hid_t parent, const mdp_layer_stats *layer) {
+    if (layer->n_subsets == 0) return true;
+    hid_t group = create_group(parent, MDP_STATS_SUBSETS);
+    bool good = group >= 0;
+    for (int i = 0; good && i < layer->n_subsets; i++) good = write_sets(group, layer, &layer->subsets[i]);
+    return (group < 0 || H5Gclose(group) >= 0) && good;
+}
+
 static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_stats *layer, double *values) {
     char name[32];
     snprintf(name, sizeof name, "%lld", (long long)layer->layer);
@@ -137,6 +176,7 @@ static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_st
                write_number_attribute(group, "n_open", layer->n_open);
     for (int id = 0; good && id < MDP_N_SUM; id++) good = write_sum(group, stats, layer, id, values);
     for (int id = MDP_N_SUM; good && id < MDP_N_STATISTIC; id++) good = write_max(group, stats, layer, id);
+    good = good && write_subsets(group, layer);
     return H5Gclose(group) >= 0 && good;
 }
 
@@ -183,6 +223,7 @@ static mdp_status write_content(hid_t file, const mdp_stats *stats, const char *
         !write_text_attribute(file, "tokens", stats->tokens_fingerprint) ||
         !write_text_attribute(file, "model_type", stats->model_type) ||
         !write_text_attribute(file, "options", stats->pruned_inputs ? MDP_STATS_PRUNED : MDP_STATS_ORIGINAL) ||
+        (stats->subsets && !write_text_attribute(file, MDP_STATS_SUBSETS, stats->subsets)) ||
         (stats->compute[0] != '\0' && !write_text_attribute(file, "compute", stats->compute)) ||
         !write_number_attribute(file, "d_model", stats->d_model) ||
         !write_number_attribute(file, "n_tokens", stats->n_token) || !write_request(file, stats) ||

@@ -46,6 +46,7 @@ static mdp_status take_proficiency(const mdp_proficiency *from, mdp_plan_layer *
 static mdp_status score_layer(const mdp_plan_request *request, const mdp_score_input *input, mdp_plan_layer *layer) {
     const mdp_criterion *criterion = request->criterion;
     if (criterion->own_pass) return take_proficiency(request->proficiency[layer->layer], layer);
+    if (criterion->needs_subsets) return mdp_ok(); /* mdp_plan_take_subsets */
     if (request->worst_category) return mdp_score_worst_category(criterion, input, layer->scores);
     return criterion->score(input, layer->scores);
 }
@@ -236,6 +237,7 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     memcpy(plan->model_type, stats ? stats->model_type : request->model->model_type, sizeof plan->model_type);
     describe_layers(request, plan, top_k);
     MDP_TRY(score_layers(request, plan));
+    if (request->criterion->needs_subsets) MDP_TRY(mdp_plan_take_subsets(request, top_k, plan));
     json_t *super = NULL;
     MDP_TRY(choose(request, top_k, plan, &super));
     int32_t min_keep = request->budget.min_keep;
@@ -244,6 +246,8 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     if (request->budget.min_keep == 0 && request->budget.top_k > 0) min_keep = request->budget.top_k;
     json_t *recipe = describe_recipe(request, min_keep);
     if (recipe && request->merge) mdp_json_put(&recipe, "merge", mdp_plan_describe_merge(request->merge));
+    if (recipe && request->criterion->needs_subsets)
+        mdp_json_put(&recipe, "subsets", mdp_plan_describe_subsets(request->stats, plan));
     if (recipe && super) mdp_json_put(&recipe, "super_experts", json_incref(super));
     json_decref(super);
     if (!recipe) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the recipe of a plan.");

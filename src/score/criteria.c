@@ -240,6 +240,12 @@ const mdp_criterion mdp_criteria[] = {
      .tensors = MDP_EXPERT_TENSORS,
      .is_negative = true,
      .score = score_aimer},
+    {.name = "naee",
+     .help = "the set of experts without which a layer's output changes least, of all sets of that size (after NAEE, "
+             "arXiv 2402.14800)",
+     .needs_stats = true,
+     .needs_vectors = true,
+     .needs_subsets = true},
     {.name = "random",
      .help = "seeded random scores, the floor of every comparison",
      .is_seeded = true,
