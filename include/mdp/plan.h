@@ -86,6 +86,8 @@ mdp_status mdp_plan_add_array(mdp_plan_expert *expert, const char *name, const c
 void mdp_plan_clear_arrays(mdp_plan_expert *expert);
 /* Members of the layer's merged experts, a list each: [[1, 5], ...]. New, or NULL when memory is out. */
 json_t *mdp_plan_list_merged(const mdp_plan_layer *layer);
+/* How each was made: [{"from", "action", "weights", "align", "dominant", "router"}, ...]. New, or NULL. */
+json_t *mdp_plan_describe_merged(const mdp_plan_layer *layer);
 /* A new plan equal to this one, as its text says it; `path` names it in errors. Local. */
 mdp_status mdp_plan_copy(const mdp_plan *plan, const char *path, mdp_plan **out);
 /* plan.json text, new; equal plans give equal bytes. */
