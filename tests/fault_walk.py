@@ -110,7 +110,7 @@ class Walk:
             out.mkdir(exist_ok=True)
         return [self.PROPER.get(command, command), *points, *{
             "run": lambda: [*model, *tokens, *choice, "--eval-tokens", given / "tokens.h5", "--format", "both", *forward, "--out", out],
-            "observe": lambda: [*model, *tokens, "--similarity", "output-cosine,output-mean-cosine,cka-rbf,weight-cosine,router-logit,router-row,co-activation",
+            "observe": lambda: [*model, *tokens, "--similarity", "output-cosine,output-mean-cosine,cka-rbf,weight-surrogate,weight-aligned-cosine,router-logit,router-row,co-activation",
                                 *forward, "--out", out / "stats.h5"],
             "plan": lambda: ["--stats", given / "stats.h5", *choice, "--out", out / "plan.json"],
             "apply": lambda: [*model, "--plan", given / "plan.json", "--format", "both", "--out", out],

@@ -52,6 +52,8 @@ typedef enum mdp_vector_id {
     MDP_LOGIT_PRODUCT,      /* [n_expert] sum over all t of z_ti z_tj, z before any bias */
     MDP_ROUTER_PRODUCT,     /* [n_expert] inner products of router rows */
     MDP_WEIGHT_PRODUCT,     /* [n_expert] inner products of the three matrices */
+    MDP_ALIGNED_PRODUCT,    /* [n_expert] the same after the best permutation of the neurons of one of the two */
+    MDP_SURROGATE_PRODUCT,  /* [n_expert] inner products of W_d (W_g o W_u), o elementwise */
     MDP_PROBE_OUTPUT_SUM,   /* [d_model] sum over the probe's t of y */
     MDP_PROBE_COSINE_SUM,   /* [n_expert] sum over the probe's t of cos(y_ti, y_tj) */
     MDP_CKA_LINEAR_PRODUCT, /* [n_expert] inner products of centred kernels of y over the probe, each of norm 1 */
@@ -88,6 +90,9 @@ typedef enum mdp_similarity_id {
     MDP_CKA_RBF,
     MDP_WEIGHT_EUCLIDEAN,
     MDP_WEIGHT_COSINE,
+    MDP_WEIGHT_ALIGNED_EUCLIDEAN,
+    MDP_WEIGHT_ALIGNED_COSINE,
+    MDP_WEIGHT_SURROGATE,
     MDP_ROUTER_LOGIT,
     MDP_ROUTER_ROW,
     MDP_CO_ACTIVATION,
@@ -106,7 +111,8 @@ typedef struct mdp_similarity {
     const char *name; /* as --similarity and stats.h5 know it */
     const char *help; /* one line */
     const char *source;
-    bool is_distance; /* 0 is alike; else a similarity, 1 is alike */
+    bool is_distance; /* 0 is alike; else a similarity, 1 is alike, or */
+    bool is_negative; /* 0 is alike and nothing is above: minus a distance */
     mdp_similarity_needs needs;
     mdp_vector_id vector; /* what it is made from */
 } mdp_similarity;

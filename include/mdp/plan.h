@@ -86,6 +86,8 @@ mdp_status mdp_plan_add_array(mdp_plan_expert *expert, const char *name, const c
 void mdp_plan_clear_arrays(mdp_plan_expert *expert);
 /* Members of the layer's merged experts, a list each: [[1, 5], ...]. New, or NULL when memory is out. */
 json_t *mdp_plan_list_merged(const mdp_plan_layer *layer);
+/* How each was made: [{"from", "action", "weights", "align", "dominant", "router"}, ...]. New, or NULL. */
+json_t *mdp_plan_describe_merged(const mdp_plan_layer *layer);
 /* A new plan equal to this one, as its text says it; `path` names it in errors. Local. */
 mdp_status mdp_plan_copy(const mdp_plan *plan, const char *path, mdp_plan **out);
 /* plan.json text, new; equal plans give equal bytes. */
@@ -108,8 +110,19 @@ mdp_status mdp_plan_arrays_path(const mdp_plan *plan, char **out);
  * MDP_BAD_INPUT, naming layer and expert. */
 mdp_status mdp_plan_check_arrays(const mdp_plan *plan, int rank, int size);
 
-/* list: as many as mdp_budget_options.list says for each layer. */
-typedef enum mdp_budget { MDP_BUDGET_UNIFORM, MDP_BUDGET_GLOBAL, MDP_BUDGET_TRAPEZOID, MDP_BUDGET_LIST } mdp_budget;
+/* grape: layers whose experts are most alike merge most; without similarities, as uniform. list: as many as
+ * mdp_budget_options.list says for each layer. */
+typedef enum mdp_budget {
+    MDP_BUDGET_UNIFORM,
+    MDP_BUDGET_GLOBAL,
+    MDP_BUDGET_TRAPEZOID,
+    MDP_BUDGET_GRAPE,
+    MDP_BUDGET_LIST
+} mdp_budget;
+/* Is its number an average over layers? */
+static inline bool mdp_budget_spreads(mdp_budget budget) {
+    return budget != MDP_BUDGET_UNIFORM && budget != MDP_BUDGET_LIST;
+}
 typedef enum mdp_score_normalise { MDP_RAW, MDP_LAYER_SUM, MDP_LAYER_MAX, MDP_LAYER_Z } mdp_score_normalise;
 
 extern const char *const mdp_budget_names[];          /* indexed by mdp_budget; NULL at the end */
@@ -124,8 +137,8 @@ typedef struct mdp_keep_entry {
 typedef struct mdp_budget_options {
     mdp_budget budget;
     mdp_score_normalise normalise; /* global */
-    int32_t keep;                  /* experts per layer (uniform), or on average (global, trapezoid) */
-    int32_t min_keep;              /* global, trapezoid: never fewer in a layer; 0: as many as a token uses */
+    int32_t keep;                  /* experts per layer (uniform), or on average (those that spread) */
+    int32_t min_keep;              /* those that spread: never fewer in a layer; 0: as many as a token uses */
     int32_t multiple_of;           /* every layer keeps a multiple of it; 0: any number */
     int32_t n_group; /* experts lie in so many blocks of equal size, all of which keep equally many; 0: one */
     int32_t n_open;  /* blocks that a token sees: together they hold the experts that it uses, and each two or more */
@@ -160,6 +173,8 @@ mdp_status mdp_budget_check(const mdp_budget_layer *layers, int64_t n_layer, con
  * check. Local. */
 mdp_status mdp_budget_counts(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options,
                              int32_t *count);
+/* Fewest experts that a layer may keep. */
+int32_t mdp_budget_least(const mdp_budget_layer *layer, const mdp_budget_options *options);
 /* Counts of experts that satisfy both multiple_of and n_group are multiples of this. */
 int32_t mdp_budget_unit(const mdp_budget_options *options);
 
@@ -220,6 +235,10 @@ typedef struct mdp_plan_request {
 /* A chosen plan -> one in which the experts that go join those that are like them (merge.c). Local. MDP_BAD_INPUT: the
  * statistics have not that similarity; MDP_USAGE: groups that cannot be made, weights that cannot be. */
 mdp_status mdp_plan_group(const mdp_plan_request *request, mdp_plan *plan);
+/* The counts of the budget grape, from the similarity that groups are made by: list [n_layer of plan]; top_k [n_layer]
+ * of the model. Local. MDP_BAD_INPUT: the statistics have not that similarity; MDP_USAGE: the total cannot be met. */
+mdp_status mdp_plan_share_alike(const mdp_plan_request *request, const mdp_plan *plan, const int32_t *top_k,
+                                mdp_keep_entry *list);
 /* The request as the recipe of a plan has it; new, or NULL when memory is out. */
 json_t *mdp_plan_describe_merge(const mdp_merge_request *merge);
 

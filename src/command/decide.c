@@ -107,6 +107,9 @@ static mdp_status check_grouping(const mdp_session *session, const mdp_merge_req
         return MDP_ERROR(MDP_USAGE, "--linkage has a meaning with --group hierarchical; the groups are %s.", group);
     if (merge->frequency_penalty && mdp_group_wants(merge->group) == MDP_BY_FEATURES)
         return MDP_ERROR(MDP_USAGE, "--frequency-penalty is for distances; --group %s has none.", group);
+    if (merge->group == MDP_GROUP_SPECTRAL && mdp_similarities[merge->similarity].is_negative)
+        return MDP_ERROR(MDP_USAGE, "--group spectral needs similarities above 0; %s has none.",
+                         mdp_similarities[merge->similarity].name);
     if (merge->weights == MDP_MERGE_SALIENCY && criterion->is_negative)
         return MDP_ERROR(MDP_USAGE, "--merge saliency: the scores of method '%s' are negative, and weights cannot be.",
                          criterion->name);

@@ -51,6 +51,16 @@ static mdp_budget budget_of(const mdp_session *session) {
     return (mdp_budget)mdp_session_option(session, OPTION_BUDGET)->integer;
 }
 
+static mdp_status check_grape(const mdp_session *session) {
+    if (mdp_session_option(session, OPTION_MERGE)->integer == 0)
+        return MDP_ERROR(MDP_USAGE, "--budget grape is for merges: it shares out experts by how alike they are; give "
+                                    "--merge, or use another budget.");
+    if (mdp_session_option(session, OPTION_KEEP_MULTIPLE_OF)->integer > 1)
+        return MDP_ERROR(MDP_USAGE, "--budget grape merges two experts at a time; --keep-multiple-of does not go with "
+                                    "it.");
+    return mdp_ok();
+}
+
 mdp_status mdp_session_check_budget(const mdp_session *session) {
     mdp_budget budget = budget_of(session);
     if (keep_option(session) < 0 && !mdp_session_option(session, OPTION_TOP_K)->present)
@@ -63,10 +73,11 @@ mdp_status mdp_session_check_budget(const mdp_session *session) {
     if (budget != MDP_BUDGET_GLOBAL && mdp_session_option(session, OPTION_NORMALISE)->integer != MDP_RAW)
         return MDP_ERROR(MDP_USAGE, "--normalise has a meaning only with --budget global; the budget is %s.",
                          mdp_budget_names[budget]);
-    if (budget == MDP_BUDGET_GLOBAL || budget == MDP_BUDGET_TRAPEZOID) return mdp_ok();
+    if (budget == MDP_BUDGET_GRAPE) MDP_TRY(check_grape(session));
+    if (mdp_budget_spreads(budget)) return mdp_ok();
     if (mdp_session_option(session, OPTION_MIN_KEEP)->present)
         return MDP_ERROR(MDP_USAGE,
-                         "--min-keep has a meaning only with --budget global and trapezoid; the budget is %s.",
+                         "--min-keep has a meaning only with --budget global, trapezoid and grape; the budget is %s.",
                          mdp_budget_names[budget]);
     return mdp_ok();
 }
@@ -242,7 +253,7 @@ mdp_status mdp_session_check_uniform(const mdp_session *session, const mdp_plan 
 
 mdp_status mdp_session_check_budget_fits(const mdp_session *session, const mdp_budget_options *budget,
                                          const mdp_plan *stand_in) {
-    bool decided = budget->budget != MDP_BUDGET_GLOBAL;
+    bool decided = budget->budget != MDP_BUDGET_GLOBAL && budget->budget != MDP_BUDGET_GRAPE;
     return decided || mdp_session_unequal(session) != MDP_UNEQUAL_STACKED ? mdp_session_check_uniform(session, stand_in)
                                                                           : mdp_ok();
 }

@@ -427,14 +427,15 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_BUDGET] = {.name = "budget",
                        .type = MDP_OPTION_CHOICE,
                        .fallback = "uniform",
-                       .help = "equal numbers, the best of all layers together, or more in deeper layers",
+                       .help = "equal numbers, the best of all layers together, more in deeper layers, or (merges) "
+                               "fewer where experts are more alike",
                        .choice = budget_name,
                        .commands = CHOOSES},
     [OPTION_MIN_KEEP] = {.name = "min-keep",
                          .type = MDP_OPTION_INTEGER,
                          .value = "N",
                          .help =
-                             "budgets global and trapezoid: never fewer in a layer (default: the experts each token "
+                             "budgets that differ between layers: never fewer in one (default: the experts each token "
                              "uses)",
                          .minimum = 1,
                          .maximum = MAX_EXPERT,

@@ -26,6 +26,13 @@ const mdp_recipe mdp_recipes[] = {
      "recipe: groups that know the same, by centred kernel alignment, merged with their router rows (after "
      "'Diversifying the Expert Knowledge', 2407.09590)",
      "{\"method\": \"frequency\", \"merge\": \"mean\", \"group\": \"partition\", \"group-by\": \"cka-linear\"}"},
+    {"grape", "recipe: layers whose experts are most alike merge most (after GRAPE, 2604.06542)",
+     "{\"method\": \"frequency\", \"budget\": \"grape\", \"merge\": \"frequency\", \"group\": \"hierarchical\", "
+     "\"linkage\": \"average\", \"group-by\": \"output-cosine\"}"},
+    {"dek-weights",
+     "recipe: dek by what experts do without activation, in place of outputs (its model-centric variant)",
+     "{\"method\": \"frequency\", \"merge\": \"mean\", \"group\": \"partition\", \"group-by\": "
+     "\"weight-surrogate\"}"},
 };
 const int mdp_n_recipe = (int)(sizeof mdp_recipes / sizeof mdp_recipes[0]);
 

@@ -4,6 +4,8 @@
  * whichever it is. Weights are read once, after the last batch, in panels of the same rows of all experts, which are
  * dealt to ranks; so a rank holds one panel of each expert. */
 #include "observe/compare.h"
+#include "observe/aligned.h"
+#include "observe/surrogate.h"
 
 #include <string.h>
 
@@ -20,7 +22,8 @@ static mdp_status check_widths(const mdp_model *model) {
             if (is_same_shape(&moe->experts[0].gate, &moe->experts[e].gate)) continue;
             return MDP_ERROR(MDP_BAD_INPUT,
                              "layer %lld: expert %d has %lld neurons, expert 0 %lld; weights of experts of different "
-                             "widths cannot be compared; leave weight-euclidean and weight-cosine out.",
+                             "widths cannot be compared; leave weight-euclidean, weight-cosine and weight-aligned-... "
+                             "out.",
                              (long long)l, (int)e, (long long)moe->experts[e].gate.n_row,
                              (long long)moe->experts[0].gate.n_row);
         }
@@ -241,6 +244,15 @@ static mdp_status add_own(const mdp_comm *comm, const mdp_compare *compare, int6
     return add_weights(comm, compare, layer, vectors[MDP_WEIGHT_PRODUCT], flop);
 }
 
+/* What of weights ranks find out together. Collective. */
+static mdp_status compare_weights_all(const mdp_comm *comm, const mdp_compare *compare, int64_t layer,
+                                      mdp_short_sum *const *vectors, int64_t *flop) {
+    if (mdp_compare_wants(compare, MDP_SURROGATE_PRODUCT))
+        MDP_TRY(mdp_surrogate_add_all(comm, compare, layer, vectors[MDP_SURROGATE_PRODUCT], flop));
+    if (!mdp_compare_wants(compare, MDP_ALIGNED_PRODUCT)) return mdp_ok();
+    return mdp_aligned_add_all(comm, compare, layer, vectors[MDP_WEIGHT_PRODUCT], vectors[MDP_ALIGNED_PRODUCT], flop);
+}
+
 static mdp_status run_probe_all(const mdp_comm *comm, mdp_compare *compare, int64_t layer, int64_t layer_index,
                                 int keeper, mdp_short_sum *const *vectors) {
     const mdp_partition *partition = compare->partition;
@@ -257,6 +269,8 @@ mdp_status mdp_compare_layer_all(const mdp_comm *comm, mdp_compare *compare, int
     if (compare->stats->similarity.wanted == 0) return mdp_ok();
     mdp_phase before = mdp_profile_switch(compare->profile, MDP_PHASE_SIMILARITY);
     mdp_status status = mdp_agree_all(comm, add_own(comm, compare, layer, keeper, vectors, &flop));
+    if (status.code == MDP_OK && mdp_compare_is_last(compare))
+        status = compare_weights_all(comm, compare, layer, vectors, &flop);
     if (status.code == MDP_OK && compare->probe.n > 0)
         status = run_probe_all(comm, compare, layer, layer_index, keeper, vectors);
     mdp_profile_flop(compare->profile, flop);

@@ -1,17 +1,15 @@
 /* probe.c - see probe.h.
  *
  * An expert's outputs [n, d] lie at rank (expert) modulo (ranks). Cosines and kernels are inner products of long
- * vectors, one for each expert: pieces of columns of all experts are dealt to ranks, which multiply them (gram.h). */
+ * vectors, one for each expert (across.h). */
 #include "observe/probe.h"
-#include "observe/gram.h"
+#include "observe/across.h"
 #include "observe/probe_expert.h"
 
 #include <math.h>
 #include <omp.h>
 #include <string.h>
 
-#define LEAST_COLUMNS 16384 /* of a piece */
-#define MOST_COLUMNS 131072
 #define PROBE_STREAM 0x70726f6265 /* of random numbers */
 
 /* ---- the sample ---------------------------------------------------------------------------------------------- */
@@ -97,22 +95,9 @@ typedef struct probe_layer {
     bool keeps_y;               /* else an expert's outputs take the place of those of the one before */
     float *y;                   /* [n_own, n, d] outputs of expert (rank + i * ranks) */
     float *long_rows;           /* [n_own, longest] vectors to be multiplied, where they are not y */
-    mdp_exchange_room *room;
-    float *piece; /* [n_expert, n_column] columns of all experts */
-    int64_t n_column;
-    const float **row; /* [n_expert] of it */
-    int64_t *counts;   /* [2, ranks] of an exchange */
     int64_t flop;
     mdp_profile *profile;
 } probe_layer;
-
-static int64_t experts_of(const probe_layer *p, int rank) {
-    return rank < p->moe->n_expert ? (p->moe->n_expert - rank - 1) / p->comm->size + 1 : 0;
-}
-
-static mdp_expert_t expert_of(const probe_layer *p, int rank, int64_t i) {
-    return (mdp_expert_t)(rank + i * p->comm->size);
-}
 
 static mdp_status check_outputs(const probe_layer *p, mdp_expert_t e, float *y) {
     if (mdp_all_finite(y, p->n * p->d)) return mdp_ok();
@@ -145,7 +130,7 @@ static mdp_status add_means(const probe_layer *p, mdp_expert_t e, const float *y
 /* Outputs of this rank's experts. */
 static mdp_status run_experts(probe_layer *p, mdp_probe_bench *bench, mdp_short_sum *sum) {
     for (int64_t i = 0; i < p->n_own; i++) {
-        mdp_expert_t e = expert_of(p, p->comm->rank, i);
+        mdp_expert_t e = mdp_across_expert(p->comm->rank, p->comm->size, i);
         const mdp_expert *expert = &p->moe->experts[e];
         float *y = p->y + (p->keeps_y ? i : 0) * p->n * p->d;
         MDP_TRY(mdp_probe_expert(bench, expert, y));
@@ -169,80 +154,6 @@ static mdp_status compute_outputs(probe_layer *p, mdp_short_sum *sum) {
     if (status.code == MDP_OK) status = run_experts(p, &bench, sum);
     mdp_probe_bench_clear(&bench);
     return status;
-}
-
-/* ---- products over ranks ------------------------------------------------------------------------------------- */
-
-/* One round of pieces on its way. */
-typedef struct piece_round {
-    probe_layer *p;
-    const float *rows; /* [n_own, length] */
-    int64_t length, first_piece;
-} piece_round;
-
-int64_t mdp_probe_piece(int32_t n_expert) {
-    int64_t n = ((int64_t)1 << 21) / n_expert / MDP_GRAM_COLUMNS * MDP_GRAM_COLUMNS;
-    return n < LEAST_COLUMNS ? LEAST_COLUMNS : n > MOST_COLUMNS ? MOST_COLUMNS : n;
-}
-
-/* Columns of the piece of a rank in the round; 0: it has none. */
-static int64_t piece_columns(const piece_round *r, int rank) {
-    int64_t most = r->p->n_column, left = r->length - (r->first_piece + rank) * most;
-    return left < 0 ? 0 : left < most ? left : most;
-}
-
-static void pack_piece(void *context, int peer, int64_t first, int64_t n, void *buffer) {
-    const piece_round *r = context;
-    int64_t columns = piece_columns(r, peer), most = r->p->n_column;
-    float *to = buffer;
-    for (int64_t i = first; i < first + n; i++, to += most) {
-        memcpy(to, r->rows + i * r->length + (r->first_piece + peer) * most, (size_t)columns * sizeof *to);
-        memset(to + columns, 0, (size_t)(most - columns) * sizeof *to);
-    }
-}
-
-static void unpack_piece(void *context, int peer, int64_t first, int64_t n, const void *buffer) {
-    const piece_round *r = context;
-    const float *from = buffer;
-    int64_t most = r->p->n_column;
-    for (int64_t i = first; i < first + n; i++, from += most)
-        memcpy(r->p->piece + expert_of(r->p, peer, i) * most, from, (size_t)most * sizeof *from);
-}
-
-/* Pieces of all experts to the ranks that multiply them. Collective. */
-static mdp_status exchange_round_all(piece_round *r) {
-    const mdp_comm *comm = r->p->comm;
-    int64_t *n_send = r->p->counts, *n_recv = n_send + comm->size;
-    for (int q = 0; q < comm->size; q++) {
-        n_send[q] = piece_columns(r, q) > 0 ? r->p->n_own : 0;
-        n_recv[q] = piece_columns(r, comm->rank) > 0 ? experts_of(r->p, q) : 0;
-    }
-    const mdp_exchange exchange = {.room = r->p->room,
-                                   .row_byte = r->p->n_column * (int64_t)sizeof(float),
-                                   .n_send = n_send,
-                                   .n_recv = n_recv,
-                                   .pack = pack_piece,
-                                   .unpack = unpack_piece,
-                                   .context = r};
-    return mdp_exchange_told_all(comm, &exchange, r->p->profile);
-}
-
-/* Inner products of vectors of all experts: rows [n_own, length] of this rank's. Collective: a rank that fails takes
- * part until the end, where it says so. */
-static mdp_status multiply_rows_all(probe_layer *p, const float *rows, int64_t length, const char *what,
-                                    mdp_short_sum *sum) {
-    piece_round r = {.p = p, .rows = rows, .length = length};
-    const mdp_gram gram = {
-        .n = p->moe->n_expert, .n_thread = p->probe->n_thread, .layer = p->layer, .what = what, .sum = sum};
-    int64_t n_piece = (length + p->n_column - 1) / p->n_column;
-    mdp_status status = mdp_ok();
-    for (int32_t e = 0; e < gram.n; e++) p->row[e] = p->piece + e * p->n_column;
-    for (; r.first_piece < n_piece; r.first_piece += p->comm->size) {
-        MDP_TRY(exchange_round_all(&r));
-        int64_t columns = piece_columns(&r, p->comm->rank);
-        if (columns > 0 && status.code == MDP_OK) status = mdp_gram_add_rows(&gram, p->row, columns, &p->flop);
-    }
-    return mdp_agree_all(p->comm, status);
 }
 
 /* ---- vectors to be multiplied -------------------------------------------------------------------------------- */
@@ -285,17 +196,32 @@ static void normalise_outputs(const probe_layer *p) {
 }
 
 /* Kernels first, since cosines change y. */
-static mdp_status multiply_all(probe_layer *p, unsigned wanted, mdp_short_sum *const *vectors) {
+static mdp_status multiply_with_all(probe_layer *p, mdp_across *across, unsigned wanted,
+                                    mdp_short_sum *const *vectors) {
     static const mdp_vector_id kernel[] = {
         [MDP_KERNEL_LINEAR] = MDP_CKA_LINEAR_PRODUCT, [MDP_KERNEL_RBF] = MDP_CKA_RBF_PRODUCT};
+    MDP_TRY(mdp_across_begin_all(across));
     for (int kind = MDP_KERNEL_LINEAR; kind <= MDP_KERNEL_RBF; kind++) {
-        if (!(wanted >> kernel[kind] & 1)) continue;
+        mdp_vector_id id = kernel[kind];
+        if (!(wanted >> id & 1)) continue;
         MDP_AGREE(p->comm, fill_kernels(p, (mdp_kernel_kind)kind));
-        MDP_TRY(multiply_rows_all(p, p->long_rows, mdp_kernel_values(p->n), "kernels", vectors[kernel[kind]]));
+        MDP_TRY(mdp_across_multiply_all(across, p->long_rows, mdp_kernel_values(p->n), "kernels", vectors[id]));
     }
     if (!(wanted >> MDP_PROBE_COSINE_SUM & 1)) return mdp_ok();
     normalise_outputs(p);
-    return multiply_rows_all(p, p->y, p->n * p->d, "outputs", vectors[MDP_PROBE_COSINE_SUM]);
+    return mdp_across_multiply_all(across, p->y, p->n * p->d, "outputs", vectors[MDP_PROBE_COSINE_SUM]);
+}
+
+static mdp_status multiply_all(probe_layer *p, unsigned wanted, mdp_short_sum *const *vectors) {
+    mdp_across across = {.comm = p->comm,
+                         .n_expert = p->moe->n_expert,
+                         .n_thread = p->probe->n_thread,
+                         .layer = p->layer,
+                         .profile = p->profile};
+    mdp_status status = multiply_with_all(p, &across, wanted, vectors);
+    p->flop += across.flop;
+    mdp_across_clear(&across);
+    return status;
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------- */
@@ -305,26 +231,16 @@ static mdp_status take_room(probe_layer *p, unsigned wanted) {
     int64_t length = kernels ? mdp_kernel_values(p->n) : 0;
     p->keeps_y = kernels || wanted >> MDP_PROBE_COSINE_SUM & 1;
     MDP_TRY(MDP_ALLOC(&p->y, (p->keeps_y ? p->n_own : 1) * p->n * p->d, "outputs of the probe"));
-    MDP_TRY(MDP_ALLOC(&p->long_rows, p->n_own * length, "kernels of the probe"));
-    MDP_TRY(MDP_ALLOC(&p->piece, p->keeps_y ? p->moe->n_expert * p->n_column : 0, "columns of experts"));
-    MDP_TRY(MDP_ALLOC(&p->counts, 2 * p->comm->size, "row counts"));
-    return MDP_ALLOC(&p->row, p->moe->n_expert, "columns of experts");
+    return MDP_ALLOC(&p->long_rows, p->n_own * length, "kernels of the probe");
 }
 
 static mdp_status run_layer_all(probe_layer *p, int keeper, unsigned wanted, mdp_short_sum *const *vectors) {
     bool means = wanted >> MDP_PROBE_OUTPUT_SUM & 1;
     mdp_status status = mdp_agree_all(p->comm, take_room(p, wanted));
-    if (status.code == MDP_OK)
-        status =
-            mdp_exchange_room_new_all(p->comm, MDP_SUM_MESSAGE_BYTE, p->n_column * (int64_t)sizeof(float), &p->room);
     if (status.code == MDP_OK) status = mdp_bcast_all(p->comm, p->x, p->n * p->d * (int64_t)sizeof(float), keeper);
     if (status.code == MDP_OK)
         status = mdp_agree_all(p->comm, compute_outputs(p, means ? vectors[MDP_PROBE_OUTPUT_SUM] : NULL));
-    if (status.code == MDP_OK) status = multiply_all(p, wanted, vectors);
-    mdp_exchange_room_destroy(p->room);
-    mdp_free(p->counts);
-    mdp_free(p->row);
-    mdp_free(p->piece);
+    if (status.code == MDP_OK && p->keeps_y) status = multiply_all(p, wanted, vectors);
     mdp_free(p->long_rows);
     mdp_free(p->y);
     return status;
@@ -338,9 +254,8 @@ mdp_status mdp_probe_run_all(const mdp_comm *comm, mdp_probe *probe, int64_t lay
                      .layer = layer,
                      .n = probe->n,
                      .d = probe->model->d_model,
-                     .n_column = mdp_probe_piece(probe->model->layers[layer].moe.n_expert),
                      .profile = profile};
-    p.n_own = experts_of(&p, comm->rank);
+    p.n_own = mdp_across_count(p.moe->n_expert, comm->rank, comm->size);
     MDP_AGREE(comm, mdp_probe_make_room(probe, layer_index));
     p.x = probe->inputs[layer_index];
     mdp_status status = run_layer_all(&p, keeper, wanted, vectors);

@@ -39,8 +39,5 @@ mdp_status mdp_probe_gather_all(const mdp_comm *comm, mdp_probe *probe, int64_t 
  * wanted. Then the inputs go. Collective on `comm` (agrees). */
 mdp_status mdp_probe_run_all(const mdp_comm *comm, mdp_probe *probe, int64_t layer, int64_t layer_index, int keeper,
                              unsigned wanted, mdp_short_sum *const *vectors, mdp_profile *profile);
-/* Columns of the vectors of n_expert experts that a rank multiplies at a time: whole chunks of mdp_gram_add, some 8 MiB
- * in all, so that ranks meet seldom. */
-int64_t mdp_probe_piece(int32_t n_expert);
 
 #endif

@@ -14,6 +14,7 @@ typedef enum form {
     DISTANCE_OF_PRODUCTS, /* from inner products of what is compared */
     COSINE_OF_PRODUCTS,
     HALF_COSINE_OF_PRODUCTS, /* (1 + c) / 2 */
+    MINUS_MEAN_SQUARE,       /* minus the squared distance, per entry of a matrix [d_model, d_model] */
     MEAN_OVER_PROBE,         /* the sum per token */
     SHARE_OF_UNION           /* both / (one + other - both) */
 } form;
@@ -28,6 +29,9 @@ static const form forms[MDP_N_SIMILARITY] = {
     [MDP_CKA_RBF] = COSINE_OF_PRODUCTS,
     [MDP_WEIGHT_EUCLIDEAN] = DISTANCE_OF_PRODUCTS,
     [MDP_WEIGHT_COSINE] = COSINE_OF_PRODUCTS,
+    [MDP_WEIGHT_ALIGNED_EUCLIDEAN] = DISTANCE_OF_PRODUCTS,
+    [MDP_WEIGHT_ALIGNED_COSINE] = COSINE_OF_PRODUCTS,
+    [MDP_WEIGHT_SURROGATE] = MINUS_MEAN_SQUARE,
     [MDP_ROUTER_LOGIT] = HALF_COSINE_OF_PRODUCTS,
     [MDP_ROUTER_ROW] = COSINE_OF_PRODUCTS,
     [MDP_CO_ACTIVATION] = SHARE_OF_UNION,
@@ -82,6 +86,23 @@ const mdp_similarity mdp_similarities[MDP_N_SIMILARITY] = {
                            .source = "arXiv 2407.09590",
                            .needs = MDP_NEEDS_WEIGHTS,
                            .vector = MDP_WEIGHT_PRODUCT},
+    [MDP_WEIGHT_ALIGNED_EUCLIDEAN] = {.name = "weight-aligned-euclidean",
+                                      .help = "distance of all weights, neurons in the order that fits best",
+                                      .source = "arXiv 2407.09590",
+                                      .is_distance = true,
+                                      .needs = MDP_NEEDS_WEIGHTS,
+                                      .vector = MDP_ALIGNED_PRODUCT},
+    [MDP_WEIGHT_ALIGNED_COSINE] = {.name = "weight-aligned-cosine",
+                                   .help = "cosine of all weights, neurons in the order that fits best",
+                                   .source = "arXiv 2407.09590",
+                                   .needs = MDP_NEEDS_WEIGHTS,
+                                   .vector = MDP_ALIGNED_PRODUCT},
+    [MDP_WEIGHT_SURROGATE] = {.name = "weight-surrogate",
+                              .help = "minus the mean squared difference of what experts do without activation",
+                              .source = "arXiv 2407.09590",
+                              .is_negative = true,
+                              .needs = MDP_NEEDS_WEIGHTS,
+                              .vector = MDP_SURROGATE_PRODUCT},
     [MDP_ROUTER_LOGIT] = {.name = "router-logit",
                           .help = "(1 + c) / 2, c the cosine of the router's logits over all tokens",
                           .source = "M-SMoE, arXiv 2310.01334",
@@ -143,6 +164,7 @@ unsigned mdp_similarity_vectors(const mdp_similarity_request *request) {
     unsigned vectors = 1u << MDP_OUTPUT_SUM;
     for (int id = 0; id < MDP_N_SIMILARITY; id++)
         if (request->wanted >> id & 1) vectors |= 1u << mdp_similarities[id].vector;
+    if (vectors >> MDP_ALIGNED_PRODUCT & 1) vectors |= 1u << MDP_WEIGHT_PRODUCT; /* says which pairs are matched */
     return vectors;
 }
 
@@ -235,7 +257,8 @@ static mdp_status compare_means(const mdp_stats *stats, int64_t layer_index, mdp
 }
 
 /* One entry from the sums of the pair and of each of the two with itself. */
-static double entry_of(form how, double ii, double jj, double ij, double n_probe) {
+static double entry_of(form how, double ii, double jj, double ij, const mdp_stats *stats) {
+    double d = (double)stats->d_model;
     switch (how) {
     case DISTANCE_OF_PRODUCTS:
         return sqrt(fmax(ii + jj - 2.0 * ij, 0.0));
@@ -243,10 +266,12 @@ static double entry_of(form how, double ii, double jj, double ij, double n_probe
         return cosine_of(ii, jj, ij);
     case HALF_COSINE_OF_PRODUCTS:
         return 0.5 * (1.0 + cosine_of(ii, jj, ij));
+    case MINUS_MEAN_SQUARE:
+        return 0.0 - fmax(ii + jj - 2.0 * ij, 0.0) / (d * d);
     case SHARE_OF_UNION:
         return ii + jj - ij > 0.0 ? ij / (ii + jj - ij) : 0.0;
     default:
-        return ij / n_probe;
+        return ij / stats->n_probe;
     }
 }
 
@@ -257,8 +282,8 @@ static void compare_products(const mdp_stats *stats, int64_t layer_index, mdp_si
     for (int64_t i = 0; i < n; i++) {
         double ii = mdp_short_value(&sums[i * n + i]);
         for (int64_t j = 0; j <= i; j++)
-            out[i * n + j] = entry_of(forms[id], ii, mdp_short_value(&sums[j * n + j]),
-                                      mdp_short_value(&sums[i * n + j]), stats->n_probe);
+            out[i * n + j] =
+                entry_of(forms[id], ii, mdp_short_value(&sums[j * n + j]), mdp_short_value(&sums[i * n + j]), stats);
     }
 }
 

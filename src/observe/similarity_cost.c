@@ -1,6 +1,8 @@
 /* similarity_cost.c - what similarities take of memory, operations and bytes, from headers alone. */
-#include "observe/compare.h"
+#include "observe/across.h"
+#include "observe/aligned.h"
 #include "observe/probe_expert.h"
+#include "observe/surrogate.h"
 
 #define ARENA_BYTE ((int64_t)2 << 20) /* what a thread that allocates for itself leaves of its arena */
 
@@ -41,9 +43,7 @@ static int64_t probe_bytes(const mdp_moe *moe, const mdp_similarity_request *req
         kernels = n_own * mdp_kernel_values(n) * (int64_t)sizeof(float);
         scratch = (n_own < n_thread ? n_own : n_thread) * mdp_kernel_scratch(n) * (int64_t)sizeof(double);
     }
-    int64_t piece = mdp_probe_piece(moe->n_expert) * (int64_t)sizeof(float), slot = MDP_SUM_MESSAGE_BYTE / 4;
-    int64_t messages = 4 * (n_own * piece < slot ? n_own * piece : slot); /* of the room, what rows fill */
-    int64_t products = moe->n_expert * piece + messages + mdp_gram_memory(moe->n_expert, n_thread);
+    int64_t products = mdp_across_memory(moe->n_expert, n_own, n_thread);
     if (!wants_kernels(request) && !wants(request, MDP_PROBE_COSINE_SUM)) return 4 * n * row + bench;
     return 3 * n * row + n_own * n * row + kernels + mdp_larger(bench, scratch) + products + n_thread * ARENA_BYTE;
 }
@@ -66,6 +66,10 @@ int64_t mdp_similarity_memory(const mdp_model *model, const mdp_similarity_reque
         if (!model->layers[l].is_moe) continue;
         most = mdp_larger(most, weight_bytes(moe, request, n_thread));
         most = mdp_larger(most, probe_bytes(moe, request, n, model->d_model, n_rank, n_thread));
+        if (wants(request, MDP_SURROGATE_PRODUCT))
+            most = mdp_larger(most, mdp_surrogate_memory(moe, model->d_model, n_rank, n_thread));
+        if (wants(request, MDP_ALIGNED_PRODUCT))
+            most = mdp_larger(most, mdp_aligned_memory(moe, model->d_model, n_thread));
     }
     return most;
 }
@@ -89,18 +93,6 @@ static int64_t gram_flop(int64_t n, double length) {
     return (int64_t)(length * (double)n * (double)(n + 1));
 }
 
-/* Bytes of vectors that a rank sends away: of its own all but what it multiplies itself. */
-static void send_pieces(const mdp_comm *layout, const mdp_moe *moe, int rank, int64_t n_own, int64_t length,
-                        mdp_rank_cost *out) {
-    int64_t piece = mdp_probe_piece(moe->n_expert), n_piece = (length + piece - 1) / piece, size = layout->size;
-    for (int q = 0; q < size; q++) {
-        int64_t n_byte = n_own * ((n_piece - q + size - 1) / size) * piece * (int64_t)sizeof(float);
-        if (q == rank) continue;
-        out->bytes_sent += n_byte;
-        if (layout->rank_node[q] != layout->rank_node[rank]) out->bytes_away += n_byte;
-    }
-}
-
 /* A rank's experts on the probe. */
 static void add_probe(const mdp_comm *layout, const mdp_moe *moe, const mdp_similarity_request *request, int64_t n,
                       int64_t d, int rank, mdp_rank_cost *out) {
@@ -114,11 +106,11 @@ static void add_probe(const mdp_comm *layout, const mdp_moe *moe, const mdp_simi
         if (!wants(request, kernel[k])) continue;
         out->flop += n_own * n * (n + 1) * d;
         out->flop += gram_flop(moe->n_expert, (double)mdp_kernel_values(n) / layout->size);
-        send_pieces(layout, moe, rank, n_own, mdp_kernel_values(n), out);
+        mdp_across_send(layout, moe->n_expert, rank, mdp_kernel_values(n), out);
     }
     if (!wants(request, MDP_PROBE_COSINE_SUM)) return;
     out->flop += gram_flop(moe->n_expert, (double)n * (double)d / layout->size);
-    send_pieces(layout, moe, rank, n_own, n * d, out);
+    mdp_across_send(layout, moe->n_expert, rank, n * d, out);
 }
 
 static void add_layer(const mdp_comm *layout, const mdp_moe *moe, const mdp_similarity_request *request,
@@ -129,6 +121,8 @@ static void add_layer(const mdp_comm *layout, const mdp_moe *moe, const mdp_simi
         out->flop += gram_flop(n_expert, (double)weights_of(&moe->experts[0]) / layout->size);
         out->bytes_read += n_expert * bytes_of(&moe->experts[0]) / layout->size;
     }
+    if (wants(request, MDP_SURROGATE_PRODUCT)) mdp_surrogate_cost(layout, moe, d, rank, out);
+    if (wants(request, MDP_ALIGNED_PRODUCT)) mdp_aligned_cost(layout, moe, d, rank, out);
     if (n > 0) add_probe(layout, moe, request, n, d, rank, out);
 }
 

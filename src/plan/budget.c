@@ -8,11 +8,9 @@
 #include <math.h>
 #include <stdlib.h>
 
-const char *const mdp_budget_names[] = {[MDP_BUDGET_UNIFORM] = "uniform",
-                                        [MDP_BUDGET_GLOBAL] = "global",
-                                        [MDP_BUDGET_TRAPEZOID] = "trapezoid",
-                                        [MDP_BUDGET_LIST] = "list",
-                                        NULL};
+const char *const mdp_budget_names[] = {
+    [MDP_BUDGET_UNIFORM] = "uniform", [MDP_BUDGET_GLOBAL] = "global", [MDP_BUDGET_TRAPEZOID] = "trapezoid",
+    [MDP_BUDGET_GRAPE] = "grape",     [MDP_BUDGET_LIST] = "list",     NULL};
 
 #define MAX_COUNT 1000000 /* experts of a layer; bounds what a hand-written number can say */
 
@@ -104,6 +102,12 @@ static void bounds_of(const mdp_budget_layer *layer, const mdp_budget_options *o
     *high = layer->n_alive / unit * unit;
 }
 
+int32_t mdp_budget_least(const mdp_budget_layer *layer, const mdp_budget_options *options) {
+    int32_t low = 0, high = 0;
+    bounds_of(layer, options, &low, &high);
+    return low;
+}
+
 static mdp_status check_layer(const mdp_budget_layer *layer, const mdp_budget_options *options) {
     long long l = (long long)layer->layer;
     int32_t unit = mdp_budget_unit(options), k = used_by_token(layer, options), low = 0, high = 0;
@@ -128,7 +132,7 @@ static mdp_status check_layer(const mdp_budget_layer *layer, const mdp_budget_op
 static mdp_status check_keep(const mdp_budget_layer *layer, int32_t keep, const mdp_budget_options *options) {
     long long l = (long long)layer->layer;
     int32_t unit = mdp_budget_unit(options), k = used_by_token(layer, options), low = 0, high = 0;
-    bool spread = options->budget == MDP_BUDGET_GLOBAL || options->budget == MDP_BUDGET_TRAPEZOID;
+    bool spread = mdp_budget_spreads(options->budget);
     if (keep < k)
         return MDP_ERROR(MDP_USAGE,
                          "layer %lld: keeping %d experts is less than the %d that each token uses; keep %d or more.", l,
@@ -198,7 +202,7 @@ static int64_t left_after(int64_t n, int64_t keep, int64_t round, int64_t n_roun
  * average over layers change it by one. */
 int64_t mdp_budget_rounds(const mdp_budget_layer *layers, int64_t n_layer, const mdp_budget_options *options,
                           int64_t n_round) {
-    bool spread = options->budget == MDP_BUDGET_GLOBAL || options->budget == MDP_BUDGET_TRAPEZOID;
+    bool spread = mdp_budget_spreads(options->budget);
     int32_t unit = spread ? 1 : mdp_budget_unit(options), smallest = INT32_MAX;
     int64_t most = 1;
     for (int64_t i = 0; i < n_layer; i++) {
@@ -218,7 +222,7 @@ mdp_budget_options mdp_budget_of_round(const mdp_budget_layer *layers, int64_t n
     int32_t unit = mdp_budget_unit(options), smallest = INT32_MAX;
     if (round >= n_round) return out;
     for (int64_t i = 0; i < n_layer; i++) smallest = layers[i].n_expert < smallest ? layers[i].n_expert : smallest;
-    if (options->budget == MDP_BUDGET_GLOBAL || options->budget == MDP_BUDGET_TRAPEZOID) {
+    if (mdp_budget_spreads(options->budget)) {
         out.keep = (int32_t)left_after(smallest, options->keep, round, n_round, 1);
         if (out.keep > smallest / unit * unit) out.keep = smallest / unit * unit;
         return out;
@@ -297,7 +301,7 @@ static void trapezoid_shares(portion *all, int64_t n, int64_t total) {
 static void spread(const mdp_budget_options *options, portion *all, int64_t n, const int32_t *ranked) {
     int32_t unit = mdp_budget_unit(options);
     int64_t total = (n * options->keep + unit / 2) / unit * unit;
-    for (int64_t i = 0; i < n; i++) all[i].share = ranked[i];
+    for (int64_t i = 0; i < n; i++) all[i].share = options->budget == MDP_BUDGET_GRAPE ? options->keep : ranked[i];
     if (options->budget == MDP_BUDGET_TRAPEZOID) trapezoid_shares(all, n, total);
     round_shares(all, n, unit, total);
 }

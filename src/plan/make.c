@@ -157,8 +157,7 @@ static json_t *describe_options(const mdp_plan_request *request, int32_t min_kee
     const mdp_criterion *criterion = request->criterion;
     json_t *options = json_object();
     if (!options) return NULL;
-    if (budget->budget == MDP_BUDGET_GLOBAL || budget->budget == MDP_BUDGET_TRAPEZOID)
-        mdp_json_put(&options, "min_keep", json_integer(min_keep));
+    if (mdp_budget_spreads(budget->budget)) mdp_json_put(&options, "min_keep", json_integer(min_keep));
     if (budget->budget == MDP_BUDGET_GLOBAL)
         mdp_json_put(&options, "normalise", json_string(mdp_score_normalise_names[budget->normalise]));
     if (budget->multiple_of > 1) mdp_json_put(&options, "keep_multiple_of", json_integer(budget->multiple_of));
@@ -215,6 +214,21 @@ static json_t *describe_recipe(const mdp_plan_request *request, int32_t min_keep
     return recipe;
 }
 
+/* By the numbers of the budget. */
+static mdp_status choose_by_budget(const mdp_plan_request *request, const int32_t *top_k, mdp_plan *plan) {
+    mdp_budget_options budget = request->budget;
+    mdp_keep_entry *list = NULL;
+    if (budget.budget != MDP_BUDGET_GRAPE || !request->merge) return mdp_plan_choose(plan, top_k, &budget);
+    MDP_TRY(MDP_ALLOC(&list, plan->n_layer, "the list of a budget"));
+    mdp_status status = mdp_plan_share_alike(request, plan, top_k, list);
+    budget.budget = MDP_BUDGET_LIST;
+    budget.list = list;
+    budget.n_list = plan->n_layer;
+    if (status.code == MDP_OK) status = mdp_plan_choose(plan, top_k, &budget);
+    mdp_free(list);
+    return status;
+}
+
 /* Choose, with super experts found and, where that was asked for, protected. */
 static mdp_status choose(const mdp_plan_request *request, const int32_t *top_k, mdp_plan *plan, json_t **super) {
     mdp_super_expert *all = NULL;
@@ -222,7 +236,7 @@ static mdp_status choose(const mdp_plan_request *request, const int32_t *top_k, 
     if (request->stats) MDP_TRY(mdp_super_experts(request->stats, request->weight, &all, &n));
     mdp_status status = mdp_ok();
     if (request->protect_super_experts) status = protect(all, n, plan);
-    if (status.code == MDP_OK) status = mdp_plan_choose(plan, top_k, &request->budget);
+    if (status.code == MDP_OK) status = choose_by_budget(request, top_k, plan);
     if (status.code == MDP_OK && request->merge) status = mdp_plan_group(request, plan);
     if (status.code == MDP_OK && request->pruned_route == MDP_ROUTE_ZERO) status = zero_dropped(plan);
     if (status.code == MDP_OK && request->stats) *super = describe_super(all, n);

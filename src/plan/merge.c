@@ -42,6 +42,16 @@ static double sum_of(const double *values, int32_t n) {
     return sum;
 }
 
+/* A similarity from a distance, and back. */
+static void flip(const grouper *g) {
+    int32_t n = g->layer->n_expert;
+    if (!mdp_similarities[g->request->merge->similarity].is_negative) {
+        mdp_group_flip(n, g->matrix);
+        return;
+    }
+    for (int64_t at = 0; at < (int64_t)n * n; at++) g->matrix[at] = 0.0 - g->matrix[at];
+}
+
 /* The matrix as the method wants it, and tokens. */
 static mdp_status gather(grouper *g) {
     const mdp_plan_request *request = g->request;
@@ -56,7 +66,7 @@ static mdp_status gather(grouper *g) {
     MDP_TRY(MDP_ALLOC(&g->tokens, n, "the experts of a layer"));
     MDP_TRY(MDP_ALLOC(&g->chosen, n, "the experts of a layer"));
     memcpy(g->matrix, stored, (size_t)((int64_t)n * n) * sizeof *stored);
-    if (is_distance != (mdp_group_wants(merge->group) == MDP_BY_DISTANCE)) mdp_group_flip(n, g->matrix);
+    if (is_distance != (mdp_group_wants(merge->group) == MDP_BY_DISTANCE)) flip(g);
     for (mdp_expert_t e = 0; e < n; e++) g->tokens[e] = mdp_stats_count(request->stats, g->index, e, request->weight);
     find_chosen(g->layer, g->chosen);
     return mdp_ok();
@@ -67,11 +77,11 @@ static mdp_status penalise(const grouper *g) {
     double all = sum_of(g->tokens, n), *share = NULL;
     if (!g->request->merge->frequency_penalty || all <= 0.0) return mdp_ok();
     MDP_TRY(MDP_ALLOC(&share, n, "shares of the tokens"));
-    bool flip = mdp_group_wants(g->request->merge->group) == MDP_BY_SIMILARITY; /* it is for distances */
+    bool similar = mdp_group_wants(g->request->merge->group) == MDP_BY_SIMILARITY; /* it is for distances */
     for (int32_t e = 0; e < n; e++) share[e] = g->tokens[e] / all;
-    if (flip) mdp_group_flip(n, g->matrix);
+    if (similar) flip(g);
     mdp_group_penalise(n, share, g->matrix);
-    if (flip) mdp_group_flip(n, g->matrix);
+    if (similar) flip(g);
     mdp_free(share);
     return mdp_ok();
 }

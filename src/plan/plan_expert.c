@@ -100,6 +100,17 @@ json_t *mdp_plan_list_merged(const mdp_plan_layer *layer) {
     return list;
 }
 
+json_t *mdp_plan_describe_merged(const mdp_plan_layer *layer) {
+    json_t *list = json_array();
+    for (int32_t i = 0; i < layer->n_kept; i++) {
+        if (layer->kept[i].action != MDP_MERGE) continue;
+        json_t *item = mdp_plan_print_expert(&layer->kept[i]);
+        json_object_del(item, "arrays");
+        mdp_json_add(&list, item);
+    }
+    return list;
+}
+
 /* ---- parsing --------------------------------------------------------------------------------------------------- */
 
 mdp_status mdp_plan_check_keys(const json_t *object, const char *const *known, const mdp_plan_place *where) {

@@ -57,10 +57,11 @@ static json_t *print_choice(const mdp_plan_layer *layer, int32_t top_k) {
         mdp_json_add(layer->kept[j].action == MDP_ZERO ? &zeroed : &kept, json_integer(layer->kept[j].from[0]));
     for (int32_t j = 0; j < layer->n_dropped; j++) mdp_json_add(&dropped, json_integer(layer->dropped[j]));
     json_t *scores = layer->scores ? print_reals(layer->n_expert, layer->scores) : json_null();
-    return json_pack("{s:I, s:i, s:i, s:i, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
+    return json_pack("{s:I, s:i, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)layer->layer, "experts",
                      (int)layer->n_expert, "top_k_before", (int)top_k, "top_k_after",
                      (int)(layer->top_k > 0 ? layer->top_k : top_k), "kept", kept, "zeroed", zeroed, "merged",
-                     mdp_plan_list_merged(layer), "dropped", dropped, "scores", scores);
+                     mdp_plan_list_merged(layer), "merges", mdp_plan_describe_merged(layer), "dropped", dropped,
+                     "scores", scores);
 }
 
 /* What the statistics say of a layer. */
@@ -80,6 +81,9 @@ static mdp_status add_layer(const mdp_report *report, int64_t i, json_t **list) 
         mdp_json_put(&layer, "error",
                      mdp_json_number_or_null(mdp_evaluation_layer_error(report->evaluation, 1, planned->layer)));
     if (report->stats) status = add_observed(report, i, &layer);
+    json_t *alike = NULL;
+    if (status.code == MDP_OK) status = mdp_report_alike(report, i, &alike);
+    if (alike) mdp_json_put(&layer, "similarity", alike);
     mdp_json_add(list, layer);
     return status;
 }

@@ -4,10 +4,15 @@
 
 #include "mdp/report.h"
 
-/* [{"layer", "experts", "top_k_before", "top_k_after", "kept", "zeroed", "dropped", "scores", "counts", "criteria"},
- * ...]; new. counts (rows routed per category) and criteria (scores by every one that they allow) with statistics only.
- * Local. */
+/* [{"layer", "experts", "top_k_before", "top_k_after", "kept", "zeroed", "merged", "merges", "dropped", "scores",
+ * "counts", "criteria", "similarity"}, ...]; new. counts (rows routed per category) and criteria (scores by every one
+ * that they allow) with statistics only. Local. */
 mdp_status mdp_report_layers(const mdp_report *report, json_t **out);
+/* {"order", "groups", "cells", "least_alike", "most_alike", "levels"} of a layer whose experts were grouped by a
+ * similarity that the statistics hold: experts in the order of a dendrogram, groups together; sizes of the groups in
+ * that order; the lower triangle of cells, a letter each (A-Z, a-z, 0-9, +, -), from the least alike to the most. New;
+ * NULL: there is none. Local. */
+mdp_status mdp_report_alike(const mdp_report *report, int64_t i, json_t **out);
 /* {"categories": [{"name", "tokens"}, ...], "criteria": [{"name", "help"}, ...]} of the statistics; new, JSON null
  * without. Local. */
 json_t *mdp_report_observed(const mdp_report *report);

@@ -29,6 +29,7 @@ typedef struct summary {
     int64_t n_layer;           /* layers with experts */
     int64_t n_before, n_after; /* experts of all layers */
     int64_t n_zeroed;          /* of those after: there, but return 0 */
+    int64_t n_joined;          /* of those before: they are a part of another */
     int32_t least[2], most[2]; /* experts of a layer; before, after */
     int64_t byte_before, byte_after;
     mdp_result_size before, after;
@@ -46,7 +47,11 @@ static summary summarise(const mdp_report *report) {
                    .least = {INT32_MAX, INT32_MAX}};
     for (int64_t i = 0; i < plan->n_layer; i++) {
         int32_t count[2] = {plan->layers[i].n_expert, plan->layers[i].n_kept};
-        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) sum.n_zeroed += plan->layers[i].kept[j].action == MDP_ZERO;
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
+            const mdp_plan_expert *expert = &plan->layers[i].kept[j];
+            sum.n_zeroed += expert->action == MDP_ZERO;
+            if (expert->action == MDP_MERGE) sum.n_joined += expert->n_from - 1;
+        }
         sum.n_before += count[0];
         sum.n_after += count[1];
         for (int side = 0; side < 2; side++) {
@@ -84,6 +89,13 @@ static int worst_category(const mdp_evaluation *evaluation) {
     return worst;
 }
 
+/* "removed", or what became of them instead. */
+static const char *what_became(const summary *sum) {
+    if (sum->n_joined == 0) return "removed";
+    bool all = sum->n_joined == sum->n_before - sum->n_after + sum->n_zeroed;
+    return all ? "merged into others" : "removed or merged into others";
+}
+
 /* "Half of the experts removed; perplexity 4.310 -> 5.020 (+16.5%); the worst category is chat." Returns out. */
 static const char *print_sentence(const mdp_report *report, const summary *sum, char *out, size_t n_char) {
     const mdp_evaluation *evaluation = report->evaluation;
@@ -100,7 +112,7 @@ static const char *print_sentence(const mdp_report *report, const summary *sum, 
             snprintf(worst, sizeof worst, "; the worst category is %s",
                      mdp_text_show(start, sizeof start, evaluation->category[c]));
     }
-    snprintf(out, n_char, "%s of the experts removed%s%s.", share, change, worst);
+    snprintf(out, n_char, "%s of the experts %s%s%s.", share, what_became(sum), change, worst);
     return out;
 }
 

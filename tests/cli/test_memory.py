@@ -135,6 +135,8 @@ def test_the_peak_of_products_in_bf16_is_what_was_foretold_or_a_little_less(stor
 @pytest.mark.parametrize("ranks, threads, names", [
     (1, 2, "output-mean-euclidean,output-cosine,cka-linear,cka-rbf,weight-cosine,router-logit"),
     (4, 1, "output-cosine,cka-rbf,weight-cosine,router-logit,co-activation"),
+    (2, 2, "weight-surrogate"),
+    (3, 1, "weight-aligned-cosine"),
 ])
 def test_the_peak_with_similarities_is_what_was_foretold_or_a_little_less(ranks, threads, names, tmp_path):
     """Outputs of all experts for the probe, and their kernels."""

@@ -296,8 +296,8 @@ def observed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("observed")
     tokens = mdp.golden_tokens("mixtral", folder / "tokens.h5")
     mdp.succeed(2, "observe", "--model", mdp.GOLDEN / "mixtral", "--tokens", tokens, "--similarity",
-                "output-mean-euclidean,cka-rbf,cka-linear,weight-cosine,router-logit,output-routed-mean-euclidean", "--probe-tokens", 4096, "--out",
-                folder / "stats.h5")
+                "output-mean-euclidean,cka-rbf,cka-linear,weight-cosine,weight-surrogate,router-logit,output-routed-mean-euclidean", "--probe-tokens", 4096,
+                "--out", folder / "stats.h5")
     return folder
 
 
@@ -359,7 +359,64 @@ def test_a_representative_is_the_best_of_its_group(observed, tmp_path):
         assert [d["expert"] for d in layer["dropped"]] == [e for e in range(8) if e not in best]
 
 
+def entropy(groups, n):
+    return -sum(len(group) / n * np.log(len(group) / n) for group in groups)
+
+
+def between(matrix, one, other):
+    return np.mean([matrix[i, j] for i in one for j in other])
+
+
+def counts_by_turns(matrices, total, least, gamma=0.1):
+    """Step by step: the layer with the most similarity left between its groups joins its most similar two."""
+    layers = [[[e] for e in range(len(matrix))] for matrix in matrices]
+    start, frozen = [entropy(groups, 8) for groups in layers], set()
+    while sum(map(len, layers)) > total:
+        may = [l for l, groups in enumerate(layers) if l not in frozen and len(groups) > least]
+        if not may:
+            frozen, start = set(), [entropy(groups, 8) for groups in layers]
+            continue
+        pairs = [[(between(matrices[l], a, b), a, b) for i, a in enumerate(groups) for b in groups[i + 1:]] for l, groups in enumerate(layers)]
+        best = max(may, key=lambda l: sum(pair[0] for pair in pairs[l]))
+        _, one, other = max(pairs[best], key=lambda pair: pair[0])
+        one += other
+        layers[best].remove(other)
+        if entropy(layers[best], 8) < (1 - gamma) * start[best]:
+            frozen.add(best)
+    return [len(groups) for groups in layers]
+
+
+@pytest.mark.parametrize("keep, least", [(3, 2), (4, 2), (5, 3), (6, 2)])
+@pytest.mark.parametrize("name", ["cka-rbf", "output-mean-euclidean", "weight-surrogate"])
+def test_layers_that_are_most_alike_merge_most(name, keep, least, observed, tmp_path):
+    plan(observed, tmp_path / "p.json", "--group-by", name, "--budget", "grape", "--keep", keep, "--min-keep", least)
+    found = mdp.read_json(tmp_path / "p.json")
+    with h5py.File(observed / "stats.h5") as file:
+        matrices = [file[f"layers/{layer['layer']}/similarity/{name}"][...] for layer in found["layers"]]
+    if name != "cka-rbf":
+        matrices = [1 - np.abs(matrix) / np.abs(matrix).max() for matrix in matrices]
+    wanted = counts_by_turns(matrices, keep * len(matrices), least)
+    assert [len(layer["experts"]) for layer in found["layers"]] == wanted and sum(wanted) == keep * len(matrices)
+    assert found["uniform"] == (len(set(wanted)) == 1) and found["recipe"]["budget"] == "grape" and found["recipe"]["options"]["min_keep"] == least
+    assert all(sorted(sum(groups_of(layer), [])) == list(range(8)) for layer in found["layers"])
+
+
+def test_unequal_merges_are_written_as_unequal_layers_are(tmp_path):
+    random = np.random.default_rng(6)
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"a": [random.integers(1000, size=120) for _ in range(8)]})
+    words = ["run", "--model", mdp.DEMO, "--tokens", tokens, "--method", "grape", "--keep", 4, "--quiet", "--out"]
+    mdp.refuse(2, 2, "layers differ", *words, tmp_path / "both", "--format", "both")
+    mdp.succeed(3, *words, tmp_path / "out", "--format", "hdf5")
+    found = mdp.read_json(tmp_path / "out" / "plan.json")
+    assert not found["uniform"] and sum(len(layer["experts"]) for layer in found["layers"]) == 24
+    assert found["recipe"]["merge"]["similarity"] == "output-cosine" and found["recipe"]["budget"] == "grape"
+    mdp.succeed(2, "verify", tmp_path / "out" / "model.h5", "--model", mdp.DEMO, "--quiet")
+
+
 @pytest.mark.parametrize("code, words, sentence", [
+    (2, ["--budget", "grape"], "--budget grape is for merges"),
+    (2, ["--merge", "mean", "--budget", "grape", "--group-by", "router-logit", "--keep-multiple-of", 2], "--keep-multiple-of does not go with it"),
+    (2, ["--merge", "mean", "--group", "spectral", "--group-by", "weight-surrogate"], "--group spectral needs similarities above 0"),
     (2, ["--merge", "none", "--align", "weight"], "--align has no meaning without --merge"),
     (2, ["--merge", "mean", "--pruned-route", "zero"], "does not go with it"),
     (2, ["--merge", "mean", "--group", "kmeans", "--group-by", "router-logit"], "means of vectors are needed"),

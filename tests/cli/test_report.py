@@ -231,3 +231,101 @@ def test_page_loads_nothing(demo_run):
     assert set(re.findall(r"https?://[^\s\"'<>\\]*", text)) <= {"http://www.w3.org/2000/svg"}
     assert not re.search(r"\s(?:src|href)=|@import|url\(", text)
     assert json.loads(INSIDE.search(text).group(1)) == mdp.read_json(demo_run / "report.json")
+
+
+# ---- merged experts
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"
+
+
+@pytest.fixture(scope="module")
+def merged_run(tmp_path_factory):
+    """The demo, half of whose experts are merged into others."""
+    folder, random = tmp_path_factory.mktemp("merged"), np.random.default_rng(6)
+    tokens = mdp.write_tokens(folder / "tokens.h5", {"a": [random.integers(1000, size=120) for _ in range(8)]})
+    mdp.succeed(2, "run", "--model", mdp.DEMO, "--tokens", tokens, "--eval-tokens", tokens, "--method", "hc-smoe", "--align", "weight", "--keep", 4,
+                "--format", "hdf5", "--out", folder / "out")
+    return folder / "out"
+
+
+def similarities(folder, report):
+    """The layers' matrices of what groups were made by, larger: more alike."""
+    name = report["recipe"]["merge"]["similarity"]
+    with h5py.File(folder / "stats.h5") as stats:
+        datasets = [stats[f"layers/{layer['layer']}/similarity/{name}"] for layer in report["layers"]]
+        return [-one[...] if one.attrs["kind"] in ("distance", b"distance") else one[...] for one in datasets]
+
+
+def levels_of(matrix, order, cells):
+    """Means of the pairs of neighbours that share a cell, from the least to the most in 64 steps; and the two."""
+    n = len(order)
+    ordered = matrix[np.ix_(order, order)].astype(float)
+    np.fill_diagonal(ordered, np.nan)
+    edges = [c * n // cells for c in range(cells + 1)]
+    means = np.full((cells, cells), np.nan)
+    for a in range(cells):
+        for b in range(a + 1):
+            part = ordered[edges[a]:edges[a + 1], edges[b]:edges[b + 1]]
+            means[a, b] = np.nanmean(part) if np.isfinite(part).any() else np.nan
+    least, most = np.nanmin(means), np.nanmax(means)
+    steps = np.floor(64 * (means - least) / (most - least))
+    return np.where(np.isnan(means), 63, np.minimum(steps, 63))[np.tril_indices(cells)], least, most
+
+
+def check_similarity(layer, planned, matrix, cells):
+    shown = layer["similarity"]
+    order, groups = shown["order"], np.split(shown["order"], np.cumsum(shown["groups"])[:-1])
+    assert sorted(order) == list(range(len(matrix))) and shown["cells"] == cells
+    assert sorted(sorted(group.tolist()) for group in groups) == sorted(expert["from"] for expert in planned["experts"])
+    wanted, least, most = levels_of(matrix, order, cells)
+    found = np.array([LETTERS.index(letter) for letter in shown["levels"]])
+    assert np.abs(found - wanted).max() <= 1 and (found != wanted).mean() < 0.01
+    assert sorted(np.abs([shown["least_alike"], shown["most_alike"]])) == pytest.approx(sorted(np.abs([least, most])), rel=1e-6)
+
+
+def test_a_report_of_merges_says_what_was_merged_and_how(merged_run):
+    report, plan = mdp.read_json(merged_run / "report.json"), mdp.read_json(merged_run / "plan.json")
+    assert report["sentence"].startswith("Half of the experts merged into others; perplexity ")
+    for layer, planned, matrix in zip(report["layers"], plan["layers"], similarities(merged_run, report), strict=True):
+        several = [{key: value for key, value in expert.items() if key != "arrays"} for expert in planned["experts"] if expert["action"] == "merge"]
+        assert layer["merges"] == several and layer["merged"] == [expert["from"] for expert in several]
+        check_similarity(layer, planned, matrix, 8)
+
+
+def test_inspect_prints_groups_and_what_router_rows_are_made_of(merged_run):
+    said = json.loads(mdp.succeed(1, "inspect", merged_run / "plan.json", "--json").stdout)
+    assert [layer["merges"] for layer in said["layers"]] == [layer["merges"] for layer in mdp.read_json(merged_run / "report.json")["layers"]]
+    assert all(one["router"] == "mean" and one["align"] == "weight" for layer in said["layers"] for one in layer["merges"])
+    table = mdp.succeed(1, "inspect", merged_run / "plan.json").stdout
+    assert table.count('"dominant":') == sum(len(layer["merges"]) for layer in said["layers"])
+
+
+@browser
+def test_page_of_merges_draws_groups_and_says_how(merged_run, tmp_path):
+    """A script at the end counts the shades of every canvas."""
+    report = mdp.read_json(merged_run / "report.json")
+    text = (merged_run / "report.html").read_text(encoding="utf-8")
+    count = ("<script>document.querySelectorAll('canvas').forEach((one) => { const seen = new Set(), of = one.getContext('2d').getImageData(0, 0, one.width, "
+             "one.height).data; for (let i = 0; i < of.length; i += 4) seen.add(of[i] << 16 | of[i + 1] << 8 | of[i + 2]); one.dataset.shades = seen.size; });</script>")
+    (tmp_path / "page.html").write_text(text.replace("</body>", count + "</body>"), encoding="utf-8")
+    dom = chromium(tmp_path, tmp_path / "page.html", "--dump-dom")
+    found = [a for a, _ in Elements(dom).found if "data-similar" in a]
+    assert [int(a["data-similar"]) for a in found] == [layer["layer"] for layer in report["layers"]]
+    for a, layer in zip(found, report["layers"]):
+        assert a["data-order"].split() == [str(e) for e in layer["similarity"]["order"]] and int(a["data-shades"]) > 10
+        assert a["data-groups"].split() == [str(n) for n in layer["similarity"]["groups"]]
+    plain = html.unescape(re.sub(r"<[^>]*>", "", dom))
+    assert "merged by frequency (groups: hierarchical, average linkage, by output-mean-euclidean; neurons matched by weight; router rows: mean)" in plain
+    assert "Which experts stay, and which are merged" in plain and "router row: mean" in plain
+
+
+def test_similarities_of_many_experts_stay_small(tmp_path):
+    random = np.random.default_rng(2)
+    mdp.tool("make-shape-model", "--hidden", 64, "--intermediate", 16, "--layers", 2, "--experts", 150, "--vocab", 64, "--out", tmp_path / "model")
+    tokens = mdp.write_tokens(tmp_path / "tokens.h5", {"a": [random.integers(64, size=60) for _ in range(4)]})
+    mdp.succeed(2, "run", "--model", tmp_path / "model", "--tokens", tokens, "--method", "hc-smoe", "--group-by", "weight-cosine", "--keep", 75, "--format", "hdf5",
+                "--out", tmp_path / "out")
+    report, plan = mdp.read_json(tmp_path / "out" / "report.json"), mdp.read_json(tmp_path / "out" / "plan.json")
+    for layer, planned, matrix in zip(report["layers"], plan["layers"], similarities(tmp_path / "out", report), strict=True):
+        check_similarity(layer, planned, matrix, 64)
+        assert len(json.dumps(layer["similarity"])) < 4000

@@ -11,7 +11,7 @@ MODEL = mdp.GOLDEN / "mixtral"
 LAYERS = range(3)
 PROBED = ["output-mean-euclidean", "output-mean-cosine", "output-cosine", "cka-linear", "cka-rbf"]
 NAMES = [*PROBED[:2], "output-routed-mean-euclidean", "output-routed-mean-cosine", *PROBED[2:], "weight-euclidean", "weight-cosine",
-         "router-logit", "router-row", "co-activation"]
+         "weight-aligned-euclidean", "weight-aligned-cosine", "weight-surrogate", "router-logit", "router-row", "co-activation"]
 ALL = ",".join(NAMES)
 
 
@@ -23,6 +23,11 @@ def observe(out, tokens, *words, ranks=2, names=ALL, model=MODEL):
 def matrices(path, layer):
     with h5py.File(path) as stats:
         return {name: dataset[...] for name, dataset in stats[f"layers/{layer}/similarity"].items()}
+
+
+def surrogates(name, layer):
+    with h5py.File(mdp.GOLDEN / name / "surrogate.h5") as reference:
+        return reference[f"layer{layer}/weight-surrogate"][...]
 
 
 def vector(path, layer, name):
@@ -51,9 +56,12 @@ def text(tmp_path_factory):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_reference(name, layer, golden):
-    with h5py.File(mdp.GOLDEN / "mixtral" / "methods.h5") as methods:
-        want = methods[f"layer{layer}/similarity/{name}"]
-        kind, want = want.attrs["kind"], want[...]
+    if name == "weight-surrogate":
+        kind, want = "similarity", surrogates("mixtral", layer)
+    else:
+        with h5py.File(mdp.GOLDEN / "mixtral" / "methods.h5") as methods:
+            want = methods[f"layer{layer}/similarity/{name}"]
+            kind, want = want.attrs["kind"], want[...]
     with h5py.File(golden[1]) as stats:
         ours = stats[f"layers/{layer}/similarity/{name}"]
         assert ours.attrs["kind"] == kind.encode() or ours.attrs["kind"] == kind
@@ -64,8 +72,8 @@ def test_equals_the_reference(name, layer, golden):
 
 def test_the_limbs_are_the_sums(golden):
     weights = [2.0**(32 * i - 64) for i in range(3)]
-    for name in ("pair_count", "logit_product", "router_product", "weight_product", "probe_output_sum", "probe_cosine_sum",
-                 "cka_linear_product", "cka_rbf_product"):
+    for name in ("pair_count", "logit_product", "router_product", "weight_product", "aligned_product", "surrogate_product", "probe_output_sum",
+                 "probe_cosine_sum", "cka_linear_product", "cka_rbf_product"):
         ours, limbs = vector(golden[1], 1, name), vector(golden[1], 1, f"{name}_limbs")
         assert np.allclose(ours, limbs @ weights, rtol=1e-12, atol=1e-12), name
 
@@ -103,6 +111,91 @@ def test_stored_types_and_groups_of_experts(tmp_path):
     products = vector(stats, 1, "weight_product")
     assert np.allclose(np.diag(cosine), 1) and np.allclose(euclidean**2, np.add.outer(np.diag(products), np.diag(products)) - 2 * products)
     assert set(matrices(stats, 1)) == set(NAMES) and all(np.isfinite(matrix).all() for matrix in matrices(stats, 2).values())
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3"])
+def test_surrogates_of_other_families(name, tmp_path):
+    stats = observe(tmp_path / "stats.h5", mdp.golden_tokens(name, tmp_path / "tokens.h5"), model=mdp.GOLDEN / name, ranks=3, names="weight-surrogate")
+    with h5py.File(stats) as file:
+        layers = [int(layer) for layer in file["layers"]]
+    assert layers == [1, 2]
+    for layer in layers:
+        want = surrogates(name, layer)
+        assert np.abs(matrices(stats, layer)["weight-surrogate"] - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """40 experts of a layer: expert 33 is expert 2 with other neurons first, and a little noise; so is 34 of 5."""
+    folder = tmp_path_factory.mktemp("many")
+    mdp.tool("make-shape-model", "--hidden", 96, "--intermediate", 24, "--layers", 1, "--experts", 40, "--vocab", 64, "--dtype", "f32", "--out",
+             folder / "model")
+    import safetensors.numpy
+    choose, (path,) = np.random.default_rng(7), (folder / "model").glob("*.safetensors")
+    tensors = safetensors.numpy.load_file(path)
+    experts = [[tensors[f"model.layers.0.block_sparse_moe.experts.{e}.w{i}.weight"].astype(float) for i in (1, 3, 2)] for e in range(40)]
+    for copy, of in ((33, 2), (34, 5)):
+        order = np.concatenate([np.arange(8), 8 + choose.permutation(16)])
+        for i, part in enumerate(experts[of]):
+            moved = part[:, order] if i == 2 else part[order]
+            experts[copy][i] = moved + 0.05 * part.std() * choose.standard_normal(part.shape)
+            tensors[f"model.layers.0.block_sparse_moe.experts.{copy}.w{(1, 3, 2)[i]}.weight"] = experts[copy][i].astype("f4")
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    experts = [[part.astype("f4").astype(float) for part in expert] for expert in experts]
+    return folder / "model", experts, mdp.write_tokens(folder / "tokens.h5", {"a": [np.arange(60)]})
+
+
+def largest_assignment(gain):
+    """Exchanges along the cycle that gains most (Floyd and Warshall's longest paths) until none gains."""
+    order = np.arange(len(gain))
+    while True:
+        length = gain[:, order] - np.diag(gain[:, order])[:, None]  # row i takes the column of row j
+        then, n = np.tile(np.arange(len(gain)), (len(gain), 1)), len(gain)
+        for k in range(n):
+            longer = length[:, k, None] + length[k] > length + 1e-12
+            length, then = np.where(longer, length[:, k, None] + length[k], length), np.where(longer, then[:, k, None], then)
+            if np.diag(length).max() > 1e-9:
+                break
+        else:
+            return gain[np.arange(n), order].sum()
+        start = at = int(np.diag(length).argmax())
+        cycle = [start]
+        while (at := int(then[at, start])) not in cycle:
+            cycle.append(at)
+        cycle = cycle[cycle.index(at):]
+        order[cycle] = order[cycle[1:] + cycle[:1]]
+
+
+def test_of_many_experts_those_near_each_other_are_matched(many, tmp_path):
+    """The best assignment for pairs of which one is among the other's 8 nearest by cosine; the others as they stand."""
+    model, experts, tokens = many
+    rows = np.stack([np.concatenate([gate, up, down.T], axis=1) for gate, up, down in experts])
+    flat = rows.reshape(40, -1)
+    product = flat @ flat.T
+    cosine = product / np.sqrt(np.outer(np.diag(product), np.diag(product)))
+    near = np.zeros((40, 40), bool)
+    for e in range(40):
+        near[e, [i for i in np.argsort(-cosine[e], kind="stable") if i != e][:8]] = True
+    near |= near.T
+    for i, j in zip(*np.nonzero(near)):
+        product[i, j] = largest_assignment(rows[i] @ rows[j].T)
+    assert near.sum() < 40 * 16 and near[33, 2] and near[34, 5]
+    length = np.sqrt(np.diag(product))
+    for ranks in (1, 3):
+        found = matrices(observe(tmp_path / f"{ranks}.h5", tokens, model=model, names="weight-aligned-cosine,weight-aligned-euclidean", ranks=ranks), 0)
+        assert np.abs(found["weight-aligned-cosine"] - product / np.outer(length, length)).max() < 1e-5
+        distance = np.sqrt(np.maximum(length[:, None]**2 + length**2 - 2 * product, 0))
+        assert np.abs(found["weight-aligned-euclidean"] - distance).max() < 1e-4 * distance.max()
+    assert found["weight-aligned-cosine"][33, 2] > 0.99 > 2 * cosine[33, 2]
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "3.h5").read_bytes()
+
+
+def test_surrogates_do_not_change_with_the_order_of_neurons(many, tmp_path):
+    found = matrices(observe(tmp_path / "stats.h5", many[2], model=many[0], names="weight-surrogate"), 0)["weight-surrogate"]
+    product = np.stack([down @ (gate * up) for gate, up, down in many[1]])
+    want = -((product[:, None] - product[None])**2).mean(axis=(2, 3))
+    assert np.abs(found - want).max() <= 1e-4 * np.abs(want).max()
+    assert np.argsort(found[33])[-2] == 2 and np.argsort(found[34])[-2] == 5
 
 
 def test_a_probe_is_a_sample(text, tmp_path):
@@ -161,7 +254,7 @@ def test_layers_are_compared_on_what_pruned_layers_give(golden, tmp_path):
     one, other = (tmp_path / str(ranks) / "stats.h5" for ranks in (1, 3))
     assert one.read_bytes() == other.read_bytes()
     same = {name for name, value in matrices(golden[1], 2).items() if np.array_equal(value, matrices(one, 2)[name])}
-    assert same == {"weight-cosine", "weight-euclidean", "router-row"}
+    assert same == {name for name in NAMES if name.startswith("weight-")} | {"router-row"}
     assert all(np.array_equal(value, matrices(one, 0)[name]) for name, value in matrices(golden[1], 0).items())
 
 
