@@ -109,7 +109,8 @@ int64_t mdp_memory_to_give(int64_t need) {
 
 mdp_status mdp_forward_too_little(const mdp_comm *layout, const mdp_pass *pass, const mdp_forward_options *options,
                                   int64_t need, int n_rank) {
-    const char *why = pass->redo_block            ? " (pruned propagation takes all tokens as one batch)"
+    const char *why = pass->aside_slots > 0       ? " (a fit takes all tokens as one batch)"
+                      : pass->redo_block          ? " (pruned propagation takes all tokens as one batch)"
                       : options->batch_tokens > 0 ? " with this --batch-tokens"
                                                   : "";
     char given[32], needed[32], ranks[64] = "; no number of ranks would do with less";
@@ -130,7 +131,7 @@ static mdp_status choose_batch(const mdp_comm *layout, const mdp_model *model, c
     for (;;) {
         MDP_TRY(size_of_batch(layout, model, tokens, pass, options, batch, out));
         out->fits = options->memory <= 0 || out->memory <= options->memory;
-        if (out->fits || pass->redo_block || given || batch <= MDP_BLOCK_TOKENS) return mdp_ok();
+        if (out->fits || mdp_pass_is_whole(pass) || given || batch <= MDP_BLOCK_TOKENS) return mdp_ok();
         batch = batch / 2 > MDP_BLOCK_TOKENS ? batch / 2 : MDP_BLOCK_TOKENS;
     }
 }
@@ -157,7 +158,7 @@ static mdp_status cut_into_batches(const mdp_comm *layout, const mdp_model *mode
                                    const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
     *out = (mdp_forward_cost){0};
     MDP_TRY(choose_batch(layout, model, tokens, pass, options, out));
-    if (!pass->redo_block || out->n_batch == 1) return mdp_ok();
+    if (!mdp_pass_is_whole(pass) || out->n_batch == 1) return mdp_ok();
     return MDP_ERROR(MDP_USAGE,
                      "pruned propagation decides a layer from all %lld tokens at once, so they are one batch; leave "
                      "--batch-tokens out.",
