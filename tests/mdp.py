@@ -211,6 +211,14 @@ def read_json(path):
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
 
 
+def plan_array(plan_path, layer, kept, name):
+    """What a plan has of an expert in plan.h5 beside it."""
+    expert = read_json(plan_path)["layers"][layer]["experts"][kept]
+    with h5py.File(plan_path.with_suffix(".h5")) as arrays:
+        assert arrays.attrs["complete"] == 1
+        return arrays[expert["arrays"][name]["path"]][...]
+
+
 def perplexity(path, plan=False):
     """{category or 'total': perplexity} of the original (or the first planned) stream of an eval.json."""
     stream = next(s for s in read_json(path)["streams"] if (s["plan"] is not None) == plan)

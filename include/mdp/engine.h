@@ -154,6 +154,7 @@ typedef struct mdp_pass {
     bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer */
     bool one_batch;               /* observers must see all tokens of a layer before the next */
     bool activations;             /* those of the last stream come back to the tokens' owners */
+    int32_t aside_slots;          /* mdp_engine_aside_all will be called, with so many slots at most; 0: it will not */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;
 
@@ -216,6 +217,19 @@ mdp_status mdp_engine_layer_all(mdp_engine *engine, int64_t layer);
 /* The MoE block of the layer just computed once more for the last stream, from the same input, as its view of the layer
  * is by now; this result goes on, seen by `observers` only (NULL: by none). For passes that redo blocks. Collective. */
 mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer, const mdp_observers *observers);
+
+/* Experts that are computed beside the model's, for tokens that the caller routes: nothing of it joins a stream. */
+typedef struct mdp_aside {
+    mdp_layer_view view; /* n_expert, top_k, source, made; sources in any order */
+    mdp_expert_t *index; /* [n_token of the local batch, top_k] numbered in the view, expert 0 in slot 0 and nowhere
+                          * else; all of a token's -1: it goes nowhere */
+    float *weight;       /* [n_token of the local batch, top_k] */
+    const mdp_observers *observers; /* `combined` sees every token, without a sum; wave_all gets the activations of
+                                     * slot 0 alone: h [n_local, stride] */
+} mdp_aside;
+/* Compute `aside` from the input of the MoE block of the layer just computed. For passes of one stream with
+ * aside_slots. Collective. Errors: as for a layer. */
+mdp_status mdp_engine_aside_all(mdp_engine *engine, int64_t layer, const mdp_aside *aside);
 
 /* What the current batch is on this rank. */
 typedef struct mdp_local_batch {

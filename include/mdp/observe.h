@@ -48,6 +48,7 @@ double mdp_short_value(const mdp_short_sum *sum);
 /* A vector for each expert of a layer, [n_expert, width], in exact sums. */
 typedef enum mdp_vector_id {
     MDP_OUTPUT_SUM,         /* [d_model] sum over T_e of y; always collected, the others for similarities alone */
+    MDP_GATED_OUTPUT_SUM,   /* [d_model] sum over T_e of g y */
     MDP_PAIR_COUNT,         /* [n_expert] tokens that chose both; on the diagonal n_e */
     MDP_LOGIT_PRODUCT,      /* [n_expert] sum over all t of z_ti z_tj, z before any bias */
     MDP_ROUTER_PRODUCT,     /* [n_expert] inner products of router rows */
@@ -96,6 +97,7 @@ typedef enum mdp_similarity_id {
     MDP_ROUTER_LOGIT,
     MDP_ROUTER_ROW,
     MDP_CO_ACTIVATION,
+    MDP_GATED_OUTPUT_LOGIT,
     MDP_N_SIMILARITY
 } mdp_similarity_id;
 
@@ -115,6 +117,7 @@ typedef struct mdp_similarity {
     bool is_negative; /* 0 is alike and nothing is above: minus a distance */
     mdp_similarity_needs needs;
     mdp_vector_id vector; /* what it is made from */
+    mdp_vector_id other;  /* and this, which is the same where there is no other */
 } mdp_similarity;
 extern const mdp_similarity mdp_similarities[MDP_N_SIMILARITY];
 
@@ -132,7 +135,8 @@ mdp_status mdp_similarity_parse(const char *text, unsigned *wanted);
 mdp_status mdp_similarity_print(unsigned wanted, char **text);
 /* A request in the one form that it is compared and stored in. */
 mdp_similarity_request mdp_similarity_request_of(unsigned wanted, int64_t probe_tokens, uint64_t seed);
-/* Bits of the vectors that it takes. */
+/* Bits of the vectors that one similarity is made from, and of those that a request takes. */
+unsigned mdp_similarity_sources(mdp_similarity_id id);
 unsigned mdp_similarity_vectors(const mdp_similarity_request *request);
 /* Tell a pass over n_token tokens what it makes n_rank ranks hold. */
 void mdp_similarity_enlarge(const mdp_model *model, const mdp_similarity_request *request, int64_t n_token, int n_rank,

@@ -50,6 +50,9 @@ typedef struct mdp_plan_expert {
     mdp_plan_align align;
     int32_t dominant; /* merged: the member that neurons are aligned to, counted in `from` */
     mdp_merge_router router;
+    bool takes_in; /* merged of one: it takes in neurons of dropped experts, */
+    double alpha;  /* whose cosine with one of its own is above this */
+    bool fitted;   /* merged: its down projection is the least squares of its members' outputs */
     int n_array;
     mdp_plan_array *arrays; /* [n_array] */
 } mdp_plan_expert;
@@ -58,6 +61,7 @@ typedef struct mdp_plan_layer {
     int64_t layer;            /* of the model */
     int32_t n_expert;         /* before */
     double *scores;           /* [n_expert] original order, or NULL */
+    double *mass;             /* [n_expert] what neurons of each count for where others take them in; NULL: not said */
     unsigned char *must_keep; /* [n_expert] nonzero: not to be chosen for removal; NULL: none. Not part of plan.json */
     unsigned char *gone;      /* [n_expert] nonzero: removed in an earlier round; NULL: none. Not part of plan.json */
     unsigned char *unseen;    /* [n_expert] nonzero: no token reached it, so its score says nothing; NULL: none */
@@ -193,7 +197,9 @@ typedef enum mdp_merge_weights {
     MDP_MERGE_FREQUENCY,
     MDP_MERGE_SALIENCY,
     MDP_MERGE_SOFTMAX,
-    MDP_MERGE_REPRESENTATIVE
+    MDP_MERGE_REPRESENTATIVE,
+    MDP_MERGE_LEAST_SQUARES, /* as frequency, and the down projection is fitted */
+    MDP_MERGE_DERN           /* no groups: neurons of experts that go join others */
 } mdp_merge_weights;
 extern const char *const mdp_merge_weights_names[]; /* NULL at the end */
 
@@ -208,7 +214,12 @@ typedef struct mdp_merge_request {
     mdp_similarity_id similarity; /* that groups are made by; in the statistics */
     mdp_plan_align align;
     mdp_merge_router router;
+    double alpha; /* DERN */
 } mdp_merge_request;
+/* Are there groups, by some similarity? */
+static inline bool mdp_merge_has_groups(const mdp_merge_request *merge) {
+    return merge->weights != MDP_MERGE_DERN;
+}
 
 /* What a scored plan is made from. */
 typedef struct mdp_plan_request {
@@ -239,6 +250,8 @@ mdp_status mdp_plan_group(const mdp_plan_request *request, mdp_plan *plan);
  * of the model. Local. MDP_BAD_INPUT: the statistics have not that similarity; MDP_USAGE: the total cannot be met. */
 mdp_status mdp_plan_share_alike(const mdp_plan_request *request, const mdp_plan *plan, const int32_t *top_k,
                                 mdp_keep_entry *list);
+/* Let the experts that a layer keeps take in neurons of those that it drops; masses are zeros. Local. */
+mdp_status mdp_plan_take_in(double alpha, mdp_plan_layer *layer);
 /* The request as the recipe of a plan has it; new, or NULL when memory is out. */
 json_t *mdp_plan_describe_merge(const mdp_merge_request *merge);
 

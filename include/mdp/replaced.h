@@ -56,6 +56,8 @@ mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, mdp_r
 void mdp_replaced_destroy(mdp_replaced *replaced); /* NULL is allowed */
 /* The arrays are there (taken over), and `reader` is to read them: the experts compute. Local. */
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader);
+/* Let the arrays of an expert hold what the model stores of the one that it comes from, bit for bit. Local. */
+mdp_status mdp_replaced_copy(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_reader *reader);
 /* Number of an expert of the result; -1: it is not among them. `replaced` may be NULL. */
 int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept);
 /* Bytes of all arrays. */

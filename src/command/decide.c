@@ -110,10 +110,26 @@ static mdp_status check_grouping(const mdp_session *session, const mdp_merge_req
     if (merge->group == MDP_GROUP_SPECTRAL && mdp_similarities[merge->similarity].is_negative)
         return MDP_ERROR(MDP_USAGE, "--group spectral needs similarities above 0; %s has none.",
                          mdp_similarities[merge->similarity].name);
+    if (merge->weights == MDP_MERGE_LEAST_SQUARES && mdp_session_option(session, OPTION_BATCH_TOKENS)->given)
+        return MDP_ERROR(MDP_USAGE, "--merge least-squares fits to all tokens at once, so they are one batch; leave "
+                                    "--batch-tokens out.");
     if (merge->weights == MDP_MERGE_SALIENCY && criterion->is_negative)
         return MDP_ERROR(MDP_USAGE, "--merge saliency: the scores of method '%s' are negative, and weights cannot be.",
                          criterion->name);
     return mdp_ok();
+}
+
+/* Options about groups. */
+static const mdp_option_id of_groups[] = {OPTION_GROUP,     OPTION_GROUP_BY,    OPTION_LINKAGE,
+                                          OPTION_MAX_GROUP, OPTION_KEEP_WHOLE,  OPTION_FREQUENCY_PENALTY,
+                                          OPTION_ALIGN,     OPTION_MERGE_ROUTER};
+#define N_OF_GROUPS (sizeof of_groups / sizeof of_groups[0])
+
+/* Nothing is grouped. */
+static mdp_status check_dern(const mdp_session *session, const mdp_merge_request *merge) {
+    if (merge->alpha >= 1.0)
+        return MDP_ERROR(MDP_USAGE, "--dern-alpha %g is a cosine; it must be below 1.", merge->alpha);
+    return mdp_session_check_unused(session, of_groups, N_OF_GROUPS, "merge of whole experts (not dern)");
 }
 
 mdp_status mdp_session_merge_request(const mdp_session *session, bool *wanted, mdp_merge_request *out) {
@@ -129,11 +145,14 @@ mdp_status mdp_session_merge_request(const mdp_session *session, bool *wanted, m
                                .align = mdp_session_option(session, OPTION_ALIGN)->integer ? MDP_ALIGN_WEIGHT
                                                                                            : MDP_ALIGN_NONE,
                                .router = (mdp_merge_router)mdp_session_option(session, OPTION_MERGE_ROUTER)->integer};
-    static const mdp_option_id only[] = {OPTION_GROUP,     OPTION_GROUP_BY,    OPTION_LINKAGE,
-                                         OPTION_MAX_GROUP, OPTION_KEEP_WHOLE,  OPTION_FREQUENCY_PENALTY,
-                                         OPTION_ALIGN,     OPTION_MERGE_ROUTER};
-    if (!*wanted) return mdp_session_check_unused(session, only, sizeof only / sizeof only[0], "merge");
+    static const mdp_option_id ridge = OPTION_MERGE_RIDGE, alpha = OPTION_DERN_ALPHA;
+    if (how != MDP_MERGE_LEAST_SQUARES + 1)
+        MDP_TRY(mdp_session_check_unused(session, &ridge, 1, "merge least-squares"));
+    if (how != MDP_MERGE_DERN + 1) MDP_TRY(mdp_session_check_unused(session, &alpha, 1, "merge dern"));
+    if (!*wanted) return mdp_session_check_unused(session, of_groups, N_OF_GROUPS, "merge");
+    out->alpha = mdp_session_option(session, OPTION_DERN_ALPHA)->real;
     MDP_TRY(check_merge(session));
+    if (!mdp_merge_has_groups(out)) return check_dern(session, out);
     MDP_TRY(check_grouping(session, out));
     if (out->group == MDP_GROUP_KMEANS || (out->group == MDP_GROUP_HIERARCHICAL && out->linkage == MDP_LINKAGE_WARD)) {
         if (out->similarity == MDP_OUTPUT_MEAN_EUCLIDEAN || out->similarity == MDP_OUTPUT_ROUTED_MEAN_EUCLIDEAN)
@@ -158,8 +177,8 @@ unsigned mdp_session_vectors(const mdp_session *session) {
     unsigned wanted = mdp_session_criterion(session)->needs_vectors ? 1u << MDP_OUTPUT_SUM : 0u;
     bool merges;
     mdp_merge_request merge;
-    if (mdp_session_merge_request(session, &merges, &merge).code == MDP_OK && merges)
-        wanted |= 1u << mdp_similarities[merge.similarity].vector;
+    if (mdp_session_merge_request(session, &merges, &merge).code == MDP_OK && merges && mdp_merge_has_groups(&merge))
+        wanted |= mdp_similarity_sources(merge.similarity);
     return wanted;
 }
 
@@ -167,7 +186,7 @@ mdp_status mdp_session_compare_experts(const mdp_session *session, mdp_stats *st
     bool merges;
     mdp_merge_request merge;
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
-    return merges ? mdp_stats_make_similarity(stats, merge.similarity) : mdp_ok();
+    return merges && mdp_merge_has_groups(&merge) ? mdp_stats_make_similarity(stats, merge.similarity) : mdp_ok();
 }
 
 mdp_status mdp_session_check_method(const mdp_session *session) {

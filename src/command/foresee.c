@@ -122,6 +122,7 @@ static mdp_status join(mdp_expert_t other, const mdp_merge_request *merge, mdp_p
     for (int32_t i = 0; i < expert->n_from; i++) expert->weights[i] = 1.0 / expert->n_from;
     expert->action = MDP_MERGE;
     expert->align = merge->align;
+    expert->fitted = merge->weights == MDP_MERGE_LEAST_SQUARES;
     return mdp_ok();
 }
 
@@ -132,6 +133,10 @@ static mdp_status join_dropped(const mdp_merge_request *merge, mdp_plan *plan) {
         if (merge->max_group > 0 && (int64_t)layer->n_kept * merge->max_group < layer->n_expert)
             return MDP_ERROR(MDP_USAGE, "--max-group %d: %d experts of layer %lld cannot take in all %d.",
                              (int)merge->max_group, (int)layer->n_kept, (long long)layer->layer, (int)layer->n_expert);
+        if (!mdp_merge_has_groups(merge)) {
+            MDP_TRY(mdp_plan_take_in(merge->alpha, layer));
+            continue;
+        }
         for (int32_t j = 0; j < layer->n_dropped; j++)
             MDP_TRY(join(layer->dropped[j], merge, &layer->kept[j % layer->n_kept]));
         layer->n_dropped = 0;

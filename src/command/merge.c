@@ -10,9 +10,12 @@ static mdp_status open_all(mdp_session *session, mdp_plan **plan) {
     MDP_AGREE(session->comm, mdp_session_check_one_plan(session, "merge"));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_choose_compute_all(session, true));
+    if (mdp_session_option(session, OPTION_TOKENS)->present)
+        MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
+                                            mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, plan, &session->replaced,
                                       NULL));
-    MDP_AGREE(session->comm, mdp_session_check_merge(*plan));
+    MDP_AGREE(session->comm, mdp_session_check_merge(session, *plan));
     return mdp_session_open_outputs_all(
         session, &(mdp_results){.is_done = mdp_made_is_done, .context = "made", .with_arrays = true});
 }
@@ -27,7 +30,7 @@ static mdp_status perform_all(mdp_session *session, mdp_plan **plan) {
     mdp_estimate estimate = {.phase = "merge"};
     MDP_TRY(open_all(session, plan));
     if (session->finished) return mdp_ok();
-    MDP_TRY(mdp_session_weigh_all(session, 0));
+    MDP_TRY(mdp_session_weigh_all(session, mdp_session_merge_memory(session, *plan)));
     MDP_TRY(mdp_session_add_merge_all(session, *plan, false, &estimate));
     return mdp_session_make_plan_all(session, *plan, &estimate, make_all, NULL);
 }

@@ -153,8 +153,9 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_TOKENS] = {.name = "tokens",
                        .type = MDP_OPTION_TEXT,
                        .value = "FILE",
-                       .help = "tokenised text (.h5) that the model is run on; verify: are the statistics of this?",
-                       .commands = FORWARD | COMMAND_PLAN | COMMAND_VERIFY,
+                       .help = "tokenised text (.h5) that the model is run on; merge: for plans of --merge "
+                               "least-squares; verify: are the statistics of this?",
+                       .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_VERIFY,
                        .required = FORWARD,
                        .reads = true},
     [OPTION_EVAL_TOKENS] = {.name = "eval-tokens",
@@ -175,7 +176,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
          .value = "A,B:2,...",
          .help = "only these categories of the text; run and plan: with weights in the choice; \\, and \\: stand "
                  "for a comma and a colon in a name",
-         .commands = FORWARD | COMMAND_PLAN | COMMAND_VERIFY},
+         .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_VERIFY},
     [OPTION_SIMILARITY] = {.name = "similarity",
                            .type = MDP_OPTION_TEXT,
                            .value = "A,B,...",
@@ -333,8 +334,11 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_MERGE] = {.name = "merge",
                       .type = MDP_OPTION_CHOICE,
                       .fallback = "none",
-                      .help = "experts that do not stay join those that are like them, with these weights (plan: the "
-                              "command merge then makes them); representative: the best of each group stays",
+                      .help =
+                          "experts that do not stay join those that are like them, with these weights (plan: the "
+                          "command merge then makes them); representative: the best of each group stays; "
+                          "least-squares: as frequency, and then the down projection is fitted to what the members "
+                          "give for their tokens; dern: no groups, but neurons of experts that go join those of others",
                       .choice = merge_name,
                       .commands = CHOOSES},
     [OPTION_GROUP] = {.name = "group",
@@ -385,6 +389,19 @@ const mdp_option mdp_option_table[N_OPTION] = {
                                      "members' rows, or that of the member that most tokens chose",
                              .choice = merge_router_name,
                              .commands = CHOOSES},
+    [OPTION_MERGE_RIDGE] = {.name = "merge-ridge",
+                            .type = MDP_OPTION_REAL,
+                            .value = "X",
+                            .fallback = "0.001",
+                            .help = "merge least-squares: how much a fit is held back, as a part of the mean square of "
+                                    "activations",
+                            .commands = COMMAND_RUN | COMMAND_MERGE},
+    [OPTION_DERN_ALPHA] = {.name = "dern-alpha",
+                           .type = MDP_OPTION_REAL,
+                           .value = "X",
+                           .fallback = "0.6",
+                           .help = "merge dern: neurons go where a neuron's cosine with them is above this",
+                           .commands = CHOOSES},
     [OPTION_REFIT] = {.name = "refit",
                       .type = MDP_OPTION_TEXT,
                       .value = "HOW",
@@ -566,7 +583,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .type = MDP_OPTION_REAL,
                        .value = "X",
                        .help = "estimate hours with this speed instead of measuring",
-                       .commands = FORWARD},
+                       .commands = FORWARD | COMMAND_MERGE},
     [OPTION_MEMORY] = {.name = "memory",
                        .type = MDP_OPTION_SIZE,
                        .value = "BYTES",
@@ -604,7 +621,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
          .type = MDP_OPTION_FLAG,
          .help = "let activations that are NaN or infinite count as 0 and go on (default: stop, naming "
                  "layer, expert, token and weight)",
-         .commands = FORWARD | COMMAND_PLAN},
+         .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE},
     [OPTION_CONFIG] = {.name = "config",
                        .type = MDP_OPTION_TEXT,
                        .value = "FILE",

@@ -33,6 +33,23 @@ const mdp_recipe mdp_recipes[] = {
      "recipe: dek by what experts do without activation, in place of outputs (its model-centric variant)",
      "{\"method\": \"frequency\", \"merge\": \"mean\", \"group\": \"partition\", \"group-by\": "
      "\"weight-surrogate\"}"},
+    {"mergemoe",
+     "recipe: experts of like weights are merged by their tokens, and their down projections fitted to what the "
+     "members "
+     "gave (after MergeMoE, 2510.14436)",
+     "{\"method\": \"frequency\", \"merge\": \"least-squares\", \"group\": \"hierarchical\", \"linkage\": \"average\", "
+     "\"group-by\": \"weight-cosine\"}"},
+    {"ream",
+     "recipe: experts join the best ones that are like them by weighted outputs and router logits, matched and merged "
+     "by "
+     "their scores (after REAM; layers are judged on the original's inputs, and neurons matched by weights)",
+     "{\"method\": \"reap\", \"merge\": \"saliency\", \"group\": \"centroid\", \"group-by\": \"gated-output-logit\", "
+     "\"align\": \"weight\", \"merge-router\": \"dominant\"}"},
+    {"dern",
+     "recipe: experts of the least gate weight go, and their neurons join those of others that are like them (after "
+     "DERN, "
+     "2509.10377)",
+     "{\"method\": \"soft\", \"merge\": \"dern\"}"},
 };
 const int mdp_n_recipe = (int)(sizeof mdp_recipes / sizeof mdp_recipes[0]);
 

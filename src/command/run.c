@@ -25,6 +25,7 @@ typedef struct products {
     mdp_similarity_request similarity;
     mdp_subset_request subsets;
     bool merges; /* experts are made of several */
+    bool fits;   /* by least squares */
     bool refits;
     char phase_names[96];
     mdp_refit_options refit;
@@ -109,6 +110,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_similarity(session, &made->similarity));
     MDP_AGREE(session->comm, mdp_session_check_subset_options(session));
     MDP_AGREE(session->comm, mdp_session_will_merge(session, &made->merges));
+    made->fits = mdp_session_option(session, OPTION_MERGE)->integer == MDP_MERGE_LEAST_SQUARES + 1;
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_TRY(mdp_session_open_pretrained_all(session));
@@ -159,6 +161,7 @@ static mdp_status prepare_all(mdp_session *session, products *made) {
     if (session->finished) return mdp_ok();
     int64_t held =
         mdp_session_stats_memory(session, &made->similarity) + mdp_session_subsets_memory(session, &made->subsets);
+    if (made->fits) held += mdp_merge_fit_token_memory(session->layout, session->model, session->tokens);
     if (made->refits) held += mdp_session_refit_memory(session, &made->refit);
     MDP_TRY(mdp_session_weigh_all(session, held));
     MDP_TRY(

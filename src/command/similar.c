@@ -9,7 +9,7 @@ mdp_status mdp_session_similarity(const mdp_session *session, mdp_similarity_req
     MDP_TRY(mdp_similarity_parse(mdp_session_option(session, OPTION_SIMILARITY)->text, &wanted));
     if (session->options->bit == COMMAND_RUN) {
         MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
-        if (merges) wanted |= 1u << merge.similarity;
+        if (merges && mdp_merge_has_groups(&merge)) wanted |= 1u << merge.similarity;
     }
     *out = mdp_similarity_request_of(wanted, mdp_session_option(session, OPTION_PROBE_TOKENS)->integer,
                                      (uint64_t)mdp_session_option(session, OPTION_SEED)->integer);

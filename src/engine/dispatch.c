@@ -187,14 +187,25 @@ static const float *next_kept(packing *p, int peer) {
     return buffers->round.h + notes[p->note++].position * buffers->round.h_stride;
 }
 
+/* Do the activations of a route come back? And of a tile? */
+static bool entry_comes_back(const mdp_round_context *round, const mdp_route_entry *entry) {
+    return entry->branch == round->w->kept && entry->slot < round->w->h_slots;
+}
+
+static bool tile_comes_back(const mdp_round_context *round, const mdp_tile_place *tile) {
+    const mdp_engine *engine = round->engine;
+    if (tile->branch != round->w->kept) return false;
+    return !engine->aside || tile->expert == mdp_roster_of(&engine->roster, 0, 0);
+}
+
 /* Where the next activations that come back from a peer belong. */
 static float *next_back(packing *p, int peer) {
     const mdp_wave *w = p->round->w;
     int64_t n_entry;
     const mdp_route_entry *entries = mdp_round_entries(p->round, peer, &n_entry);
-    while (entries[p->back].branch != w->kept) p->back++;
+    while (!entry_comes_back(p->round, &entries[p->back])) p->back++;
     const mdp_route_entry *entry = &entries[p->back++];
-    int64_t row = (entry->local - w->first_local) * p->round->engine->branches[w->kept].top_k + entry->slot;
+    int64_t row = (entry->local - w->first_local) * w->h_slots + entry->slot;
     return w->h + row * w->h_stride;
 }
 
@@ -233,7 +244,7 @@ static void mark_kept(const mdp_round_context *round) {
     for (int64_t t = 0; t < placement->n_tile; t++) {
         const mdp_tile_place *tile = &placement->tiles[t];
         if (tile->owner != engine->comm->rank || tile->round != round->number) continue;
-        memset(buffers->round.comes_back + tile->position, tile->branch == round->w->kept, (size_t)tile->n_row);
+        memset(buffers->round.comes_back + tile->position, tile_comes_back(round, tile), (size_t)tile->n_row);
     }
     for (int peer = 0; peer < engine->comm->size; peer++) {
         int64_t n_entry;
@@ -242,7 +253,7 @@ static void mark_kept(const mdp_round_context *round) {
         buffers->counts.kept_out[peer] = buffers->counts.kept_in[peer] = 0;
         for (int64_t i = 0; i < buffers->counts.notes_in[peer]; i++)
             buffers->counts.kept_out[peer] += buffers->round.comes_back[notes[i].position];
-        for (int64_t i = 0; i < n_entry; i++) buffers->counts.kept_in[peer] += entries[i].branch == round->w->kept;
+        for (int64_t i = 0; i < n_entry; i++) buffers->counts.kept_in[peer] += entry_comes_back(round, &entries[i]);
     }
 }
 

@@ -20,7 +20,8 @@ typedef struct mdp_wave {
     int64_t *bucket;          /* [n_round * size + 1] first entry of each (round, owner) */
     int64_t *branch_first;    /* [n_branch] first row of y of each branch */
     float *y;                 /* [sum over branches of n_local * top_k, d_model] returned rows */
-    float *h;                 /* [n_local * top_k of the kept branch, h_stride] returned activations; NULL: none */
+    float *h;                 /* [n_local * h_slots, h_stride] returned activations of the kept branch; NULL: none */
+    int32_t h_slots;          /* all of its slots; aside: the first */
     int64_t h_stride;
     int kept;              /* the branch */
     int64_t *told, *heard; /* [size, n_round, 3] to and from each rank: notes, its token rows, those of its node */

@@ -42,7 +42,7 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->n_thread = options->n_thread;
         engine->gemm = options->gemm;
         engine->n_stream = options->pass.n_stream;
-        engine->redo_block = options->pass.redo_block;
+        engine->redo_block = options->pass.redo_block || options->pass.aside_slots > 0;
         engine->activations = options->pass.activations;
         engine->views = options->views;
         if (options->observers) engine->observers = *options->observers;
@@ -190,5 +190,51 @@ mdp_status mdp_engine_redo_block_all(mdp_engine *engine, int64_t layer_number, c
     status = moe_all(engine, layer_number, mdp_ok());
     engine->observers = own;
     for (int s = 0; s < engine->n_branch; s++) engine->branches[s].idle = false;
+    return status;
+}
+
+/* ---- aside ---- */
+
+/* Let the one branch be what is computed aside. */
+static void begin_aside(mdp_engine *engine, const mdp_aside *aside) {
+    mdp_branch *branch = &engine->branches[0];
+    branch->x = engine->input;
+    branch->n_expert = aside->view.n_expert;
+    branch->top_k = branch->n_used = aside->view.top_k;
+    branch->source = aside->view.source;
+    branch->zero = NULL;
+    branch->index = aside->index;
+    branch->weight = aside->weight;
+    engine->aside = aside;
+    engine->observers = *aside->observers;
+}
+
+static mdp_status compute_aside_all(mdp_engine *engine, int64_t layer_number) {
+    float *norm = NULL;
+    const mdp_layer *layer = &engine->model->layers[layer_number];
+    mdp_status status = mdp_roster_new(&layer->moe, &engine->aside->view, 1, &engine->roster);
+    if (status.code == MDP_OK) status = mdp_norm_load(engine, &layer->norm2, &norm);
+    status = mdp_engine_agree_all(engine, status);
+    mdp_profile_switch(engine->profile, MDP_PHASE_DISPATCH);
+    if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
+    mdp_free(norm);
+    mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
+    if (status.code == MDP_OK) status = mdp_finite_agree_all(engine, layer_number);
+    mdp_profile_switch(engine->profile, MDP_PHASE_OTHER);
+    return status;
+}
+
+mdp_status mdp_engine_aside_all(mdp_engine *engine, int64_t layer_number, const mdp_aside *aside) {
+    const mdp_observers own = engine->observers;
+    const mdp_branch branch = engine->branches[0];
+    const mdp_roster roster = engine->roster;
+    begin_aside(engine, aside);
+    engine->roster = (mdp_roster){0};
+    mdp_status status = compute_aside_all(engine, layer_number);
+    mdp_roster_clear(&engine->roster);
+    engine->roster = roster;
+    engine->branches[0] = branch;
+    engine->observers = own;
+    engine->aside = NULL;
     return status;
 }

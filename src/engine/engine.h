@@ -48,11 +48,12 @@ struct mdp_engine {
     mdp_team team;        /* that this rank is of, in the batch at hand */
 
     mdp_local_batch batch;
-    uint32_t *ids;     /* [batch.n_token] */
-    int32_t *category; /* [batch.n_token] */
-    float *input;      /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */
-    bool redo_block;   /* keep it */
-    bool activations;  /* those of the last stream come back */
+    uint32_t *ids;          /* [batch.n_token] */
+    int32_t *category;      /* [batch.n_token] */
+    float *input;           /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */
+    bool redo_block;        /* keep it */
+    const mdp_aside *aside; /* what the block at hand is; NULL: the layer's own */
+    bool activations;       /* those of the last stream come back */
     int n_branch;
     mdp_branch *branches; /* [n_stream], the first n_branch in use */
     int *stream_branch;   /* [n_stream] */

@@ -144,6 +144,7 @@ typedef struct work {
     int32_t n_roster;     /* experts and those that views make, of any layer */
     int64_t widest;       /* neurons of any of them */
     bool activations;     /* come back */
+    int32_t aside_slots;  /* of blocks that are computed aside */
 } work;
 
 /* Tokens of a rank whose outputs are kept until they are combined: a wave is one block, or keeps to its bound. */
@@ -156,6 +157,11 @@ static void find_wave(work *w) {
     w->kept = mdp_smaller(w->share.n_token, mdp_larger(largest, MDP_WAVE_TOKENS));
 }
 
+/* The most slots that a token has in a block. */
+static int32_t slots_of(const work *w) {
+    return w->aside_slots > w->top_k ? w->aside_slots : w->top_k;
+}
+
 /* Lists of rows, tiles and routes: see mdp_moe_all and prepare_wave. */
 static int64_t list_bytes(const work *w, int64_t n_row) {
     int64_t n_cell = (int64_t)w->n_stream * w->n_block * w->n_roster, size = w->comm->size;
@@ -163,18 +169,19 @@ static int64_t list_bytes(const work *w, int64_t n_row) {
     return (7 * n_cell + 17 * MDP_ROUNDS_AT_ONCE * size + n_round * (7 * size + 3 * w->comm->n_node)) *
                (int64_t)sizeof(int64_t) +
            (n_cell + n_row / MDP_TILE_ROWS) * (int64_t)sizeof(mdp_tile_place) +
-           w->n_stream * w->kept * w->top_k * (int64_t)sizeof(mdp_route_entry);
+           w->n_stream * w->kept * slots_of(w) * (int64_t)sizeof(mdp_route_entry);
 }
 
 /* Rows that the placement can give a rank. */
 static int64_t placed_rows(const work *w) {
-    int64_t n_row = w->n_stream * w->partition->batch_tokens * w->top_k;
+    int64_t n_row = w->n_stream * w->partition->batch_tokens * slots_of(w);
     return mdp_placement_most_rows(w->comm, n_row, (int64_t)w->n_stream * w->n_block * w->n_roster);
 }
 
 /* What of them a round has room for, and the tiles of a group. */
 static mdp_moe_room room_of(const work *w, const mdp_moe *moe) {
-    return mdp_moe_room_of(w->comm, w->partition, w->top_k, moe->n_expert, w->n_roster, w->n_thread, w->n_stream);
+    return mdp_moe_room_of(w->comm, w->partition, slots_of(w), moe->n_expert, w->n_roster, w->n_thread,
+                           w->n_stream);
 }
 
 /* Buffers of rounds. Where there is one round, a token's row is there once; else three arrays change places. */
@@ -196,17 +203,18 @@ static int64_t activation_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->widest * (int64_t)sizeof(float);
     const mdp_moe_room room = room_of(w, moe);
     if (!w->activations) return 0;
-    return (room.ahead ? 2 : 1) * taken(room.n_row, room.n_row, row + 1) + w->kept * w->top_k * row;
+    return (room.ahead ? 2 : 1) * taken(room.n_row, room.n_row, row + 1) +
+           w->kept * (w->aside_slots > 0 ? 1 : w->top_k) * row;
 }
 
 /* What a layer's block takes while tokens are with the experts, or with the shared expert. */
 static int64_t block_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->model->d_model * (int64_t)sizeof(float);
-    int64_t n_row = w->n_stream * w->partition->batch_tokens * w->top_k;
+    int64_t n_row = w->n_stream * w->partition->batch_tokens * slots_of(w);
     int64_t shared = 0;
     if (moe->shared.gate.tensor)
         shared = w->kept * row + mdp_mlp_memory(w->model, w->type, moe->shared_ff, &w->share, w->n_thread);
-    return w->n_stream * w->kept * w->top_k * row + list_bytes(w, n_row) + round_bytes(w, moe) +
+    return w->n_stream * w->kept * slots_of(w) * row + list_bytes(w, n_row) + round_bytes(w, moe) +
            activation_bytes(w, moe) + shared;
 }
 
@@ -266,6 +274,7 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
               .n_stream = pass->n_stream,
               .widest = mdp_widest_expert(model, pass->views, pass->n_stream),
               .activations = pass->activations,
+              .aside_slots = pass->aside_slots,
               .type = type,
               .share = most_of.all,
               .attention = attention_bytes(model, &most_of, pass->n_stream, n_thread)};
@@ -274,8 +283,9 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
     w.top_k = most_used(model, pass);
     for (int64_t l = 0; l < model->n_layer; l++)
         w.n_roster = (int32_t)mdp_larger(w.n_roster, mdp_roster_most(model, l, pass->views, pass->n_stream));
-    int64_t token =
-        pass->n_stream * (row + 8 * w.top_k) + (pass->redo_block ? row : 0) + 8; /* and its id and category */
+    if (pass->aside_slots > 0) w.n_roster++; /* who is made */
+    bool keeps_input = pass->redo_block || pass->aside_slots > 0;
+    int64_t token = pass->n_stream * (row + 8 * w.top_k) + (keeps_input ? row : 0) + 8; /* and its id and category */
     token += pass->n_stream * pass->token_byte;
     int64_t angles = 2 * partition->longest * model->rope.n_pair * (int64_t)sizeof(float);
     int64_t most = largest_layer(&w);

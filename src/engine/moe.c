@@ -20,7 +20,7 @@ static void count_rows(const mdp_engine *engine, int64_t first_block, int64_t n_
             int64_t first = pack->first_token - engine->batch.first_token;
             int64_t *row = rows + (s * n_block + pack->block - first_block) * n_expert;
             for (int64_t i = first * branch->top_k; i < (first + pack->n_token) * branch->top_k; i++) {
-                row[mdp_roster_of(&engine->roster, s, branch->index[i])]++;
+                if (branch->index[i] >= 0) row[mdp_roster_of(&engine->roster, s, branch->index[i])]++;
             }
         }
     }
@@ -82,7 +82,9 @@ static void walk_routes(const mdp_engine *engine, mdp_wave *w, int64_t *next, en
             int64_t first = pack->first_token - engine->batch.first_token;
             for (int64_t local = first; local < first + pack->n_token; local++) {
                 for (int32_t slot = 0; slot < branch->top_k; slot++) {
-                    mdp_expert_t e = mdp_roster_of(&engine->roster, s, branch->index[local * branch->top_k + slot]);
+                    mdp_expert_t index = branch->index[local * branch->top_k + slot];
+                    if (index < 0) continue; /* aside: it goes nowhere */
+                    mdp_expert_t e = mdp_roster_of(&engine->roster, s, index);
                     int64_t row = next[at + e]++;
                     const mdp_tile_place *tile = &placement->tiles[placement->first_tile[at + e] + row / MDP_TILE_ROWS];
                     mdp_route_entry entry = {.local = local,
@@ -136,7 +138,7 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
         const float *weight = branch->weight + local * k, *y = w->y + (w->branch_first[branch_number] + i * k) * d;
         float *routed = scratch + (size_t)omp_get_thread_num() * (size_t)d, *x = branch->x + local * d;
         memset(routed, 0, (size_t)d * sizeof *routed);
-        for (int64_t slot = 0; slot < branch->n_used; slot++)
+        for (int64_t slot = 0; !engine->aside && slot < branch->n_used; slot++)
             mdp_axpy(weighed ? 1.0F : weight[slot], y + slot * d, d, routed);
         if (engine->observers.combined) {
             mdp_combined_token token = {.layer = layer_number,
@@ -155,6 +157,7 @@ static void combine(mdp_engine *engine, const mdp_wave *w, int64_t layer_number,
             engine->observers.combined(engine->observers.context, &token);
             mdp_engine_end_observing(engine, before);
         }
+        if (engine->aside) continue;
         if (shared) mdp_axpy(1.0F, shared + i * d, d, routed);
         mdp_axpy((float)engine->model->residual_scale, routed, d, x);
     }
@@ -185,8 +188,9 @@ static mdp_status prepare_wave(const mdp_engine *engine, mdp_wave *w, const int6
     MDP_TRY(MDP_TAKE(engine->stack, &w->y, n_output * engine->model->d_model, "expert outputs"));
     w->kept = mdp_engine_kept_branch(engine);
     w->h_stride = engine->roster.largest_ff;
+    w->h_slots = w->kept < 0 ? 0 : engine->aside ? 1 : engine->branches[w->kept].top_k;
     if (w->kept >= 0)
-        MDP_TRY(MDP_TAKE(engine->stack, &w->h, outputs_of(engine, w, w->kept) * w->h_stride, "activations of experts"));
+        MDP_TRY(MDP_TAKE(engine->stack, &w->h, w->n_local * w->h_slots * w->h_stride, "activations of experts"));
     int64_t n_told = 3 * (int64_t)w->placement->n_round * engine->comm->size;
     int64_t n_node = (int64_t)w->placement->n_round * engine->comm->n_node;
     MDP_TRY(MDP_TAKE(engine->stack, &w->told, n_told, "row counts"));
@@ -222,7 +226,7 @@ static mdp_status finish_branch(mdp_engine *engine, const mdp_wave *w, int64_t l
     mdp_status status = mdp_ok();
     mdp_mark mark = mdp_stack_mark(engine->stack);
     mdp_phase before = mdp_profile_switch(engine->profile, MDP_PHASE_MLP);
-    if (moe->shared.gate.tensor) {
+    if (moe->shared.gate.tensor && !engine->aside) {
         mdp_mlp mlp = {.expert = &moe->shared,
                        .d_ff = moe->shared_ff,
                        .activation = moe->activation,
@@ -387,11 +391,11 @@ static mdp_status new_bias_room(const mdp_roster *roster, mdp_expert_scratch *sc
 
 static mdp_status new_buffers(mdp_engine *engine, int64_t layer, mdp_moe_buffers *buffers) {
     const mdp_moe *moe = &engine->model->layers[layer].moe;
-    int32_t top_k = 0;
+    int32_t top_k = 0, n_roster = mdp_roster_most(engine->model, layer, engine->views, engine->n_stream);
+    if (engine->roster.n > n_roster) n_roster = engine->roster.n; /* aside */
     for (int s = 0; s < engine->n_branch; s++)
         if (engine->branches[s].top_k > top_k) top_k = engine->branches[s].top_k;
-    const mdp_moe_room room = mdp_moe_room_of(engine->comm, engine->partition, top_k, moe->n_expert,
-                                              mdp_roster_most(engine->model, layer, engine->views, engine->n_stream),
+    const mdp_moe_room room = mdp_moe_room_of(engine->comm, engine->partition, top_k, moe->n_expert, n_roster,
                                               engine->n_thread, engine->n_stream);
     int64_t d_ff = engine->roster.largest_ff, d = engine->model->d_model;
     mdp_expert_scratch *scratch = &buffers->scratch;

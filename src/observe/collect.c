@@ -164,9 +164,10 @@ static mdp_status add_category(const mdp_stats *stats, const mdp_layer_stats *la
     return mdp_ok();
 }
 
-/* Add column sums of the tile's y to the vector of its expert; a partial is one column of the tile. */
-static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *tile, const double *column) {
-    mdp_short_sum *out = collector->vectors[MDP_OUTPUT_SUM] + tile->expert * tile->d_model;
+/* Add column sums of the tile's y to a vector of its expert; a partial is one column of the tile. */
+static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *tile, mdp_vector_id id,
+                              const double *column) {
+    mdp_short_sum *out = collector->vectors[id] + tile->expert * tile->d_model;
     for (int64_t j = 0; j < tile->d_model; j++) {
         if (!mdp_short_add(&out[j], column[j]))
             return not_finite(collector->stats, tile->layer, tile->expert, "a sum of outputs", tile->category[0],
@@ -185,6 +186,18 @@ static void add_rows(const mdp_tile *tile, int32_t first, int32_t end, double pa
     }
 }
 
+/* The same of outputs times their weights, where they are wanted. */
+static mdp_status add_gated_outputs(const mdp_collector *collector, const mdp_tile *tile, double *column) {
+    int64_t d = tile->d_model;
+    if (!collector->vectors[MDP_GATED_OUTPUT_SUM]) return mdp_ok();
+    memset(column, 0, (size_t)d * sizeof *column);
+    for (int32_t row = 0; row < tile->n_row; row++) {
+        double weight = tile->weighed ? 1.0 : (double)tile->gate[row];
+        for (int64_t j = 0; j < d; j++) column[j] += weight * (double)tile->y[row * d + j];
+    }
+    return add_outputs(collector, tile, MDP_GATED_OUTPUT_SUM, column);
+}
+
 static mdp_status observe_tile(void *context, const mdp_tile *tile) {
     const mdp_collector *collector = context;
     const mdp_layer_stats *layer = collector->layers[tile->layer].stats;
@@ -197,7 +210,8 @@ static mdp_status observe_tile(void *context, const mdp_tile *tile) {
         add_rows(tile, first, end, partial, column);
         status = add_category(collector->stats, layer, tile, tile->category[first], end - first, partial);
     }
-    if (status.code == MDP_OK) status = add_outputs(collector, tile, column);
+    if (status.code == MDP_OK) status = add_outputs(collector, tile, MDP_OUTPUT_SUM, column);
+    if (status.code == MDP_OK) status = add_gated_outputs(collector, tile, column);
     mdp_free(column);
     return status;
 }

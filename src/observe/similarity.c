@@ -16,7 +16,8 @@ typedef enum form {
     HALF_COSINE_OF_PRODUCTS, /* (1 + c) / 2 */
     MINUS_MEAN_SQUARE,       /* minus the squared distance, per entry of a matrix [d_model, d_model] */
     MEAN_OVER_PROBE,         /* the sum per token */
-    SHARE_OF_UNION           /* both / (one + other - both) */
+    SHARE_OF_UNION,          /* both / (one + other - both) */
+    OUTPUTS_AND_LOGITS       /* of two vectors: see compare_both */
 } form;
 
 static const form forms[MDP_N_SIMILARITY] = {
@@ -35,6 +36,7 @@ static const form forms[MDP_N_SIMILARITY] = {
     [MDP_ROUTER_LOGIT] = HALF_COSINE_OF_PRODUCTS,
     [MDP_ROUTER_ROW] = COSINE_OF_PRODUCTS,
     [MDP_CO_ACTIVATION] = SHARE_OF_UNION,
+    [MDP_GATED_OUTPUT_LOGIT] = OUTPUTS_AND_LOGITS,
 };
 
 const mdp_similarity mdp_similarities[MDP_N_SIMILARITY] = {
@@ -118,6 +120,14 @@ const mdp_similarity mdp_similarities[MDP_N_SIMILARITY] = {
                            .source = "co-activation",
                            .needs = MDP_NEEDS_LOGITS,
                            .vector = MDP_PAIR_COUNT},
+    [MDP_GATED_OUTPUT_LOGIT] = {.name = "gated-output-logit",
+                                .help = "mean of (1 + c) / 2, c the cosine of the mean weighted outputs over each "
+                                        "expert's own tokens, and 1 - d / (the largest d), d the distance of the "
+                                        "router's logits over all tokens, each expert's of length 1",
+                                .source = "REAM",
+                                .needs = MDP_NEEDS_LOGITS,
+                                .vector = MDP_GATED_OUTPUT_SUM,
+                                .other = MDP_LOGIT_PRODUCT},
 };
 
 /* ---- requests ------------------------------------------------------------------------------------------------ */
@@ -160,10 +170,15 @@ mdp_status mdp_similarity_parse(const char *text, unsigned *wanted) {
     }
 }
 
+unsigned mdp_similarity_sources(mdp_similarity_id id) {
+    const mdp_similarity *row = &mdp_similarities[id];
+    return 1u << row->vector | (forms[id] == OUTPUTS_AND_LOGITS ? 1u << row->other : 0u);
+}
+
 unsigned mdp_similarity_vectors(const mdp_similarity_request *request) {
     unsigned vectors = 1u << MDP_OUTPUT_SUM;
     for (int id = 0; id < MDP_N_SIMILARITY; id++)
-        if (request->wanted >> id & 1) vectors |= 1u << mdp_similarities[id].vector;
+        if (request->wanted >> id & 1) vectors |= mdp_similarity_sources((mdp_similarity_id)id);
     if (vectors >> MDP_ALIGNED_PRODUCT & 1) vectors |= 1u << MDP_WEIGHT_PRODUCT; /* says which pairs are matched */
     return vectors;
 }
@@ -187,9 +202,10 @@ static bool is_of_means(mdp_similarity_id id) {
 /* That the vector is there. */
 static mdp_status check_vector(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_similarity_id id) {
     const mdp_similarity *row = &mdp_similarities[id];
-    const mdp_vector *vector = &mdp_vectors[row->vector];
+    mdp_vector_id missing = layer->vectors[row->vector] && forms[id] == OUTPUTS_AND_LOGITS ? row->other : row->vector;
+    const mdp_vector *vector = &mdp_vectors[missing];
     bool probed = row->needs != MDP_NEEDS_PROBE || stats->n_probe > 0.0;
-    if (layer->vectors[row->vector] && probed) return mdp_ok();
+    if (layer->vectors[missing] && probed) return mdp_ok();
     if (stats->n_part > 1 && vector->join == MDP_JOIN_NONE)
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s is of one sample of tokens, so that of several statistics cannot be joined; observe the "
@@ -287,6 +303,38 @@ static void compare_products(const mdp_stats *stats, int64_t layer_index, mdp_si
     }
 }
 
+/* (1 + cosine of the sums of weighted outputs) / 2 and 1 - d / (the largest d) of unit columns of logits: their mean.
+ */
+static mdp_status compare_both(const mdp_stats *stats, int64_t layer_index, mdp_similarity_id id, double *out) {
+    const mdp_layer_stats *layer = &stats->layers[layer_index];
+    const mdp_short_sum *outputs = layer->vectors[mdp_similarities[id].vector],
+                        *logits = layer->vectors[mdp_similarities[id].other];
+    int64_t n = layer->n_expert, d = stats->d_model;
+    double *sum = NULL, *far = NULL, most = 0.0;
+    mdp_status status = MDP_ALLOC(&sum, n * d, "sums of outputs");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&far, n * n, "distances of logits");
+    for (int64_t i = 0; i < n * d && status.code == MDP_OK; i++) sum[i] = mdp_short_value(&outputs[i]);
+    for (int64_t i = 0; i < n && status.code == MDP_OK; i++) {
+        for (int64_t j = 0; j < i; j++) {
+            double c = cosine_of(mdp_short_value(&logits[i * n + i]), mdp_short_value(&logits[j * n + j]),
+                                 mdp_short_value(&logits[i * n + j]));
+            far[i * n + j] = sqrt(fmax(2.0 - 2.0 * c, 0.0));
+            most = fmax(most, far[i * n + j]);
+        }
+    }
+    for (int64_t i = 0; i < n && status.code == MDP_OK; i++) {
+        const double *a = sum + i * d;
+        for (int64_t j = 0; j <= i; j++) {
+            const double *b = sum + j * d;
+            double c = cosine_of(product_of(a, a, d), product_of(b, b, d), product_of(a, b, d));
+            out[i * n + j] = 0.5 * (0.5 * (1.0 + c) + 1.0 - (most > 0.0 ? far[i * n + j] / most : 0.0));
+        }
+    }
+    mdp_free(sum);
+    mdp_free(far);
+    return status;
+}
+
 mdp_status mdp_layer_make_similarity(mdp_stats *stats, int64_t layer_index, mdp_similarity_id id) {
     mdp_layer_stats *layer = &stats->layers[layer_index];
     int64_t n = layer->n_expert;
@@ -296,6 +344,8 @@ mdp_status mdp_layer_make_similarity(mdp_stats *stats, int64_t layer_index, mdp_
     double *out = layer->similarity[id];
     if (is_of_means(id))
         MDP_TRY(compare_means(stats, layer_index, id, out));
+    else if (forms[id] == OUTPUTS_AND_LOGITS)
+        MDP_TRY(compare_both(stats, layer_index, id, out));
     else
         compare_products(stats, layer_index, id, out);
     for (int64_t i = 0; i < n; i++)

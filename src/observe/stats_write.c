@@ -254,7 +254,7 @@ static mdp_status write_scalars(const mdp_stats *stats, const char *path, hid_t 
 /* ---- vectors ------------------------------------------------------------------------------------------------- */
 
 static int64_t samples_of(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
-    if (id == MDP_OUTPUT_SUM) return stats->n_token * layer->top_k;
+    if (id == MDP_OUTPUT_SUM || id == MDP_GATED_OUTPUT_SUM) return stats->n_token * layer->top_k;
     if (mdp_vectors[id].join == MDP_JOIN_SAME) return 0;
     return mdp_vectors[id].late ? (int64_t)stats->n_probe : stats->n_token;
 }

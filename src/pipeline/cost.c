@@ -109,7 +109,8 @@ int64_t mdp_memory_to_give(int64_t need) {
 
 mdp_status mdp_forward_too_little(const mdp_comm *layout, const mdp_pass *pass, const mdp_forward_options *options,
                                   int64_t need, int n_rank) {
-    const char *why = pass->redo_block            ? " (pruned propagation takes all tokens as one batch)"
+    const char *why = pass->aside_slots > 0       ? " (a fit takes all tokens as one batch)"
+                      : pass->redo_block          ? " (pruned propagation takes all tokens as one batch)"
                       : pass->one_batch           ? " (a search for sets of experts takes all its tokens as one batch; "
                                                     "--naee-tokens takes fewer)"
                       : options->batch_tokens > 0 ? " with this --batch-tokens"
@@ -123,11 +124,6 @@ mdp_status mdp_forward_too_little(const mdp_comm *layout, const mdp_pass *pass, 
                      options->batch_tokens > 0 ? ", or a smaller --batch-tokens" : "");
 }
 
-/* Are all tokens to be one batch? */
-static bool is_whole(const mdp_pass *pass) {
-    return pass->redo_block || pass->one_batch;
-}
-
 /* The largest batch that fits, or the smallest that may be taken where none does. More tokens than there are make no
  * larger batch. */
 static mdp_status choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
@@ -137,7 +133,7 @@ static mdp_status choose_batch(const mdp_comm *layout, const mdp_model *model, c
     for (;;) {
         MDP_TRY(size_of_batch(layout, model, tokens, pass, options, batch, out));
         out->fits = options->memory <= 0 || out->memory <= options->memory;
-        if (out->fits || is_whole(pass) || given || batch <= MDP_BLOCK_TOKENS) return mdp_ok();
+        if (out->fits || mdp_pass_is_whole(pass) || given || batch <= MDP_BLOCK_TOKENS) return mdp_ok();
         batch = batch / 2 > MDP_BLOCK_TOKENS ? batch / 2 : MDP_BLOCK_TOKENS;
     }
 }
@@ -164,10 +160,12 @@ static mdp_status cut_into_batches(const mdp_comm *layout, const mdp_model *mode
                                    const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out) {
     *out = (mdp_forward_cost){0};
     MDP_TRY(choose_batch(layout, model, tokens, pass, options, out));
-    if (!is_whole(pass) || out->n_batch == 1) return mdp_ok();
+    if (!mdp_pass_is_whole(pass) || out->n_batch == 1) return mdp_ok();
     return MDP_ERROR(MDP_USAGE,
                      "%s a layer from all %lld tokens at once, so they are one batch; leave --batch-tokens out.",
-                     pass->redo_block ? "pruned propagation decides" : "a search for sets of experts judges",
+                     pass->aside_slots > 0 ? "a fit is of"
+                     : pass->redo_block    ? "pruned propagation decides"
+                                           : "a search for sets of experts judges",
                      (long long)tokens->n_token);
 }
 

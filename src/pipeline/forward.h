@@ -41,6 +41,11 @@ typedef struct mdp_forward {
     void *context;
 } mdp_forward;
 
+/* Must all tokens be one batch? */
+static inline bool mdp_pass_is_whole(const mdp_pass *pass) {
+    return pass->redo_block || pass->one_batch || pass->aside_slots > 0;
+}
+
 /* Fill batch_tokens, n_batch and memory, as mdp_forward_cost_of does. Local. MDP_USAGE: no batch fits. */
 mdp_status mdp_forward_choose_batch(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                     const mdp_pass *pass, const mdp_forward_options *options, mdp_forward_cost *out);

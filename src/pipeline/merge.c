@@ -34,6 +34,12 @@ static mdp_status make_own(const mdp_merge_run *run) {
     for (int32_t i = 0; i < run->planned->n_kept; i++) {
         const mdp_plan_expert *planned = &run->planned->kept[i];
         if (planned->action != MDP_MERGE) continue;
+        if (planned->takes_in) {
+            if (n % run->comm->size == run->comm->rank) MDP_TRY(mdp_merge_take_in(run, i));
+            member += planned->n_from;
+            n++;
+            continue;
+        }
         mdp_merge_item item = {.run = run,
                                .planned = planned,
                                .to = &run->replaced->experts[mdp_replaced_find(run->replaced, run->planned->layer, i)],
@@ -49,13 +55,15 @@ static mdp_status make_own(const mdp_merge_run *run) {
     return mdp_ok();
 }
 
-static mdp_status make_layer_all(mdp_merge_run *run, const mdp_plan_layer *planned) {
+mdp_status mdp_merge_layer_all(mdp_merge_run *run, const mdp_plan_layer *planned) {
     int64_t first, n;
+    if (!is_merged(planned)) return mdp_ok();
     run->planned = planned;
     run->moe = &run->model->layers[planned->layer].moe;
     int64_t n_read = mdp_reader_bytes(run->reader);
     mdp_profile_switch(run->profile, MDP_PHASE_SOLVE);
     mdp_status status = mdp_merge_align_all(run);
+    if (status.code == MDP_OK) status = mdp_merge_match_all(run);
     mdp_profile_read(run->profile, mdp_reader_bytes(run->reader) - n_read);
     if (status.code == MDP_OK) {
         n_read = mdp_reader_bytes(run->reader);
@@ -66,7 +74,8 @@ static mdp_status make_layer_all(mdp_merge_run *run, const mdp_plan_layer *plann
         status = mdp_agree_all(run->comm, status);
     }
     mdp_free(run->order);
-    run->order = NULL;
+    mdp_free(run->keys);
+    run->order = run->keys = NULL;
     MDP_TRY(status);
     mdp_profile_switch(run->profile, MDP_PHASE_SYNC);
     mdp_replaced_arrays(run->replaced, planned->layer, planned->layer + 1, &first, &n);
@@ -204,7 +213,7 @@ static mdp_status make_all(stage *at, mdp_progress *progress) {
     bool any = at->done < plan->n_layer; /* layers are to be made: by a run that goes on, perhaps none */
     mdp_progress_go_on(progress, at->done, (double)at->done);
     while (at->done < plan->n_layer) {
-        if (is_merged(&plan->layers[at->done])) MDP_TRY(make_layer_all(at->run, &plan->layers[at->done]));
+        MDP_TRY(mdp_merge_layer_all(at->run, &plan->layers[at->done]));
         at->done++;
         mdp_progress_update(progress, at->done, (double)at->done);
         if (at->done < plan->n_layer) MDP_TRY(look_all(at));

@@ -49,12 +49,36 @@ static void add_pairs(const costs *sum, const mdp_moe *moe, const mdp_plan_exper
     }
 }
 
+/* Experts that take in neurons: pairs, and then each by itself, as many ranks have turns. */
+static void add_taking(const costs *sum, const mdp_moe *moe, const mdp_plan_layer *planned, int n_thread,
+                       mdp_merge_cost *out) {
+    int64_t pair = 0, n = 0;
+    for (int32_t i = 0; i < planned->n_dropped; i++) {
+        for (int32_t j = 0; j < planned->n_kept; j++) {
+            int rank = (int)(pair++ % sum->n_rank);
+            const mdp_expert *kept = &moe->experts[planned->kept[j].from[0]];
+            sum->flop[rank] += 4 * moe->d_ff * moe->d_ff * moe->router.n_col;
+            sum->bytes_read[rank] += mdp_matrix_bytes(&kept->up) + mdp_matrix_bytes(&kept->down);
+        }
+    }
+    for (int32_t j = 0; j < planned->n_kept; j++) {
+        if (!planned->kept[j].takes_in) continue;
+        int rank = (int)(n++ % sum->n_rank);
+        sum->flop[rank] += mdp_merge_take_flop(moe, planned);
+        for (int32_t i = 0; i <= planned->n_dropped; i++)
+            for (int share = 0; share < MDP_SHARE_REST; share++)
+                sum->bytes_read[rank] += share_bytes(&moe->experts[planned->kept[j].from[0]], (mdp_merge_share)share);
+    }
+    out->memory = mdp_larger(out->memory, mdp_merge_take_memory(moe, planned, n_thread));
+}
+
 static void add_layer(const costs *sum, const mdp_moe *moe, const mdp_plan_layer *planned, int n_thread,
                       mdp_merge_cost *out) {
     int64_t n = 0, pair = 0;
+    if (mdp_merge_takes_in(planned)) add_taking(sum, moe, planned, n_thread, out);
     for (int32_t i = 0; i < planned->n_kept; i++) {
         const mdp_plan_expert *expert = &planned->kept[i];
-        if (expert->action != MDP_MERGE) continue;
+        if (expert->action != MDP_MERGE || expert->takes_in) continue;
         add_matrices(sum, moe, expert, n++);
         add_pairs(sum, moe, expert, &pair);
         int64_t orders = pair > 0 ? planned->n_expert * moe->d_ff * (int64_t)sizeof(int64_t) : 0;

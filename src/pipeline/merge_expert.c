@@ -87,8 +87,26 @@ static void add_rows(const blend *b, const int64_t *order, double weight, int64_
     }
 }
 
+/* Rows of what the expert's neurons are. */
+static void copy_neurons(const blend *b, int64_t row, int64_t n) {
+    const mdp_merge_item *item = b->item;
+    int64_t d = item->run->model->d_model, part = b->of_expert == offsetof(mdp_expert, gate) ? 0
+                                                  : b->of_expert == offsetof(mdp_expert, up) ? d
+                                                                                             : 2 * d;
+    for (int64_t r = 0; r < n; r++) {
+        for (int64_t c = 0; c < b->to.n_col; c++) {
+            int64_t neuron = b->neurons == ROW_SIDE ? row + r : c, at = b->neurons == ROW_SIDE ? c : row + r;
+            b->values[r * b->to.n_col + c] = item->sizes[neuron] * (double)item->neurons[neuron * 3 * d + part + at];
+        }
+    }
+}
+
 static mdp_status make_rows(const blend *b, int64_t row, int64_t n) {
     const mdp_merge_item *item = b->item;
+    if (item->neurons) {
+        copy_neurons(b, row, n);
+        return mdp_ok();
+    }
     memset(b->values, 0, (size_t)(n * b->to.n_col) * sizeof *b->values);
     for (int32_t i = 0; i < item->planned->n_from; i++) {
         const mdp_matrix from = of_member(b, i);
@@ -224,7 +242,7 @@ static mdp_status choose_weights(const mdp_merge_item *item, float *row, void *s
     for (int32_t i = 0; i < planned->n_from; i++) {
         bool mixed = planned->router == MDP_ROUTER_MEAN || planned->router == MDP_ROUTER_SUM;
         of_biases[i] = mixed ? planned->weights[i] : i == only;
-        of_rows[i] = planned->router == MDP_ROUTER_SUM ? 1.0 : of_biases[i];
+        of_rows[i] = item->of_rows ? item->of_rows[i] : planned->router == MDP_ROUTER_SUM ? 1.0 : of_biases[i];
     }
     return mdp_ok();
 }

@@ -17,6 +17,7 @@ typedef struct mdp_merge_run {
     const mdp_plan_layer *planned;
     const mdp_moe *moe;
     int64_t gap;    /* of the worst auction on this rank to the best there can be, in 1e-9 of that */
+    int64_t *keys;  /* [dropped, d_ff] where their neurons go (merge_dern.c); NULL: nowhere */
     int64_t *order; /* [merged members of the layer, d_ff] the neuron of each that comes to a place; NULL: none moves */
 } mdp_merge_run;
 
@@ -25,7 +26,10 @@ typedef struct mdp_merge_item {
     const mdp_merge_run *run;
     const mdp_plan_expert *planned;
     const mdp_replaced_expert *to;
-    const int64_t *order; /* [n_from, d_ff] of its members; NULL */
+    const int64_t *order;  /* [n_from, d_ff] of its members; NULL */
+    const float *neurons;  /* [d_ff, 3 d_model] what [gate; up; down] of its neurons are, */
+    const double *sizes;   /* [d_ff] times this; NULL: the sum of its members' */
+    const double *of_rows; /* [n_from] what router rows are multiplied by; NULL: by the plan's rule */
 } mdp_merge_item;
 
 /* What of an expert is made in one go, by one rank. */
@@ -36,6 +40,12 @@ typedef enum mdp_merge_share {
     MDP_SHARE_REST,
     MDP_N_SHARE
 } mdp_merge_share;
+
+/* ---- merge.c: a layer ---------------------------------------------------------------------------------------------
+ */
+
+/* Make the layer's merged experts, if it has any, and settle them. Collective (agrees). */
+mdp_status mdp_merge_layer_all(mdp_merge_run *run, const mdp_plan_layer *planned);
 
 /* ---- merge_expert.c: weighted sums of members ---------------------------------------------------------------------
  */
@@ -54,6 +64,19 @@ static inline int64_t mdp_merge_turn(int64_t n, mdp_merge_share share, int n_hea
 mdp_status mdp_merge_make(const mdp_merge_item *item, mdp_merge_share share);
 /* Bytes that this takes at most, over the experts of a layer. */
 int64_t mdp_merge_make_memory(const mdp_moe *moe);
+
+/* ---- merge_dern.c, merge_take.c: experts that take in neurons of dropped ones -------------------------------------
+ */
+
+bool mdp_merge_takes_in(const mdp_plan_layer *planned); /* does the layer have any? */
+/* Fill run->keys where the layer has such experts. Collective (agrees). */
+mdp_status mdp_merge_match_all(mdp_merge_run *run);
+/* Make the layer's kept expert number `kept`, which takes in what the keys say, all of it. Local. */
+mdp_status mdp_merge_take_in(const mdp_merge_run *run, int32_t kept);
+/* Bytes of a rank, and operations and bytes read of one pair of a kept and a dropped expert, and of one expert that
+ * takes in as many neurons as go to each on average. */
+int64_t mdp_merge_take_memory(const mdp_moe *moe, const mdp_plan_layer *planned, int n_thread);
+int64_t mdp_merge_take_flop(const mdp_moe *moe, const mdp_plan_layer *planned);
 
 /* ---- merge_align.c: neurons of members in the order of the dominant one's ------------------------------------------
  */

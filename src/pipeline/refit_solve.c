@@ -1,15 +1,13 @@
 /* refit_solve.c - sums of a layer become new down projections: the ridge, D, and W + D^T in the plan's arrays.
  *
- * Right-hand sides are rows of W, dealt to ranks in runs; a rank reads its rows of each fitted expert's W, adds what
- * was solved for them, and writes them as the checkpoint stores them. */
+ * Right-hand sides are rows of W, dealt to ranks in runs; a rank puts its rows of each fitted expert (put_down.c). */
+#include "pipeline/put_down.h"
 #include "pipeline/refit_run.h"
 
 #include "mdp/narrow.h"
 
 #include <math.h>
 #include <string.h>
-
-#define PUT_ROWS 256 /* rows of W that are read and written at a time, about */
 
 static const double ridges[] = {1e-3, 1e-2, 1e-1, 1.0};
 #define N_RIDGE 4
@@ -135,123 +133,6 @@ int64_t mdp_refit_unit(const mdp_moe *moe) {
     return unit;
 }
 
-/* One expert's rows on this rank. */
-typedef struct writing {
-    const mdp_refit_run *run;
-    const mdp_expert *from; /* the model's */
-    const mdp_expert *to;   /* in the plan's arrays */
-    const double *d;        /* [n_col, order] */
-    int64_t order, offset;  /* of the expert's values in a column */
-    int64_t first, n_col;   /* rows of W */
-    double step;
-    void *scratch;
-    float *stored;  /* [PUT_ROWS.., f] */
-    double *values; /* the same */
-} writing;
-
-/* values = rows row .. row + n - 1 of W, and what is added to them. */
-static mdp_status make_rows(const writing *w, int64_t row, int64_t n) {
-    int64_t f = w->from->down.n_col;
-    MDP_TRY(mdp_matrix_read(w->run->reader, &w->from->down, row, n, w->scratch, w->stored));
-    for (int64_t r = 0; r < n; r++) {
-        const double *d = w->d + (row + r - w->first) * w->order + w->offset;
-        for (int64_t j = 0; j < f; j++) w->values[r * f + j] = (double)w->stored[r * f + j] + w->step * d[j];
-    }
-    return mdp_ok();
-}
-
-static mdp_status allocate(writing *w, int64_t n_row) {
-    int64_t f = w->from->down.n_col;
-    MDP_TRY(mdp_alloc(&w->scratch, mdp_matrix_scratch(&w->from->down, n_row), 1, "rows of a down projection"));
-    MDP_TRY(MDP_ALLOC(&w->stored, n_row * f, "rows of a down projection"));
-    return MDP_ALLOC(&w->values, n_row * f, "rows of a down projection");
-}
-
-/* largest: where one scale is for all rows. Local. */
-static mdp_status raise_largest(writing *w, float *largest) {
-    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
-    for (int64_t row = w->first; row < end; row += step) {
-        int64_t n = end - row < step ? end - row : step;
-        MDP_TRY(make_rows(w, row, n));
-        mdp_matrix_raise_largest(&w->from->down, w->values, n, largest);
-    }
-    return mdp_ok();
-}
-
-static mdp_status put_rows(writing *w, const float *largest) {
-    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
-    mdp_arrays *arrays = w->run->replaced->arrays;
-    for (int64_t row = w->first; row < end; row += step) {
-        int64_t n = end - row < step ? end - row : step;
-        MDP_TRY(make_rows(w, row, n));
-        MDP_TRY(mdp_matrix_put(&w->to->down, row, n, w->values, largest, mdp_arrays_put_bytes, arrays));
-    }
-    return mdp_ok();
-}
-
-/* The bias of this rank's rows; its change is the last value of a column. */
-static mdp_status put_bias(const writing *w) {
-    const mdp_matrix *from = &w->from->down_bias, *to = &w->to->down_bias;
-    float *stored = NULL;
-    double *values = NULL;
-    unsigned char *bytes = NULL;
-    int64_t size = to->tensor ? mdp_dtype_bits(to->tensor->type) / 8 : 0;
-    if (!to->tensor || w->n_col == 0) return mdp_ok();
-    mdp_status status = mdp_matrix_load(w->run->reader, from, &stored);
-    if (status.code == MDP_OK) status = MDP_ALLOC(&values, w->n_col, "a bias");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&bytes, w->n_col * size, "a bias");
-    for (int64_t c = 0; status.code == MDP_OK && c < w->n_col; c++)
-        values[c] = (double)stored[w->first + c] + w->step * w->d[c * w->order + w->offset + w->from->down.n_col];
-    if (status.code == MDP_OK) {
-        mdp_narrow(to->tensor->type, values, w->n_col, bytes);
-        for (int64_t c = 0; status.code == MDP_OK && c < w->n_col; c++)
-            status = mdp_arrays_put_bytes(w->run->replaced->arrays, to->tensor,
-                                          (to->first + (w->first + c) * to->col_stride) * size, size, bytes + c * size);
-    }
-    mdp_free(stored);
-    mdp_free(values);
-    mdp_free(bytes);
-    return status;
-}
-
-/* The largest of all ranks: of numbers that are not negative, bits are in the same order. Collective. */
-static mdp_status agree_on_largest_all(const mdp_comm *comm, int64_t n, float *largest, int64_t *bits) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t own;
-        memcpy(&own, &largest[i], sizeof own);
-        bits[i] = own;
-    }
-    MDP_TRY(mdp_max_i64_all(comm, bits, n));
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t own = (uint32_t)bits[i];
-        memcpy(&largest[i], &own, sizeof own);
-    }
-    return mdp_ok();
-}
-
-static mdp_status put_expert_all(writing *w) {
-    const mdp_comm *comm = w->run->comm;
-    int64_t n_common = mdp_matrix_common_scales(&w->from->down), *bits = NULL;
-    float *largest = NULL;
-    mdp_status status = allocate(w, mdp_matrix_put_step(&w->from->down, PUT_ROWS));
-    if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&largest, n_common, "scales");
-    if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&bits, n_common, "scales");
-    if (status.code == MDP_OK && n_common > 0) status = raise_largest(w, largest);
-    status = mdp_agree_all(comm, status);
-    if (status.code == MDP_OK && n_common > 0) status = agree_on_largest_all(comm, n_common, largest, bits);
-    if (status.code == MDP_OK) {
-        status = put_rows(w, largest);
-        if (status.code == MDP_OK) status = put_bias(w);
-        status = mdp_agree_all(comm, status);
-    }
-    mdp_free(largest);
-    mdp_free(bits);
-    mdp_free(w->scratch);
-    mdp_free(w->stored);
-    mdp_free(w->values);
-    return status;
-}
-
 static void show(const mdp_refit_run *run) {
     for (int32_t s = 0; s < run->n_side; s++) {
         int64_t at = mdp_replaced_find(run->replaced, run->layer, run->expert[s]);
@@ -266,15 +147,18 @@ mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const doubl
         const mdp_replaced_expert *to =
             &run->replaced->experts[mdp_replaced_find(run->replaced, run->layer, run->expert[s])];
         int64_t merged = mdp_replaced_find(run->before, run->layer, run->expert[s]);
-        writing w = {.run = run,
-                     .from = merged >= 0 ? &run->before->experts[merged].expert : &moe->experts[to->from],
-                     .to = &to->expert,
-                     .d = d,
-                     .order = mdp_fit_order(fit),
-                     .offset = mdp_fit_offset(fit, s),
-                     .step = step};
+        mdp_put_down w = {.comm = run->comm,
+                          .reader = run->reader,
+                          .arrays = run->replaced->arrays,
+                          .from = merged >= 0 ? &run->before->experts[merged].expert : &moe->experts[to->from],
+                          .to = &to->expert,
+                          .d = d,
+                          .order = mdp_fit_order(fit),
+                          .offset = mdp_fit_offset(fit, s),
+                          .part = 1.0,
+                          .step = step};
         mdp_fit_columns(fit, &w.first, &w.n_col);
-        MDP_TRY(put_expert_all(&w));
+        MDP_TRY(mdp_put_down_all(&w));
     }
     mdp_replaced_arrays(run->replaced, run->layer, run->layer + 1, &first, &n);
     MDP_TRY(mdp_arrays_settle_all(run->comm, run->replaced->arrays, first, n));

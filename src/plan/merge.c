@@ -15,6 +15,8 @@ const char *const mdp_merge_weights_names[] = {[MDP_MERGE_MEAN] = "mean",
                                                [MDP_MERGE_SALIENCY] = "saliency",
                                                [MDP_MERGE_SOFTMAX] = "similarity-softmax",
                                                [MDP_MERGE_REPRESENTATIVE] = "representative",
+                                               [MDP_MERGE_LEAST_SQUARES] = "least-squares",
+                                               [MDP_MERGE_DERN] = "dern",
                                                NULL};
 
 /* A layer whose groups are made. */
@@ -151,9 +153,8 @@ static mdp_status weigh(const grouper *g, mdp_plan_expert *expert) {
     MDP_TRY(MDP_ALLOC(&expert->weights, expert->n_from, "the weights of a plan"));
     for (int32_t i = 0; i < expert->n_from; i++) {
         mdp_expert_t e = expert->from[i];
-        expert->weights[i] = how == MDP_MERGE_FREQUENCY  ? g->tokens[e]
-                             : how == MDP_MERGE_SALIENCY ? g->layer->scores[e]
-                                                         : 1.0;
+        bool by_tokens = how == MDP_MERGE_FREQUENCY || how == MDP_MERGE_LEAST_SQUARES;
+        expert->weights[i] = by_tokens ? g->tokens[e] : how == MDP_MERGE_SALIENCY ? g->layer->scores[e] : 1.0;
         if (expert->weights[i] < 0.0)
             return MDP_ERROR(MDP_USAGE,
                              "--merge saliency: the scores of method '%s' are negative (layer %lld, expert %d), and "
@@ -204,6 +205,7 @@ static mdp_status fill_expert(const grouper *g, int32_t group, mdp_plan_expert *
     out->action = MDP_MERGE;
     out->align = merge->align;
     out->router = merge->router;
+    out->fitted = merge->weights == MDP_MERGE_LEAST_SQUARES;
     out->dominant = find_dominant(g, out);
     return weigh(g, out);
 }
@@ -247,7 +249,34 @@ static mdp_status merge_layer(grouper *g) {
     return status;
 }
 
+/* Who stays takes in neurons of those that go. */
+mdp_status mdp_plan_take_in(double alpha, mdp_plan_layer *layer) {
+    if (layer->n_dropped == 0) return mdp_ok();
+    MDP_TRY(MDP_ALLOC(&layer->mass, layer->n_expert, "the experts of a layer"));
+    for (int32_t i = 0; i < layer->n_kept; i++) {
+        mdp_plan_expert *expert = &layer->kept[i];
+        MDP_TRY(MDP_ALLOC(&expert->weights, 1, "the weights of a plan"));
+        expert->weights[0] = 1.0;
+        expert->action = MDP_MERGE;
+        expert->router = MDP_ROUTER_DOMINANT;
+        expert->takes_in = true;
+        expert->alpha = alpha;
+    }
+    return mdp_ok();
+}
+
+static mdp_status take_in(const mdp_plan_request *request, mdp_plan *plan) {
+    for (int64_t i = 0; i < plan->n_layer; i++) {
+        mdp_plan_layer *layer = &plan->layers[i];
+        MDP_TRY(mdp_plan_take_in(request->merge->alpha, layer));
+        for (mdp_expert_t e = 0; layer->mass && e < layer->n_expert; e++)
+            layer->mass[e] = mdp_stats_sum(request->stats, i, MDP_GATE_SUM, e, request->weight);
+    }
+    return mdp_ok();
+}
+
 mdp_status mdp_plan_group(const mdp_plan_request *request, mdp_plan *plan) {
+    if (!mdp_merge_has_groups(request->merge)) return take_in(request, plan);
     for (int64_t i = 0; i < plan->n_layer; i++) {
         grouper g = {.request = request, .index = i, .layer = &plan->layers[i]};
         mdp_status status = merge_layer(&g);
@@ -263,6 +292,8 @@ mdp_status mdp_plan_group(const mdp_plan_request *request, mdp_plan *plan) {
 }
 
 json_t *mdp_plan_describe_merge(const mdp_merge_request *merge) {
+    if (!mdp_merge_has_groups(merge))
+        return json_pack("{s:s, s:f}", "weights", mdp_merge_weights_names[merge->weights], "alpha", merge->alpha);
     json_t *root = json_pack(
         "{s:s, s:s, s:s, s:s, s:s}", "weights", mdp_merge_weights_names[merge->weights], "group",
         mdp_group_method_names[merge->group], "similarity", mdp_similarities[merge->similarity].name, "align",

@@ -25,6 +25,7 @@ static void destroy_expert(mdp_plan_expert *expert) {
 static void destroy_layer(mdp_plan_layer *layer) {
     for (int32_t i = 0; i < layer->n_kept && layer->kept; i++) destroy_expert(&layer->kept[i]);
     mdp_free(layer->scores);
+    mdp_free(layer->mass);
     mdp_free(layer->must_keep);
     mdp_free(layer->gone);
     mdp_free(layer->unseen);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define WEIGHT_SLACK 1e-6 /* weights are printed with nine digits */
+#define LEAST_SQUARES "least-squares"
 
 enum { MAX_ARRAY = 12 };
 
@@ -81,6 +82,8 @@ json_t *mdp_plan_print_expert(const mdp_plan_expert *expert) {
     if (expert->action == MDP_MERGE) {
         mdp_json_put(&item, "dominant", json_integer(expert->from[expert->dominant]));
         mdp_json_put(&item, "router", json_string(mdp_merge_router_names[expert->router]));
+        if (expert->takes_in) mdp_json_put(&item, "takes_in", json_real(expert->alpha));
+        if (expert->fitted) mdp_json_put(&item, "fit", json_string(LEAST_SQUARES));
     }
     if (expert->n_array > 0) mdp_json_put(&item, "arrays", print_arrays(expert));
     return item;
@@ -92,7 +95,7 @@ json_t *mdp_plan_list_merged(const mdp_plan_layer *layer) {
         const mdp_plan_expert *expert = &layer->kept[i];
         json_t *members = json_array();
         for (int32_t j = 0; j < expert->n_from; j++) mdp_json_add(&members, json_integer(expert->from[j]));
-        if (expert->action == MDP_MERGE)
+        if (expert->action == MDP_MERGE && !expert->takes_in)
             mdp_json_add(&list, members);
         else
             json_decref(members);
@@ -143,13 +146,26 @@ static mdp_status parse_action(const json_t *item, const mdp_plan_place *where, 
                       action ? action : "(none)");
 }
 
+/* The cosine above which neurons of dropped experts are taken in. */
+static mdp_status parse_takes_in(const json_t *value, const mdp_plan_place *where, mdp_plan_expert *out) {
+    if (!value) return mdp_ok();
+    out->takes_in = true;
+    out->alpha = json_number_value(value);
+    if (out->action != MDP_MERGE)
+        return MDP_REFUSE(where, "an expert with action '%s' has no 'takes_in'", actions[out->action].name);
+    if (json_is_number(value) && out->alpha >= -1.0 && out->alpha < 1.0) return mdp_ok();
+    return MDP_REFUSE(where, "'takes_in' must be a %s from -1 to below 1", "cosine");
+}
+
 static mdp_status parse_from(const json_t *list, const mdp_plan_place *where, mdp_plan_expert *out) {
     size_t n = json_array_size(list);
     const action_row *row = &actions[out->action];
     if (row->single && n != 1)
         return MDP_REFUSE(where, "'from': an expert with action '%s' comes from one expert, not from %zu", row->name,
                           n);
-    if (n < (out->action == MDP_MERGE ? 2u : 1u) || n > MDP_PLAN_MAX_EXPERT)
+    if (out->takes_in && n != 1)
+        return MDP_REFUSE(where, "'from': an expert with 'takes_in' comes from one expert, not from %zu", n);
+    if (n < (out->action == MDP_MERGE && !out->takes_in ? 2u : 1u) || n > MDP_PLAN_MAX_EXPERT)
         return MDP_REFUSE(where, "'from': an expert with action '%s' cannot come from %zu", row->name, n);
     MDP_TRY(MDP_ALLOC(&out->from, (mdp_count_t)n, "an expert of a plan"));
     for (size_t i = 0; i < n; i++) {
@@ -233,6 +249,19 @@ static mdp_status parse_merge(const json_t *item, const mdp_plan_place *where, m
                       name ? name : "(none)");
 }
 
+static mdp_status parse_fit(const json_t *value, const mdp_plan_place *where, mdp_plan_expert *out) {
+    const char *name = json_string_value(value);
+    if (!value) return mdp_ok();
+    out->fitted = true;
+    if (out->takes_in)
+        return MDP_REFUSE(where, "expert %d: 'fit' and 'takes_in' do not go together", (int)out->from[0]);
+    if (out->action != MDP_MERGE)
+        return MDP_REFUSE(where, "expert %d: action '%s' has no 'fit'", (int)out->from[0], actions[out->action].name);
+    if (name && strcmp(name, LEAST_SQUARES) == 0) return mdp_ok();
+    return MDP_REFUSE(where, "expert %d: 'fit' is '%s'; " LEAST_SQUARES " is possible", (int)out->from[0],
+                      name ? name : "(none)");
+}
+
 static bool is_listed(const char *name, const char *const *list) {
     for (int i = 0; i < MAX_ARRAY && list[i]; i++) {
         if (strcmp(name, list[i]) == 0) return true;
@@ -283,15 +312,18 @@ static mdp_status parse_arrays(const json_t *object, const mdp_plan_place *where
 }
 
 mdp_status mdp_plan_parse_expert(const json_t *item, const mdp_plan_place *where, mdp_plan_expert *out) {
-    static const char *const known[] = {"from", "action", "weights", "align", "dominant", "router", "arrays", NULL};
+    static const char *const known[] = {"from",   "action", "weights",  "align",  "dominant",
+                                        "router", "fit",    "takes_in", "arrays", NULL};
     const json_t *from = json_object_get(item, "from");
     if (!json_is_object(item) || !json_is_array(from))
         return MDP_REFUSE(where, "each entry of 'experts' must be an object with the array '%s'", "from");
     MDP_TRY(mdp_plan_check_keys(item, known, where));
     MDP_TRY(parse_action(item, where, &out->action));
+    MDP_TRY(parse_takes_in(json_object_get(item, "takes_in"), where, out));
     MDP_TRY(parse_from(from, where, out));
     MDP_TRY(parse_weights(json_object_get(item, "weights"), where, out));
     MDP_TRY(parse_align(json_object_get(item, "align"), where, out));
     MDP_TRY(parse_merge(item, where, out));
+    MDP_TRY(parse_fit(json_object_get(item, "fit"), where, out));
     return parse_arrays(json_object_get(item, "arrays"), where, out);
 }

@@ -5,6 +5,7 @@
  * expert. Equal plans print to equal bytes. */
 #include "plan/plan_expert.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,6 +46,11 @@ static json_t *print_layer(const mdp_plan_layer *layer) {
         json_t *scores = json_array();
         for (mdp_expert_t e = 0; e < layer->n_expert; e++) mdp_json_add(&scores, json_real(layer->scores[e]));
         mdp_json_put(&object, "scores", scores);
+    }
+    if (layer->mass) {
+        json_t *mass = json_array();
+        for (mdp_expert_t e = 0; e < layer->n_expert; e++) mdp_json_add(&mass, json_real(layer->mass[e]));
+        mdp_json_put(&object, "mass", mass);
     }
     mdp_json_put(&object, "experts", print_kept(layer));
     mdp_json_put(&object, "dropped", print_dropped(layer));
@@ -169,6 +175,24 @@ static mdp_status parse_scores(const json_t *list, const mdp_plan_place *where, 
     return mdp_ok();
 }
 
+/* What neurons count for, where an expert takes some in. */
+static mdp_status parse_mass(const json_t *list, const mdp_plan_place *where, mdp_plan_layer *layer) {
+    bool wanted = false;
+    for (int32_t i = 0; i < layer->n_kept; i++) wanted = wanted || layer->kept[i].takes_in;
+    if (!list && !wanted) return mdp_ok();
+    if (!json_is_array(list) || json_array_size(list) != (size_t)layer->n_expert)
+        return MDP_REFUSE(where, "experts take in neurons of others, so 'mass' must be a list of %d numbers",
+                          (int)layer->n_expert);
+    MDP_TRY(MDP_ALLOC(&layer->mass, layer->n_expert, "the experts of a layer"));
+    for (mdp_expert_t e = 0; e < layer->n_expert; e++) {
+        const json_t *value = json_array_get(list, (size_t)e);
+        layer->mass[e] = json_number_value(value);
+        if (!json_is_number(value) || !isfinite(layer->mass[e]) || layer->mass[e] < 0.0)
+            return MDP_REFUSE(where, "the mass of expert %d is not a number from 0 on", (int)e);
+    }
+    return mdp_ok();
+}
+
 static mdp_status parse_top_k(const json_t *value, const mdp_plan_place *where, mdp_plan_layer *layer) {
     if (!value) return mdp_ok();
     if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > layer->n_kept)
@@ -193,7 +217,7 @@ static mdp_status parse_unseen(const json_t *list, const mdp_plan_place *where, 
 
 static mdp_status parse_layer(const json_t *object, const char *path, int64_t index, int64_t previous,
                               mdp_plan_layer *layer) {
-    static const char *const known[] = {"layer", "scores", "experts", "dropped", "router", "k", "unseen", NULL};
+    static const char *const known[] = {"layer", "scores", "mass", "experts", "dropped", "router", "k", "unseen", NULL};
     if (!json_is_object(object))
         return MDP_ERROR(MDP_BAD_INPUT, "%s: entry %lld of 'layers' is not an object.", path, (long long)index);
     MDP_TRY(mdp_json_int(object, "layer", path, &layer->layer));
@@ -212,6 +236,7 @@ static mdp_status parse_layer(const json_t *object, const char *path, int64_t in
     layer->n_expert = count_named(layer);
     MDP_TRY(check_every_expert(&where, layer));
     MDP_TRY(parse_scores(json_object_get(object, "scores"), &where, layer));
+    MDP_TRY(parse_mass(json_object_get(object, "mass"), &where, layer));
     MDP_TRY(parse_top_k(json_object_get(object, "k"), &where, layer));
     MDP_TRY(parse_unseen(json_object_get(object, "unseen"), &where, layer));
     const char *router = json_string_value(json_object_get(object, "router"));

@@ -241,6 +241,32 @@ mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_rea
     return mdp_ok();
 }
 
+#define COPY_BYTE ((int64_t)4 << 20) /* at a time */
+
+static mdp_status copy_part(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_expert_part part,
+                            mdp_reader *reader, void *buffer) {
+    const mdp_moe *moe = &replaced->model->layers[expert->layer].moe;
+    const mdp_tensor *from = expert->stored[part], *to = &replaced->arrays->tensors[expert->array[part]];
+    int64_t before = bytes_before(moe, from, expert->from);
+    for (int64_t at = 0; at < to->n_byte; at += COPY_BYTE) {
+        int64_t n = to->n_byte - at < COPY_BYTE ? to->n_byte - at : COPY_BYTE;
+        MDP_TRY(mdp_reader_read(reader, from->file, from->offset + before + at, n, buffer));
+        MDP_TRY(mdp_arrays_put(replaced->arrays, expert->array[part], at, n, buffer));
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_replaced_copy(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_reader *reader) {
+    void *buffer = NULL;
+    MDP_TRY(mdp_alloc(&buffer, COPY_BYTE, 1, "what is copied"));
+    mdp_status status = mdp_ok();
+    for (int part = 0; part < MDP_N_EXPERT_PART && status.code == MDP_OK; part++)
+        if (expert->array[part] >= 0 && !mdp_replaced_is_shared(expert, (mdp_expert_part)part))
+            status = copy_part(replaced, expert, (mdp_expert_part)part, reader, buffer);
+    mdp_free(buffer);
+    return status;
+}
+
 int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept) {
     int64_t low = 0, high = replaced ? replaced->n - 1 : -1;
     while (low <= high) {

@@ -65,13 +65,6 @@ def test_what_was_measured_is_what_is_written_in_every_type(family, tmp_path):
         assert mdp.measures(tmp_path / "f.json")[0]["nll"] == merged["nll"]
 
 
-def array(plan_path, layer, kept, name):
-    expert = mdp.read_json(plan_path)["layers"][layer]["experts"][kept]
-    with h5py.File(plan_path.with_suffix(".h5")) as arrays:
-        assert arrays.attrs["complete"] == 1
-        return arrays[expert["arrays"][name]["path"]][...]
-
-
 @pytest.mark.parametrize("rule", ["mean", "sum", "dominant"])
 @pytest.mark.parametrize("case", ["frequency-none", "frequency-weight", "mean-none"])
 def test_merged_weights_are_those_of_the_reference(case, rule, tmp_path):
@@ -94,7 +87,7 @@ def test_merged_weights_are_those_of_the_reference(case, rule, tmp_path):
             continue
         n_merged += 1
         for ours, theirs in [("gate", found["W_g"]), ("up", found["W_u"]), ("down", found["W_d"]), ("router", found[f"router_{rule}"])]:
-            value = array(tmp_path / "q.json", 1, number, ours)
+            value = mdp.plan_array(tmp_path / "q.json", 1, number, ours)
             assert np.abs(value - theirs[number]).max() <= 1e-6 * np.abs(theirs[number]).max(), (number, ours)
     assert n_merged > 0
 
@@ -178,7 +171,7 @@ def test_aligned_twins_are_one_expert_and_unaligned_ones_are_not(tmp_path):
     from safetensors.numpy import load_file
     tensors = load_file(model / "model.safetensors")
     for align in ("weight", "none"):
-        worst = max(np.abs(array(tmp_path / f"{align}-made.json", 0, 1, part) - tensors[f"model.layers.0.block_sparse_moe.experts.1.{name}.weight"]).max()
+        worst = max(np.abs(mdp.plan_array(tmp_path / f"{align}-made.json", 0, 1, part) - tensors[f"model.layers.0.block_sparse_moe.experts.1.{name}.weight"]).max()
                     for part, name in (("gate", "w1"), ("up", "w3"), ("down", "w2")))
         assert (worst <= 1e-6) == (align == "weight"), (align, worst)
 
@@ -277,7 +270,7 @@ def test_merged_experts_are_refitted(family, tmp_path):
         found.add(((tmp_path / f"r{ranks}.json").read_bytes(), (tmp_path / f"r{ranks}.h5").read_bytes()))
     assert len(found) == 1
     for part in ("gate", "router"):
-        assert (array(tmp_path / "r1.json", 0, 1, part) == array(tmp_path / "q.json", 0, 1, part)).all()
+        assert (mdp.plan_array(tmp_path / "r1.json", 0, 1, part) == mdp.plan_array(tmp_path / "q.json", 0, 1, part)).all()
     mdp.succeed(2, "eval", "--model", model, "--plan", tmp_path / "q.json", "--plan", tmp_path / "r1.json", "--tokens", tokens, "--out", tmp_path / "e.json",
                 "--quiet")
     _, merged, fitted = mdp.measures(tmp_path / "e.json")

@@ -70,6 +70,27 @@ def test_equals_the_reference(name, layer, golden):
     assert np.array_equal(ours, ours.T)
 
 
+def test_weighted_outputs_and_logits_are_those_of_numpy(golden, tmp_path):
+    """Experts in float64 on the inputs, weights and logits that transformers has."""
+    from safetensors.numpy import load_file
+    stats = observe(tmp_path / "stats.h5", golden[0], names="gated-output-logit", ranks=3)
+    tensors = {name: value.astype(np.float64) for name, value in load_file(MODEL / "model.safetensors").items()}
+    with h5py.File(MODEL / "golden.h5") as file:
+        for layer in LAYERS:
+            sequences = [file[f"seq{i}/layer{layer}"] for i in range(int(file.attrs["num_sequences"]))]
+            x, g, z = (np.concatenate([s[name][...] for s in sequences]).astype(np.float64) for name in ("moe_input", "dense_weight", "router_logits"))
+            means = []
+            for e in range(g.shape[1]):
+                w1, w2, w3 = (tensors[f"model.layers.{layer}.block_sparse_moe.experts.{e}.w{i}.weight"] for i in (1, 2, 3))
+                a = x @ w1.T
+                means.append((g[:, e] @ ((a / (1 + np.exp(-a)) * (x @ w3.T)) @ w2.T)) / (g[:, e] > 0).sum())
+            means = np.array(means)
+            unit, column = means / np.linalg.norm(means, axis=1)[:, None], z / np.linalg.norm(z, axis=0)
+            far = np.linalg.norm(column.T[:, None] - column.T[None], axis=2)
+            wanted = ((1 + unit @ unit.T) / 2 + 1 - far / far.max()) / 2
+            assert np.abs(matrices(stats, layer)["gated-output-logit"] - wanted).max() <= 1e-5
+
+
 def test_the_limbs_are_the_sums(golden):
     weights = [2.0**(32 * i - 64) for i in range(3)]
     for name in ("pair_count", "logit_product", "router_product", "weight_product", "aligned_product", "surrogate_product", "probe_output_sum",
