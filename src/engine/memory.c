@@ -180,8 +180,7 @@ static int64_t placed_rows(const work *w) {
 
 /* What of them a round has room for, and the tiles of a group. */
 static mdp_moe_room room_of(const work *w, const mdp_moe *moe) {
-    return mdp_moe_room_of(w->comm, w->partition, slots_of(w), moe->n_expert, w->n_roster, w->n_thread,
-                           w->n_stream);
+    return mdp_moe_room_of(w->comm, w->partition, slots_of(w), moe->n_expert, w->n_roster, w->n_thread, w->n_stream);
 }
 
 /* Buffers of rounds. Where there is one round, a token's row is there once; else three arrays change places. */
