@@ -64,6 +64,9 @@ extern const char *const mdp_choice_names[MDP_N_CHOICE_BY]; /* members of a task
 /* eval.json, new text. `identity`: digest of what it depends on; NULL: left out. */
 mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, const char *identity, char **out);
 
+/* Put every measure of a stream, and the error of each layer, into a JSON object. Local. */
+void mdp_evaluation_print_measures(const mdp_evaluation *evaluation, int stream, json_t **object);
+
 /* ---- measuring ----------------------------------------------------------------------------------------------- */
 
 /* A stream to measure. */

@@ -3,12 +3,11 @@
 #include "command/compute.h"
 #include "command/continue.h"
 #include "command/feasible.h"
+#include "command/measured.h"
 #include "command/opening.h"
 
 #include <math.h>
 #include <string.h>
-
-#define MAX_EVAL (INT64_C(1) << 30)
 
 /* The original and one stream for each plan; all [n] with n = 1 + plans. */
 typedef struct streams {
@@ -51,23 +50,6 @@ static mdp_status add_plan_all(mdp_session *session, const char *path, int strea
     return status;
 }
 
-/* Is this the evaluation that is to be written? */
-static mdp_status is_done(const mdp_session *session, const void *context, const char *path, bool *done) {
-    char *text = NULL;
-    int64_t n_byte;
-    json_t *root = NULL;
-    (void)context;
-    *done = false;
-    if (mdp_file_read_all(path, MAX_EVAL, &text, &n_byte).code != MDP_OK) return mdp_ok(); /* refused as it is */
-    if (mdp_json_parse(text, n_byte, path, &root).code == MDP_OK) {
-        const char *identity = json_string_value(json_object_get(root, "identity"));
-        *done = identity && strcmp(identity, session->resume->digest) == 0;
-    }
-    json_decref(root);
-    mdp_free(text);
-    return mdp_ok();
-}
-
 static mdp_status open_all(mdp_session *session, streams *all) {
     const mdp_option_value *plans = mdp_session_option(session, OPTION_PLAN);
     const char *dump = mdp_session_option(session, OPTION_DUMP)->text;
@@ -82,7 +64,7 @@ static mdp_status open_all(mdp_session *session, streams *all) {
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
     if (mdp_session_option(session, OPTION_DUMP)->present)
         MDP_AGREE(session->comm, mdp_dump_check(session->model, session->tokens, all->n));
-    return mdp_session_open_outputs_all(session, &(mdp_results){.is_done = is_done});
+    return mdp_session_open_outputs_all(session, &(mdp_results){.is_done = mdp_measured_is_done});
 }
 
 static void print_row(const char *name, int n, const double *values) {

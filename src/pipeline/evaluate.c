@@ -89,7 +89,9 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
                            .reader = reader,
                            .tokens = run->tokens,
                            .options = options,
-                           .phase = run->tasks ? "tasks" : "eval",
+                           .phase = run->tasks       ? "tasks"
+                                    : options->phase ? options->phase
+                                                     : "eval",
                            .pass = mdp_loss_pass(n_stream, NULL),
                            .views = views,
                            .begin_batch = begin_batch,
