@@ -83,6 +83,8 @@ typedef enum mdp_option_id {
     OPTION_METHODS,
     OPTION_RATIOS,
     OPTION_WITHIN,
+    OPTION_OVERLAP,
+    OPTION_FOR,
 #ifdef MDP_DEBUG_HOOKS
     OPTION_FAULT_EVERY,
     OPTION_FAULT_SEED,

@@ -1,6 +1,7 @@
 /* feasible.c - checks before anything heavy: see feasible.h. */
 #include "command/feasible.h"
 #include "command/continue.h"
+#include "mdp/others.h"
 
 #include <math.h>
 #include <string.h>
@@ -53,7 +54,9 @@ static mdp_budget budget_of(const mdp_session *session) {
 
 mdp_status mdp_session_check_budget(const mdp_session *session) {
     mdp_budget budget = budget_of(session);
-    if (keep_option(session) < 0 && !mdp_session_option(session, OPTION_TOP_K)->present)
+    const mdp_option_value *other = mdp_session_option(session, OPTION_FOR);
+    bool numbered = keep_option(session) >= 0 || mdp_session_option(session, OPTION_TOP_K)->present;
+    if (!numbered && !(other->present && mdp_other_needs_no_number((mdp_other)other->integer)))
         return MDP_ERROR(MDP_USAGE,
                          "%s needs --keep N, --keep-ratio R, --prune-ratio R or --keep-file FILE, or --top-k K to keep "
                          "all experts but use fewer. See moe-dist-prune %s --help.",

@@ -2,6 +2,7 @@
  * effective-config.json read this table. */
 #include "command/command.h"
 #include "command/recipes.h"
+#include "mdp/others.h"
 #include "mdp/refit.h"
 
 #define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL | COMMAND_REFIT)
@@ -95,6 +96,14 @@ static const char *align_name(int i) {
 
 static const char *merge_router_name(int i) {
     return mdp_merge_router_names[i];
+}
+
+static const char *other_name(int i) {
+    return mdp_other_names[i];
+}
+
+static const char *other_help(int i) {
+    return mdp_other_help[i];
 }
 
 static const char *format_name(int i) {
@@ -597,6 +606,17 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .value = "X%",
                        .help = "name the smallest result whose perplexity is at most X% above the original's",
                        .commands = COMMAND_FRONTIER},
+    [OPTION_OVERLAP] = {.name = "overlap",
+                        .type = MDP_OPTION_FLAG,
+                        .help = "also measure what next-token distributions share with the original's, 1 - total "
+                                "variation; computes the head twice",
+                        .commands = COMMAND_EVAL | COMMAND_FRONTIER},
+    [OPTION_FOR] = {.name = "for",
+                    .type = MDP_OPTION_CHOICE,
+                    .help = "write not a plan, but what other software reads (doc/formats.md)",
+                    .choice = other_name,
+                    .choice_help = other_help,
+                    .commands = COMMAND_PLAN},
 #ifdef MDP_DEBUG_HOOKS
     [OPTION_FAULT_EVERY] = {.name = "fault-every",
                             .type = MDP_OPTION_INTEGER,

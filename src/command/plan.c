@@ -4,6 +4,7 @@
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/merging.h"
+#include "command/others.h"
 #include "command/outputs.h"
 #include "command/statistics.h"
 
@@ -15,6 +16,7 @@ static mdp_status check_options(const mdp_session *session) {
     bool has_tokens = mdp_session_option(session, OPTION_TOKENS)->present;
     MDP_TRY(mdp_session_check_budget(session));
     MDP_TRY(mdp_session_check_method(session));
+    MDP_TRY(mdp_session_check_other(session));
     if (criterion->needs_stats && !has_stats)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --stats FILE, which the command observe writes.",
                          criterion->name);
@@ -46,6 +48,12 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
     char *text = NULL;
     MDP_TRY(mdp_session_decide_all(session, stats, budget, (mdp_round){0, NULL}, &plan, &text));
     mdp_session_tell_unseen(session, plan);
+    if (mdp_session_option(session, OPTION_FOR)->present) {
+        mdp_status status = mdp_session_put_other_all(session, stats, budget, plan);
+        mdp_plan_destroy(plan);
+        mdp_free(text);
+        return status;
+    }
     mdp_status status = mdp_session_put_text_all(session, NULL, text);
     if (status.code == MDP_OK)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: %lld layers, %s", path, (long long)plan->n_layer,
@@ -73,7 +81,8 @@ mdp_status mdp_command_plan_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_outputs_all(session, &(mdp_results){.members = NULL}));
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0 && mdp_session_option(session, OPTION_STATS)->present) {
-        status = mdp_session_read_stats(session, mdp_session_vectors(session), &stats);
+        status =
+            mdp_session_read_stats(session, mdp_session_vectors(session) | mdp_session_other_vectors(session), &stats);
         if (status.code == MDP_OK) status = mdp_session_compare_experts(session, stats);
     }
     if (status.code == MDP_OK && session->comm->rank == 0) status = mdp_session_budget(session, stats, &budget);
