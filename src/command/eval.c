@@ -109,7 +109,7 @@ static mdp_status print_table(const mdp_evaluation *evaluation) {
     mdp_print("%-24s", "");
     for (int s = 0; s < evaluation->n_stream; s++) mdp_print(" %12s", s == 0 ? "original" : "plan");
     mdp_print(evaluation->n_stream > 2 ? "   (plans in the order given)\n" : "\n");
-    for (int m = 0; m < MDP_N_MEASURE; m++) {
+    for (int m = 0; m < mdp_evaluation_n_measure(evaluation); m++) {
         if (mdp_measures[m].of != mdp_evaluation_loss) print_measure(evaluation, &mdp_measures[m], values);
     }
     if (evaluation->tasks) print_tasks(evaluation, values);
@@ -153,9 +153,10 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
     if (session->finished) return mdp_ok();
-    mdp_pass pass = mdp_loss_pass(all->n, all->views);
+    mdp_pass pass = mdp_loss_pass(all->n, all->views), text = pass;
+    text.head_again = mdp_session_option(session, OPTION_OVERLAP)->flag;
     MDP_TRY(mdp_session_weigh_all(session, 0));
-    MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, pass, &estimate));
+    MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, text, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, pass, &estimate));
     MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_saved));

@@ -52,11 +52,14 @@ static mdp_status find_recorded_all(const mdp_session *session, int n_plan, int 
 /* ---- what there is room for ------------------------------------------------------------------------------------ */
 
 /* The pass of a lot; all [1 + n_plan] is room for its views. */
-static mdp_pass pass_of(const mdp_lots *lots, int lot, const mdp_view *const *views, const mdp_view **all) {
+static mdp_pass pass_of(const mdp_session *session, const mdp_lots *lots, int lot, const mdp_view *const *views,
+                        const mdp_view **all) {
     int begin = mdp_lots_begin(lots, lot), n = mdp_lots_begin(lots, lot + 1) - begin;
     all[0] = NULL;
     for (int i = 0; i < n; i++) all[1 + i] = views[begin + i];
-    return mdp_loss_pass(1 + n, all);
+    mdp_pass pass = mdp_loss_pass(1 + n, all);
+    pass.head_again = mdp_session_option(session, OPTION_OVERLAP)->flag;
+    return pass;
 }
 
 /* *n_batch: of all lots together; 0: they need more memory than `limit`. Local. */
@@ -65,7 +68,7 @@ static mdp_status try_lots(const mdp_session *session, const mdp_lots *lots, con
     mdp_forward_options options = mdp_session_forward_options(session);
     *n_batch = 0;
     for (int lot = 0; lot < lots->n; lot++) {
-        mdp_pass pass = pass_of(lots, lot, views, all);
+        mdp_pass pass = pass_of(session, lots, lot, views, all);
         mdp_forward_cost cost;
         MDP_TRY(mdp_forward_cost_of(session->layout, session->model, session->eval_tokens, &pass, &options, &cost));
         *n_batch += cost.n_batch;
@@ -120,7 +123,7 @@ mdp_status mdp_session_add_lots_all(const mdp_session *session, const mdp_lots *
         mdp_agree_all(session->comm, mdp_alloc((void **)&all, 1 + lots->n_plan, sizeof(void *), "the streams"));
     for (int lot = 0; lot < lots->n && status.code == MDP_OK; lot++)
         status = mdp_session_add_pass_all(session, mdp_lots_name(lots, lot, name), session->eval_tokens,
-                                          pass_of(lots, lot, views, all), estimate);
+                                          pass_of(session, lots, lot, views, all), estimate);
     mdp_free(all);
     return status;
 }

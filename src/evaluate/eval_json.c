@@ -57,7 +57,7 @@ static json_t *print_tasks(const mdp_evaluation *evaluation, int stream) {
 }
 
 void mdp_evaluation_print_measures(const mdp_evaluation *evaluation, int stream, json_t **object) {
-    for (int m = 0; m < MDP_N_MEASURE; m++)
+    for (int m = 0; m < mdp_evaluation_n_measure(evaluation); m++)
         mdp_json_put(object, mdp_measures[m].name, print_measure(evaluation, stream, mdp_measures[m].of));
     mdp_json_put(object, "layer_error", print_layers(evaluation, stream));
 }
