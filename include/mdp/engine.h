@@ -149,6 +149,7 @@ typedef struct mdp_engine mdp_engine;
 typedef struct mdp_pass {
     int n_stream;                 /* streams, >= 1 */
     bool with_head;               /* mdp_engine_head_all will be called */
+    bool head_again;              /* and its consumer takes the panels twice */
     int64_t token_byte;           /* bytes that observers, or who consumes the logits, hold for a token of a stream */
     int64_t batches_byte;         /* bytes that observers hold of a rank from one batch to the next */
     bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer */
@@ -277,6 +278,9 @@ typedef struct mdp_head_consumer {
     /* panels of one tile come in ascending order of first_token, branch 0 before the others, which may come at once
      * from several threads */
     void (*panel)(void *context, const mdp_logit_panel *panel);
+    /* the same panels once more, when all have been taken: what is known of whole rows by then can be used; may be NULL
+     */
+    void (*again)(void *context, const mdp_logit_panel *panel);
     /* rows of the final hidden state; may be NULL */
     void (*hidden)(void *context, int branch, int64_t first_local, int32_t n_row, const float *hidden);
     void *context;

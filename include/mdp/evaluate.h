@@ -12,6 +12,7 @@ typedef struct mdp_eval_stream {
     char *plan;              /* path of the plan; NULL for the original */
     mdp_exact *nll;          /* [n_category] natural-log loss */
     mdp_exact *kl;           /* [n_category] KL(stream 0 || this one) of the next token's distribution */
+    mdp_exact *overlap;      /* [n_category] sum over tokens of the lesser of both probabilities */
     int64_t *n_agree;        /* [n_category] positions whose most likely token is stream 0's */
     int64_t *n_exact;        /* [n_category] sequences with every token of their last half most likely */
     mdp_exact *layer_square; /* [n_layer] squares of the residual stream (stream 0) or of the difference from it */
@@ -25,6 +26,7 @@ typedef struct mdp_evaluation {
     int64_t *n_predicted; /* [n_category] positions */
     int64_t *n_sequence;  /* [n_category] sequences with predicted positions */
     int64_t n_layer;      /* of the model */
+    bool has_overlap;     /* overlaps are measured */
     int n_stream;
     mdp_eval_stream *streams;
     const mdp_tasks *tasks; /* borrowed; NULL: none */
@@ -40,6 +42,7 @@ mdp_measure_fn mdp_evaluation_loss;
 mdp_measure_fn mdp_evaluation_perplexity;
 mdp_measure_fn mdp_evaluation_kl;
 mdp_measure_fn mdp_evaluation_agreement;
+mdp_measure_fn mdp_evaluation_overlap; /* 1 - total variation from stream 0: how often both could draw the same token */
 mdp_measure_fn mdp_evaluation_exact_match; /* share of sequences whose last half greedy decoding would reproduce */
 
 /* Relative error of the residual stream after a layer, over all text: norm_F(x - x_0) / norm_F(x_0). NaN when there is
@@ -57,12 +60,17 @@ typedef struct mdp_measure {
     const char *name;
     mdp_measure_fn *of;
 } mdp_measure;
-#define MDP_N_MEASURE 5
+#define MDP_N_MEASURE 6
 extern const mdp_measure mdp_measures[MDP_N_MEASURE];
+/* The first so many are measured. */
+int mdp_evaluation_n_measure(const mdp_evaluation *evaluation);
 extern const char *const mdp_choice_names[MDP_N_CHOICE_BY]; /* members of a task in eval.json */
 
 /* eval.json, new text. `identity`: digest of what it depends on; NULL: left out. */
 mdp_status mdp_evaluation_print(const mdp_evaluation *evaluation, const char *identity, char **out);
+
+/* Put every measure of a stream, and the error of each layer, into a JSON object. Local. */
+void mdp_evaluation_print_measures(const mdp_evaluation *evaluation, int stream, json_t **object);
 
 /* ---- measuring ----------------------------------------------------------------------------------------------- */
 
@@ -88,8 +96,11 @@ typedef struct mdp_loss mdp_loss;
 mdp_status mdp_loss_new(const mdp_engine *engine, const mdp_tokens *tokens, const int64_t *given, mdp_dump *dump,
                         mdp_loss **out);
 void mdp_loss_destroy(mdp_loss *loss); /* NULL is allowed */
+/* Measure what distributions share, too: the consumer takes panels twice. Before it is made. */
+void mdp_loss_share(mdp_loss *loss);
 mdp_head_consumer mdp_loss_consumer(mdp_loss *loss);
-/* What a forward pass is that has a loss of each of n_stream streams, views [n_stream] or NULL (borrowed). */
+/* What a forward pass is that has a loss of each of n_stream streams, views [n_stream] or NULL (borrowed); head_again
+ * is the caller's to set. */
 mdp_pass mdp_loss_pass(int n_stream, const mdp_view *const *views);
 /* After a layer: this rank's rows into every stream's sums. Local. MDP_BAD_INPUT when a row is not finite. */
 mdp_status mdp_evaluation_add_layer(mdp_evaluation *evaluation, const mdp_engine *engine, int64_t d_model,

@@ -73,6 +73,8 @@ double mdp_dot(const float *a, const float *b, int64_t n);
 void mdp_dot_rows(const float *x, const float *const row[MDP_DOT_ROWS], int64_t n, double out[MDP_DOT_ROWS]);
 /* Sum of x[i]^2 in f64, fixed lane order. */
 double mdp_sum_squares(const float *x, int64_t n);
+/* Sum of the lesser of a[i] and b[i] in f64, fixed lane order. */
+double mdp_sum_least(const float *a, const float *b, int64_t n);
 /* Sum of |x[i]| in f64, fixed lane order. */
 double mdp_sum_abs(const float *x, int64_t n);
 /* Sums over two rows in one pass, to the same bits as mdp_sum_squares and mdp_dot, and the largest |y[i]|. */

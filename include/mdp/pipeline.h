@@ -15,6 +15,8 @@ typedef struct mdp_forward_options {
     int64_t memory;       /* bytes per rank; 0: no limit */
     int64_t reserve;      /* bytes of a rank that other things than the engine take, out of `memory` */
     mdp_log *log;
+    const char *phase; /* what an evaluation on text is called, also in resume points; NULL: "eval"; borrowed */
+    bool overlap;      /* an evaluation on text measures what distributions share, too */
     bool progress;
     mdp_resume *resume;   /* NULL: no resume points, no stopping */
     bool allow_nonfinite; /* activations that are not finite count as 0 instead of ending the pass */

@@ -87,6 +87,11 @@ typedef enum mdp_option_id {
     OPTION_CONFIG,
     OPTION_QUIET,
     OPTION_LOG_LEVEL,
+    OPTION_METHODS,
+    OPTION_RATIOS,
+    OPTION_WITHIN,
+    OPTION_OVERLAP,
+    OPTION_FOR,
 #ifdef MDP_DEBUG_HOOKS
     OPTION_FAULT_EVERY,
     OPTION_FAULT_SEED,
@@ -110,7 +115,8 @@ enum {
     COMMAND_VERIFY = 1u << 8,
     COMMAND_REFIT = 1u << 9,
     COMMAND_MERGE = 1u << 10,
-    COMMAND_ALL = (1u << 11) - 1
+    COMMAND_FRONTIER = 1u << 11,
+    COMMAND_ALL = (1u << 12) - 1
 };
 
 extern const mdp_option mdp_option_table[N_OPTION];
@@ -196,6 +202,7 @@ mdp_status mdp_command_refit_all(mdp_session *session);
 mdp_status mdp_command_merge_all(mdp_session *session);
 mdp_status mdp_command_apply_all(mdp_session *session);
 mdp_status mdp_command_eval_all(mdp_session *session);
+mdp_status mdp_command_frontier_all(mdp_session *session);
 mdp_status mdp_command_export_all(mdp_session *session);
 mdp_status mdp_command_inspect_all(mdp_session *session);
 mdp_status mdp_command_verify_all(mdp_session *session);

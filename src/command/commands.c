@@ -20,6 +20,8 @@ const mdp_command mdp_commands[] = {
      COMMAND_REFIT, mdp_command_refit_all},
     {"apply", "write the checkpoint that a plan makes of a model", NULL, COMMAND_APPLY, mdp_command_apply_all},
     {"eval", "perplexity of a model and of plans, applied in memory", NULL, COMMAND_EVAL, mdp_command_eval_all},
+    {"frontier", "perplexity against size for many methods and ratios, from one observation", NULL, COMMAND_FRONTIER,
+     mdp_command_frontier_all},
     {"export", "write a model as a Hugging Face folder, or in another type of numbers", NULL, COMMAND_EXPORT,
      mdp_command_export_all},
     {"inspect", "show what a checkpoint, tokens, statistics or plan file holds", "PATH", COMMAND_INSPECT,

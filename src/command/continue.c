@@ -16,14 +16,16 @@
 /* Options that may differ when a command goes on: they change no byte of a result, or name files that have
  * fingerprints. */
 static const mdp_option_id neutral[] = {
-    OPTION_MODEL,        OPTION_TOKENS,           OPTION_EVAL_TOKENS, OPTION_TASKS,       OPTION_PLAN,
-    OPTION_OUT,          OPTION_KEEP_FILE,        OPTION_OVERWRITE,   OPTION_JSON,        OPTION_DRY_RUN,
-    OPTION_RESUME,       OPTION_CHECKPOINT_EVERY, OPTION_MAX_SECONDS, OPTION_GFLOPS,      OPTION_MEMORY,
-    OPTION_BATCH_TOKENS, OPTION_THREADS,          OPTION_CONFIG,      OPTION_QUIET,       OPTION_LOG_LEVEL,
-    OPTION_GEMM,         OPTION_COMPUTE,          OPTION_PROFILE,     OPTION_PRETRAINED,  OPTION_BREAK_LOCK,
-    OPTION_DUMP,
+    OPTION_MODEL,       OPTION_TOKENS,     OPTION_EVAL_TOKENS, OPTION_TASKS,
+    OPTION_PLAN,        OPTION_OUT,        OPTION_KEEP_FILE,   OPTION_OVERWRITE,
+    OPTION_JSON,        OPTION_DRY_RUN,    OPTION_RESUME,      OPTION_CHECKPOINT_EVERY,
+    OPTION_MAX_SECONDS, OPTION_GFLOPS,     OPTION_MEMORY,      OPTION_BATCH_TOKENS,
+    OPTION_THREADS,     OPTION_CONFIG,     OPTION_QUIET,       OPTION_LOG_LEVEL,
+    OPTION_GEMM,        OPTION_COMPUTE,    OPTION_PROFILE,     OPTION_PRETRAINED,
+    OPTION_BREAK_LOCK,  OPTION_DUMP,       OPTION_STATS,
 #ifdef MDP_DEBUG_HOOKS
-    OPTION_FAULT_EVERY,  OPTION_FAULT_SEED,       OPTION_FAULT_RANK,  OPTION_FAULT_KINDS, OPTION_STOP_AT,
+    OPTION_FAULT_EVERY, OPTION_FAULT_SEED, OPTION_FAULT_RANK,  OPTION_FAULT_KINDS,
+    OPTION_STOP_AT,
 #endif
 };
 
@@ -233,7 +235,7 @@ static mdp_status compare(const char *folder, const json_t *then, const json_t *
                  {"tokens", "of another text (--tokens, --categories)", MDP_BAD_INPUT},
                  {"evaluation", "of another text to evaluate on (--eval-tokens)", MDP_BAD_INPUT},
                  {"tasks", "of other tasks (--tasks)", MDP_BAD_INPUT},
-                 {"plans", "of another plan (--plan)", MDP_BAD_INPUT},
+                 {"plans", "of another plan, or of other statistics (--plan, --stats)", MDP_BAD_INPUT},
                  {"keep_file", "of other numbers to keep (--keep-file)", MDP_BAD_INPUT},
                  {"compute", "by other arithmetic (--gemm, --compute, or another processor)", MDP_BAD_INPUT}};
     for (size_t i = 0; i < sizeof facts / sizeof facts[0]; i++) {

@@ -278,6 +278,22 @@ static mdp_status measure_all(mdp_session *session, const mdp_criterion *criteri
 
 /* ---- the decision -------------------------------------------------------------------------------------------- */
 
+mdp_plan_request mdp_session_plan_request(const mdp_session *session, const mdp_stats *stats,
+                                          const mdp_budget_options *budget) {
+    return (mdp_plan_request){.criterion = mdp_session_criterion(session),
+                              .stats = stats,
+                              .model = session->model,
+                              .tokens = session->tokens,
+                              .compute = session->compute,
+                              .worst_category = mdp_session_option(session, OPTION_WORST_CATEGORY)->flag,
+                              .protect_super_experts = mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag,
+                              .soft_mask = (mdp_soft_mask)mdp_session_option(session, OPTION_SOFT_MASK)->integer,
+                              .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
+                              .pruned_route =
+                                  (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
+                              .budget = *budget};
+}
+
 /* Rank 0. */
 static mdp_status decide(const mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                          mdp_round round, evidence *found, char **text, int64_t *n_byte) {
@@ -286,24 +302,13 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
     mdp_merge_request merge;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
-    mdp_plan_request request = {
-        .criterion = mdp_session_criterion(session),
-        .stats = stats,
-        .model = session->model,
-        .weights = found->weights,
-        .proficiency = (const mdp_proficiency *const *)found->proficiency,
-        .tokens = session->tokens,
-        .compute = session->compute,
-        .weight = found->weight,
-        .worst_category = mdp_session_option(session, OPTION_WORST_CATEGORY)->flag,
-        .protect_super_experts = mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag,
-        .soft_mask = (mdp_soft_mask)mdp_session_option(session, OPTION_SOFT_MASK)->integer,
-        .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
-        .pruned_route = (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
-        .budget = *budget,
-        .merge = merges ? &merge : NULL,
-        .n_round = round.n,
-        .previous = round.previous};
+    mdp_plan_request request = mdp_session_plan_request(session, stats, budget);
+    request.weights = found->weights;
+    request.proficiency = (const mdp_proficiency *const *)found->proficiency;
+    request.weight = found->weight;
+    request.merge = merges ? &merge : NULL;
+    request.n_round = round.n;
+    request.previous = round.previous;
     mdp_plan *plan = NULL;
     MDP_TRY(mdp_plan_make(&request, &plan));
     mdp_status status = mdp_plan_print(plan, text);

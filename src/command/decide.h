@@ -21,6 +21,10 @@ mdp_status mdp_session_compare_experts(const mdp_session *session, mdp_stats *st
  * anything heavy, and keep them for the decision. Collective. Errors: MDP_BAD_INPUT when they do not correspond, or are
  * the same. */
 mdp_status mdp_session_read_routers_all(mdp_session *session);
+/* A plan from these statistics (NULL: none) as the options say, before anything that the method reads or measures
+ * itself, weights of categories, merges and rounds. Local. */
+mdp_plan_request mdp_session_plan_request(const mdp_session *session, const mdp_stats *stats,
+                                          const mdp_budget_options *budget);
 /* What a later round of --rounds goes on from; all 0 without rounds. */
 typedef struct mdp_round {
     int64_t n;                /* rounds in all */

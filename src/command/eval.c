@@ -3,12 +3,11 @@
 #include "command/compute.h"
 #include "command/continue.h"
 #include "command/feasible.h"
+#include "command/measured.h"
 #include "command/opening.h"
 
 #include <math.h>
 #include <string.h>
-
-#define MAX_EVAL (INT64_C(1) << 30)
 
 /* The original and one stream for each plan; all [n] with n = 1 + plans. */
 typedef struct streams {
@@ -51,23 +50,6 @@ static mdp_status add_plan_all(mdp_session *session, const char *path, int strea
     return status;
 }
 
-/* Is this the evaluation that is to be written? */
-static mdp_status is_done(const mdp_session *session, const void *context, const char *path, bool *done) {
-    char *text = NULL;
-    int64_t n_byte;
-    json_t *root = NULL;
-    (void)context;
-    *done = false;
-    if (mdp_file_read_all(path, MAX_EVAL, &text, &n_byte).code != MDP_OK) return mdp_ok(); /* refused as it is */
-    if (mdp_json_parse(text, n_byte, path, &root).code == MDP_OK) {
-        const char *identity = json_string_value(json_object_get(root, "identity"));
-        *done = identity && strcmp(identity, session->resume->digest) == 0;
-    }
-    json_decref(root);
-    mdp_free(text);
-    return mdp_ok();
-}
-
 static mdp_status open_all(mdp_session *session, streams *all) {
     const mdp_option_value *plans = mdp_session_option(session, OPTION_PLAN);
     const char *dump = mdp_session_option(session, OPTION_DUMP)->text;
@@ -82,7 +64,7 @@ static mdp_status open_all(mdp_session *session, streams *all) {
     for (int i = 0; i < plans->n_text; i++) MDP_TRY(add_plan_all(session, plans->texts[i], 1 + i, all));
     if (mdp_session_option(session, OPTION_DUMP)->present)
         MDP_AGREE(session->comm, mdp_dump_check(session->model, session->tokens, all->n));
-    return mdp_session_open_outputs_all(session, &(mdp_results){.is_done = is_done});
+    return mdp_session_open_outputs_all(session, &(mdp_results){.is_done = mdp_measured_is_done});
 }
 
 static void print_row(const char *name, int n, const double *values) {
@@ -127,7 +109,7 @@ static mdp_status print_table(const mdp_evaluation *evaluation) {
     mdp_print("%-24s", "");
     for (int s = 0; s < evaluation->n_stream; s++) mdp_print(" %12s", s == 0 ? "original" : "plan");
     mdp_print(evaluation->n_stream > 2 ? "   (plans in the order given)\n" : "\n");
-    for (int m = 0; m < MDP_N_MEASURE; m++) {
+    for (int m = 0; m < mdp_evaluation_n_measure(evaluation); m++) {
         if (mdp_measures[m].of != mdp_evaluation_loss) print_measure(evaluation, &mdp_measures[m], values);
     }
     if (evaluation->tasks) print_tasks(evaluation, values);
@@ -171,9 +153,10 @@ static mdp_status evaluate_all(mdp_session *session, streams *all) {
     mdp_evaluation *evaluation = NULL;
     MDP_TRY(open_all(session, all));
     if (session->finished) return mdp_ok();
-    mdp_pass pass = mdp_loss_pass(all->n, all->views);
+    mdp_pass pass = mdp_loss_pass(all->n, all->views), text = pass;
+    text.head_again = mdp_session_option(session, OPTION_OVERLAP)->flag;
     MDP_TRY(mdp_session_weigh_all(session, 0));
-    MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, pass, &estimate));
+    MDP_TRY(mdp_session_add_pass_all(session, "eval", session->tokens, text, &estimate));
     if (session->tasks) MDP_TRY(mdp_session_add_pass_all(session, "tasks", session->tasks->tokens, pass, &estimate));
     MDP_AGREE(session->comm, mdp_session_check_memory(session, &estimate));
     MDP_TRY(mdp_session_check_room_all(session, estimate.bytes_saved));

@@ -1,6 +1,7 @@
 /* feasible.c - checks before anything heavy: see feasible.h. */
 #include "command/feasible.h"
 #include "command/continue.h"
+#include "mdp/others.h"
 
 #include <math.h>
 #include <string.h>
@@ -63,7 +64,9 @@ static mdp_status check_grape(const mdp_session *session) {
 
 mdp_status mdp_session_check_budget(const mdp_session *session) {
     mdp_budget budget = budget_of(session);
-    if (keep_option(session) < 0 && !mdp_session_option(session, OPTION_TOP_K)->present)
+    const mdp_option_value *other = mdp_session_option(session, OPTION_FOR);
+    bool numbered = keep_option(session) >= 0 || mdp_session_option(session, OPTION_TOP_K)->present;
+    if (!numbered && !(other->present && mdp_other_needs_no_number((mdp_other)other->integer)))
         return MDP_ERROR(MDP_USAGE,
                          "%s needs --keep N, --keep-ratio R, --prune-ratio R or --keep-file FILE, or --top-k K to keep "
                          "all experts but use fewer. See moe-dist-prune %s --help.",
@@ -101,6 +104,13 @@ static int32_t round_to(int32_t n, int32_t unit, int32_t least, int32_t most) {
     return rounded > high ? high : rounded;
 }
 
+int32_t mdp_census_keep(const mdp_census *census, double ratio, bool removes, const mdp_budget_options *budget) {
+    int32_t part = (int32_t)floor(ratio * census->largest + 0.5), unit = mdp_budget_unit(budget);
+    int32_t keep = removes ? census->largest - part : part;
+    if (keep < census->top_k || unit <= 1 || budget->budget != MDP_BUDGET_UNIFORM) return keep;
+    return round_to(keep, unit, census->top_k, census->largest);
+}
+
 static mdp_status resolve_keep(const mdp_session *session, const mdp_census *census, mdp_budget_options *out) {
     int way = keep_option(session);
     if (way < 0) {
@@ -114,11 +124,7 @@ static mdp_status resolve_keep(const mdp_session *session, const mdp_census *cen
         return MDP_ERROR(MDP_USAGE,
                          "--%s has no one meaning for layers with %d to %d experts; give the number with --keep.", name,
                          (int)census->smallest, (int)census->largest);
-    int32_t part = (int32_t)floor(value->real * census->largest + 0.5);
-    out->keep = way == OPTION_KEEP_RATIO ? part : census->largest - part;
-    int32_t unit = mdp_budget_unit(out);
-    if (out->keep < census->top_k || unit <= 1 || out->budget != MDP_BUDGET_UNIFORM) return mdp_ok();
-    out->keep = round_to(out->keep, unit, census->top_k, census->largest);
+    out->keep = mdp_census_keep(census, value->real, way == OPTION_PRUNE_RATIO, out);
     return mdp_ok();
 }
 

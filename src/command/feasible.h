@@ -15,6 +15,9 @@ typedef struct mdp_census {
 mdp_census mdp_census_of_model(const mdp_model *model);
 mdp_census mdp_census_of_stats(const mdp_stats *stats);
 
+/* How many experts stay in each layer, on average, when this share of them stays, or is removed (`removes`): half up,
+ * and with the uniform budget a number that multiples and groups allow. Layers are alike. Local. */
+int32_t mdp_census_keep(const mdp_census *census, double ratio, bool removes, const mdp_budget_options *budget);
 /* --keep and its likes, --budget, --min-keep, --normalise, --keep-multiple-of and --top-k, checked against the layers
  * of the statistics or (NULL) of the open model. The list of out is the session's. Local. Errors: MDP_USAGE. */
 mdp_status mdp_session_budget(mdp_session *session, const mdp_stats *stats, mdp_budget_options *out);

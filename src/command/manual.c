@@ -59,6 +59,14 @@ static const note notes[] = {
      "mpirun -n 16 moe-dist-prune apply --model mixtral-8x22b --plan plan.json --format both --out pruned"},
     {"eval", "The original and the results of all plans go through one forward pass; nothing but eval.json is written.",
      "mpirun -n 64 moe-dist-prune eval --model mixtral-8x22b --plan plan.json --tokens eval.h5 --out eval.json"},
+    {"frontier",
+     "Makes a plan for every method and ratio and measures all of them, and the original, as streams of one forward, "
+     "or "
+     "of a few where memory is too little. frontier.json says size, perplexity by category and KL of each, and which "
+     "no "
+     "other beats; a page with the curve stands beside it. --within names the smallest that is good enough.",
+     "mpirun -n 64 moe-dist-prune frontier --stats stats.h5 --model mixtral-8x22b --eval-tokens eval.h5 --methods "
+     "reap,weighted-ean,seer --within 5% --out frontier.json"},
     {"export",
      "The folder loads in transformers, vLLM and llama.cpp. With --type all real numbers are written in another type, "
      "each rounded once: codes of few bits are decoded, or linear layers are quantised to FP8 as DeepSeek-V3 has them; "

@@ -354,10 +354,10 @@ static mdp_status say_lines(const mdp_session *session, const mdp_estimate *esti
     say(session, &machine);
     model_line(session, &model);
     say(session, &model);
-    if (session->tokens) {
+    if (session->tokens || session->eval_tokens) {
         add(&tokens, "tokens   ");
-        add_tokens(&tokens, session->tokens);
-        if (session->eval_tokens) add(&tokens, "   evaluation ");
+        if (session->tokens) add_tokens(&tokens, session->tokens);
+        if (session->eval_tokens) add(&tokens, session->tokens ? "   evaluation " : "evaluation ");
         if (session->eval_tokens) add_tokens(&tokens, session->eval_tokens);
         if (session->tasks) add_tasks(&tokens, session->tasks);
         say(session, &tokens);

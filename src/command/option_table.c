@@ -2,13 +2,16 @@
  * effective-config.json read this table. */
 #include "command/command.h"
 #include "command/recipes.h"
+#include "mdp/others.h"
 #include "mdp/refit.h"
 
 #define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL | COMMAND_REFIT)
 #define CHOOSES (COMMAND_RUN | COMMAND_PLAN)
 #define WRITES                                                                                                         \
     (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_MERGE | COMMAND_REFIT | COMMAND_APPLY | COMMAND_EVAL |     \
-     COMMAND_EXPORT)
+     COMMAND_EXPORT | COMMAND_FRONTIER)
+#define MEASURES (FORWARD | COMMAND_FRONTIER)
+#define BUDGETS (CHOOSES | COMMAND_FRONTIER)
 #define REFITS (COMMAND_RUN | COMMAND_REFIT)
 #define PRUNES (COMMAND_RUN | COMMAND_APPLY)
 #define CONTINUES (WRITES & ~(unsigned)COMMAND_PLAN)
@@ -100,6 +103,14 @@ static const char *subset_search_name(int i) {
     return i < MDP_SUBSETS_EVERY ? mdp_subset_search_names[i] : NULL;
 }
 
+static const char *other_name(int i) {
+    return mdp_other_names[i];
+}
+
+static const char *other_help(int i) {
+    return mdp_other_help[i];
+}
+
 static const char *format_name(int i) {
     static const char *const names[] = {
         [FORMAT_HDF5] = "hdf5", [FORMAT_SAFETENSORS] = "safetensors", [FORMAT_BOTH] = "both", NULL};
@@ -147,8 +158,8 @@ const mdp_option mdp_option_table[N_OPTION] = {
          .type = MDP_OPTION_TEXT,
          .value = "PATH",
          .help = "Hugging Face folder or one of our .h5 files; verify: is PATH what this and the plan in it give?",
-         .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_APPLY | COMMAND_EXPORT | COMMAND_VERIFY,
-         .required = FORWARD | COMMAND_MERGE | COMMAND_APPLY | COMMAND_EXPORT,
+         .commands = MEASURES | COMMAND_PLAN | COMMAND_MERGE | COMMAND_APPLY | COMMAND_EXPORT | COMMAND_VERIFY,
+         .required = MEASURES | COMMAND_MERGE | COMMAND_APPLY | COMMAND_EXPORT,
          .reads = true},
     [OPTION_TOKENS] = {.name = "tokens",
                        .type = MDP_OPTION_TEXT,
@@ -162,7 +173,8 @@ const mdp_option mdp_option_table[N_OPTION] = {
                             .type = MDP_OPTION_TEXT,
                             .value = "FILE",
                             .help = "tokenised text on which original and pruned model are compared",
-                            .commands = COMMAND_RUN,
+                            .commands = COMMAND_RUN | COMMAND_FRONTIER,
+                            .required = COMMAND_FRONTIER,
                             .reads = true},
     [OPTION_TASKS] = {.name = "tasks",
                       .type = MDP_OPTION_TEXT,
@@ -232,7 +244,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                       .type = MDP_OPTION_TEXT_LIST,
                       .value = "FILE[:WEIGHT]",
                       .help = "statistics written by observe; those of several files are added",
-                      .commands = COMMAND_PLAN,
+                      .commands = COMMAND_PLAN | COMMAND_FRONTIER,
                       .reads = true},
     [OPTION_PLAN] = {.name = "plan",
                      .type = MDP_OPTION_TEXT_LIST,
@@ -308,7 +320,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                                  .help = "keep a multiple of N in each layer, for serving on N devices",
                                  .minimum = 1,
                                  .maximum = MAX_EXPERT,
-                                 .commands = CHOOSES},
+                                 .commands = BUDGETS},
     [OPTION_TOP_K] = {.name = "top-k",
                       .type = MDP_OPTION_INTEGER,
                       .value = "K",
@@ -447,7 +459,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .help = "equal numbers, the best of all layers together, more in deeper layers, or (merges) "
                                "fewer where experts are more alike",
                        .choice = budget_name,
-                       .commands = CHOOSES},
+                       .commands = BUDGETS},
     [OPTION_MIN_KEEP] = {.name = "min-keep",
                          .type = MDP_OPTION_INTEGER,
                          .value = "N",
@@ -456,19 +468,19 @@ const mdp_option mdp_option_table[N_OPTION] = {
                              "uses)",
                          .minimum = 1,
                          .maximum = MAX_EXPERT,
-                         .commands = CHOOSES},
+                         .commands = BUDGETS},
     [OPTION_NORMALISE] = {.name = "normalise",
                           .type = MDP_OPTION_CHOICE,
                           .fallback = "none",
                           .help = "budget global: how scores of layers are made comparable",
                           .choice = normalise_name,
-                          .commands = CHOOSES},
+                          .commands = BUDGETS},
     [OPTION_SEED] = {.name = "seed",
                      .type = MDP_OPTION_INTEGER,
                      .value = "N",
                      .fallback = "0",
                      .help = "of everything that is drawn at random",
-                     .commands = CHOOSES | COMMAND_OBSERVE | COMMAND_REFIT},
+                     .commands = BUDGETS | COMMAND_OBSERVE | COMMAND_REFIT},
     [OPTION_OUT] = {.name = "out",
                     .type = MDP_OPTION_TEXT,
                     .value = "PATH",
@@ -583,7 +595,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                        .type = MDP_OPTION_REAL,
                        .value = "X",
                        .help = "estimate hours with this speed instead of measuring",
-                       .commands = FORWARD | COMMAND_MERGE},
+                       .commands = MEASURES | COMMAND_MERGE},
     [OPTION_MEMORY] = {.name = "memory",
                        .type = MDP_OPTION_SIZE,
                        .value = "BYTES",
@@ -595,33 +607,33 @@ const mdp_option mdp_option_table[N_OPTION] = {
                              .value = "N",
                              .help = "tokens that go through the layers together (default: what memory holds)",
                              .minimum = 1,
-                             .commands = FORWARD | COMMAND_PLAN},
+                             .commands = MEASURES | COMMAND_PLAN},
     [OPTION_THREADS] = {.name = "threads",
                         .type = MDP_OPTION_INTEGER,
                         .value = "N",
                         .help = "threads of each rank (default: OMP_NUM_THREADS, or its share of the cores)",
                         .minimum = 1,
                         .maximum = 1024,
-                        .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
+                        .commands = MEASURES | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
     [OPTION_GEMM] = {.name = "gemm",
                      .type = MDP_OPTION_CHOICE,
                      .fallback = "openblas",
                      .help = "library of matrix products; auto: the fastest here (results differ in the last bits)",
                      .choice = gemm_name,
-                     .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
+                     .commands = MEASURES | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
     [OPTION_COMPUTE] = {.name = "compute",
                         .type = MDP_OPTION_CHOICE,
                         .fallback = "f32",
                         .help = "products with weights; bf16 rounds both sides (oneDNN; fast only on processors with "
                                 "bf16 units); auto: the faster of the two here",
                         .choice = compute_name,
-                        .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
+                        .commands = MEASURES | COMMAND_PLAN | COMMAND_MERGE | COMMAND_INFO},
     [OPTION_ALLOW_NONFINITE] =
         {.name = "allow-nonfinite",
          .type = MDP_OPTION_FLAG,
          .help = "let activations that are NaN or infinite count as 0 and go on (default: stop, naming "
                  "layer, expert, token and weight)",
-         .commands = FORWARD | COMMAND_PLAN | COMMAND_MERGE},
+         .commands = MEASURES | COMMAND_PLAN | COMMAND_MERGE},
     [OPTION_CONFIG] = {.name = "config",
                        .type = MDP_OPTION_TEXT,
                        .value = "FILE",
@@ -635,6 +647,34 @@ const mdp_option mdp_option_table[N_OPTION] = {
                           .help = "what stderr shows",
                           .choice = level_name,
                           .commands = COMMAND_ALL},
+    [OPTION_METHODS] = {.name = "methods",
+                        .type = MDP_OPTION_TEXT,
+                        .value = "A,B,...",
+                        .help = "methods to compare, as plan --method knows them; recipes that only choose, too",
+                        .commands = COMMAND_FRONTIER,
+                        .required = COMMAND_FRONTIER},
+    [OPTION_RATIOS] = {.name = "ratios",
+                       .type = MDP_OPTION_TEXT,
+                       .value = "FROM:TO:N",
+                       .fallback = "0.1:0.8:8",
+                       .help = "shares of the experts to remove: N at equal distances, or a list like 0.25,0.5",
+                       .commands = COMMAND_FRONTIER},
+    [OPTION_WITHIN] = {.name = "within",
+                       .type = MDP_OPTION_TEXT,
+                       .value = "X%",
+                       .help = "name the smallest result whose perplexity is at most X% above the original's",
+                       .commands = COMMAND_FRONTIER},
+    [OPTION_OVERLAP] = {.name = "overlap",
+                        .type = MDP_OPTION_FLAG,
+                        .help = "also measure what next-token distributions share with the original's, 1 - total "
+                                "variation; computes the head twice",
+                        .commands = COMMAND_EVAL | COMMAND_FRONTIER},
+    [OPTION_FOR] = {.name = "for",
+                    .type = MDP_OPTION_CHOICE,
+                    .help = "write not a plan, but what other software reads (doc/formats.md)",
+                    .choice = other_name,
+                    .choice_help = other_help,
+                    .commands = COMMAND_PLAN},
 #ifdef MDP_DEBUG_HOOKS
     [OPTION_FAULT_EVERY] = {.name = "fault-every",
                             .type = MDP_OPTION_INTEGER,

@@ -152,6 +152,24 @@ static mdp_status add_arrays(mdp_session *session, bool replace) {
     return status;
 }
 
+/* NAME.json -> NAME.html. */
+static mdp_status name_page(const mdp_session *session, char **out) {
+    const char *name = out_of(session);
+    size_t n = strlen(name);
+    if (n > 5 && strcmp(name + n - 5, ".json") == 0) n -= 5;
+    return mdp_format(out, "%.*s.html", (int)n, name);
+}
+
+/* Replaced with the text that it shows; what a killed run has published before that is its own. */
+static mdp_status add_page(mdp_session *session, bool replace) {
+    char *path = NULL;
+    MDP_TRY(name_page(session, &path));
+    replace = replace || mdp_session_option(session, OPTION_RESUME)->flag;
+    mdp_status status = mdp_places_add_target(&session->places, path, "--out", MDP_TARGET_FILE, replace);
+    mdp_free(path);
+    return status;
+}
+
 /* --out is the result itself. */
 static mdp_status list_single(mdp_session *session, const mdp_results *results) {
     bool overwrite = mdp_session_option(session, OPTION_OVERWRITE)->flag;
@@ -159,6 +177,7 @@ static mdp_status list_single(mdp_session *session, const mdp_results *results) 
     MDP_TRY(mdp_places_add_target(&session->places, out_of(session), "--out",
                                   results->is_folder ? MDP_TARGET_FOLDER : MDP_TARGET_FILE, overwrite));
     if (results->with_arrays) MDP_TRY(add_arrays(session, overwrite));
+    if (results->with_page) MDP_TRY(add_page(session, overwrite));
     if (!session->profiles) return mdp_ok();
     mdp_status status = mdp_path_trim(&trimmed, out_of(session));
     if (status.code == MDP_OK) status = mdp_format(&profile, "%s.profile.json", trimmed);
@@ -279,7 +298,7 @@ static mdp_status read_document(const mdp_session *session, char **text) {
     *text = NULL;
     if (!mdp_session_option(session, OPTION_JSON)->flag) return mdp_ok();
     if (session->options->bit == COMMAND_RUN) MDP_TRY(mdp_session_path(session, "report.json", &path));
-    if (session->options->bit == COMMAND_EVAL) MDP_TRY(mdp_path_trim(&path, out_of(session)));
+    if (session->options->bit & (COMMAND_EVAL | COMMAND_FRONTIER)) MDP_TRY(mdp_path_trim(&path, out_of(session)));
     mdp_status status = path ? mdp_file_read_all(path, MAX_DOCUMENT, text, &n_byte) : mdp_ok();
     mdp_free(path);
     return status;
@@ -383,13 +402,28 @@ mdp_status mdp_session_put_text_all(mdp_session *session, const char *name, cons
                          session->comm->rank == 0 ? mdp_session_put_text(session, name, text) : mdp_ok());
 }
 
-mdp_status mdp_session_put_beside(mdp_session *session, const char *ending, const char *text) {
-    char *made = NULL, *path = NULL;
-    mdp_status status = mdp_format(&path, "%s%s", session->workshop->output, ending);
-    if (status.code == MDP_OK) status = mdp_session_make_path(session, mdp_path_name(path), &made);
-    if (status.code == MDP_OK) status = mdp_file_write_all(made, text, (int64_t)strlen(text));
+/* Write a text and publish it at `path`. */
+static mdp_status put_at(const mdp_session *session, const char *path, const char *text) {
+    char *made = NULL;
+    MDP_TRY(mdp_session_make_path(session, mdp_path_name(path), &made));
+    mdp_status status = mdp_file_write_all(made, text, (int64_t)strlen(text));
     if (status.code == MDP_OK) status = publish_path(session, session->workshop, path);
     mdp_free(made);
+    return status;
+}
+
+mdp_status mdp_session_put_beside(mdp_session *session, const char *ending, const char *text) {
+    char *path = NULL;
+    MDP_TRY(mdp_format(&path, "%s%s", session->workshop->output, ending));
+    mdp_status status = put_at(session, path, text);
+    mdp_free(path);
+    return status;
+}
+
+mdp_status mdp_session_put_page(mdp_session *session, const char *text) {
+    char *path = NULL;
+    MDP_TRY(name_page(session, &path));
+    mdp_status status = put_at(session, path, text);
     mdp_free(path);
     return status;
 }

@@ -10,6 +10,7 @@ typedef struct mdp_results {
     const char *const *members; /* names in the folder --out, NULL at the end; NULL: --out is the one result itself */
     bool is_folder;             /* that is a folder */
     bool with_arrays;           /* it is a plan, and plan.h5 stands beside it */
+    bool with_page;             /* a page of the same stem stands beside it */
     /* Is the complete file or folder at `path` what this very command writes? Rank 0. NULL: it cannot go on. */
     mdp_status (*is_done)(const mdp_session *session, const void *context, const char *path, bool *done);
     const void *context; /* of that */
@@ -39,6 +40,8 @@ mdp_status mdp_session_arrays_name(const mdp_session *session, char **out);
 mdp_status mdp_session_publish_arrays_all(mdp_session *session);
 /* The same for a text beside --out, whose name has this ending. Rank 0. */
 mdp_status mdp_session_put_beside(mdp_session *session, const char *ending, const char *text);
+/* The page beside --out: a name that ends in .html instead of .json. Rank 0. */
+mdp_status mdp_session_put_page(mdp_session *session, const char *text);
 /* Where the file of --dump is made; NULL: not asked for. New text. Local. */
 mdp_status mdp_session_dump_path(const mdp_session *session, char **out);
 /* Give it its final name, if one was made. Collective. */

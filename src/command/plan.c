@@ -4,10 +4,9 @@
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/merging.h"
+#include "command/others.h"
 #include "command/outputs.h"
-
-#include <stdlib.h>
-#include <string.h>
+#include "command/statistics.h"
 
 /* What the options say before any file is opened. Local. */
 static mdp_status check_options(const mdp_session *session) {
@@ -17,6 +16,7 @@ static mdp_status check_options(const mdp_session *session) {
     bool has_tokens = mdp_session_option(session, OPTION_TOKENS)->present;
     MDP_TRY(mdp_session_check_budget(session));
     MDP_TRY(mdp_session_check_method(session));
+    MDP_TRY(mdp_session_check_other(session));
     if (criterion->needs_stats && !has_stats)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --stats FILE, which the command observe writes.",
                          criterion->name);
@@ -41,81 +41,6 @@ static mdp_status check_options(const mdp_session *session) {
     return mdp_ok();
 }
 
-/* ---- statistics, by rank 0 ----------------------------------------------------------------------------------- */
-
-/* The files of --stats, and what was read of them. */
-typedef struct files {
-    int n;
-    char **paths; /* [n] */
-    double *weight;
-    mdp_stats **all;
-} files;
-
-static void free_files(files *from) {
-    for (int i = 0; i < from->n; i++) {
-        if (from->paths) mdp_free(from->paths[i]);
-        if (from->all) mdp_stats_destroy(from->all[i]);
-    }
-    mdp_free(from->paths);
-    mdp_free(from->weight);
-    mdp_free(from->all);
-}
-
-/* FILE or FILE:WEIGHT; a file whose name looks like the latter is taken as it is. */
-static mdp_status split_weight(const char *text, char **path, double *weight) {
-    const char *colon = strrchr(text, ':');
-    char *end = NULL;
-    *weight = 1.0;
-    if (!colon || mdp_path_exists(text)) return mdp_copy_text(path, text);
-    (void)strtod(colon + 1, &end);
-    if (end == colon + 1 || *end != '\0') return mdp_copy_text(path, text);
-    if (!mdp_parse_positive(colon + 1, end, weight))
-        return MDP_ERROR(MDP_USAGE, "--stats %s: the weight must be a positive number (1e-12 to 1e12).", text);
-    return mdp_format(path, "%.*s", (int)(colon - text), text);
-}
-
-static mdp_status read_files(const mdp_option_value *given, unsigned vectors, files *from) {
-    MDP_TRY(MDP_ALLOC(&from->paths, given->n_text, "the files of statistics"));
-    MDP_TRY(MDP_ALLOC(&from->weight, given->n_text, "the files of statistics"));
-    MDP_TRY(MDP_ALLOC(&from->all, given->n_text, "the files of statistics"));
-    for (; from->n < given->n_text; from->n++) {
-        int i = from->n;
-        MDP_TRY(split_weight(given->texts[i], &from->paths[i], &from->weight[i]));
-        mdp_status status = mdp_stats_read(from->paths[i], &from->all[i]);
-        if (status.code == MDP_OK) status = mdp_verify_seal_if_any(from->paths[i]); /* experts are chosen by it */
-        if (status.code == MDP_OK && vectors != 0)
-            status = mdp_stats_read_vectors(from->paths[i], from->all[i], vectors);
-        if (status.code == MDP_OK) continue;
-        from->n++; /* this one too is to be freed */
-        return status;
-    }
-    return mdp_ok();
-}
-
-/* Statistics of all files together. */
-static mdp_status read_stats(const mdp_session *session, mdp_stats **stats) {
-    files from = {0, NULL, NULL, NULL};
-    mdp_status status = read_files(mdp_session_option(session, OPTION_STATS), mdp_session_vectors(session), &from);
-    if (status.code == MDP_OK && from.n == 1 && from.weight[0] == 1.0) {
-        *stats = from.all[0];
-        from.all[0] = NULL;
-    } else if (status.code == MDP_OK) {
-        status = mdp_stats_join(from.all, from.weight, (const char *const *)from.paths, from.n, stats);
-    }
-    free_files(&from);
-    return status.code == MDP_OK ? mdp_session_compare_experts(session, *stats) : status;
-}
-
-static mdp_status check_same_model(const mdp_session *session, const mdp_stats *stats) {
-    if (session->comm->rank != 0 || !stats || !session->catalogue) return mdp_ok();
-    if (strcmp(stats->model_fingerprint, session->catalogue->fingerprint) == 0) return mdp_ok();
-    return MDP_ERROR(MDP_BAD_INPUT,
-                     "%s: these statistics are of another model (fingerprint %s), %s has fingerprint %s; observe this "
-                     "model.",
-                     mdp_session_option(session, OPTION_STATS)->text, stats->model_fingerprint,
-                     session->catalogue->path, session->catalogue->fingerprint);
-}
-
 /* Choose and write. stats is set on rank 0 only. */
 static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget) {
     const char *path = mdp_session_option(session, OPTION_OUT)->text;
@@ -123,6 +48,12 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
     char *text = NULL;
     MDP_TRY(mdp_session_decide_all(session, stats, budget, (mdp_round){0, NULL}, &plan, &text));
     mdp_session_tell_unseen(session, plan);
+    if (mdp_session_option(session, OPTION_FOR)->present) {
+        mdp_status status = mdp_session_put_other_all(session, stats, budget, plan);
+        mdp_plan_destroy(plan);
+        mdp_free(text);
+        return status;
+    }
     mdp_status status = mdp_session_put_text_all(session, NULL, text);
     if (status.code == MDP_OK)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: %lld layers, %s", path, (long long)plan->n_layer,
@@ -149,9 +80,11 @@ mdp_status mdp_command_plan_all(mdp_session *session) {
     MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_outputs_all(session, &(mdp_results){.members = NULL}));
     mdp_status status = mdp_ok();
-    if (session->comm->rank == 0 && mdp_session_option(session, OPTION_STATS)->present)
-        status = read_stats(session, &stats);
-    if (status.code == MDP_OK) status = check_same_model(session, stats);
+    if (session->comm->rank == 0 && mdp_session_option(session, OPTION_STATS)->present) {
+        status =
+            mdp_session_read_stats(session, mdp_session_vectors(session) | mdp_session_other_vectors(session), &stats);
+        if (status.code == MDP_OK) status = mdp_session_compare_experts(session, stats);
+    }
     if (status.code == MDP_OK && session->comm->rank == 0) status = mdp_session_budget(session, stats, &budget);
     status = mdp_agree_all(session->comm, status);
     if (status.code == MDP_OK) status = decide_and_write_all(session, stats, &budget);

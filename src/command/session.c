@@ -262,6 +262,7 @@ mdp_forward_options mdp_session_forward_options(const mdp_session *session) {
                                  .memory = mdp_session_option(session, OPTION_MEMORY)->integer,
                                  .reserve = session->at_start + session->beside,
                                  .log = session->log,
+                                 .overlap = mdp_session_option(session, OPTION_OVERLAP)->flag,
                                  .progress = true,
                                  .resume = session->resume,
                                  .profiles = session->profiles,

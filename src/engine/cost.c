@@ -401,6 +401,7 @@ static mdp_status add_layer(work *w, int64_t number) {
 static void add_ends(work *w) {
     const mdp_model *model = w->model;
     int64_t row = mdp_matrix_read_bytes(&model->embedding, 0, 1);
+    int64_t times = w->pass->head_again ? 2 : 1;
     int64_t head = streamed_bytes(&model->head) + loaded_bytes(&model->head_bias) + norm_bytes(&model->final_norm);
     for (int r = 0; r < w->layout->size; r++) {
         int64_t n_pack;
@@ -408,8 +409,8 @@ static void add_ends(work *w) {
         int64_t n_token = tokens_of(packs, n_pack);
         w->ranks[r].bytes_read += n_token * row;
         if (!w->pass->with_head || n_token == 0) continue;
-        w->ranks[r].bytes_read += head;
-        w->ranks[r].flop += 2 * w->n_branch * n_token * model->d_model * model->vocab_size;
+        w->ranks[r].bytes_read += head + (times - 1) * streamed_bytes(&model->head);
+        w->ranks[r].flop += times * 2 * w->n_branch * n_token * model->d_model * model->vocab_size;
     }
 }
 

@@ -89,12 +89,8 @@ static void take_group(const mdp_engine *engine, const head_buffers *buffers, in
     }
 }
 
-static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, const mdp_head_consumer *consumer) {
-    MDP_TRY(mdp_panel_feed_start(engine->feed, buffers->panels.items, buffers->panels.n));
-#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
-    for (int64_t item = 0; item < buffers->n_tile * engine->n_branch; item++) {
-        normalise_tile(engine, buffers, item, consumer);
-    }
+/* Every panel for all tiles. The feed has begun with them. */
+static mdp_status feed_panels(mdp_engine *engine, const head_buffers *buffers, const mdp_head_consumer *consumer) {
     for (int64_t p = 0; p < buffers->panels.n; p++) {
         mdp_panel panel;
         MDP_TRY(mdp_panel_feed_wait(engine->feed, 0, 1, &panel));
@@ -104,6 +100,21 @@ static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, con
         }
         mdp_panel_feed_pass(engine->feed, 1);
     }
+    return mdp_ok();
+}
+
+static mdp_status take_all_panels(mdp_engine *engine, head_buffers *buffers, const mdp_head_consumer *consumer) {
+    MDP_TRY(mdp_panel_feed_start(engine->feed, buffers->panels.items, buffers->panels.n));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(engine->n_thread)
+    for (int64_t item = 0; item < buffers->n_tile * engine->n_branch; item++) {
+        normalise_tile(engine, buffers, item, consumer);
+    }
+    MDP_TRY(feed_panels(engine, buffers, consumer));
+    if (!consumer->again) return mdp_gemm_check(engine->gemm);
+    const mdp_head_consumer second = {.panel = consumer->again, .context = consumer->context};
+    mdp_panel_feed_stop(engine->feed);
+    MDP_TRY(mdp_panel_feed_start(engine->feed, buffers->panels.items, buffers->panels.n));
+    MDP_TRY(feed_panels(engine, buffers, &second));
     return mdp_gemm_check(engine->gemm);
 }
 

@@ -56,14 +56,17 @@ static json_t *print_tasks(const mdp_evaluation *evaluation, int stream) {
     return tasks;
 }
 
+void mdp_evaluation_print_measures(const mdp_evaluation *evaluation, int stream, json_t **object) {
+    for (int m = 0; m < mdp_evaluation_n_measure(evaluation); m++)
+        mdp_json_put(object, mdp_measures[m].name, print_measure(evaluation, stream, mdp_measures[m].of));
+    mdp_json_put(object, "layer_error", print_layers(evaluation, stream));
+}
+
 static json_t *print_stream(const mdp_evaluation *evaluation, int s) {
     const mdp_eval_stream *stream = &evaluation->streams[s];
     json_t *object = json_pack("{s:s, s:s?, s:o}", "name", stream->name, "plan", stream->plan, "n_predicted",
                                print_predicted(evaluation));
-    for (int m = 0; m < MDP_N_MEASURE; m++) {
-        mdp_json_put(&object, mdp_measures[m].name, print_measure(evaluation, s, mdp_measures[m].of));
-    }
-    mdp_json_put(&object, "layer_error", print_layers(evaluation, s));
+    mdp_evaluation_print_measures(evaluation, s, &object);
     mdp_json_put(&object, "tasks", print_tasks(evaluation, s));
     return object;
 }

@@ -12,8 +12,9 @@ void mdp_dump_take_hidden(mdp_dump *dump, int branch, int64_t first_local, int32
 typedef struct mdp_position {
     double nll; /* -ln p(next token) */
     double kl;  /* KL(first stream || this one) of the next token's distribution; exactly 0 where they share a branch */
-    bool right; /* the most likely token is the next one */
-    bool agrees; /* the most likely token is the first stream's */
+    double overlap; /* sum of the lesser probability of both; exactly 1 where they share a branch; 0: not measured */
+    bool right;     /* the most likely token is the next one */
+    bool agrees;    /* the most likely token is the first stream's */
 } mdp_position;
 const mdp_local_batch *mdp_loss_batch(const mdp_loss *loss);
 /* false: the position is not predicted. */

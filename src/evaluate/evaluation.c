@@ -23,6 +23,7 @@ static mdp_status fill_stream(mdp_eval_stream *stream, const mdp_eval_request *r
     if (request->plan) MDP_TRY(mdp_copy_text(&stream->plan, request->plan));
     MDP_TRY(MDP_ALLOC(&stream->nll, n_category, "losses"));
     MDP_TRY(MDP_ALLOC(&stream->kl, n_category, "losses"));
+    MDP_TRY(MDP_ALLOC(&stream->overlap, n_category, "losses"));
     MDP_TRY(MDP_ALLOC(&stream->n_agree, n_category, "losses"));
     MDP_TRY(MDP_ALLOC(&stream->layer_square, n_layer, "errors of layers"));
     return MDP_ALLOC(&stream->n_exact, n_category, "losses");
@@ -69,6 +70,7 @@ void mdp_evaluation_destroy(mdp_evaluation *evaluation) {
         mdp_free(evaluation->streams[s].plan);
         mdp_free(evaluation->streams[s].nll);
         mdp_free(evaluation->streams[s].kl);
+        mdp_free(evaluation->streams[s].overlap);
         mdp_free(evaluation->streams[s].n_agree);
         mdp_free(evaluation->streams[s].n_exact);
         mdp_free(evaluation->streams[s].layer_square);
@@ -98,6 +100,7 @@ static mdp_status add_sequence(mdp_evaluation *evaluation, int number, const mdp
                                    batch->first_token + local + i));
         mdp_exact_add(&stream->nll[category], position.nll);
         mdp_exact_add(&stream->kl[category], position.kl);
+        mdp_exact_add(&stream->overlap[category], position.overlap);
         stream->n_agree[category] += position.agrees;
         if (i >= half) exact = exact && position.right;
     }
@@ -128,6 +131,7 @@ mdp_status mdp_evaluation_reduce_all(const mdp_comm *comm, mdp_evaluation *evalu
         mdp_eval_stream *stream = &evaluation->streams[s];
         MDP_TRY(reduce_exact_all(comm, stream->nll, n));
         MDP_TRY(reduce_exact_all(comm, stream->kl, n));
+        MDP_TRY(reduce_exact_all(comm, stream->overlap, n));
         MDP_TRY(reduce_exact_all(comm, stream->layer_square, evaluation->n_layer));
         MDP_TRY(mdp_sum_i64_all(comm, stream->n_agree, n));
         MDP_TRY(mdp_sum_i64_all(comm, stream->n_exact, n));
@@ -171,6 +175,11 @@ double mdp_evaluation_kl(const mdp_evaluation *evaluation, int stream, int categ
                  total(evaluation, evaluation->n_predicted, category));
 }
 
+double mdp_evaluation_overlap(const mdp_evaluation *evaluation, int stream, int category) {
+    return ratio(exact_sum(evaluation, evaluation->streams[stream].overlap, category),
+                 total(evaluation, evaluation->n_predicted, category));
+}
+
 double mdp_evaluation_agreement(const mdp_evaluation *evaluation, int stream, int category) {
     return ratio((double)total(evaluation, evaluation->streams[stream].n_agree, category),
                  total(evaluation, evaluation->n_predicted, category));
@@ -185,4 +194,9 @@ const mdp_measure mdp_measures[MDP_N_MEASURE] = {{"nll", mdp_evaluation_loss},
                                                  {"perplexity", mdp_evaluation_perplexity},
                                                  {"kl_to_original", mdp_evaluation_kl},
                                                  {"top1_agreement", mdp_evaluation_agreement},
-                                                 {"exact_match", mdp_evaluation_exact_match}};
+                                                 {"exact_match", mdp_evaluation_exact_match},
+                                                 {"overlap", mdp_evaluation_overlap}};
+
+int mdp_evaluation_n_measure(const mdp_evaluation *evaluation) {
+    return evaluation->has_overlap ? MDP_N_MEASURE : MDP_N_MEASURE - 1;
+}

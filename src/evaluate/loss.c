@@ -4,8 +4,10 @@
  * In: panels in ascending order, the first branch's before the others. Per row it keeps a running maximum m, the sum of
  * e = exp(logit - m), the target's logit and where the maximum was. For the divergence of a branch from the first one,
  *     KL = sum p (l - l') - (ln Z - ln Z'),   p = e / sum e, Z = sum exp l,
- * it keeps the sum of e l' with the first branch's e; sums follow when a maximum moves. A position is predicted when
- * its target, the next token, is not given and not of another sequence. */
+ * it keeps the sum of e l' with the first branch's e; sums follow when a maximum moves. What both distributions share,
+ *     sum min(p, p') = 1 - TV,
+ * needs both Z, so the panels are taken once more for it. A position is predicted when its target, the next token, is
+ * not given and not of another sequence. */
 #include "evaluate/evaluate.h"
 
 #include <math.h>
@@ -14,6 +16,7 @@
 typedef struct row_loss {
     double sum;      /* of e */
     double cross;    /* of e (of the first branch) * logit */
+    double overlap;  /* sum of min(p, p'); of panels taken twice */
     float maximum;   /* m */
     float moved;     /* what the last move of the maximum multiplied the sums by */
     float target;    /* logit of the next token */
@@ -26,6 +29,7 @@ struct mdp_loss {
     const mdp_engine *engine;
     const mdp_local_batch *batch;
     mdp_dump *dump;
+    bool twice; /* panels are taken once more, for the overlap */
     int n_branch;
     row_loss *rows; /* [n_branch, batch->n_token] */
 };
@@ -130,13 +134,37 @@ static void take_panel(void *context, const mdp_logit_panel *panel) {
     }
 }
 
+/* Logits -> probabilities. */
+static void normalise(const row_loss *row, float *logits, int64_t n) {
+    float share = (float)(1.0 / row->sum);
+    (void)mdp_exp_shift(logits, row->maximum, n);
+    for (int64_t i = 0; i < n; i++) logits[i] *= share;
+}
+
+/* When the sums of whole rows are known: the first branch's probabilities stay for the others. */
+static void take_again(void *context, const mdp_logit_panel *panel) {
+    const mdp_loss *loss = context;
+    row_loss *rows = loss->rows + panel->branch * loss->batch->n_token + panel->first_local;
+    for (int32_t i = 0; i < panel->n_row; i++) {
+        size_t at = (size_t)i * MDP_PANEL_ROWS;
+        if (!rows[i].predicted) continue;
+        normalise(&rows[i], panel->logits + at, panel->n_value);
+        if (panel->first) rows[i].overlap += mdp_sum_least(panel->first + at, panel->logits + at, panel->n_value);
+    }
+}
+
 static void take_hidden(void *context, int branch, int64_t first_local, int32_t n_row, const float *hidden) {
     mdp_loss *loss = context;
     if (loss->dump) mdp_dump_take_hidden(loss->dump, branch, first_local, n_row, hidden);
 }
 
+void mdp_loss_share(mdp_loss *loss) {
+    loss->twice = true;
+}
+
 mdp_head_consumer mdp_loss_consumer(mdp_loss *loss) {
-    return (mdp_head_consumer){.panel = take_panel, .hidden = take_hidden, .context = loss};
+    return (mdp_head_consumer){
+        .panel = take_panel, .again = loss->twice ? take_again : NULL, .hidden = take_hidden, .context = loss};
 }
 
 /* ---- results ------------------------------------------------------------------------------------------------- */
@@ -152,6 +180,7 @@ bool mdp_loss_at(const mdp_loss *loss, int stream, int64_t local, mdp_position *
     double log_z = log(row->sum) + (double)row->maximum;
     out->nll = log_z - (double)row->target;
     out->kl = 0.0;
+    out->overlap = branch > 0 ? row->overlap : 1.0;
     if (branch > 0) {
         double first_log_z = log(first->sum) + (double)first->maximum;
         out->kl = (first->cross - row->cross) / first->sum - (first_log_z - log_z);

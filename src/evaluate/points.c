@@ -11,7 +11,7 @@ typedef struct array {
     void *data;
 } array;
 
-#define N_TEXT 5
+#define N_TEXT 6
 
 static void list_text(const mdp_evaluation *evaluation, const mdp_eval_stream *stream, array out[N_TEXT]) {
     int64_t n = evaluation->n_category;
@@ -20,6 +20,7 @@ static void list_text(const mdp_evaluation *evaluation, const mdp_eval_stream *s
     out[2] = (array){"n-agree", MDP_I64, n, stream->n_agree};
     out[3] = (array){"n-exact", MDP_I64, n, stream->n_exact};
     out[4] = (array){"layer-square", MDP_I64, evaluation->n_layer * MDP_LIMBS, stream->layer_square};
+    out[5] = (array){"overlap", MDP_I64, n * MDP_LIMBS, stream->overlap};
 }
 
 /* Returns how many. */

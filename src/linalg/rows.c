@@ -162,6 +162,20 @@ MDP_CLONES float mdp_max(const float *x, int64_t n) {
     return largest;
 }
 
+MDP_INLINE float least(float a, float b) {
+    return a < b ? a : b;
+}
+
+MDP_CLONES double mdp_sum_least(const float *a, const float *b, int64_t n) {
+    double lane[MDP_LANES] = {0.0};
+    int64_t whole = n - n % MDP_LANES;
+    for (int64_t i = 0; i < whole; i += MDP_LANES) {
+        for (int j = 0; j < MDP_LANES; j++) lane[j] += (double)least(a[i + j], b[i + j]);
+    }
+    for (int64_t i = whole; i < n; i++) lane[i - whole] += (double)least(a[i], b[i]);
+    return lanes_sum(lane);
+}
+
 MDP_CLONES double mdp_sum_abs(const float *x, int64_t n) {
     double lane[MDP_LANES] = {0.0};
     int64_t whole = n - n % MDP_LANES;

@@ -40,8 +40,8 @@ static int64_t block_bytes(const mdp_layer *layer) {
 
 /* Bytes of weights that one batch meets, on all nodes together: experts once, the rest on every node. */
 static int64_t batch_bytes(const mdp_model *model, int n_node, const mdp_pass *pass) {
-    int64_t common = pass->with_head ? mdp_matrix_bytes(&model->head) : 0, experts = 0,
-            times = pass->redo_block ? 2 : 1;
+    int64_t heads = pass->head_again ? 2 : pass->with_head ? 1 : 0, times = pass->redo_block ? 2 : 1;
+    int64_t common = heads * mdp_matrix_bytes(&model->head), experts = 0;
     for (int64_t l = 0; l < model->n_layer; l++) {
         const mdp_layer *layer = &model->layers[l];
         common += attention_bytes(layer) + (layer->is_moe ? times * block_bytes(layer) : dense_bytes(layer));

@@ -8,6 +8,7 @@ typedef struct evaluation_run {
     const mdp_tasks *tasks; /* what `tokens` are the choices of; NULL: they are text */
     mdp_evaluation *evaluation;
     int64_t d_model;
+    bool overlap;             /* is measured */
     const mdp_engine *engine; /* in the middle of a batch */
     mdp_dump *dump;           /* or NULL */
 } evaluation_run;
@@ -36,6 +37,7 @@ static mdp_status head_all(void *context, mdp_engine *engine) {
     mdp_status status = mdp_agree_all(
         run->comm, mdp_loss_new(engine, run->tokens, run->tasks ? run->tasks->given : NULL, run->dump, &loss));
     if (status.code == MDP_OK) {
+        if (run->overlap) mdp_loss_share(loss);
         mdp_head_consumer consumer = mdp_loss_consumer(loss);
         status = mdp_engine_head_all(engine, &consumer);
     }
@@ -84,13 +86,17 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
         return status;
     }
     for (int i = 0; i < n_stream; i++) views[i] = requests[i].view;
+    mdp_pass pass = mdp_loss_pass(n_stream, NULL);
+    pass.head_again = run->overlap;
     mdp_forward forward = {.comm = run->comm,
                            .model = model,
                            .reader = reader,
                            .tokens = run->tokens,
                            .options = options,
-                           .phase = run->tasks ? "tasks" : "eval",
-                           .pass = mdp_loss_pass(n_stream, NULL),
+                           .phase = run->tasks       ? "tasks"
+                                    : options->phase ? options->phase
+                                                     : "eval",
+                           .pass = pass,
                            .views = views,
                            .begin_batch = begin_batch,
                            .layer_done = layer_done,
@@ -109,7 +115,7 @@ static mdp_status forward_all(evaluation_run *run, const mdp_model *model, mdp_r
 mdp_status mdp_evaluate_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                             const mdp_eval_request *requests, int n_request, const mdp_forward_options *options,
                             const char *dump_path, mdp_evaluation **out) {
-    evaluation_run run = {.comm = comm, .tokens = tokens, .d_model = model->d_model};
+    evaluation_run run = {.comm = comm, .tokens = tokens, .d_model = model->d_model, .overlap = options->overlap};
     *out = NULL;
     mdp_status status =
         mdp_agree_all(comm, mdp_evaluation_new(tokens, model->n_layer, requests, n_request, &run.evaluation));
@@ -120,6 +126,7 @@ mdp_status mdp_evaluate_all(const mdp_comm *comm, const mdp_model *model, mdp_re
         return status;
     }
     run.evaluation->n_rank = comm->size;
+    run.evaluation->has_overlap = tokens && run.overlap;
     *out = run.evaluation;
     return mdp_ok();
 }

@@ -95,6 +95,30 @@ def test_measures_of_many_plans_equal_numpy_on_the_logits(plans, tmp_path):
     assert 1 > less["top1_agreement"]["total"] > least["top1_agreement"]["total"]
 
 
+def test_overlap_equals_numpy_on_the_logits_and_what_it_takes_is_foretold(plans, tmp_path):
+    """The sum over the vocabulary of the lesser probability; nothing else of the evaluation changes."""
+    tokens = short_text(tmp_path / "tokens.h5")
+    words = ["eval", "--model", mdp.DEMO, "--tokens", tokens, "--plan", plans[0], "--plan", plans[1]]
+    mdp.succeed(1, *words, "--dump", tmp_path / "dump.h5", "--out", tmp_path / "without.json")
+    mdp.succeed(3, *words, "--overlap", "--batch-tokens", 90, "--profile", "--out", tmp_path / "eval.json")
+    told = json.loads(mdp.succeed(3, *words, "--overlap", "--batch-tokens", 90, "--dry-run", "--json", "--gflops-per-rank", 9, "--out", tmp_path / "dry.json").stdout)
+    (done,) = mdp.read_json(tmp_path / "eval.json.profile.json")["passes"]
+    assert done["all"]["flop"]["total"] == told["flop"]
+    ours, without = mdp.measures(tmp_path / "eval.json"), mdp.measures(tmp_path / "without.json")
+    with h5py.File(tokens) as text, h5py.File(tmp_path / "dump.h5") as arrays:
+        for stream, (name, measured) in enumerate(zip(["original", *(str(plan).replace("/", ":") for plan in plans)], ours)):
+            shared = {c: [] for c in text}
+            for c in text:
+                for i in range(2):
+                    p, q = (np.exp(log_softmax(arrays[f"{s}/{c}/{i}/logits"][:-1].astype(np.float64))) for s in ("original", name))
+                    shared[c].append(np.minimum(p, q).sum(1))
+            theirs = {**{c: np.mean(rows) for c, rows in shared.items()}, "total": np.mean(list(shared.values()))}
+            mdp.assert_close(means(measured, "overlap"), theirs, 1e-5)
+            assert (means(measured, "overlap")["total"] == 1) == (stream == 0)
+            del measured["overlap"]
+    assert ours == without
+
+
 def residuals(folder, sequences):
     """[layer][sequence] residual stream after each layer, by transformers."""
     model, rows = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), []
