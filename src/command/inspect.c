@@ -67,11 +67,11 @@ static json_t *describe_stats(const mdp_stats *stats, const char *path) {
                      json_pack("{s:I, s:i, s:i, s:o}", "layer", (json_int_t)stats->layers[i].layer, "experts",
                                (int)stats->layers[i].n_expert, "top_k", (int)stats->layers[i].top_k, "counts", counts));
     }
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:I, s:o, s:o}", "kind", "statistics", "path", path,
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:I, s:s, s:o, s:o}", "kind", "statistics", "path", path,
                      "model_type", stats->model_type, "model_fingerprint", stats->model_fingerprint,
                      "tokens_fingerprint", stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token,
-                     "similarities", similarities, "probe_tokens", (json_int_t)stats->n_probe, "categories", categories,
-                     "layers", layers);
+                     "similarities", similarities, "probe_tokens", (json_int_t)stats->n_probe, "channel_norms",
+                     mdp_channel_norms_names[stats->similarity.norms], "categories", categories, "layers", layers);
 }
 
 static json_t *describe_plan(const mdp_plan *plan, const char *path) {

@@ -24,6 +24,10 @@ static const char *method_help(int i) {
     return i < mdp_n_criterion ? mdp_criteria[i].help : mdp_recipes[i - mdp_n_criterion].help;
 }
 
+static const char *channel_norms_name(int i) {
+    return mdp_channel_norms_names[i];
+}
+
 /* None, and then those that there are. */
 static const char *similarity_name(int i) {
     return i == 0 ? "none" : i <= MDP_N_SIMILARITY ? mdp_similarities[i - 1].name : NULL;
@@ -187,6 +191,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                              .minimum = 2,
                              .maximum = 1 << 15,
                              .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_CHANNEL_NORMS] = {.name = "channel-norms",
+                              .type = MDP_OPTION_CHOICE,
+                              .fallback = "none",
+                              .help = "norms of what each expert's matrices read, for masks (plan --mask): of tokens "
+                                      "times their weights, of tokens alone, or both",
+                              .choice = channel_norms_name,
+                              .commands = COMMAND_RUN | COMMAND_OBSERVE},
     [OPTION_STATS] = {.name = "stats",
                       .type = MDP_OPTION_TEXT_LIST,
                       .value = "FILE[:WEIGHT]",

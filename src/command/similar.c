@@ -12,7 +12,8 @@ mdp_status mdp_session_similarity(const mdp_session *session, mdp_similarity_req
         if (merges) wanted |= 1u << merge.similarity;
     }
     *out = mdp_similarity_request_of(wanted, mdp_session_option(session, OPTION_PROBE_TOKENS)->integer,
-                                     (uint64_t)mdp_session_option(session, OPTION_SEED)->integer);
+                                     (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
+                                     (mdp_channel_norms)mdp_session_option(session, OPTION_CHANNEL_NORMS)->integer);
     return mdp_ok();
 }
 
