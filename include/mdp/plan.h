@@ -3,6 +3,7 @@
 #define MDP_PLAN_H
 
 #include "mdp/group.h"
+#include "mdp/mask.h"
 #include "mdp/score.h"
 
 /* What becomes of experts. zero: it keeps its place and its router row, but returns 0. constant: it returns one vector.
@@ -50,6 +51,7 @@ typedef struct mdp_plan_expert {
     mdp_plan_align align;
     int32_t dominant; /* merged: the member that neurons are aligned to, counted in `from` */
     mdp_merge_router router;
+    mdp_mask_rule mask; /* masked: which entries of its matrices count as 0 */
     int n_array;
     mdp_plan_array *arrays; /* [n_array] */
 } mdp_plan_expert;
@@ -195,6 +197,22 @@ typedef struct mdp_merge_request {
     mdp_merge_router router;
 } mdp_merge_request;
 
+/* What the weights of experts that stay are masked by: their size times the norm of the channel that they multiply,
+ * over tokens times their weights, over tokens alone, or without it. */
+typedef enum mdp_mask_by { MDP_MASK_BY_MOE_PRUNER, MDP_MASK_BY_WANDA, MDP_MASK_BY_MAGNITUDE } mdp_mask_by;
+extern const char *const mdp_mask_by_names[]; /* NULL at the end */
+typedef struct mdp_mask_request {
+    mdp_mask_by by;
+    mdp_mask_rule rule;
+} mdp_mask_request;
+/* Arrays of a masked expert in plan.h5, f32: [d_model] for gate and up, [d_ff] for down. Both or, for norms of 1, none.
+ */
+extern const char *const mdp_mask_norm_names[2];
+mdp_channel_norms mdp_mask_norms(mdp_mask_by by); /* that it needs of statistics */
+int64_t mdp_mask_norm_width(const mdp_stats *stats, int64_t layer_index, bool hidden);
+/* The share of the entries of all experts' matrices that the plan masks. Local. */
+double mdp_plan_masked_share(const mdp_plan *plan, const mdp_model *model);
+
 /* What a scored plan is made from. */
 typedef struct mdp_plan_request {
     const mdp_criterion *criterion;
@@ -211,6 +229,8 @@ typedef struct mdp_plan_request {
     uint64_t seed;
     mdp_pruned_route pruned_route;
     mdp_budget_options budget;
+    const mdp_mask_request *mask;   /* experts that stay are masked (needs stats with channel norms; without stats the
+                                       norms are named and not known); NULL: they are not */
     const mdp_merge_request *merge; /* experts that do not stay join others (needs stats); NULL: they go */
     int64_t n_round;                /* rounds that it takes in all; 0 and 1: one */
     const mdp_plan *previous; /* of the round before, through which `stats` were taken: what it removed stays removed,
@@ -220,6 +240,9 @@ typedef struct mdp_plan_request {
 /* A chosen plan -> one in which the experts that go join those that are like them (merge.c). Local. MDP_BAD_INPUT: the
  * statistics have not that similarity; MDP_USAGE: groups that cannot be made, weights that cannot be. */
 mdp_status mdp_plan_group(const mdp_plan_request *request, mdp_plan *plan);
+/* Experts that stay become masked ones, with names and checksums of their norms (mask.c), and the recipe says so.
+ * Local. MDP_USAGE: a rule that does not go with the widths. */
+mdp_status mdp_plan_mask(const mdp_plan_request *request, mdp_plan *plan, json_t **recipe);
 /* The request as the recipe of a plan has it; new, or NULL when memory is out. */
 json_t *mdp_plan_describe_merge(const mdp_merge_request *merge);
 
