@@ -1,6 +1,7 @@
 /* decide.c - one decision for all ranks: see decide.h. */
 #include "command/decide.h"
 #include "command/categories.h"
+#include "command/masking.h"
 
 #include <string.h>
 
@@ -133,7 +134,7 @@ unsigned mdp_session_vectors(const mdp_session *session) {
     mdp_merge_request merge;
     if (mdp_session_merge_request(session, &merges, &merge).code == MDP_OK && merges)
         wanted |= 1u << mdp_similarities[merge.similarity].vector;
-    return wanted;
+    return wanted | mdp_channel_norms_vectors(mdp_session_mask_norms(session));
 }
 
 mdp_status mdp_session_compare_experts(const mdp_session *session, mdp_stats *stats) {
@@ -160,6 +161,8 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
     bool merges;
     mdp_merge_request merge;
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    mdp_mask_request mask;
+    MDP_TRY(mdp_session_mask_request(session, &merges, &mask));
     return check_categories(session, criterion);
 }
 
@@ -235,10 +238,12 @@ static mdp_status measure_all(mdp_session *session, const mdp_criterion *criteri
 static mdp_status decide(const mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                          mdp_round round, evidence *found, char **text, int64_t *n_byte) {
     const char *categories = mdp_session_option(session, OPTION_CATEGORIES)->text;
-    bool merges;
+    bool merges, masks;
     mdp_merge_request merge;
+    mdp_mask_request mask;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    MDP_TRY(mdp_session_mask_request(session, &masks, &mask));
     mdp_plan_request request = {
         .criterion = mdp_session_criterion(session),
         .stats = stats,
@@ -255,6 +260,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
         .pruned_route = (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
         .budget = *budget,
         .merge = merges ? &merge : NULL,
+        .mask = masks ? &mask : NULL,
         .n_round = round.n,
         .previous = round.previous};
     mdp_plan *plan = NULL;

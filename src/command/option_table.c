@@ -13,6 +13,7 @@
 #define PRUNES (COMMAND_RUN | COMMAND_APPLY)
 #define CONTINUES (WRITES & ~(unsigned)COMMAND_PLAN)
 #define GROUP_KEEP 1
+#define GROUP_SPARSE 2
 #define MAX_EXPERT 1000000
 
 static const char *method_name(int i) {
@@ -93,6 +94,18 @@ static const char *linkage_name(int i) {
 static const char *align_name(int i) {
     static const char *const names[] = {"none", "weight", NULL};
     return names[i];
+}
+
+/* 0: none; else mdp_mask_by, counted from 1. */
+static const char *mask_name(int i) {
+    return i == 0 ? "none" : mdp_mask_by_names[i - 1];
+}
+
+static const char *mask_help(int i) {
+    static const char *const help[] = {"weights stay as they are",
+                                       "norms over the expert's tokens, times their weights (MoE-Pruner, 2410.12013)",
+                                       "norms over the expert's tokens (Wanda, 2306.11695)", "size alone"};
+    return help[i];
 }
 
 static const char *merge_router_name(int i) {
@@ -356,6 +369,26 @@ const mdp_option mdp_option_table[N_OPTION] = {
                                      "members' rows, or that of the member that most tokens chose",
                              .choice = merge_router_name,
                              .commands = CHOOSES},
+    [OPTION_MASK] = {.name = "mask",
+                     .type = MDP_OPTION_CHOICE,
+                     .fallback = "none",
+                     .help = "set single weights of the experts that stay to 0, those of least size times the norm of "
+                             "their channel; without a number to keep, all experts stay (doc/masks.md)",
+                     .choice = mask_name,
+                     .choice_help = mask_help,
+                     .commands = CHOOSES},
+    [OPTION_SPARSITY] = {.name = "sparsity",
+                         .type = MDP_OPTION_RATIO,
+                         .value = "R",
+                         .help = "mask: this share of each row goes, rounded down",
+                         .commands = CHOOSES,
+                         .group = GROUP_SPARSE},
+    [OPTION_NM] = {.name = "nm",
+                   .type = MDP_OPTION_TEXT,
+                   .value = "N:M",
+                   .help = "mask: of each M columns of a row N stay, such as 2:4",
+                   .commands = CHOOSES,
+                   .group = GROUP_SPARSE},
     [OPTION_REFIT] = {.name = "refit",
                       .type = MDP_OPTION_TEXT,
                       .value = "HOW",
