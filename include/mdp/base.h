@@ -379,4 +379,7 @@ mdp_digest mdp_hash_digest(const mdp_hash *hash);
 void mdp_hash_destroy(mdp_hash *hash);
 mdp_digest mdp_hash_bytes(const void *data, int64_t n_byte);
 
+/* Reorder value [n] so that value[at] is the one of that rank, with none larger before it and none smaller after. */
+void mdp_select_rank(double *value, int64_t n, int64_t at);
+
 #endif

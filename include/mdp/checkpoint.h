@@ -155,6 +155,8 @@ typedef struct mdp_scaling {
     int64_t block_row, block_col; /* of a block */
 } mdp_scaling;
 
+struct mdp_mask; /* mask.h */
+
 /* A logical matrix [n_row, n_col] inside a stored tensor: element (r, c) is the value number
  * first + r * row_stride + c * col_stride of the tensor. Hides per-expert, fused, transposed and interleaved layouts.
  * With scales, rows are runs inside stored rows: col_stride is 1 and row_stride whole stored rows. */
@@ -163,6 +165,7 @@ typedef struct mdp_matrix {
     int64_t n_row, n_col;
     int64_t first, row_stride, col_stride; /* in elements */
     mdp_scaling scaling;
+    const struct mdp_mask *mask; /* entries that are read as 0; NULL: none; borrowed */
 } mdp_matrix;
 
 /* The whole of a 2-D tensor (or of a 1-D tensor as one row), without scales. */
@@ -339,6 +342,7 @@ typedef struct mdp_output {
     char *config_text;          /* owned; patched config.json */
     int64_t config_byte;
     struct mdp_recast *recasts; /* what segments point to; owned; NULL: none do */
+    int64_t n_recast;           /* of them */
     char *plan_text;            /* owned; plan.json as written; may be NULL */
     char *provenance_text;      /* owned; JSON: what determines the bytes (formats.md) */
     char model_type[64];

@@ -85,6 +85,8 @@ typedef struct mdp_moments {
 mdp_moments mdp_row_moments(const float *x, const float *y, int64_t n);
 /* sum[j] += y[i, j] over rows i in ascending order, in f64; y [n_row, n], leading dimension ldy. */
 void mdp_add_rows(const float *y, int64_t ldy, int64_t n_row, int64_t n, double *sum);
+/* sum[j] += (weight[row] x[row, j])^2 over rows 0 .. n_row-1 in row order; x [n_row, n]; weight NULL: all 1. */
+void mdp_add_squares(const float *x, int64_t n, const float *weight, int64_t n_row, double *sum);
 /* out[i] = x[i] as bf16, the upper half of an f32: to nearest, ties to even; a NaN stays one. */
 void mdp_round_bf16(const float *x, int64_t n, uint16_t *out);
 /* Is no x[i] a NaN or an infinity? */

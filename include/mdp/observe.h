@@ -59,6 +59,10 @@ typedef enum mdp_vector_id {
     MDP_PROBE_COSINE_SUM,   /* [n_expert] sum over the probe's t of cos(y_ti, y_tj) */
     MDP_CKA_LINEAR_PRODUCT, /* [n_expert] inner products of centred kernels of y over the probe, each of norm 1 */
     MDP_CKA_RBF_PRODUCT,    /* [n_expert] the same of other kernels */
+    MDP_GATED_INPUT_SQUARE,  /* [d_model] sum over T_e of (g x)^2; these four with channel norms */
+    MDP_GATED_HIDDEN_SQUARE, /* [d_ff] sum over T_e of (g h)^2 */
+    MDP_INPUT_SQUARE,        /* [d_model] sum over T_e of x^2 */
+    MDP_HIDDEN_SQUARE,       /* [d_ff] sum over T_e of h^2 */
     MDP_N_VECTOR
 } mdp_vector_id;
 
@@ -69,11 +73,14 @@ typedef enum mdp_vector_join {
     MDP_JOIN_NONE  /* of one sample of tokens and no other: dropped */
 } mdp_vector_join;
 
+/* Numbers of a vector for an expert. */
+typedef enum mdp_vector_span { MDP_SPAN_MODEL, MDP_SPAN_EXPERTS, MDP_SPAN_NEURONS } mdp_vector_span;
+
 typedef struct mdp_vector {
     const char *name; /* dataset name in stats.h5 */
     const char *meaning, *unit, *source;
-    bool square; /* width n_expert, else d_model */
-    bool late;   /* complete with one step after the layer's last batch, else it grows with every batch */
+    mdp_vector_span span; /* d_model, n_expert (a symmetric matrix), d_ff */
+    bool late;            /* complete with one step after the layer's last batch, else it grows with every batch */
     mdp_vector_join join;
 } mdp_vector;
 extern const mdp_vector mdp_vectors[MDP_N_VECTOR];
@@ -123,8 +130,18 @@ extern const mdp_similarity mdp_similarities[MDP_N_SIMILARITY];
 
 #define MDP_PROBE_TOKENS 1024 /* unless the user says otherwise */
 
+/* Norms of the channels that matrices of experts read: bits. */
+typedef enum mdp_channel_norms {
+    MDP_NORMS_NONE = 0,
+    MDP_NORMS_GATED = 1, /* each token times its weight g */
+    MDP_NORMS_PLAIN = 2,
+    MDP_NORMS_BOTH = 3
+} mdp_channel_norms;
+extern const char *const mdp_channel_norms_names[]; /* indexed by mdp_channel_norms; NULL at the end */
+
 typedef struct mdp_similarity_request {
-    unsigned wanted;      /* a bit for each mdp_similarity_id; 0: none */
+    unsigned wanted; /* a bit for each mdp_similarity_id; 0: none */
+    mdp_channel_norms norms;
     int64_t probe_tokens; /* tokens that every expert is run on, drawn by seed: at most; 0: no wanted one needs them */
     uint64_t seed;
 } mdp_similarity_request;
@@ -134,7 +151,8 @@ mdp_status mdp_similarity_parse(const char *text, unsigned *wanted);
 /* The set as such a text; new. Local. */
 mdp_status mdp_similarity_print(unsigned wanted, char **text);
 /* A request in the one form that it is compared and stored in. */
-mdp_similarity_request mdp_similarity_request_of(unsigned wanted, int64_t probe_tokens, uint64_t seed);
+mdp_similarity_request mdp_similarity_request_of(unsigned wanted, int64_t probe_tokens, uint64_t seed,
+                                                 mdp_channel_norms norms);
 /* Bits of the vectors that one similarity is made from, and of those that a request takes. */
 unsigned mdp_similarity_sources(mdp_similarity_id id);
 unsigned mdp_similarity_vectors(const mdp_similarity_request *request);
@@ -148,6 +166,7 @@ void mdp_similarity_enlarge(const mdp_model *model, const mdp_similarity_request
 typedef struct mdp_layer_stats {
     int64_t layer; /* index of the layer in the model */
     int32_t n_expert, top_k;
+    int64_t d_ff;            /* of the largest expert; 0: not known (only channel norms need it) */
     int32_t n_group, n_open; /* groups of experts, and how many of them a token sees (mdp_router_rule) */
     int64_t *counts;         /* [n_category, n_expert] rows routed */
     mdp_exact *sums;         /* [MDP_N_SUM, n_category, n_expert], normalised */
@@ -191,7 +210,7 @@ typedef struct mdp_stats {
 mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, const mdp_similarity_request *request,
                          mdp_stats **out);
 /* Numbers of a vector of an expert. */
-int64_t mdp_vector_width(mdp_vector_id id, int32_t n_expert, int64_t d_model);
+int64_t mdp_vector_width(mdp_vector_id id, int32_t n_expert, int64_t d_model, int64_t d_ff);
 /* Arrays of one layer, zeroed, without vectors. Local. */
 mdp_status mdp_layer_stats_allocate(mdp_layer_stats *layer, int n_category);
 void mdp_stats_destroy(mdp_stats *stats); /* NULL is allowed */
@@ -284,6 +303,13 @@ const double *mdp_stats_similarity(const mdp_stats *stats, int64_t layer_index, 
 /* What output-mean-... or output-routed-mean-... compare: out [n_expert, d_model], the mean output of each expert (0
  * where it has no tokens). Local. MDP_BAD_INPUT as above. */
 mdp_status mdp_stats_mean_outputs(const mdp_stats *stats, int64_t layer_index, mdp_similarity_id id, double *out);
+/* The norms of the channels that an expert's gate and up (hidden: down) read: out [d_model] (hidden: [d_ff]), the
+ * roots of the sums (gated: each token times its weight), rounded to f32; 1 for an expert that no token reached, which
+ * *seen then tells. Vectors are there (mdp_stats_read_vectors, mdp_channel_norms_vectors). Local. */
+void mdp_stats_channel_norms(const mdp_stats *stats, int64_t layer_index, mdp_expert_t expert, bool gated, bool hidden,
+                             float *out, bool *seen);
+/* Bits of the vectors that norms are made from. */
+unsigned mdp_channel_norms_vectors(mdp_channel_norms norms);
 /* Largest over categories with weight[c] > 0 (NULL: all) of a maximum. */
 double mdp_stats_max(const mdp_stats *stats, int64_t layer_index, mdp_statistic_id id, mdp_expert_t expert,
                      const double *weight);

@@ -3,6 +3,7 @@
 #define MDP_PLAN_H
 
 #include "mdp/group.h"
+#include "mdp/mask.h"
 #include "mdp/score.h"
 
 /* What becomes of experts. zero: it keeps its place and its router row, but returns 0. constant: it returns one vector.
@@ -53,6 +54,7 @@ typedef struct mdp_plan_expert {
     bool takes_in; /* merged of one: it takes in neurons of dropped experts, */
     double alpha;  /* whose cosine with one of its own is above this */
     bool fitted;   /* merged: its down projection is the least squares of its members' outputs */
+    mdp_mask_rule mask; /* masked: which entries of its matrices count as 0 */
     int n_array;
     mdp_plan_array *arrays; /* [n_array] */
 } mdp_plan_expert;
@@ -221,6 +223,22 @@ static inline bool mdp_merge_has_groups(const mdp_merge_request *merge) {
     return merge->weights != MDP_MERGE_DERN;
 }
 
+/* What the weights of experts that stay are masked by: their size times the norm of the channel that they multiply,
+ * over tokens times their weights, over tokens alone, or without it. */
+typedef enum mdp_mask_by { MDP_MASK_BY_MOE_PRUNER, MDP_MASK_BY_WANDA, MDP_MASK_BY_MAGNITUDE } mdp_mask_by;
+extern const char *const mdp_mask_by_names[]; /* NULL at the end */
+typedef struct mdp_mask_request {
+    mdp_mask_by by;
+    mdp_mask_rule rule;
+} mdp_mask_request;
+/* Arrays of a masked expert in plan.h5, f32: [d_model] for gate and up, [d_ff] for down. Both or, for norms of 1, none.
+ */
+extern const char *const mdp_mask_norm_names[2];
+mdp_channel_norms mdp_mask_norms(mdp_mask_by by); /* that it needs of statistics */
+int64_t mdp_mask_norm_width(const mdp_stats *stats, int64_t layer_index, bool hidden);
+/* The share of the entries of all experts' matrices that the plan masks. Local. */
+double mdp_plan_masked_share(const mdp_plan *plan, const mdp_model *model);
+
 /* What a scored plan is made from. */
 typedef struct mdp_plan_request {
     const mdp_criterion *criterion;
@@ -237,6 +255,8 @@ typedef struct mdp_plan_request {
     uint64_t seed;
     mdp_pruned_route pruned_route;
     mdp_budget_options budget;
+    const mdp_mask_request *mask;   /* experts that stay are masked (needs stats with channel norms; without stats the
+                                       norms are named and not known); NULL: they are not */
     const mdp_merge_request *merge; /* experts that do not stay join others (needs stats); NULL: they go */
     int64_t n_round;                /* rounds that it takes in all; 0 and 1: one */
     const mdp_plan *previous; /* of the round before, through which `stats` were taken: what it removed stays removed,
@@ -252,6 +272,9 @@ mdp_status mdp_plan_share_alike(const mdp_plan_request *request, const mdp_plan 
                                 mdp_keep_entry *list);
 /* Let the experts that a layer keeps take in neurons of those that it drops; masses are zeros. Local. */
 mdp_status mdp_plan_take_in(double alpha, mdp_plan_layer *layer);
+/* Experts that stay become masked ones, with names and checksums of their norms (mask.c), and the recipe says so.
+ * Local. MDP_USAGE: a rule that does not go with the widths. */
+mdp_status mdp_plan_mask(const mdp_plan_request *request, mdp_plan *plan, json_t **recipe);
 /* The request as the recipe of a plan has it; new, or NULL when memory is out. */
 json_t *mdp_plan_describe_merge(const mdp_merge_request *merge);
 

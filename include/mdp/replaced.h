@@ -5,6 +5,7 @@
 
 #include "mdp/arrays.h"
 #include "mdp/plan.h"
+#include "mdp/recast.h"
 
 /* What of an expert is replaced: stored tensors, or an expert's slice of one that holds all experts. */
 typedef enum mdp_expert_part {
@@ -20,6 +21,8 @@ typedef enum mdp_expert_part {
     MDP_PART_ROUTER,
     MDP_PART_ROUTER_BIAS,
     MDP_PART_CHOICE_BIAS,
+    MDP_PART_INPUT_NORM, /* of masked experts: no part of the model's */
+    MDP_PART_HIDDEN_NORM,
     MDP_N_EXPERT_PART
 } mdp_expert_part;
 extern const char *const mdp_expert_part_names[MDP_N_EXPERT_PART]; /* names of its arrays in a plan */
@@ -31,6 +34,8 @@ typedef struct mdp_replaced_expert {
     int64_t array[MDP_N_EXPERT_PART];            /* number of its array, which parts share that are stored as one
                                                     tensor; -1: it has no such part, or keeps it */
     const mdp_tensor *stored[MDP_N_EXPERT_PART]; /* in the model */
+    bool masked;                                 /* its matrices are read through */
+    mdp_mask mask[2];                            /* these: gate and up, down */
     mdp_expert expert; /* what computes: all but those parts the model's; set when arrays are there */
 } mdp_replaced_expert;
 
@@ -58,6 +63,9 @@ void mdp_replaced_destroy(mdp_replaced *replaced); /* NULL is allowed */
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader);
 /* Let the arrays of an expert hold what the model stores of the one that it comes from, bit for bit. Local. */
 mdp_status mdp_replaced_copy(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_reader *reader);
+/* The same of a plan whose arrays are not there, or that has none: what computes can be described, and not read. Local.
+ */
+mdp_status mdp_replaced_stand_in(const mdp_model *model, const mdp_plan *plan, mdp_replaced **out);
 /* Number of an expert of the result; -1: it is not among them. `replaced` may be NULL. */
 int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept);
 /* Bytes of all arrays. */
@@ -67,6 +75,9 @@ bool mdp_replaced_is_shared(const mdp_replaced_expert *expert, mdp_expert_part p
 /* The arrays of experts of layers first_layer .. end_layer - 1, which lie one after the other: n from *first on. */
 void mdp_replaced_arrays(const mdp_replaced *replaced, int64_t first_layer, int64_t end_layer, int64_t *first,
                          int64_t *n);
+/* What a masked expert leaves of a stored tensor, or of its slice of one: as of mdp_recast; n is 0 where the expert is
+ * not masked, or has no matrix there. */
+mdp_masked mdp_replaced_masked(const mdp_replaced *replaced, int64_t layer, int32_t kept, const mdp_tensor *stored);
 /* What stands in plan.h5 in the place of a stored tensor, or of the expert's slice of it; NULL: nothing does. */
 const mdp_tensor *mdp_replaced_tensor(const mdp_replaced *replaced, int64_t layer, int32_t kept,
                                       const mdp_tensor *stored);

@@ -6,6 +6,7 @@
  * or strides outside the tensor (our bug), number formats that do not widen. */
 #include "checkpoint/matrix.h"
 #include "mdp/linalg.h"
+#include "mdp/mask.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -47,7 +48,7 @@ int64_t mdp_matrix_bytes(const mdp_matrix *matrix) {
 }
 
 int64_t mdp_matrix_scratch(const mdp_matrix *matrix, int64_t n_row) {
-    if (matrix->scaling.tensor != NULL) return MDP_MATRIX_CHUNK_BYTE;
+    if (matrix->scaling.tensor != NULL || matrix->mask != NULL) return MDP_MATRIX_CHUNK_BYTE;
     bool dense = is_dense(matrix, n_row);
     if (dense && matrix->tensor->type == MDP_F32) return 0;
     if (!dense) return MDP_MATRIX_CHUNK_BYTE;
@@ -128,9 +129,9 @@ static int64_t pieces_of_run(const mdp_matrix *matrix, const runs *r, int64_t *r
     return *stride > *room ? 1 : (*room - 1) / *stride + 1;
 }
 
-int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
+/* Of rows without their mask. */
+static int64_t plain_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
     int64_t room, stride, span = 0;
-    if (n_row == 0 || matrix->n_col == 0) return 0;
     if (matrix->scaling.tensor != NULL) return mdp_scaled_read_bytes(matrix, row0, n_row);
     if (is_dense(matrix, n_row)) return n_row * matrix->n_col * element_byte(matrix);
     runs r = choose_runs(matrix, row0, n_row);
@@ -138,6 +139,11 @@ int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_
     for (int64_t inner = 0; inner < r.n_inner; inner += most)
         span += ((r.n_inner - inner < most ? r.n_inner - inner : most) - 1) * stride + 1;
     return r.n_outer * span * element_byte(matrix);
+}
+
+int64_t mdp_matrix_read_bytes(const mdp_matrix *matrix, int64_t row0, int64_t n_row) {
+    if (n_row == 0 || matrix->n_col == 0) return 0;
+    return plain_read_bytes(matrix, row0, n_row) + mdp_mask_read_bytes(matrix->mask);
 }
 
 /* Scratch holds a piece of a run twice: widened, and behind that as stored. Elements between those of a run are read
@@ -159,10 +165,8 @@ static mdp_status read_runs(mdp_reader *reader, const mdp_matrix *matrix, const 
     return mdp_ok();
 }
 
-mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
-                           float *out) {
-    MDP_TRY(check(matrix, row0, n_row));
-    if (n_row == 0 || matrix->n_col == 0) return mdp_ok();
+static mdp_status read_plain(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
+                             float *out) {
     if (matrix->scaling.tensor != NULL) return mdp_scaled_read(reader, matrix, row0, n_row, scratch, out);
     if (is_dense(matrix, n_row)) {
         return read_dense(reader, matrix, matrix->first + row0 * matrix->row_stride, n_row * matrix->n_col, scratch,
@@ -172,9 +176,18 @@ mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t
     return read_runs(reader, matrix, &r, scratch, out);
 }
 
+mdp_status mdp_matrix_read(mdp_reader *reader, const mdp_matrix *matrix, int64_t row0, int64_t n_row, void *scratch,
+                           float *out) {
+    MDP_TRY(check(matrix, row0, n_row));
+    if (n_row == 0 || matrix->n_col == 0) return mdp_ok();
+    MDP_TRY(read_plain(reader, matrix, row0, n_row, scratch, out));
+    return matrix->mask ? mdp_mask_rows(reader, matrix, n_row, scratch, out) : mdp_ok();
+}
+
 /* Can rows be read as bf16 straight into place? */
 static bool is_plain_bf16(const mdp_matrix *matrix, int64_t n_row) {
-    return matrix->tensor->type == MDP_BF16 && matrix->scaling.tensor == NULL && is_dense(matrix, n_row);
+    return matrix->tensor->type == MDP_BF16 && matrix->scaling.tensor == NULL && matrix->mask == NULL &&
+           is_dense(matrix, n_row);
 }
 
 int64_t mdp_matrix_room(const mdp_matrix *matrix, mdp_dtype type, int64_t n_row) {

@@ -4,6 +4,7 @@
  * nearest, ties to even. A band of FP8 is a row of blocks, so its scales are known when its codes are made; scales by
  * themselves are made from the same values by the same steps. Refuses what the type cannot hold. */
 #include "mdp/recast.h"
+#include "checkpoint/masked.h"
 #include "mdp/narrow.h"
 
 #include <math.h>
@@ -67,10 +68,12 @@ static int64_t rows_of(const mdp_recast *recast, const cut *c, int64_t n) {
 }
 
 int64_t mdp_recast_bytes(const mdp_recast *recast) {
+    if (recast->masked.n > 0) return recast->masked.n_byte;
     return recast->n_run * cut_up(recast).run_byte;
 }
 
 int64_t mdp_recast_read_bytes(const mdp_recast *recast) {
+    if (recast->masked.n > 0) return mdp_masked_read_bytes(recast);
     const cut c = cut_up(recast);
     int64_t n_byte = 0, row0;
     for (int64_t run = 0; run < recast->n_run && c.run_byte > 0; run++) {
@@ -93,6 +96,7 @@ static void rooms_of(const mdp_recast *recast, const cut *c, int64_t *values, in
 }
 
 int64_t mdp_recast_memory(const mdp_recast *recast) {
+    if (recast->masked.n > 0) return mdp_masked_memory(recast);
     const cut c = cut_up(recast);
     int64_t values, scratch, made;
     rooms_of(recast, &c, &values, &scratch, &made);
@@ -187,10 +191,8 @@ static mdp_status make_room(void **buffer, int64_t *room, int64_t n_byte) {
     return mdp_alloc(buffer, n_byte, 1, "a tensor in another type");
 }
 
-static mdp_status make_rooms(mdp_recaster *to, const mdp_recast *recast, const cut *c) {
-    int64_t values, scratch, made;
+mdp_status mdp_recaster_make_rooms(mdp_recaster *to, int64_t values, int64_t scratch, int64_t made) {
     void *buffers[] = {to->values, to->scratch, to->made};
-    rooms_of(recast, c, &values, &scratch, &made);
     mdp_status status = make_room(&buffers[0], &to->room_values, values);
     if (status.code == MDP_OK) status = make_room(&buffers[1], &to->room_scratch, scratch);
     if (status.code == MDP_OK) status = make_room(&buffers[2], &to->room_made, made);
@@ -204,8 +206,10 @@ static mdp_status make_band(mdp_recaster *to, mdp_reader *reader, const mdp_reca
                             int64_t *n_read) {
     int64_t first = band % c->n_band * c->step, n = c->length - first < c->step ? c->length - first : c->step, row0;
     mdp_matrix part = source_of(recast, c, band / c->n_band, first, n, &row0);
+    int64_t values, scratch, made;
+    rooms_of(recast, c, &values, &scratch, &made);
     to->recast = NULL; /* until it is whole */
-    MDP_TRY(make_rooms(to, recast, c));
+    MDP_TRY(mdp_recaster_make_rooms(to, values, scratch, made));
     MDP_TRY(mdp_matrix_read(reader, &part, row0, rows_of(recast, c, n), to->scratch, to->values));
     *n_read += mdp_matrix_read_bytes(&part, row0, rows_of(recast, c, n));
     MDP_TRY(make(recast, c, to->values, n, to->made));
@@ -217,6 +221,7 @@ static mdp_status make_band(mdp_recaster *to, mdp_reader *reader, const mdp_reca
 
 mdp_status mdp_recaster_read(mdp_recaster *recaster, mdp_reader *reader, const mdp_recast *recast, int64_t offset,
                              int64_t n_byte, void *out, int64_t *n_read) {
+    if (recast->masked.n > 0) return mdp_masked_read(recaster, reader, recast, offset, n_byte, out, n_read);
     const cut c = cut_up(recast);
     unsigned char *to = out;
     while (n_byte > 0) {

@@ -265,9 +265,10 @@ static void add_shares(const mdp_copy_item *items, int64_t n_all, const int *own
 static int64_t most_recasting(const mdp_copy_item *items, int64_t n_all) {
     int64_t most = 0;
     for (int64_t i = 0; i < n_all; i++) {
-        const mdp_recast *recast = items[i].n_segment > 0 ? items[i].segments[0].recast : NULL;
-        int64_t n_byte = recast ? mdp_recast_memory(recast) : 0;
-        most = n_byte > most ? n_byte : most;
+        for (int64_t s = 0; s < items[i].n_segment; s++) {
+            const mdp_recast *recast = items[i].segments[s].recast;
+            if (recast) most = mdp_larger(most, mdp_recast_memory(recast));
+        }
     }
     return most;
 }

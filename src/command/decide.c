@@ -1,6 +1,7 @@
 /* decide.c - one decision for all ranks: see decide.h. */
 #include "command/decide.h"
 #include "command/categories.h"
+#include "command/masking.h"
 
 #include <string.h>
 
@@ -179,7 +180,7 @@ unsigned mdp_session_vectors(const mdp_session *session) {
     mdp_merge_request merge;
     if (mdp_session_merge_request(session, &merges, &merge).code == MDP_OK && merges && mdp_merge_has_groups(&merge))
         wanted |= mdp_similarity_sources(merge.similarity);
-    return wanted;
+    return wanted | mdp_channel_norms_vectors(mdp_session_mask_norms(session));
 }
 
 mdp_status mdp_session_compare_experts(const mdp_session *session, mdp_stats *stats) {
@@ -207,6 +208,8 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
     bool merges;
     mdp_merge_request merge;
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    mdp_mask_request mask;
+    MDP_TRY(mdp_session_mask_request(session, &merges, &mask));
     return check_categories(session, criterion);
 }
 
@@ -298,15 +301,18 @@ mdp_plan_request mdp_session_plan_request(const mdp_session *session, const mdp_
 static mdp_status decide(const mdp_session *session, const mdp_stats *stats, const mdp_budget_options *budget,
                          mdp_round round, evidence *found, char **text, int64_t *n_byte) {
     const char *categories = mdp_session_option(session, OPTION_CATEGORIES)->text;
-    bool merges;
+    bool merges, masks;
     mdp_merge_request merge;
+    mdp_mask_request mask;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    MDP_TRY(mdp_session_mask_request(session, &masks, &mask));
     mdp_plan_request request = mdp_session_plan_request(session, stats, budget);
     request.weights = found->weights;
     request.proficiency = (const mdp_proficiency *const *)found->proficiency;
     request.weight = found->weight;
     request.merge = merges ? &merge : NULL;
+    request.mask = masks ? &mask : NULL;
     request.n_round = round.n;
     request.previous = round.previous;
     mdp_plan *plan = NULL;

@@ -65,7 +65,8 @@ static mdp_status check_grape(const mdp_session *session) {
 mdp_status mdp_session_check_budget(const mdp_session *session) {
     mdp_budget budget = budget_of(session);
     const mdp_option_value *other = mdp_session_option(session, OPTION_FOR);
-    bool numbered = keep_option(session) >= 0 || mdp_session_option(session, OPTION_TOP_K)->present;
+    bool numbered = keep_option(session) >= 0 || mdp_session_option(session, OPTION_TOP_K)->present ||
+                    mdp_session_option(session, OPTION_MASK)->integer != 0;
     if (!numbered && !(other->present && mdp_other_needs_no_number((mdp_other)other->integer)))
         return MDP_ERROR(MDP_USAGE,
                          "%s needs --keep N, --keep-ratio R, --prune-ratio R or --keep-file FILE, or --top-k K to keep "

@@ -6,6 +6,7 @@
 #include "command/foresee.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/masking.h"
 #include "command/merging.h"
 #include "command/mtp.h"
 #include "command/similar.h"
@@ -18,6 +19,7 @@
 typedef struct stand_in {
     mdp_plan *plan;
     char *text;
+    mdp_replaced *replaced; /* masked experts; NULL: none are */
     mdp_view *view;
     mdp_output *output;
 } stand_in;
@@ -27,6 +29,7 @@ static void free_stand_in(stand_in *made) {
     mdp_free(made->text);
     mdp_view_destroy(made->view);
     mdp_output_destroy(made->output);
+    mdp_replaced_destroy(made->replaced);
 }
 
 bool mdp_session_propagates(const mdp_session *session) {
@@ -45,6 +48,10 @@ static mdp_status make_plan(const mdp_session *session, const mdp_budget_options
                                 .pruned_route =
                                     (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
                                 .budget = *budget};
+    mdp_mask_request mask;
+    bool masks;
+    MDP_TRY(mdp_session_mask_request(session, &masks, &mask));
+    if (masks) request.mask = &mask;
     return mdp_plan_make(&request, out);
 }
 
@@ -164,7 +171,8 @@ static mdp_status add_merge_all(mdp_session *session, const mdp_plan *dropping, 
 static mdp_status plan_all(mdp_session *session, const mdp_budget_options *budget, stand_in *made) {
     mdp_status status = make_plan(session, budget, &made->plan);
     if (status.code == MDP_OK) status = mdp_plan_print(made->plan, &made->text);
-    if (status.code == MDP_OK) status = mdp_transform_view(session->model, made->plan, session->replaced, &made->view);
+    if (status.code == MDP_OK) status = mdp_replaced_stand_in(session->model, made->plan, &made->replaced);
+    if (status.code == MDP_OK) status = mdp_transform_view(session->model, made->plan, made->replaced, &made->view);
     MDP_AGREE(session->comm, status);
     return mdp_session_plan_mtp_all(session, made->plan, true);
 }
@@ -176,21 +184,25 @@ static mdp_status describe(const mdp_session *session, const mdp_budget_options 
     MDP_TRY(mdp_session_check_budget_fits(session, budget, made->plan));
     MDP_TRY(mdp_session_provenance(session, made->plan, NULL, &provenance));
     mdp_status status =
-        mdp_transform_output(session->model, made->plan, session->replaced, mdp_session_extra(session, &extra),
-                             made->text, provenance, MDP_UNEQUAL_STACKED, &made->output);
+        mdp_transform_output(session->model, made->plan, made->replaced, mdp_session_extra(session, &extra), made->text,
+                             provenance, MDP_UNEQUAL_STACKED, &made->output);
     mdp_free(provenance);
     return status.code == MDP_OK ? mdp_session_check_result(session) : status;
 }
 
 mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_options *budget, int64_t n_round,
                                    mdp_refit_options *refit, mdp_estimate *estimate) {
-    stand_in made = {NULL, NULL, NULL, NULL};
+    stand_in made = {0};
+    int64_t n_norm = 0;
     mdp_status status = plan_all(session, budget, &made);
     if (status.code == MDP_OK) status = mdp_agree_all(session->comm, describe(session, budget, &made));
     if (status.code == MDP_OK) status = add_passes_all(session, budget, n_round, made.view, estimate);
     if (status.code == MDP_OK) status = add_merge_all(session, made.plan, refit != NULL, estimate);
     if (status.code == MDP_OK && refit) status = mdp_session_add_refit_all(session, made.plan, refit, estimate);
     if (status.code == MDP_OK) status = mdp_session_add_writes_all(session, made.plan, made.output, estimate);
+    if (status.code == MDP_OK)
+        status = mdp_agree_all(session->comm, mdp_session_mask_bytes(session, made.plan, &n_norm));
+    estimate->bytes_written += n_norm;
     free_stand_in(&made);
     MDP_TRY(status);
     return mdp_agree_all(session->comm, mdp_session_check_memory(session, estimate));

@@ -67,24 +67,25 @@ static json_t *describe_stats(const mdp_stats *stats, const char *path) {
                      json_pack("{s:I, s:i, s:i, s:o}", "layer", (json_int_t)stats->layers[i].layer, "experts",
                                (int)stats->layers[i].n_expert, "top_k", (int)stats->layers[i].top_k, "counts", counts));
     }
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:I, s:o, s:o}", "kind", "statistics", "path", path,
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:I, s:o, s:I, s:s, s:o, s:o}", "kind", "statistics", "path", path,
                      "model_type", stats->model_type, "model_fingerprint", stats->model_fingerprint,
                      "tokens_fingerprint", stats->tokens_fingerprint, "n_tokens", (json_int_t)stats->n_token,
-                     "similarities", similarities, "probe_tokens", (json_int_t)stats->n_probe, "categories", categories,
-                     "layers", layers);
+                     "similarities", similarities, "probe_tokens", (json_int_t)stats->n_probe, "channel_norms",
+                     mdp_channel_norms_names[stats->similarity.norms], "categories", categories, "layers", layers);
 }
 
 static json_t *describe_plan(const mdp_plan *plan, const char *path) {
     json_t *layers = json_array();
     for (int64_t i = 0; i < plan->n_layer; i++) {
-        json_t *kept = json_array(), *zeroed = json_array();
+        json_t *kept = json_array(), *zeroed = json_array(), *masked = json_array();
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             const mdp_plan_expert *expert = &plan->layers[i].kept[j];
+            if (expert->action == MDP_MASK) mdp_json_add(&masked, json_integer(expert->from[0]));
             mdp_json_add(expert->action == MDP_ZERO ? &zeroed : &kept, json_integer(expert->from[0]));
         }
-        mdp_json_add(&layers, json_pack("{s:I, s:i, s:o, s:o, s:o, s:o}", "layer", (json_int_t)plan->layers[i].layer,
+        mdp_json_add(&layers, json_pack("{s:I, s:i, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)plan->layers[i].layer,
                                         "experts", (int)plan->layers[i].n_expert, "kept", kept, "zeroed", zeroed,
-                                        "merged", mdp_plan_list_merged(&plan->layers[i]), "merges",
+                                        "masked", masked, "merged", mdp_plan_list_merged(&plan->layers[i]), "merges",
                                         mdp_plan_describe_merged(&plan->layers[i])));
     }
     return json_pack("{s:s, s:s, s:s, s:s, s:O, s:b, s:o}", "kind", "plan", "path", path, "model_type",

@@ -16,6 +16,7 @@
 #define PRUNES (COMMAND_RUN | COMMAND_APPLY)
 #define CONTINUES (WRITES & ~(unsigned)COMMAND_PLAN)
 #define GROUP_KEEP 1
+#define GROUP_SPARSE 2
 #define MAX_EXPERT 1000000
 
 static const char *method_name(int i) {
@@ -25,6 +26,10 @@ static const char *method_name(int i) {
 
 static const char *method_help(int i) {
     return i < mdp_n_criterion ? mdp_criteria[i].help : mdp_recipes[i - mdp_n_criterion].help;
+}
+
+static const char *channel_norms_name(int i) {
+    return mdp_channel_norms_names[i];
 }
 
 /* None, and then those that there are. */
@@ -92,6 +97,18 @@ static const char *linkage_name(int i) {
 static const char *align_name(int i) {
     static const char *const names[] = {"none", "weight", NULL};
     return names[i];
+}
+
+/* 0: none; else mdp_mask_by, counted from 1. */
+static const char *mask_name(int i) {
+    return i == 0 ? "none" : mdp_mask_by_names[i - 1];
+}
+
+static const char *mask_help(int i) {
+    static const char *const help[] = {"weights stay as they are",
+                                       "norms over the expert's tokens, times their weights (MoE-Pruner, 2410.12013)",
+                                       "norms over the expert's tokens (Wanda, 2306.11695)", "size alone"};
+    return help[i];
 }
 
 static const char *merge_router_name(int i) {
@@ -240,6 +257,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                                     "(default: all)",
                             .minimum = 1,
                             .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_CHANNEL_NORMS] = {.name = "channel-norms",
+                              .type = MDP_OPTION_CHOICE,
+                              .fallback = "none",
+                              .help = "norms of what each expert's matrices read, for masks (plan --mask): of tokens "
+                                      "times their weights, of tokens alone, or both",
+                              .choice = channel_norms_name,
+                              .commands = COMMAND_RUN | COMMAND_OBSERVE},
     [OPTION_STATS] = {.name = "stats",
                       .type = MDP_OPTION_TEXT_LIST,
                       .value = "FILE[:WEIGHT]",
@@ -414,6 +438,26 @@ const mdp_option mdp_option_table[N_OPTION] = {
                            .fallback = "0.6",
                            .help = "merge dern: neurons go where a neuron's cosine with them is above this",
                            .commands = CHOOSES},
+    [OPTION_MASK] = {.name = "mask",
+                     .type = MDP_OPTION_CHOICE,
+                     .fallback = "none",
+                     .help = "set single weights of the experts that stay to 0, those of least size times the norm of "
+                             "their channel; without a number to keep, all experts stay (doc/masks.md)",
+                     .choice = mask_name,
+                     .choice_help = mask_help,
+                     .commands = CHOOSES},
+    [OPTION_SPARSITY] = {.name = "sparsity",
+                         .type = MDP_OPTION_RATIO,
+                         .value = "R",
+                         .help = "mask: this share of each row goes, rounded down",
+                         .commands = CHOOSES,
+                         .group = GROUP_SPARSE},
+    [OPTION_NM] = {.name = "nm",
+                   .type = MDP_OPTION_TEXT,
+                   .value = "N:M",
+                   .help = "mask: of each M columns of a row N stay, such as 2:4",
+                   .commands = CHOOSES,
+                   .group = GROUP_SPARSE},
     [OPTION_REFIT] = {.name = "refit",
                       .type = MDP_OPTION_TEXT,
                       .value = "HOW",

@@ -3,6 +3,7 @@
 #include "command/compute.h"
 #include "command/decide.h"
 #include "command/feasible.h"
+#include "command/masking.h"
 #include "command/merging.h"
 #include "command/others.h"
 #include "command/outputs.h"
@@ -32,6 +33,9 @@ static mdp_status check_options(const mdp_session *session) {
                          criterion->name);
     if (mdp_session_option(session, OPTION_MERGE)->integer > 0 && !has_stats)
         return MDP_ERROR(MDP_USAGE, "--merge compares experts by statistics; it needs --stats FILE.");
+    if (mdp_session_mask_norms(session) != MDP_NORMS_NONE && !has_stats)
+        return MDP_ERROR(MDP_USAGE, "--mask weighs weights by norms of channels; it needs --stats FILE, observed with "
+                                    "--channel-norms.");
     if (!has_stats && !has_model)
         return MDP_ERROR(MDP_USAGE, "method '%s' needs --stats FILE or --model PATH.", criterion->name);
     if (!has_stats && mdp_session_option(session, OPTION_PROTECT_SUPER_EXPERTS)->flag)
@@ -39,6 +43,17 @@ static mdp_status check_options(const mdp_session *session) {
     if (!has_stats && !has_tokens && mdp_session_option(session, OPTION_CATEGORIES)->present)
         return MDP_ERROR(MDP_USAGE, "--categories has no meaning without --stats FILE.");
     return mdp_ok();
+}
+
+/* The norms that a mask needs, in plan.h5 beside the plan. */
+static mdp_status write_norms_all(mdp_session *session, const mdp_plan *plan, const mdp_stats *stats) {
+    char *path = NULL;
+    bool made = false;
+    if (mdp_session_mask_norms(session) == MDP_NORMS_NONE) return mdp_ok();
+    mdp_status status = mdp_agree_all(session->comm, mdp_session_arrays_name(session, &path));
+    if (status.code == MDP_OK) status = mdp_session_write_norms_all(session, plan, stats, path, &made);
+    mdp_free(path);
+    return status.code == MDP_OK && made ? mdp_session_publish_arrays_all(session) : status;
 }
 
 /* Choose and write. stats is set on rank 0 only. */
@@ -54,7 +69,8 @@ static mdp_status decide_and_write_all(mdp_session *session, const mdp_stats *st
         mdp_free(text);
         return status;
     }
-    mdp_status status = mdp_session_put_text_all(session, NULL, text);
+    mdp_status status = write_norms_all(session, plan, stats);
+    if (status.code == MDP_OK) status = mdp_session_put_text_all(session, NULL, text);
     if (status.code == MDP_OK)
         mdp_log_message(session->log, MDP_LEVEL_INFO, "%s: %lld layers, %s", path, (long long)plan->n_layer,
                         plan->uniform ? "the same number of experts in each" : "different numbers of experts");
@@ -78,7 +94,9 @@ mdp_status mdp_command_plan_all(mdp_session *session) {
                                             mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
     }
     MDP_TRY(mdp_session_open_pretrained_all(session));
-    MDP_TRY(mdp_session_open_outputs_all(session, &(mdp_results){.members = NULL}));
+    MDP_AGREE(session->comm, mdp_session_check_mask_widths(session));
+    const mdp_results results = {.with_arrays = mdp_session_mask_norms(session) != MDP_NORMS_NONE};
+    MDP_TRY(mdp_session_open_outputs_all(session, &results));
     mdp_status status = mdp_ok();
     if (session->comm->rank == 0 && mdp_session_option(session, OPTION_STATS)->present) {
         status =

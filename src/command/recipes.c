@@ -22,6 +22,12 @@ const mdp_recipe mdp_recipes[] = {
     {"uncurl", "recipe: spectral groups of router logits, aligned and merged by their tokens (after UNCURL)",
      "{\"method\": \"frequency\", \"merge\": \"frequency\", \"group\": \"spectral\", \"group-by\": \"router-logit\", "
      "\"align\": \"weight\"}"},
+    {"moe-pruner",
+     "recipe: weights of least size times gated norm of their channel become 0, all experts stay unless a number says "
+     "otherwise (after MoE-Pruner, 2410.12013); --sparsity or --nm",
+     "{\"method\": \"reap\", \"mask\": \"moe-pruner\"}"},
+    {"wanda", "recipe: the same by norms over tokens without their weights (after Wanda, 2306.11695)",
+     "{\"method\": \"reap\", \"mask\": \"wanda\"}"},
     {"dek",
      "recipe: groups that know the same, by centred kernel alignment, merged with their router rows (after "
      "'Diversifying the Expert Knowledge', 2407.09590)",

@@ -80,6 +80,11 @@ mdp_status mdp_session_check_refit(const mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         const mdp_plan_layer *layer = &plan->layers[i];
         for (int32_t j = 0; j < layer->n_kept; j++) {
+            if (layer->kept[j].action == MDP_MASK)
+                return MDP_ERROR(MDP_USAGE,
+                                 "%s: expert %d of layer %lld is masked, and a fitted down projection would have no "
+                                 "zeros left; refit the plan without the mask.",
+                                 name, (int)layer->kept[j].from[0], (long long)layer->layer);
             if (layer->kept[j].n_array > 0 && layer->kept[j].action == MDP_KEEP)
                 return MDP_ERROR(MDP_USAGE,
                                  "%s: expert %d of layer %lld has been refitted already; give the plan that this one "

@@ -7,6 +7,7 @@
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/foresee.h"
+#include "command/masking.h"
 #include "command/merging.h"
 #include "command/mtp.h"
 #include "command/next.h"
@@ -54,7 +55,7 @@ static void free_products(products *made) {
 static mdp_status open_outputs_all(mdp_session *session, const products *made) {
     const char *names[9] = {"stats.h5", "plan.json", "report.json", "report.html"};
     int n = 4;
-    if (made->merges || made->refits) names[n++] = "plan.h5";
+    if (made->merges || made->refits || mdp_session_mask_norms(session) != MDP_NORMS_NONE) names[n++] = "plan.h5";
     if (mdp_session_evaluates(session)) names[n++] = "eval.json";
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
@@ -117,6 +118,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_read_routers_all(session));
     MDP_TRY(mdp_session_choose_compute_all(session, true));
+    MDP_AGREE(session->comm, mdp_session_check_mask_widths(session));
     MDP_AGREE(session->comm, mdp_session_budget(session, NULL, &made->budget));
     MDP_AGREE(session->comm, mdp_session_subset_request(session, &made->budget, &made->subsets));
     if (renumbers(session, &made->budget)) MDP_TRY(mdp_session_check_names_all(session));
@@ -334,6 +336,24 @@ static mdp_status merge_all(mdp_session *session, products *made) {
     return status.code == MDP_OK && last ? open_made_all(session, made) : status;
 }
 
+/* The norms that masks need stand in plan.h5, and experts are read through their masks. Collective. */
+static mdp_status mask_all(mdp_session *session, products *made) {
+    char *text = NULL, *arrays = NULL;
+    bool normed = false;
+    mdp_status status = mdp_session_path(session, "plan.h5", &arrays);
+    if (status.code == MDP_OK) status = mdp_copy_text(&text, made->plan_text);
+    status = mdp_agree_all(session->comm, status);
+    if (status.code == MDP_OK) status = mdp_session_write_norms_all(session, made->plan, made->stats, arrays, &normed);
+    mdp_free(arrays);
+    if (status.code != MDP_OK) {
+        mdp_free(text);
+        return status;
+    }
+    MDP_TRY(adopt_all(session, text, made)); /* so that it knows where its arrays are */
+    if (normed) return open_made_all(session, made);
+    return mdp_replaced_open_all(session->comm, session->model, made->plan, session->reader, &session->replaced);
+}
+
 /* The plan becomes one with fitted down projections, which stand in plan.h5. */
 static mdp_status refit_all(mdp_session *session, products *made) {
     char *text = NULL, *arrays = NULL;
@@ -402,7 +422,7 @@ static mdp_status name_results(const mdp_session *session, paths *out) {
     if (mdp_session_wants_native(session)) names[n++] = "model.h5";
     if (mdp_session_wants_hf(session)) names[n++] = "hf";
     names[n++] = "plan.json";
-    if (session->replaced) names[n++] = "plan.h5";
+    if (session->replaced && session->replaced->n_array > 0) names[n++] = "plan.h5";
     names[n++] = "stats.h5";
     if (mdp_session_evaluates(session)) names[n++] = "eval.json";
     names[n++] = "report.json";
@@ -487,6 +507,7 @@ static mdp_status perform_all(mdp_session *session, products *made) {
     end_phase(session, made, "plan");
     if (made->merges) MDP_TRY(merge_all(session, made));
     if (made->merges) end_phase(session, made, "merge");
+    if (mdp_session_option(session, OPTION_MASK)->integer > 0) MDP_TRY(mask_all(session, made));
     if (made->refits) MDP_TRY(refit_all(session, made));
     if (made->refits) end_phase(session, made, "refit");
     MDP_TRY(settle_all(session, made));

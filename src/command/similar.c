@@ -1,18 +1,22 @@
 /* similar.c - see similar.h. */
 #include "command/similar.h"
 #include "command/decide.h"
+#include "command/masking.h"
 
 mdp_status mdp_session_similarity(const mdp_session *session, mdp_similarity_request *out) {
     unsigned wanted;
     bool merges;
     mdp_merge_request merge;
     MDP_TRY(mdp_similarity_parse(mdp_session_option(session, OPTION_SIMILARITY)->text, &wanted));
+    int norms = (int)mdp_session_option(session, OPTION_CHANNEL_NORMS)->integer;
     if (session->options->bit == COMMAND_RUN) {
+        norms |= (int)mdp_session_mask_norms(session);
         MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
         if (merges && mdp_merge_has_groups(&merge)) wanted |= 1u << merge.similarity;
     }
     *out = mdp_similarity_request_of(wanted, mdp_session_option(session, OPTION_PROBE_TOKENS)->integer,
-                                     (uint64_t)mdp_session_option(session, OPTION_SEED)->integer);
+                                     (uint64_t)mdp_session_option(session, OPTION_SEED)->integer,
+                                     (mdp_channel_norms)norms);
     return mdp_ok();
 }
 

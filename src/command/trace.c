@@ -80,6 +80,13 @@ static mdp_status read_plan(const mdp_session *session, tracer *t) {
     return mdp_plan_check(t->plan, session->model);
 }
 
+static bool has_masks(const mdp_plan *plan) {
+    for (int64_t i = 0; plan && i < plan->n_layer; i++)
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
+            if (plan->layers[i].kept[j].action == MDP_MASK) return true;
+    return false;
+}
+
 static bool has_arrays(const mdp_plan *plan) {
     for (int64_t i = 0; plan && i < plan->n_layer; i++)
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
@@ -92,6 +99,11 @@ static bool has_arrays(const mdp_plan *plan) {
 static mdp_status find_replaced(const mdp_session *session, tracer *t) {
     mdp_model *result = NULL;
     int32_t *file_of = NULL;
+    if (has_masks(t->plan))
+        return MDP_ERROR(MDP_USAGE,
+                         "%s: a masked model cannot be traced, since the norms that its masks follow from are not in "
+                         "it; verify it without --model, and compare it with what apply makes of its plan.",
+                         t->result->path);
     if (!has_arrays(t->plan)) return mdp_ok();
     if (json_object_get(t->provenance, "layers"))
         return MDP_ERROR(MDP_USAGE, "%s: a part of a refitted model cannot be traced; trace the whole.",

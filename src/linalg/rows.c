@@ -99,6 +99,17 @@ MDP_CLONES void mdp_add_rows(const float *y, int64_t ldy, int64_t n_row, int64_t
     add_columns(y + first, ldy, n_row, n - first, sum + first);
 }
 
+MDP_CLONES void mdp_add_squares(const float *restrict x, int64_t n, const float *restrict weight, int64_t n_row,
+                                double *restrict sum) {
+    for (int64_t row = 0; row < n_row; row++) {
+        double w = weight ? (double)weight[row] : 1.0;
+        for (int64_t j = 0; j < n; j++) {
+            double value = w * (double)x[row * n + j];
+            sum[j] += value * value;
+        }
+    }
+}
+
 MDP_CLONES void mdp_round_bf16(const float *restrict x, int64_t n, uint16_t *restrict out) {
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;

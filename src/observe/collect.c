@@ -39,7 +39,7 @@ struct mdp_collector {
 static mdp_status fill_new(const mdp_collecting *with, mdp_stats *stats, mdp_collector *collector) {
     const mdp_model *model = with->model;
     int32_t largest = 0;
-    int64_t n = 0;
+    int64_t n = 0, widest = 0;
     collector->stats = stats;
     collector->n_layer = model->n_layer;
     collector->failed = mdp_ok();
@@ -51,12 +51,13 @@ static mdp_status fill_new(const mdp_collecting *with, mdp_stats *stats, mdp_col
         collector->layers[l] =
             (layer_rule){.stats = &stats->layers[n], .index = n, .sigmoid = moe->rule.score == MDP_SIGMOID};
         largest = moe->n_expert > largest ? moe->n_expert : largest;
+        widest = mdp_larger(widest, moe->d_ff);
         n++;
     }
     for (int i = 0; i < MDP_N_VECTOR; i++) {
         mdp_vector_id id = (mdp_vector_id)i;
         if (mdp_compare_wants(&collector->compare, id))
-            MDP_TRY(MDP_ALLOC(&collector->vectors[id], largest * mdp_vector_width(id, largest, model->d_model),
+            MDP_TRY(MDP_ALLOC(&collector->vectors[id], largest * mdp_vector_width(id, largest, model->d_model, widest),
                               "vectors of experts"));
     }
     return mdp_ok();
@@ -164,14 +165,38 @@ static mdp_status add_category(const mdp_stats *stats, const mdp_layer_stats *la
     return mdp_ok();
 }
 
-/* Add column sums of the tile's y to a vector of its expert; a partial is one column of the tile. */
-static mdp_status add_outputs(const mdp_collector *collector, const mdp_tile *tile, mdp_vector_id id,
+/* Add column sums of the tile to a vector of its expert; a partial is one column [n] of the tile. Rows of the vector
+ * have `width` elements, experts may be narrower. */
+static mdp_status add_columns(const mdp_collector *collector, const mdp_tile *tile, mdp_vector_id id, int64_t n,
                               const double *column) {
-    mdp_short_sum *out = collector->vectors[id] + tile->expert * tile->d_model;
-    for (int64_t j = 0; j < tile->d_model; j++) {
+    const mdp_layer_stats *layer = collector->layers[tile->layer].stats;
+    int64_t width = mdp_vector_width(id, layer->n_expert, tile->d_model, layer->d_ff);
+    mdp_short_sum *out = collector->vectors[id] + tile->expert * width;
+    for (int64_t j = 0; j < n; j++) {
         if (!mdp_short_add(&out[j], column[j]))
-            return not_finite(collector->stats, tile->layer, tile->expert, "a sum of outputs", tile->category[0],
+            return not_finite(collector->stats, tile->layer, tile->expert, mdp_vectors[id].name, tile->category[0],
                               column[j]);
+    }
+    return mdp_ok();
+}
+
+/* Squares of what the expert's matrices read, each row times its weight where the vector wants it; weighed inputs have
+ * it already. column: scratch for the wider of x and h. */
+static mdp_status add_squares(const mdp_collector *collector, const mdp_tile *tile, double *column) {
+    static const struct {
+        mdp_vector_id id;
+        bool gated, hidden;
+    } rows[] = {{MDP_GATED_INPUT_SQUARE, true, false},
+                {MDP_GATED_HIDDEN_SQUARE, true, true},
+                {MDP_INPUT_SQUARE, false, false},
+                {MDP_HIDDEN_SQUARE, false, true}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        int64_t n = rows[i].hidden ? tile->d_ff : tile->d_model;
+        if (!collector->vectors[rows[i].id]) continue;
+        memset(column, 0, (size_t)n * sizeof *column);
+        mdp_add_squares(rows[i].hidden ? tile->h : tile->x, n, rows[i].gated && !tile->weighed ? tile->gate : NULL,
+                        tile->n_row, column);
+        MDP_TRY(add_columns(collector, tile, rows[i].id, n, column));
     }
     return mdp_ok();
 }
@@ -195,14 +220,14 @@ static mdp_status add_gated_outputs(const mdp_collector *collector, const mdp_ti
         double weight = tile->weighed ? 1.0 : (double)tile->gate[row];
         for (int64_t j = 0; j < d; j++) column[j] += weight * (double)tile->y[row * d + j];
     }
-    return add_outputs(collector, tile, MDP_GATED_OUTPUT_SUM, column);
+    return add_columns(collector, tile, MDP_GATED_OUTPUT_SUM, d, column);
 }
 
 static mdp_status observe_tile(void *context, const mdp_tile *tile) {
     const mdp_collector *collector = context;
     const mdp_layer_stats *layer = collector->layers[tile->layer].stats;
-    double *column = NULL; /* [d_model] */
-    mdp_status status = MDP_ALLOC(&column, tile->d_model, "sums of expert outputs");
+    double *column = NULL; /* [d_model], and for channel norms [d_ff] */
+    mdp_status status = MDP_ALLOC(&column, mdp_larger(tile->d_model, tile->d_ff), "sums of expert outputs");
     /* rows of one category are adjacent, because tokens are in category order */
     for (int32_t first = 0, end; first < tile->n_row && status.code == MDP_OK; first = end) {
         double partial[MDP_N_STATISTIC] = {0};
@@ -210,8 +235,9 @@ static mdp_status observe_tile(void *context, const mdp_tile *tile) {
         add_rows(tile, first, end, partial, column);
         status = add_category(collector->stats, layer, tile, tile->category[first], end - first, partial);
     }
-    if (status.code == MDP_OK) status = add_outputs(collector, tile, MDP_OUTPUT_SUM, column);
+    if (status.code == MDP_OK) status = add_columns(collector, tile, MDP_OUTPUT_SUM, tile->d_model, column);
     if (status.code == MDP_OK) status = add_gated_outputs(collector, tile, column);
+    if (status.code == MDP_OK) status = add_squares(collector, tile, column);
     mdp_free(column);
     return status;
 }
@@ -292,7 +318,7 @@ static int keeper_of(const mdp_comm *comm, int64_t layer_index) {
 
 /* Sums of a vector of a layer. */
 static int64_t count_sums(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
-    return layer->n_expert * mdp_vector_width(id, layer->n_expert, stats->d_model);
+    return layer->n_expert * mdp_vector_width(id, layer->n_expert, stats->d_model, layer->d_ff);
 }
 
 static mdp_status make_room(const mdp_stats *stats, mdp_layer_stats *layer, mdp_vector_id id) {
@@ -309,7 +335,7 @@ static mdp_status keep_vector(const mdp_collector *collector, mdp_layer_stats *l
         for (int j = 0; j < MDP_SHORT_LIMBS; j++) kept[i].limb[j] += collector->vectors[id][i].limb[j];
         mdp_short_normalise(&kept[i]);
     }
-    for (int64_t i = 0; mdp_vectors[id].square && i < width; i++)
+    for (int64_t i = 0; mdp_vectors[id].span == MDP_SPAN_EXPERTS && i < width; i++)
         for (int64_t j = 0; j < i; j++) kept[j * width + i] = kept[i * width + j];
     return mdp_ok();
 }

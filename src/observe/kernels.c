@@ -29,37 +29,11 @@ static void fill_products(const float *y, int64_t n, int64_t d, double *columns,
 
 /* ---- the median ---------------------------------------------------------------------------------------------- */
 
-static void swap(double *a, double *b) {
-    double old = *a;
-    *a = *b;
-    *b = old;
-}
-
-/* Reorder value [n] so that value[at] is the one of that rank, with none larger before it and none smaller after. */
-static void select_rank(double *value, int64_t n, int64_t at) {
-    int64_t low = 0, high = n - 1;
-    while (low < high) {
-        double pivot = value[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (value[i] < pivot) i++;
-            while (value[j] > pivot) j--;
-            if (i <= j) swap(&value[i++], &value[j--]);
-        }
-        if (at <= j)
-            high = j;
-        else if (at >= i)
-            low = i;
-        else
-            return;
-    }
-}
-
 /* Median of the square roots of value [n], which is reordered; of an even number the mean of the two in the middle. */
 static double median_root(double *value, int64_t n) {
     if (n == 0) return 0.0;
     int64_t middle = n / 2;
-    select_rank(value, n, middle);
+    mdp_select_rank(value, n, middle);
     double upper = sqrt(value[middle]), lower = value[0];
     if (n % 2 == 1) return upper;
     for (int64_t i = 1; i < middle; i++) lower = value[i] > lower ? value[i] : lower;

@@ -176,15 +176,16 @@ unsigned mdp_similarity_sources(mdp_similarity_id id) {
 }
 
 unsigned mdp_similarity_vectors(const mdp_similarity_request *request) {
-    unsigned vectors = 1u << MDP_OUTPUT_SUM;
+    unsigned vectors = 1u << MDP_OUTPUT_SUM | mdp_channel_norms_vectors(request->norms);
     for (int id = 0; id < MDP_N_SIMILARITY; id++)
         if (request->wanted >> id & 1) vectors |= mdp_similarity_sources((mdp_similarity_id)id);
     if (vectors >> MDP_ALIGNED_PRODUCT & 1) vectors |= 1u << MDP_WEIGHT_PRODUCT; /* says which pairs are matched */
     return vectors;
 }
 
-mdp_similarity_request mdp_similarity_request_of(unsigned wanted, int64_t probe_tokens, uint64_t seed) {
-    mdp_similarity_request request = {.wanted = wanted};
+mdp_similarity_request mdp_similarity_request_of(unsigned wanted, int64_t probe_tokens, uint64_t seed,
+                                                 mdp_channel_norms norms) {
+    mdp_similarity_request request = {.wanted = wanted, .norms = norms};
     for (int id = 0; id < MDP_N_SIMILARITY; id++) {
         if (!(wanted >> id & 1) || mdp_similarities[id].needs != MDP_NEEDS_PROBE) continue;
         request.probe_tokens = probe_tokens;

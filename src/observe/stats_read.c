@@ -67,7 +67,8 @@ static mdp_status read_groups(hid_t group, const char *name, mdp_layer_stats *la
     return mdp_ok();
 }
 
-static mdp_status read_sizes(hid_t group, const char *name, mdp_layer_stats *layer, const char *path) {
+/* needs_width: 1 where there are channel norms, else 0. */
+static mdp_status read_sizes(hid_t group, const char *name, int needs_width, mdp_layer_stats *layer, const char *path) {
     int64_t n_expert, top_k;
     MDP_TRY(mdp_hdf5_integer_attribute(path, name, group, "n_expert", &n_expert));
     MDP_TRY(mdp_hdf5_integer_attribute(path, name, group, "top_k", &top_k));
@@ -75,6 +76,10 @@ static mdp_status read_sizes(hid_t group, const char *name, mdp_layer_stats *lay
         return unreadable(path, "the number of experts of a layer");
     layer->n_expert = (int32_t)n_expert;
     layer->top_k = (int32_t)top_k;
+    if (mdp_hdf5_has_attribute(group, "d_ff"))
+        MDP_TRY(mdp_hdf5_integer_attribute(path, name, group, "d_ff", &layer->d_ff));
+    if (layer->d_ff < needs_width || layer->d_ff > 1 << 24)
+        return unreadable(path, "the width of the experts of a layer");
     return read_groups(group, name, layer, path);
 }
 
@@ -144,7 +149,7 @@ static mdp_status read_subsets(hid_t group, mdp_layer_stats *layer, const char *
 
 static mdp_status read_layer(hid_t group, const char *name, mdp_stats *stats, mdp_layer_stats *layer,
                              const char *path) {
-    MDP_TRY(read_sizes(group, name, layer, path));
+    MDP_TRY(read_sizes(group, name, stats->similarity.norms != MDP_NORMS_NONE, layer, path));
     int64_t n = stats->n_category * (int64_t)layer->n_expert;
     const int64_t shape[3] = {stats->n_category, layer->n_expert, MDP_LIMBS};
     MDP_TRY(mdp_hdf5_check_array(path, group, "counts", 2, shape));
@@ -257,11 +262,21 @@ static mdp_status check_kind(hid_t file, const char *path) {
     return MDP_ERROR(MDP_BAD_INPUT, "%s was not finished (no completion mark); run observe again", path);
 }
 
+static mdp_status read_norms(hid_t file, mdp_stats *stats, const char *path) {
+    char name[32];
+    if (!mdp_hdf5_has_attribute(file, "channel_norms")) return mdp_ok();
+    MDP_TRY(mdp_hdf5_short_attribute(path, THE_FILE, file, "channel_norms", name, sizeof name));
+    for (int i = 0; mdp_channel_norms_names[i]; i++)
+        if (strcmp(name, mdp_channel_norms_names[i]) == 0) stats->similarity.norms = (mdp_channel_norms)i;
+    return stats->similarity.norms != MDP_NORMS_NONE ? mdp_ok() : unreadable(path, "the attribute channel_norms");
+}
+
 /* What was collected for similarities; without the attributes nothing was. */
 static mdp_status read_request(hid_t file, mdp_stats *stats, const char *path) {
     char names[1024];
     unsigned wanted;
     int64_t n = 0, seed = 0;
+    MDP_TRY(read_norms(file, stats, path));
     if (!mdp_hdf5_has_attribute(file, "similarities")) return mdp_ok();
     MDP_TRY(mdp_hdf5_short_attribute(path, THE_FILE, file, "similarities", names, sizeof names));
     if (mdp_similarity_parse(names, &wanted).code != MDP_OK)
@@ -271,7 +286,7 @@ static mdp_status read_request(hid_t file, mdp_stats *stats, const char *path) {
         MDP_TRY(mdp_hdf5_integer_attribute(path, THE_FILE, file, "probe_seed", &seed));
     }
     if (n < 0) return unreadable(path, "the number of tokens of the probe");
-    stats->similarity = mdp_similarity_request_of(wanted, n, (uint64_t)seed);
+    stats->similarity = mdp_similarity_request_of(wanted, n, (uint64_t)seed, stats->similarity.norms);
     stats->n_probe = (double)(n < stats->n_token ? n : stats->n_token);
     return mdp_ok();
 }
@@ -336,7 +351,9 @@ static mdp_status read_vector(hid_t file, const mdp_stats *stats, mdp_layer_stat
                               const char *path) {
     const mdp_vector *vector = &mdp_vectors[id];
     char name[96];
-    const int64_t shape[3] = {layer->n_expert, mdp_vector_width(id, layer->n_expert, stats->d_model), MDP_SHORT_LIMBS};
+    const int64_t shape[3] = {layer->n_expert, mdp_vector_width(id, layer->n_expert, stats->d_model, layer->d_ff),
+                              MDP_SHORT_LIMBS};
+    bool square = vector->span == MDP_SPAN_EXPERTS;
     int64_t n = shape[0] * shape[1];
     snprintf(name, sizeof name, "layers/%lld/%s_limbs", (long long)layer->layer, vector->name);
     MDP_TRY(mdp_hdf5_check_array(path, file, name, 3, shape));
@@ -346,10 +363,10 @@ static mdp_status read_vector(hid_t file, const mdp_stats *stats, mdp_layer_stat
     for (int64_t i = 0; i < n; i++) {
         if (!is_normal(sums[i].limb, MDP_SHORT_LIMBS, INT64_C(1) << 62)) return unlikely(path, layer, vector->name);
     }
-    for (int64_t i = 0; vector->square && i < shape[0]; i++) {
+    for (int64_t i = 0; square && i < shape[0]; i++) {
         if (sums[i * shape[1] + i].limb[MDP_SHORT_LIMBS - 1] < 0) return unlikely(path, layer, vector->name);
     }
-    return vector->square && !is_symmetric(sums, shape[0]) ? unlikely(path, layer, vector->name) : mdp_ok();
+    return square && !is_symmetric(sums, shape[0]) ? unlikely(path, layer, vector->name) : mdp_ok();
 }
 
 /* That the file has what is wanted. */
@@ -361,6 +378,11 @@ static mdp_status check_wanted(const mdp_stats *stats, unsigned wanted, const ch
             return MDP_ERROR(MDP_BAD_INPUT,
                              "%s does not hold what the similarity %s is made from; observe with --similarity %s.",
                              path, mdp_similarities[id].name, mdp_similarities[id].name);
+    }
+    for (int norms = MDP_NORMS_GATED; norms <= MDP_NORMS_PLAIN; norms++) {
+        if (wanted & ~has & mdp_channel_norms_vectors((mdp_channel_norms)norms))
+            return MDP_ERROR(MDP_BAD_INPUT, "%s does not hold %s channel norms; observe with --channel-norms %s.", path,
+                             mdp_channel_norms_names[norms], mdp_channel_norms_names[norms]);
     }
     return mdp_ok();
 }

@@ -174,6 +174,7 @@ static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_st
     if (layer->n_group > 1)
         good = good && write_number_attribute(group, "n_group", layer->n_group) &&
                write_number_attribute(group, "n_open", layer->n_open);
+    if (layer->d_ff > 0) good = good && write_number_attribute(group, "d_ff", layer->d_ff);
     for (int id = 0; good && id < MDP_N_SUM; id++) good = write_sum(group, stats, layer, id, values);
     for (int id = MDP_N_SUM; good && id < MDP_N_STATISTIC; id++) good = write_max(group, stats, layer, id);
     good = good && write_subsets(group, layer);
@@ -206,6 +207,9 @@ static bool write_categories(hid_t file, const mdp_stats *stats) {
 static bool write_request(hid_t file, const mdp_stats *stats) {
     const mdp_similarity_request *request = &stats->similarity;
     char *names = NULL;
+    if (request->norms != MDP_NORMS_NONE &&
+        !write_text_attribute(file, "channel_norms", mdp_channel_norms_names[request->norms]))
+        return false;
     if (request->wanted == 0) return true;
     bool good = mdp_similarity_print(request->wanted, &names).code == MDP_OK &&
                 write_text_attribute(file, "similarities", names);
@@ -254,7 +258,8 @@ static mdp_status write_scalars(const mdp_stats *stats, const char *path, hid_t 
 /* ---- vectors ------------------------------------------------------------------------------------------------- */
 
 static int64_t samples_of(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
-    if (id == MDP_OUTPUT_SUM || id == MDP_GATED_OUTPUT_SUM) return stats->n_token * layer->top_k;
+    if (id == MDP_OUTPUT_SUM || id == MDP_GATED_OUTPUT_SUM || id >= MDP_GATED_INPUT_SQUARE)
+        return stats->n_token * layer->top_k;
     if (mdp_vectors[id].join == MDP_JOIN_SAME) return 0;
     return mdp_vectors[id].late ? (int64_t)stats->n_probe : stats->n_token;
 }
@@ -266,7 +271,7 @@ static mdp_status write_vector(hid_t group, const mdp_stats *stats, const mdp_la
         [MDP_JOIN_SUM] = "sum", [MDP_JOIN_SAME] = "same", [MDP_JOIN_NONE] = "not at all"};
     const mdp_vector *vector = &mdp_vectors[id];
     const mdp_short_sum *sums = layer->vectors[id];
-    int64_t width = mdp_vector_width(id, layer->n_expert, stats->d_model), n = layer->n_expert * width;
+    int64_t width = mdp_vector_width(id, layer->n_expert, stats->d_model, layer->d_ff), n = layer->n_expert * width;
     const description row = {.name = vector->name,
                              .meaning = vector->meaning,
                              .unit = vector->unit,
@@ -331,7 +336,7 @@ static mdp_status gather_vectors_all(const mdp_comm *comm, const mdp_stats *stat
                                      mdp_layer_stats *one) {
     unsigned wanted = mdp_similarity_vectors(&stats->similarity);
     for (int id = 0; id < MDP_N_VECTOR; id++) {
-        int64_t width = mdp_vector_width((mdp_vector_id)id, layer->n_expert, stats->d_model), n_got = 0;
+        int64_t width = mdp_vector_width((mdp_vector_id)id, layer->n_expert, stats->d_model, layer->d_ff), n_got = 0;
         int64_t n_byte = layer->n_expert * width * (int64_t)sizeof(mdp_short_sum);
         void *got = NULL;
         one->vectors[id] = NULL;

@@ -265,6 +265,11 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     if (recipe && super) mdp_json_put(&recipe, "super_experts", json_incref(super));
     json_decref(super);
     if (!recipe) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the recipe of a plan.");
+    mdp_status masked = request->mask ? mdp_plan_mask(request, plan, &recipe) : mdp_ok();
+    if (masked.code != MDP_OK) {
+        json_decref(recipe);
+        return masked;
+    }
     json_decref(plan->recipe);
     plan->recipe = recipe;
     return mdp_ok();

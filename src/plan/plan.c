@@ -139,6 +139,22 @@ static mdp_status check_groups(const mdp_plan *plan, const mdp_plan_layer *plann
         name_of(plan), (long long)planned->layer, (int)rule->n_open, (int)each, (int)k);
 }
 
+/* Do masks go with the widths of the experts? */
+static mdp_status check_masks(const mdp_plan *plan, const mdp_plan_layer *planned, const mdp_moe *moe) {
+    for (int32_t j = 0; j < planned->n_kept; j++) {
+        const mdp_plan_expert *expert = &planned->kept[j];
+        if (expert->action != MDP_MASK) continue;
+        mdp_status status =
+            mdp_mask_rule_fits(&expert->mask, moe->experts[expert->from[0]].gate.n_col, "hidden states");
+        if (status.code == MDP_OK)
+            status = mdp_mask_rule_fits(&expert->mask, moe->experts[expert->from[0]].down.n_col, "neurons of experts");
+        if (status.code == MDP_OK) continue;
+        return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld, expert %d: %s", name_of(plan), (long long)planned->layer,
+                         (int)expert->from[0], status.text);
+    }
+    return mdp_ok();
+}
+
 static mdp_status check_layer(const mdp_plan *plan, const mdp_plan_layer *planned, const mdp_model *model) {
     long long l = (long long)planned->layer;
     if (planned->layer >= model->n_layer || !model->layers[planned->layer].is_moe)
@@ -167,6 +183,7 @@ static mdp_status check_layer(const mdp_plan *plan, const mdp_plan_layer *planne
             "%s: layer %lld: the plan keeps %d of %d experts, fewer than the %d that each token uses; keep "
             "more.",
             name_of(plan), l, (int)planned->n_kept, (int)planned->n_expert, (int)k);
+    MDP_TRY(check_masks(plan, planned, moe));
     return check_groups(plan, planned, &moe->rule, k);
 }
 

@@ -35,7 +35,7 @@ static const action_row actions[MDP_N_ACTION] = {
     [MDP_CONSTANT] = {.name = "constant", .single = true, .required = {"value"}},
     [MDP_CONDENSE] = {.name = "condense", .weighted = true},
     [MDP_NEURONS] = {.name = "neurons", .single = true, .required = {"neurons"}, .allowed = {"down"}},
-    [MDP_MASK] = {.name = "mask", .single = true, .required = {"gate", "up", "down"}},
+    [MDP_MASK] = {.name = "mask", .single = true, .allowed = {"input_norm", "hidden_norm"}},
 };
 
 static const char *const align_names[] = {[MDP_ALIGN_UNSAID] = "",
@@ -72,6 +72,11 @@ static json_t *print_arrays(const mdp_plan_expert *expert) {
     return object;
 }
 
+static json_t *print_mask(const mdp_mask_rule *rule) {
+    if (rule->of == 0) return json_pack("{s:f}", "sparsity", rule->sparsity);
+    return json_pack("{s:i, s:i}", "keep", (int)rule->keep, "of", (int)rule->of);
+}
+
 json_t *mdp_plan_print_expert(const mdp_plan_expert *expert) {
     json_t *from = json_array(), *weights = expert->weights ? json_array() : NULL;
     for (int32_t i = 0; i < expert->n_from; i++) mdp_json_add(&from, json_integer(expert->from[i]));
@@ -85,6 +90,7 @@ json_t *mdp_plan_print_expert(const mdp_plan_expert *expert) {
         if (expert->takes_in) mdp_json_put(&item, "takes_in", json_real(expert->alpha));
         if (expert->fitted) mdp_json_put(&item, "fit", json_string(LEAST_SQUARES));
     }
+    if (expert->action == MDP_MASK) mdp_json_put(&item, "mask", print_mask(&expert->mask));
     if (expert->n_array > 0) mdp_json_put(&item, "arrays", print_arrays(expert));
     return item;
 }
@@ -262,6 +268,27 @@ static mdp_status parse_fit(const json_t *value, const mdp_plan_place *where, md
                       name ? name : "(none)");
 }
 
+static mdp_status parse_mask(const json_t *mask, const mdp_plan_place *where, mdp_plan_expert *out) {
+    static const char *const known[] = {"sparsity", "keep", "of", NULL};
+    const json_t *sparsity = json_object_get(mask, "sparsity"), *keep = json_object_get(mask, "keep"),
+                 *of = json_object_get(mask, "of");
+    if (!mask && out->action != MDP_MASK) return mdp_ok();
+    if (out->action != MDP_MASK)
+        return MDP_REFUSE(where, "expert %d: action '%s' has no 'mask'", (int)out->from[0], actions[out->action].name);
+    bool share = json_is_number(sparsity) && !keep && !of;
+    bool runs = !sparsity && json_is_integer(keep) && json_is_integer(of);
+    if (share) out->mask = (mdp_mask_rule){.sparsity = json_number_value(sparsity)};
+    if (runs && json_integer_value(of) >= 1 && json_integer_value(of) <= MDP_MASK_MOST_OF &&
+        json_integer_value(keep) >= 0 && json_integer_value(keep) <= json_integer_value(of))
+        out->mask = (mdp_mask_rule){.keep = (int32_t)json_integer_value(keep), .of = (int32_t)json_integer_value(of)};
+    if ((!share && !runs) || mdp_mask_rule_check(&out->mask).code != MDP_OK)
+        return MDP_REFUSE(where,
+                          "expert %d: action 'mask' needs a 'mask', {\"sparsity\": between 0 and 1} or {\"keep\": N, "
+                          "\"of\": M} with N from 1 to M - 1 and M at most %d",
+                          (int)out->from[0], MDP_MASK_MOST_OF);
+    return mdp_plan_check_keys(mask, known, where);
+}
+
 static bool is_listed(const char *name, const char *const *list) {
     for (int i = 0; i < MAX_ARRAY && list[i]; i++) {
         if (strcmp(name, list[i]) == 0) return true;
@@ -308,12 +335,14 @@ static mdp_status parse_arrays(const json_t *object, const mdp_plan_place *where
         out->n_array++;
         MDP_TRY(parse_array(key, value, where, out, &out->arrays[out->n_array - 1]));
     }
+    if (out->action == MDP_MASK && out->n_array == 1)
+        return MDP_REFUSE(where, "expert %d: action 'mask' needs both norms or none", (int)out->from[0]);
     return mdp_ok();
 }
 
 mdp_status mdp_plan_parse_expert(const json_t *item, const mdp_plan_place *where, mdp_plan_expert *out) {
-    static const char *const known[] = {"from",   "action", "weights",  "align",  "dominant",
-                                        "router", "fit",    "takes_in", "arrays", NULL};
+    static const char *const known[] = {"from", "action",   "weights", "align",  "dominant", "router",
+                                        "fit",  "takes_in", "mask",    "arrays", NULL};
     const json_t *from = json_object_get(item, "from");
     if (!json_is_object(item) || !json_is_array(from))
         return MDP_REFUSE(where, "each entry of 'experts' must be an object with the array '%s'", "from");
@@ -325,5 +354,6 @@ mdp_status mdp_plan_parse_expert(const json_t *item, const mdp_plan_place *where
     MDP_TRY(parse_align(json_object_get(item, "align"), where, out));
     MDP_TRY(parse_merge(item, where, out));
     MDP_TRY(parse_fit(json_object_get(item, "fit"), where, out));
+    MDP_TRY(parse_mask(json_object_get(item, "mask"), where, out));
     return parse_arrays(json_object_get(item, "arrays"), where, out);
 }

@@ -34,6 +34,7 @@ typedef struct summary {
     int64_t byte_before, byte_after;
     mdp_result_size before, after;
     double flop[2]; /* of a token's matrix products; before, after */
+    double masked;  /* share of the entries of those after that are set to 0 */
 } summary;
 
 static summary summarise(const mdp_report *report) {
@@ -44,6 +45,7 @@ static summary summarise(const mdp_report *report) {
                    .before = {report->model->n_parameter, report->model->n_active},
                    .after = mdp_transform_size(report->model, plan),
                    .flop = {mdp_transform_flop(report->model, NULL), mdp_transform_flop(report->model, plan)},
+                   .masked = mdp_plan_masked_share(plan, report->model),
                    .least = {INT32_MAX, INT32_MAX}};
     for (int64_t i = 0; i < plan->n_layer; i++) {
         int32_t count[2] = {plan->layers[i].n_expert, plan->layers[i].n_kept};
@@ -99,7 +101,7 @@ static const char *what_became(const summary *sum) {
 /* "Half of the experts removed; perplexity 4.310 -> 5.020 (+16.5%); the worst category is chat." Returns out. */
 static const char *print_sentence(const mdp_report *report, const summary *sum, char *out, size_t n_char) {
     const mdp_evaluation *evaluation = report->evaluation;
-    char share[32], change[80] = "", worst[100] = "", start[61];
+    char share[32], masked[64] = "", change[80] = "", worst[100] = "", start[61];
     print_share(share, sizeof share, sum->n_before - sum->n_after + sum->n_zeroed, sum->n_before);
     if (evaluation && evaluation->n_stream == 2) {
         double before = mdp_evaluation_perplexity(evaluation, 0, -1),
@@ -112,7 +114,9 @@ static const char *print_sentence(const mdp_report *report, const summary *sum, 
             snprintf(worst, sizeof worst, "; the worst category is %s",
                      mdp_text_show(start, sizeof start, evaluation->category[c]));
     }
-    snprintf(out, n_char, "%s of the experts %s%s%s.", share, what_became(sum), change, worst);
+    if (sum->masked > 0.0)
+        snprintf(masked, sizeof masked, ", %.3g%% of the weights of those that stay set to 0", 100.0 * sum->masked);
+    snprintf(out, n_char, "%s of the experts %s%s%s%s.", share, what_became(sum), masked, change, worst);
     return out;
 }
 
@@ -234,6 +238,7 @@ mdp_status mdp_report_print(const mdp_report *report, char **out) {
                   print_perplexity(report->evaluation), "streams", streams, "observed", mdp_report_observed(report),
                   "layers", layers, "written", print_words(report->n_written, report->written));
     if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the report.");
+    if (sum.masked > 0.0) mdp_json_put(&root, "masked_share", json_real(sum.masked));
     status = mdp_json_print(root, out);
     json_decref(root);
     return status;
@@ -259,6 +264,7 @@ static void table_sizes(const mdp_report *report, FILE *file) {
     fprintf(file, "%-18s %12s %12s   (active %s -> %s)\n", "parameters",
             mdp_print_large(a, (double)sum.before.n_parameter), mdp_print_large(b, (double)sum.after.n_parameter),
             mdp_print_large(c, (double)sum.before.n_active), mdp_print_large(d, (double)sum.after.n_active));
+    if (sum.masked > 0.0) fprintf(file, "%-18s %12s %11.1f%%\n", "set to 0", "", 100.0 * sum.masked);
     fprintf(file, "%-18s %12s %12s   (%+.1f%%)\n", "FLOP per token", mdp_print_large(a, sum.flop[0]),
             mdp_print_large(b, sum.flop[1]), 100.0 * (sum.flop[1] / sum.flop[0] - 1.0));
     fprintf(file, "%-18s %12s %12s   (%+.1f%%)\n", "size", mdp_print_bytes(a, sum.byte_before),

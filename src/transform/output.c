@@ -60,7 +60,8 @@ static void append_segment(const mdp_tensor *tensor, int64_t offset, int64_t n_b
                            mdp_output_tensor *out) {
     if (!out->segments) return; /* none were asked for */
     mdp_segment *last = out->n_segment > 0 ? &out->segments[out->n_segment - 1] : NULL;
-    if (last && last->source == tensor && (tensor ? last->offset + last->n_byte == offset : last->fill == fill))
+    if (last && !last->recast && last->source == tensor &&
+        (tensor ? last->offset + last->n_byte == offset : last->fill == fill))
         last->n_byte += n_byte;
     else
         out->segments[out->n_segment++] =
@@ -83,8 +84,20 @@ static const mdp_tensor *replacement(const role *what, const place *at, const md
     return at->from < 0 ? NULL : mdp_replaced_tensor(what->replaced, what->layer, at->kept, stored);
 }
 
+/* Does the place's expert lose entries of a stored tensor, or of its slice of one? Then what is left of it is added. */
+static bool append_masked(const role *what, const place *at, const mdp_tensor *stored, mdp_output *output,
+                          mdp_output_tensor *out) {
+    if (at->from < 0 || at->zero) return false;
+    const mdp_masked masked = mdp_replaced_masked(what->replaced, what->layer, at->kept, stored);
+    if (masked.n == 0) return false;
+    mdp_recast *recast = &output->recasts[output->n_recast++];
+    *recast = (mdp_recast){.masked = masked};
+    out->segments[out->n_segment++] = (mdp_segment){.source = stored, .n_byte = masked.n_byte, .recast = recast};
+    return true;
+}
+
 /* Keep the planned entries of the axis along which a tensor holds its experts. */
-static mdp_status slice(const role *what, mdp_output_tensor *out) {
+static mdp_status slice(const role *what, mdp_output *output, mdp_output_tensor *out) {
     const mdp_expert_tensor *tensor = what->tensor;
     const places *to = what->places;
     const mdp_tensor *source = tensor->tensor;
@@ -102,6 +115,7 @@ static mdp_status slice(const role *what, mdp_output_tensor *out) {
     for (int64_t o = 0; o < n_outer; o++) {
         for (int32_t i = 0; i < to->n; i++) {
             const place *at = &to->place[i];
+            if (append_masked(what, at, source, output, out)) continue;
             bool filled = at->from < 0 || (what->is_down && at->zero);
             const mdp_tensor *made = replacement(what, at, source);
             append_segment(filled ? NULL
@@ -146,10 +160,14 @@ static mdp_status append_tensor(const mdp_tensor *tensor, const role *what, mdp_
         const place *at = what->places ? &what->places->place[number] : NULL;
         const mdp_tensor *made = at ? replacement(what, at, tensor) : NULL;
         bool zero = what->is_down && at && at->zero;
-        return add_expert(what->tensor, number, zero ? NULL : made ? made : tensor, expert, output);
+        MDP_TRY(add_expert(what->tensor, number, zero ? NULL : made ? made : tensor, expert, output));
+        mdp_output_tensor *added = &output->tensors[output->n_tensor - 1];
+        if (at && mdp_replaced_masked(what->replaced, what->layer, at->kept, tensor).n > 0) added->n_segment = 0;
+        if (at) append_masked(what, at, tensor, output, added);
+        return mdp_ok();
     }
     mdp_output_tensor *out = &output->tensors[output->n_tensor++];
-    if (what->tensor && what->places) return slice(what, out);
+    if (what->tensor && what->places) return slice(what, output, out);
     MDP_TRY(describe(tensor, 1, out));
     whole_segment(tensor, out);
     return mdp_copy_text(&out->name, tensor->name);
@@ -375,7 +393,10 @@ static mdp_status append_all(const maker *m) {
 
 static mdp_status fill_tensors(const maker *m) {
     mdp_output *output = m->output;
+    int64_t n_masked = 0;
+    for (int64_t i = 0; m->replaced && i < m->replaced->n; i++) n_masked += 3 * m->replaced->experts[i].masked;
     MDP_TRY(MDP_ALLOC(&output->tensors, count_tensors(m), "the tensors of the result"));
+    if (n_masked > 0) MDP_TRY(MDP_ALLOC(&output->recasts, n_masked, "the masked tensors of the result"));
     MDP_TRY(append_all(m));
     qsort(output->tensors, (size_t)output->n_tensor, sizeof *output->tensors, compare_names);
     for (int64_t t = 0; t < output->n_tensor; t++) output->tensor_byte += output->tensors[t].n_byte;

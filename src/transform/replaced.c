@@ -3,11 +3,20 @@
 
 #include <string.h>
 
-const char *const mdp_expert_part_names[MDP_N_EXPERT_PART] = {
-    [MDP_PART_GATE] = "gate",     [MDP_PART_GATE_SCALE] = "gate_scale",   [MDP_PART_GATE_BIAS] = "gate_bias",
-    [MDP_PART_UP] = "up",         [MDP_PART_UP_SCALE] = "up_scale",       [MDP_PART_UP_BIAS] = "up_bias",
-    [MDP_PART_DOWN] = "down",     [MDP_PART_DOWN_SCALE] = "down_scale",   [MDP_PART_DOWN_BIAS] = "down_bias",
-    [MDP_PART_ROUTER] = "router", [MDP_PART_ROUTER_BIAS] = "router_bias", [MDP_PART_CHOICE_BIAS] = "choice_bias"};
+const char *const mdp_expert_part_names[MDP_N_EXPERT_PART] = {[MDP_PART_GATE] = "gate",
+                                                              [MDP_PART_GATE_SCALE] = "gate_scale",
+                                                              [MDP_PART_GATE_BIAS] = "gate_bias",
+                                                              [MDP_PART_UP] = "up",
+                                                              [MDP_PART_UP_SCALE] = "up_scale",
+                                                              [MDP_PART_UP_BIAS] = "up_bias",
+                                                              [MDP_PART_DOWN] = "down",
+                                                              [MDP_PART_DOWN_SCALE] = "down_scale",
+                                                              [MDP_PART_DOWN_BIAS] = "down_bias",
+                                                              [MDP_PART_ROUTER] = "router",
+                                                              [MDP_PART_ROUTER_BIAS] = "router_bias",
+                                                              [MDP_PART_CHOICE_BIAS] = "choice_bias",
+                                                              [MDP_PART_INPUT_NORM] = "input_norm",
+                                                              [MDP_PART_HIDDEN_NORM] = "hidden_norm"};
 
 /* Stored tensors of the parts that can be replaced; NULL: the expert has none. */
 static void list_stored(const mdp_moe *moe, mdp_expert_t number, const mdp_tensor *out[MDP_N_EXPERT_PART]) {
@@ -24,6 +33,7 @@ static void list_stored(const mdp_moe *moe, mdp_expert_t number, const mdp_tenso
     out[MDP_PART_ROUTER] = moe->router.tensor;
     out[MDP_PART_ROUTER_BIAS] = moe->router_bias.tensor;
     out[MDP_PART_CHOICE_BIAS] = moe->choice_bias.tensor;
+    out[MDP_PART_INPUT_NORM] = out[MDP_PART_HIDDEN_NORM] = NULL;
 }
 
 static const mdp_expert_tensor *find_entry(const mdp_moe *moe, const mdp_tensor *tensor) {
@@ -76,8 +86,28 @@ static bool is_down(mdp_expert_part part) {
     return part >= MDP_PART_DOWN && part <= MDP_PART_DOWN_BIAS;
 }
 
+static bool is_norm(mdp_expert_part part) {
+    return part == MDP_PART_INPUT_NORM || part == MDP_PART_HIDDEN_NORM;
+}
+
+/* A norm has a value for each column of the matrices that it is for. */
+static mdp_status add_norm(mdp_replaced *out, mdp_replaced_expert *expert, const mdp_plan_expert *planned,
+                           mdp_expert_part part) {
+    const mdp_expert *of = &out->model->layers[expert->layer].moe.experts[expert->from];
+    const mdp_plan_array *array = find_array(planned, mdp_expert_part_names[part]);
+    expert->array[part] = -1;
+    if (!array) return mdp_ok();
+    int64_t at = expert->array[part] = out->n_array++;
+    out->list[at] = (mdp_array){
+        .type = MDP_F32, .n_dim = 1, .shape = {part == MDP_PART_INPUT_NORM ? of->gate.n_col : of->down.n_col}};
+    MDP_TRY(mdp_copy_text(&out->names[at], array->path));
+    out->list[at].name = out->names[at];
+    return mdp_ok();
+}
+
 static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const mdp_plan_expert *planned,
                            mdp_expert_part part, mdp_replaced_which which) {
+    if (is_norm(part)) return add_norm(out, expert, planned, part);
     const mdp_plan_array *array = find_array(planned, mdp_expert_part_names[part]);
     const mdp_tensor *stored = expert->stored[part];
     expert->array[part] = stored ? find_shared(expert, part) : -1;
@@ -111,6 +141,7 @@ static mdp_status check_whole(const mdp_replaced_expert *expert, const mdp_plan_
 
 static bool is_replaced(const mdp_plan_expert *planned, mdp_replaced_which which) {
     if (planned->action == MDP_MERGE) return which != MDP_REPLACED_NAMED || planned->n_array > 0;
+    if (planned->action == MDP_MASK) return which == MDP_REPLACED_NAMED;
     if (planned->action != MDP_KEEP) return false;
     return which == MDP_REPLACED_FITTED || (which == MDP_REPLACED_NAMED && planned->n_array > 0);
 }
@@ -124,6 +155,8 @@ static mdp_status add_layer(mdp_replaced *out, const mdp_plan_layer *planned, md
         expert->kept = i;
         expert->from = planned->kept[i].from[0];
         list_stored(moe, expert->from, expert->stored);
+        expert->masked = planned->kept[i].action == MDP_MASK;
+        for (int m = 0; m < 2; m++) expert->mask[m].rule = planned->kept[i].mask;
         for (int part = 0; part < MDP_N_EXPERT_PART; part++)
             MDP_TRY(add_part(out, expert, &planned->kept[i], (mdp_expert_part)part, which));
         MDP_TRY(check_whole(expert, &planned->kept[i]));
@@ -217,10 +250,20 @@ static void move_row(const mdp_replaced *replaced, const mdp_replaced_expert *ex
     move_matrix(replaced, expert, part, row);
 }
 
+static void bind_masks(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
+    for (int m = 0; m < 2; m++) {
+        int64_t at = expert->array[MDP_PART_INPUT_NORM + m];
+        expert->mask[m].norm = at >= 0 ? &replaced->arrays->tensors[at] : NULL;
+    }
+    expert->expert.gate.mask = expert->expert.up.mask = &expert->mask[0];
+    expert->expert.down.mask = &expert->mask[1];
+}
+
 static void bind(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
     const mdp_moe *moe = &replaced->model->layers[expert->layer].moe;
     mdp_expert *to = &expert->expert;
     *to = moe->experts[expert->from];
+    if (expert->masked) bind_masks(replaced, expert);
     move_scaled(replaced, expert, MDP_PART_GATE, MDP_PART_GATE_SCALE, &to->gate);
     move_scaled(replaced, expert, MDP_PART_UP, MDP_PART_UP_SCALE, &to->up);
     move_scaled(replaced, expert, MDP_PART_DOWN, MDP_PART_DOWN_SCALE, &to->down);
@@ -236,7 +279,7 @@ static void bind(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
 
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader) {
     replaced->arrays = arrays;
-    MDP_TRY(mdp_arrays_add(arrays, reader));
+    if (arrays) MDP_TRY(mdp_arrays_add(arrays, reader));
     for (int64_t i = 0; i < replaced->n; i++) bind(replaced, &replaced->experts[i]);
     return mdp_ok();
 }
@@ -265,6 +308,37 @@ mdp_status mdp_replaced_copy(const mdp_replaced *replaced, const mdp_replaced_ex
             status = copy_part(replaced, expert, (mdp_expert_part)part, reader, buffer);
     mdp_free(buffer);
     return status;
+}
+
+mdp_status mdp_replaced_stand_in(const mdp_model *model, const mdp_plan *plan, mdp_replaced **out) {
+    mdp_replaced *replaced = NULL;
+    *out = NULL;
+    MDP_TRY(mdp_replaced_list(model, plan, MDP_REPLACED_NAMED, &replaced));
+    mdp_status status = mdp_ok();
+    if (replaced->n_array > 0)
+        status = mdp_arrays_new("the arrays to come", replaced->n_array, replaced->list, &replaced->arrays);
+    for (int64_t i = 0; i < replaced->n && status.code == MDP_OK; i++) bind(replaced, &replaced->experts[i]);
+    if (status.code == MDP_OK && replaced->n > 0)
+        *out = replaced;
+    else
+        mdp_replaced_destroy(replaced);
+    return status;
+}
+
+/* Experts lie one after the other in a tensor that holds those of a layer (checked by describe for made parts). */
+mdp_masked mdp_replaced_masked(const mdp_replaced *replaced, int64_t layer, int32_t kept, const mdp_tensor *stored) {
+    int64_t at = mdp_replaced_find(replaced, layer, kept);
+    mdp_masked masked = {0};
+    if (at < 0 || !replaced->experts[at].masked) return masked;
+    const mdp_replaced_expert *expert = &replaced->experts[at];
+    const mdp_matrix *matrices[] = {&expert->expert.gate, &expert->expert.up, &expert->expert.down};
+    const mdp_moe *moe = &replaced->model->layers[layer].moe;
+    const mdp_expert_tensor *entry = find_entry(moe, stored);
+    for (int m = 0; m < 3 && masked.n < 2; m++)
+        if (matrices[m]->tensor == stored) masked.matrices[masked.n++] = matrices[m];
+    masked.first_byte = bytes_before(moe, stored, expert->from);
+    masked.n_byte = entry && entry->expert < 0 ? stored->n_byte / moe->n_expert : stored->n_byte;
+    return masked;
 }
 
 int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept) {
@@ -385,6 +459,8 @@ mdp_status mdp_replaced_open_all(const mdp_comm *comm, const mdp_model *model, c
     *out = NULL;
     mdp_status status = mdp_agree_all(comm, mdp_replaced_list(model, plan, MDP_REPLACED_NAMED, &replaced));
     if (status.code == MDP_OK && replaced->n_array > 0) status = open_arrays_all(comm, plan, reader, replaced);
+    if (status.code == MDP_OK && replaced->n_array == 0)
+        status = mdp_agree_all(comm, mdp_replaced_bind(replaced, NULL, reader));
     if (status.code != MDP_OK || replaced->n == 0) {
         mdp_replaced_destroy(replaced);
         return status;

@@ -20,20 +20,20 @@ mdp_status mdp_transform_check(const mdp_plan *plan) {
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             const mdp_plan_expert *expert = &plan->layers[i].kept[j];
             if (expert->action == MDP_KEEP || (expert->action == MDP_ZERO && expert->n_array == 0)) continue;
-            if (expert->action == MDP_MERGE && is_made(expert)) continue;
+            if (expert->action == MDP_MASK || (expert->action == MDP_MERGE && is_made(expert))) continue;
             if (expert->action == MDP_MERGE)
                 return MDP_ERROR(MDP_USAGE,
                                  "%s: layer %lld: experts %d and others are to be merged, and have not been; the "
                                  "command merge makes such a plan one that can be carried out.",
                                  plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer,
                                  (int)expert->from[0]);
-            return MDP_ERROR(MDP_USAGE,
-                             "%s: layer %lld, expert %d: the action '%s'%s is understood, but cannot be carried out by "
-                             "this version; it can keep (also with another down projection), merge, drop and zero "
-                             "experts.",
-                             plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer,
-                             (int)expert->from[0], mdp_action_name(expert->action),
-                             expert->n_array > 0 ? " with arrays" : "");
+            return MDP_ERROR(
+                MDP_USAGE,
+                "%s: layer %lld, expert %d: the action '%s'%s is understood, but cannot be carried out by "
+                "this version; it can keep (also with another down projection), mask, merge, drop and zero "
+                "experts.",
+                plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer, (int)expert->from[0],
+                mdp_action_name(expert->action), expert->n_array > 0 ? " with arrays" : "");
         }
     }
     return mdp_ok();

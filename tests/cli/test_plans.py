@@ -297,7 +297,8 @@ def with_action(content, action, arrays):
     if action == "neurons":
         entry["arrays"] = {"neurons": array_of("/layers/1/0/neurons", np.arange(5, dtype=np.int32), arrays)}
     if action == "mask":
-        entry["arrays"] = {name: array_of(f"/m/{name}", np.arange(4, dtype=np.uint8), arrays) for name in ("gate", "up", "down")}
+        entry["mask"] = {"keep": 2, "of": 4}
+        entry["arrays"] = {name: array_of(f"/m/{name}", np.arange(4, dtype=np.float32), arrays) for name in ("input_norm", "hidden_norm")}
     entry["action"] = action
     content["uniform"] = len({len(layer["experts"]) for layer in content["layers"]}) == 1
     return content
@@ -320,13 +321,15 @@ def plain(stats):
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_action_that_cannot_be_carried_out_is_named(action, plain, tmp_path):
-    """A merge can be, when all of the expert is in plan.h5."""
+    """A merge can be, when all of the expert is in plan.h5, and a mask, with norms of the right widths."""
     arrays = {}
     content = with_action(copy.deepcopy(plain), action, arrays)
     write(content, arrays, tmp_path / "p.json")
     SCHEMA.validate(content)
-    code, sentence = (BAD_INPUT, r"layer 1, expert \d+: the plan merges it, and has no 'up'") if action == "merge" else (
-        USAGE, rf"p\.json: layer 1, expert \d+: the action '{action}'.*cannot be carried out")
+    code, sentence = {
+        "merge": (BAD_INPUT, r"layer 1, expert \d+: the plan merges it, and has no 'up'"),
+        "mask": (BAD_INPUT, r"p\.h5: array '/m/input_norm' has 16 bytes in one run, expected 256 \(F32\); it is not of this model"),
+    }.get(action, (USAGE, rf"p\.json: layer 1, expert \d+: the action '{action}'.*cannot be carried out"))
     mdp.refuse(2, code, sentence, "apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -404,7 +407,15 @@ def first(content):
     ("constant", lambda c: first(c).update(weights=[1]), "no 'weights'"),
     ("constant", lambda c: first(c).update(align="none"), "no 'align'"),
     ("neurons", lambda c: first(c).pop("arrays"), "needs the array 'neurons'"),
-    ("mask", lambda c: first(c)["arrays"].pop("up"), "needs the array 'up'"),
+    ("mask", lambda c: first(c)["arrays"].pop("hidden_norm"), "needs both norms or none"),
+    ("mask", lambda c: first(c).pop("mask"), "needs a 'mask'"),
+    ("mask", lambda c: first(c).update(mask={"sparsity": 1}), "between 0 and 1"),
+    ("mask", lambda c: first(c).update(mask={"sparsity": 0.5, "keep": 2, "of": 4}), "needs a 'mask'"),
+    ("mask", lambda c: first(c).update(mask={"keep": 0, "of": 4}), "N from 1 to M - 1"),
+    ("mask", lambda c: first(c).update(mask={"keep": 1, "of": 300}), "M at most 256"),
+    ("mask", lambda c: first(c).update(mask={"sparsity": 0.5, "by": "me"}), "'by'"),
+    ("mask", lambda c: first(c)["arrays"].update(down=first(c)["arrays"]["hidden_norm"]), "no array 'down'"),
+    ("keep", lambda c: first(c).update(mask={"sparsity": 0.5}), "no 'mask'"),
     ("zero", lambda c: first(c).update(arrays={"down": {"path": "/x", "xxh3": "0" * 32}}), "no array 'down'"),
     ("keep", lambda c: first(c).update({"from": [0, 1]}), "from one expert"),
     ("keep", lambda c: first(c).update(action="kepp"), "kepp"),

@@ -39,7 +39,7 @@ static void add_vectors(fuzz_file *file, int layer) {
     static const mdp_vector_id ids[] = {MDP_PAIR_COUNT, MDP_ROUTER_PRODUCT, MDP_PROBE_OUTPUT_SUM};
     static const int64_t limbs[N_EXPERT * (N_EXPERT + D_MODEL) * MDP_SHORT_LIMBS];
     for (int i = 0; i < 3; i++) {
-        int64_t shape[] = {N_EXPERT, mdp_vector_width(ids[i], N_EXPERT, D_MODEL), MDP_SHORT_LIMBS};
+        int64_t shape[] = {N_EXPERT, mdp_vector_width(ids[i], N_EXPERT, D_MODEL, 0), MDP_SHORT_LIMBS};
         char name[64];
         (void)snprintf(name, sizeof name, "/layers/%d/%s_limbs", layer, mdp_vectors[ids[i]].name);
         fuzz_file_add(file, name, NULL, FUZZ_I64, 3, shape, limbs, shape[0] * shape[1] * shape[2] * 8);
