@@ -123,9 +123,13 @@ static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_b
     return mdp_ok();
 }
 
-/* Bytes that a segment reads. */
-static int64_t source_bytes(const mdp_segment *segment) {
-    return segment->recast ? segment->source->n_byte : segment->n_byte;
+/* Bytes of its source that a segment reads, about; *first: where they begin. */
+static int64_t source_bytes(const mdp_segment *segment, int64_t *first) {
+    *first = segment->offset;
+    if (!segment->recast || segment->n_byte == 0) return segment->n_byte;
+    double part = (double)segment->source->n_byte / (double)mdp_recast_bytes(segment->recast);
+    *first = (int64_t)(part * (double)segment->offset);
+    return (int64_t)(part * (double)segment->n_byte);
 }
 
 /* Tell the system what will be read next. What it reads ahead by itself goes on where items that are not wanted begin.
@@ -139,10 +143,11 @@ static void announce(copy_pump *pump) {
             continue;
         }
         const mdp_segment *segment = &item->segments[at->segment];
-        int64_t left = source_bytes(segment) - at->segment_offset, n = left < ANNOUNCE_BYTE ? left : ANNOUNCE_BYTE;
+        int64_t first, left = source_bytes(segment, &first) - at->segment_offset,
+                       n = left < ANNOUNCE_BYTE ? left : ANNOUNCE_BYTE;
         if (segment->source) {
             mdp_reader_announce(pump->copy->reader, segment->source->file,
-                                segment->source->offset + segment->offset + at->segment_offset, n);
+                                segment->source->offset + first + at->segment_offset, n);
             pump->n_announced += n;
         }
         at->segment_offset += n;

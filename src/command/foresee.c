@@ -9,6 +9,7 @@
 #include "command/merging.h"
 #include "command/mtp.h"
 #include "command/similar.h"
+#include "command/widen.h"
 #include "command/write.h"
 
 #include <string.h>
@@ -44,7 +45,9 @@ static mdp_status make_plan(const mdp_session *session, const mdp_budget_options
                                 .pruned_route =
                                     (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
                                 .budget = *budget};
-    return mdp_plan_make(&request, out);
+    MDP_TRY(mdp_plan_make(&request, out));
+    (*out)->widened = mdp_session_widens(session);
+    return mdp_ok();
 }
 
 /* ---- passes ---------------------------------------------------------------------------------------------------- */

@@ -12,6 +12,7 @@
 #include "command/next.h"
 #include "command/refitting.h"
 #include "command/similar.h"
+#include "command/widen.h"
 #include "command/write.h"
 #include "mdp/report.h"
 
@@ -108,6 +109,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_will_merge(session, &made->merges));
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
+    MDP_AGREE(session->comm, mdp_session_widen_model(session, made->merges || made->refits));
     MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_read_routers_all(session));

@@ -80,19 +80,12 @@ static mdp_status read_plan(const mdp_session *session, tracer *t) {
     return mdp_plan_check(t->plan, session->model);
 }
 
-static bool has_arrays(const mdp_plan *plan) {
-    for (int64_t i = 0; plan && i < plan->n_layer; i++)
-        for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
-            if (plan->layers[i].kept[j].n_array > 0) return true;
-    return false;
-}
-
 /* What a refit has made is in no model: the result's own is read, and compared with the checksums in the plan. Local.
  */
 static mdp_status find_replaced(const mdp_session *session, tracer *t) {
     mdp_model *result = NULL;
     int32_t *file_of = NULL;
-    if (!has_arrays(t->plan)) return mdp_ok();
+    if (!t->plan || !mdp_plan_has_arrays(t->plan)) return mdp_ok();
     if (json_object_get(t->provenance, "layers"))
         return MDP_ERROR(MDP_USAGE, "%s: a part of a refitted model cannot be traced; trace the whole.",
                          t->result->path);

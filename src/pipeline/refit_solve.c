@@ -135,6 +135,11 @@ int64_t mdp_refit_unit(const mdp_moe *moe) {
     return unit;
 }
 
+/* What rounding takes: sums of squares over all rows that are put. */
+typedef struct put_error {
+    mdp_exact fitted, lost;
+} put_error;
+
 /* One expert's rows on this rank. */
 typedef struct writing {
     const mdp_refit_run *run;
@@ -147,6 +152,8 @@ typedef struct writing {
     void *scratch;
     float *stored;  /* [PUT_ROWS.., f] */
     double *values; /* the same */
+    double *fitted; /* the same, before it is rounded */
+    put_error *error;
 } writing;
 
 /* values = rows row .. row + n - 1 of W, and what is added to them. */
@@ -164,27 +171,44 @@ static mdp_status allocate(writing *w, int64_t n_row) {
     int64_t f = w->from->down.n_col;
     MDP_TRY(mdp_alloc(&w->scratch, mdp_matrix_scratch(&w->from->down, n_row), 1, "rows of a down projection"));
     MDP_TRY(MDP_ALLOC(&w->stored, n_row * f, "rows of a down projection"));
+    MDP_TRY(MDP_ALLOC(&w->fitted, n_row * f, "rows of a down projection"));
     return MDP_ALLOC(&w->values, n_row * f, "rows of a down projection");
 }
 
 /* largest: where one scale is for all rows. Local. */
 static mdp_status raise_largest(writing *w, float *largest) {
-    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
+    int64_t step = mdp_matrix_put_step(&w->to->down, PUT_ROWS), end = w->first + w->n_col;
     for (int64_t row = w->first; row < end; row += step) {
         int64_t n = end - row < step ? end - row : step;
         MDP_TRY(make_rows(w, row, n));
-        mdp_matrix_raise_largest(&w->from->down, w->values, n, largest);
+        mdp_matrix_raise_largest(&w->to->down, w->values, n, largest);
     }
     return mdp_ok();
 }
 
+/* n rows were put, and are what will be read. */
+static void add_error(const writing *w, int64_t n) {
+    int64_t f = w->from->down.n_col;
+    for (int64_t r = 0; r < n; r++) {
+        double fitted = 0.0, lost = 0.0;
+        for (int64_t j = r * f; j < (r + 1) * f; j++) {
+            fitted += w->fitted[j] * w->fitted[j];
+            lost += (w->values[j] - w->fitted[j]) * (w->values[j] - w->fitted[j]);
+        }
+        (void)mdp_exact_add(&w->error->fitted, fitted); /* what is not finite was refused by the fit */
+        (void)mdp_exact_add(&w->error->lost, lost);
+    }
+}
+
 static mdp_status put_rows(writing *w, const float *largest) {
-    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
+    int64_t step = mdp_matrix_put_step(&w->to->down, PUT_ROWS), end = w->first + w->n_col;
     mdp_arrays *arrays = w->run->replaced->arrays;
     for (int64_t row = w->first; row < end; row += step) {
         int64_t n = end - row < step ? end - row : step;
         MDP_TRY(make_rows(w, row, n));
+        memcpy(w->fitted, w->values, (size_t)(n * w->from->down.n_col) * sizeof *w->fitted);
         MDP_TRY(mdp_matrix_put(&w->to->down, row, n, w->values, largest, mdp_arrays_put_bytes, arrays));
+        add_error(w, n);
     }
     return mdp_ok();
 }
@@ -231,9 +255,9 @@ static mdp_status agree_on_largest_all(const mdp_comm *comm, int64_t n, float *l
 
 static mdp_status put_expert_all(writing *w) {
     const mdp_comm *comm = w->run->comm;
-    int64_t n_common = mdp_matrix_common_scales(&w->from->down), *bits = NULL;
+    int64_t n_common = mdp_matrix_common_scales(&w->to->down), *bits = NULL;
     float *largest = NULL;
-    mdp_status status = allocate(w, mdp_matrix_put_step(&w->from->down, PUT_ROWS));
+    mdp_status status = allocate(w, mdp_matrix_put_step(&w->to->down, PUT_ROWS));
     if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&largest, n_common, "scales");
     if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&bits, n_common, "scales");
     if (status.code == MDP_OK && n_common > 0) status = raise_largest(w, largest);
@@ -249,7 +273,20 @@ static mdp_status put_expert_all(writing *w) {
     mdp_free(w->scratch);
     mdp_free(w->stored);
     mdp_free(w->values);
+    mdp_free(w->fitted);
     return status;
+}
+
+/* All ranks together. Collective. */
+static mdp_status note_error_all(const mdp_refit_run *run, put_error *error) {
+    mdp_exact_normalise(&error->fitted);
+    mdp_exact_normalise(&error->lost);
+    MDP_TRY(mdp_sum_i64_all(run->comm, error->fitted.limb, (int64_t)(sizeof *error / sizeof error->fitted.limb[0])));
+    mdp_exact_normalise(&error->fitted);
+    mdp_exact_normalise(&error->lost);
+    double lost = mdp_refit_ratio(&error->lost, &error->fitted);
+    run->record->rounding = lost > 0.0 ? sqrt(lost) : 0.0;
+    return mdp_ok();
 }
 
 static void show(const mdp_refit_run *run) {
@@ -262,6 +299,7 @@ static void show(const mdp_refit_run *run) {
 mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const double *d, double step) {
     const mdp_moe *moe = &run->model->layers[run->layer].moe;
     int64_t first, n;
+    put_error error = {{{0}}, {{0}}};
     for (int32_t s = 0; s < run->n_side; s++) {
         const mdp_replaced_expert *to =
             &run->replaced->experts[mdp_replaced_find(run->replaced, run->layer, run->expert[s])];
@@ -272,10 +310,12 @@ mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const doubl
                      .d = d,
                      .order = mdp_fit_order(fit),
                      .offset = mdp_fit_offset(fit, s),
-                     .step = step};
+                     .step = step,
+                     .error = &error};
         mdp_fit_columns(fit, &w.first, &w.n_col);
         MDP_TRY(put_expert_all(&w));
     }
+    MDP_TRY(note_error_all(run, &error));
     mdp_replaced_arrays(run->replaced, run->layer, run->layer + 1, &first, &n);
     MDP_TRY(mdp_arrays_settle_all(run->comm, run->replaced->arrays, first, n));
     show(run);
