@@ -67,8 +67,9 @@ mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, m
     if (!*wanted) return mdp_session_check_unused(session, only, sizeof only / sizeof only[0], "refit");
     if (mdp_session_option(session, OPTION_BATCH_TOKENS)->given)
         return MDP_ERROR(MDP_USAGE,
-                         "a refit fits a layer to all tokens at once, so they are one batch; leave --batch-tokens out, "
-                         "and use --memory or fewer tokens to bound what a rank holds.");
+                         "a refit fits a layer to all tokens at once, so they are one batch; leave --batch-tokens out. "
+                         "More ranks or fewer --tokens lower what a rank holds of them, --memory what sums and "
+                         "factors take beside.");
     if (out->mode == MDP_REFIT_DIAGONAL && out->ridge == 0.0) out->ridge = DIAGONAL_RIDGE;
     return mdp_ok();
 }
