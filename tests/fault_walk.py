@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""fault_walk.py [--runs N] [--seed S] [--first K] [--out FOLDER] [--leaks]: a walk of faulted runs over all commands.
+"""fault_walk.py [--runs N] [--seed S] [--first K] [--only COMMAND...] [--out FOLDER] [--leaks]: a walk of faulted runs over all commands.
 
 In each run one fallible operation, or every so many, fails on one rank, on several or on all (--fault-every and its
 kin, debug builds). What must hold: the run ends in time; all ranks end with the same code, one that fits the fault; one
@@ -212,6 +212,7 @@ def main():
     parse.add_argument("--runs", type=int, default=2000)
     parse.add_argument("--seed", type=int, default=1)
     parse.add_argument("--first", type=int, default=0, help="number of the first run")
+    parse.add_argument("--only", nargs="+", choices=Walk.COMMANDS, help="of these runs, only those of some commands")
     parse.add_argument("--out", help="keep what went wrong here")
     parse.add_argument("--leaks", action="store_true", help="of a build with AddressSanitizer")
     options = parse.parse_args()
@@ -221,6 +222,8 @@ def main():
     folder = pathlib.Path(options.out or tempfile.mkdtemp())
     walk, codes, wrongs = Walk(folder), collections.Counter(), collections.Counter()
     for case in cases(options.runs, options.seed, options.first):
+        if options.only and case.command not in options.only:
+            continue
         wrong, code, shown = walk.step(case)
         codes[code] += 1
         wrongs.update(wrong)
@@ -228,7 +231,7 @@ def main():
             print(f"WRONG {case.number}: {'; '.join(wrong)}\n{case}\n{shown}\n", flush=True)
         if case.number % 100 == 99:
             print(f"{case.number + 1} runs: codes {dict(codes)}, wrong {dict(wrongs)}", flush=True)
-    print(json.dumps({"runs": options.runs, "seed": options.seed, "codes": {str(k): n for k, n in sorted(codes.items(), key=str)},
+    print(json.dumps({"runs": sum(codes.values()), "seed": options.seed, "codes": {str(k): n for k, n in sorted(codes.items(), key=str)},
                       "wrong": dict(wrongs)}))
     if not options.out:
         shutil.rmtree(folder)

@@ -153,6 +153,7 @@ typedef struct mdp_scaling {
     mdp_dtype code;               /* MDP_F8_E4M3 or MDP_F4 */
     int64_t n_row, n_col;         /* of one stored matrix */
     int64_t block_row, block_col; /* of a block */
+    bool rounded;                 /* values are rounded to bf16 as they are read */
 } mdp_scaling;
 
 struct mdp_mask; /* mask.h */
@@ -328,6 +329,7 @@ typedef struct mdp_output_tensor {
     int64_t n_byte;
     int64_t n_segment;
     mdp_segment *segments; /* owned */
+    const mdp_tensor *of;  /* the source's tensor that it is, or is a part of; borrowed; NULL: none */
     /* where it goes in model.h5: experts of one layer and projection are stacked */
     char *stack;                  /* owned; HF name pattern with {expert}, or NULL when the tensor stands alone */
     mdp_expert_t expert;          /* its place in the stack (new numbering); -1 when it stands alone */

@@ -211,6 +211,8 @@ mdp_status mdp_model_bind(const mdp_catalogue *catalogue, mdp_model **out);
  * MDP_BAD_INPUT, naming the tensor, for experts that could not be renumbered. */
 mdp_status mdp_model_bind_extra(const mdp_model *model, mdp_model **out);
 void mdp_model_destroy(mdp_model *model); /* NULL is allowed */
+/* Take all codes with scales as if they stood in bf16: each value is rounded as it is read. Local. */
+void mdp_model_round_codes(mdp_model *model);
 /* What a stored tensor is to whoever writes the model in another type. */
 typedef struct mdp_stored {
     mdp_scaling scaling; /* of codes of few bits; tensor == NULL: none */

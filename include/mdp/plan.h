@@ -79,6 +79,7 @@ typedef struct mdp_plan {
     char fingerprint[33], model_type[64]; /* of the model it is for */
     json_t *recipe;                       /* {"method", "budget", "keep", "options", ...}; owned */
     bool uniform;
+    bool widened; /* the result has all codes with scales (FP8, MXFP4) in bf16, and so have arrays of its experts */
     int64_t n_layer;
     mdp_plan_layer *layers; /* MoE layers, ascending */
 } mdp_plan;
@@ -88,6 +89,8 @@ mdp_status mdp_plan_new(int64_t n_layer, mdp_plan **out);
 void mdp_plan_destroy(mdp_plan *plan); /* NULL is allowed */
 /* Say that an array in plan.h5 is the expert's. Local. */
 mdp_status mdp_plan_add_array(mdp_plan_expert *expert, const char *name, const char *path, const char *xxh3);
+/* Does any expert have arrays? */
+bool mdp_plan_has_arrays(const mdp_plan *plan);
 /* Forget the expert's arrays. Local. */
 void mdp_plan_clear_arrays(mdp_plan_expert *expert);
 /* Members of the layer's merged experts, a list each: [[1, 5], ...]. New, or NULL when memory is out. */

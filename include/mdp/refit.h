@@ -38,9 +38,10 @@ typedef struct mdp_refit_layer {
     int64_t order;         /* unknowns of one row; 0: nothing was fitted */
     mdp_refit_mode mode;   /* what auto came to */
     double ridge, mean_diagonal;
-    double rcond; /* reciprocal condition number, about; of the worst system */
-    double step;  /* that the change of `diagonal` was multiplied by; else 1 */
-    bool fixed;   /* the same bytes on any number of ranks */
+    double rcond;    /* reciprocal condition number, about; of the worst system */
+    double step;     /* that the change of `diagonal` was multiplied by; else 1 */
+    double rounding; /* |stored - fitted| / |fitted|, of all new down projections together: what their type takes */
+    bool fixed;      /* the same bytes on any number of ranks */
     mdp_refit_error before, after;
 } mdp_refit_layer;
 

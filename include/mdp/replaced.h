@@ -41,6 +41,7 @@ typedef struct mdp_replaced_expert {
 
 typedef struct mdp_replaced {
     const mdp_model *model;
+    bool widened; /* codes with scales are bf16 there, in the order in which the checkpoint has the codes */
     int64_t n;
     mdp_replaced_expert *experts; /* [n] by layer, then kept */
     int64_t n_array;

@@ -44,6 +44,12 @@ extern const char *const mdp_retype_names[MDP_N_RETYPE + 1]; /* NULL at the end 
  * what is no real number: mdp_model_list_stored. *changed: is anything not as it was? Local. MDP_BAD_INPUT, MDP_USAGE:
  * it cannot be done; `output` is then only to be destroyed. */
 mdp_status mdp_transform_retype(const mdp_model *model, mdp_retype to, mdp_output *output, bool *changed);
+/* Let a described result of a plan have all codes with scales in bf16, and config.json not speak of them: what stands
+ * in plan.h5 has that type already, all other tensors keep theirs. Local. `output` is only to be destroyed after an
+ * error. */
+mdp_status mdp_transform_widen(const mdp_model *model, mdp_output *output);
+/* Has the model such codes, and nothing that would still speak of them? MDP_USAGE, MDP_BAD_INPUT. Local. */
+mdp_status mdp_transform_check_widen(const mdp_model *model);
 /* The number of experts of a layer that config.json says where a plan is carried out: the largest of all layers.
  * Local. */
 int32_t mdp_transform_count(const mdp_plan *plan);

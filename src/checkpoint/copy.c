@@ -123,12 +123,18 @@ static mdp_status read_piece(copy_pump *pump, cursor *at, char *out, int64_t n_b
     return mdp_ok();
 }
 
-/* Bytes that a segment reads of its source, and the first of them. */
+/* Bytes of its source that a segment reads, about; *first: where they begin. */
 static int64_t source_bytes(const mdp_segment *segment, int64_t *first) {
     const mdp_recast *recast = segment->recast;
-    *first = recast ? recast->masked.first_byte : segment->offset;
-    if (!recast) return segment->n_byte;
-    return recast->masked.n > 0 ? recast->masked.n_byte : segment->source->n_byte;
+    *first = segment->offset;
+    if (!recast || segment->n_byte == 0) return segment->n_byte;
+    if (recast->masked.n > 0) {
+        *first = recast->masked.first_byte;
+        return recast->masked.n_byte;
+    }
+    double part = (double)segment->source->n_byte / (double)mdp_recast_bytes(recast);
+    *first = (int64_t)(part * (double)segment->offset);
+    return (int64_t)(part * (double)segment->n_byte);
 }
 
 /* Tell the system what will be read next. What it reads ahead by itself goes on where items that are not wanted begin.

@@ -1,10 +1,11 @@
 /* scaled.c - rows of a matrix of codes with block scales (FP8, MXFP4) as f32: the code's value times its block's scale,
- * one f32 product, never rounded to fewer bits.
+ * one f32 product, rounded to fewer bits only where the model is taken as if its codes were widened to bf16.
  *
  * Rows are read in groups: one run of bytes from the first stored row of a group to its last (rows between those wanted
  * come along where they are few), one run of scales, both into scratch. Refuses: columns of a row that are not side by
  * side (our bug; no family stores such codes), rows too wide for the scratch. */
 #include "checkpoint/matrix.h"
+#include "mdp/linalg.h"
 
 #include <inttypes.h>
 
@@ -94,6 +95,17 @@ static mdp_status next_group(const mdp_matrix *matrix, int64_t row0, int64_t n_r
                      matrix->tensor->name, matrix->scaling.n_col, MDP_MATRIX_CHUNK_BYTE);
 }
 
+/* To bf16, as whoever widens the codes for good writes them (recast.c). */
+static void round_values(int64_t n, float *values) {
+    uint16_t piece[256];
+    int64_t most = (int64_t)(sizeof piece / sizeof piece[0]);
+    for (int64_t done = 0; done < n; done += most) {
+        int64_t now = n - done < most ? n - done : most;
+        mdp_round_bf16(values + done, now, piece);
+        mdp_widen(MDP_BF16, piece, now, values + done);
+    }
+}
+
 /* Codes to values of one row: the columns of the matrix begin at `column` of the stored row. */
 static void decode_row(const mdp_matrix *matrix, const unsigned char *codes, int64_t column, const float *scales,
                        float *out) {
@@ -105,6 +117,7 @@ static void decode_row(const mdp_matrix *matrix, const unsigned char *codes, int
         if (end > matrix->n_col) end = matrix->n_col;
         for (; c < end; c++) out[c] *= scale;
     }
+    if (matrix->scaling.rounded) round_values(matrix->n_col, out);
 }
 
 static mdp_status read_group(mdp_reader *reader, const mdp_matrix *matrix, const group *g, void *scratch, float *out) {

@@ -248,6 +248,13 @@ mdp_status mdp_work_run_all(mdp_work *work, const mdp_copy *copy, mdp_settle_fn 
 
 /* ---- what it would take ---------------------------------------------------------------------------------------- */
 
+/* Of what is made in another type, the part that the segment takes. */
+static int64_t read_bytes(const mdp_segment *segment) {
+    if (!segment->recast || segment->n_byte == 0) return segment->n_byte;
+    int64_t whole = mdp_recast_bytes(segment->recast), all = mdp_recast_read_bytes(segment->recast);
+    return segment->n_byte == whole ? all : (int64_t)((double)all / (double)whole * (double)segment->n_byte);
+}
+
 static void add_shares(const mdp_copy_item *items, int64_t n_all, const int *owner, mdp_write_share *shares) {
     for (int64_t i = 0; i < n_all; i++) {
         mdp_write_share *share = &shares[owner[i]];
@@ -255,8 +262,7 @@ static void add_shares(const mdp_copy_item *items, int64_t n_all, const int *own
         share->bytes_read += mdp_copy_check_bytes(&items[i]);
         for (int64_t s = 0; s < items[i].n_segment; s++) {
             const mdp_segment *segment = &items[i].segments[s];
-            if (segment->source)
-                share->bytes_read += segment->recast ? mdp_recast_read_bytes(segment->recast) : segment->n_byte;
+            if (segment->source) share->bytes_read += read_bytes(segment);
         }
     }
 }

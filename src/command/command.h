@@ -58,6 +58,7 @@ typedef enum mdp_option_id {
     OPTION_REFIT_TARGET,
     OPTION_REFIT_INPUTS,
     OPTION_REFIT_HOLDOUT,
+    OPTION_CHANGED_TYPE,
     OPTION_BUDGET,
     OPTION_MIN_KEEP,
     OPTION_NORMALISE,
@@ -133,6 +134,7 @@ typedef enum mdp_non_uniform_choice {
     NON_UNIFORM_PAD,
     NON_UNIFORM_PER_LAYER_CONFIG
 } mdp_non_uniform_choice;
+typedef enum mdp_changed_type_choice { CHANGED_STORED, CHANGED_BF16 } mdp_changed_type_choice;
 typedef enum mdp_mtp_choice { MTP_DROP, MTP_PRUNE } mdp_mtp_choice;
 
 /* Everything that one command works with. Opened by the functions of session.h; closed by mdp_session_close_all. */
@@ -183,6 +185,8 @@ typedef struct mdp_session {
     bool published;            /* a result has appeared in this run (rank 0) */
     bool folder_created;       /* this run made the folder --out (rank 0) */
     bool log_created;          /* and its run.log (rank 0) */
+    bool widened;              /* the model is taken as if its FP8 and MXFP4 were bf16 */
+    bool made_as_stored;       /* a plan that was read has experts made in the checkpoint's type */
     bool stats_made;           /* stats.h5 and plan.json in it are this run's */
     bool plan_made;
 } mdp_session;

@@ -2,6 +2,7 @@
 #include "command/decide.h"
 #include "command/categories.h"
 #include "command/masking.h"
+#include "command/widen.h"
 
 #include <string.h>
 
@@ -317,6 +318,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
     request.previous = round.previous;
     mdp_plan *plan = NULL;
     MDP_TRY(mdp_plan_make(&request, &plan));
+    plan->widened = mdp_session_widens(session);
     mdp_status status = mdp_plan_print(plan, text);
     mdp_plan_destroy(plan);
     if (status.code == MDP_OK) *n_byte = (int64_t)strlen(*text);

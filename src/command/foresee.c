@@ -11,6 +11,7 @@
 #include "command/mtp.h"
 #include "command/similar.h"
 #include "command/subsets.h"
+#include "command/widen.h"
 #include "command/write.h"
 
 #include <string.h>
@@ -52,7 +53,9 @@ static mdp_status make_plan(const mdp_session *session, const mdp_budget_options
     bool masks;
     MDP_TRY(mdp_session_mask_request(session, &masks, &mask));
     if (masks) request.mask = &mask;
-    return mdp_plan_make(&request, out);
+    MDP_TRY(mdp_plan_make(&request, out));
+    (*out)->widened = mdp_session_widens(session);
+    return mdp_ok();
 }
 
 /* ---- passes ---------------------------------------------------------------------------------------------------- */

@@ -68,6 +68,11 @@ static const char *refit_target_name(int i) {
     return names[i];
 }
 
+static const char *changed_type_name(int i) {
+    static const char *const names[] = {[CHANGED_STORED] = "stored", [CHANGED_BF16] = "bf16", NULL};
+    return names[i];
+}
+
 static const char *refit_inputs_name(int i) {
     static const char *const names[] = {[PROPAGATE_ORIGINAL] = "original", [PROPAGATE_PRUNED] = "pruned", NULL};
     return names[i];
@@ -497,6 +502,13 @@ const mdp_option mdp_option_table[N_OPTION] = {
                               .fallback = "0.1",
                               .help = "part of the sequences that is not fitted to, but measured (0: none)",
                               .commands = REFITS},
+    [OPTION_CHANGED_TYPE] = {.name = "changed-type",
+                             .type = MDP_OPTION_CHOICE,
+                             .fallback = "stored",
+                             .help = "type of experts that are merged or fitted, where the checkpoint has FP8 or "
+                                     "MXFP4: quantised anew as it stores them, or bf16, and then all of its weights",
+                             .choice = changed_type_name,
+                             .commands = REFITS | COMMAND_MERGE},
     [OPTION_BUDGET] = {.name = "budget",
                        .type = MDP_OPTION_CHOICE,
                        .fallback = "uniform",

@@ -5,6 +5,7 @@
 #include "command/made.h"
 #include "command/outputs.h"
 #include "command/refitting.h"
+#include "command/widen.h"
 
 static mdp_status open_all(mdp_session *session, mdp_plan **plan, mdp_refit_options *options) {
     bool wanted;
@@ -17,6 +18,7 @@ static mdp_status open_all(mdp_session *session, mdp_plan **plan, mdp_refit_opti
     MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, plan, &session->replaced,
                                       NULL));
     MDP_AGREE(session->comm, mdp_session_check_refit(*plan));
+    MDP_AGREE(session->comm, mdp_session_widen_plan(session, *plan));
     return mdp_session_open_outputs_all(
         session, &(mdp_results){.is_done = mdp_made_is_done, .context = "refit", .with_arrays = true});
 }

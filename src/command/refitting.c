@@ -67,8 +67,9 @@ mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, m
     if (!*wanted) return mdp_session_check_unused(session, only, sizeof only / sizeof only[0], "refit");
     if (mdp_session_option(session, OPTION_BATCH_TOKENS)->given)
         return MDP_ERROR(MDP_USAGE,
-                         "a refit fits a layer to all tokens at once, so they are one batch; leave --batch-tokens out, "
-                         "and use --memory or fewer tokens to bound what a rank holds.");
+                         "a refit fits a layer to all tokens at once, so they are one batch; leave --batch-tokens out. "
+                         "More ranks or fewer --tokens lower what a rank holds of them, --memory what sums and "
+                         "factors take beside.");
     if (out->mode == MDP_REFIT_DIAGONAL && out->ridge == 0.0) out->ridge = DIAGONAL_RIDGE;
     return mdp_ok();
 }
@@ -179,6 +180,7 @@ static json_t *print_layer(const mdp_refit_layer *layer) {
     mdp_json_put(&item, "ridge", json_real(layer->ridge));
     mdp_json_put(&item, "mean_square", json_real(layer->mean_diagonal));
     mdp_json_put(&item, "reciprocal_condition", json_real(layer->rcond));
+    mdp_json_put(&item, "rounding", json_real(layer->rounding));
     if (layer->mode == MDP_REFIT_DIAGONAL) mdp_json_put(&item, "step", json_real(layer->step));
     mdp_json_put(&item, "error_before", print_errors(&layer->before));
     mdp_json_put(&item, "error_after", print_errors(&layer->after));
@@ -242,13 +244,14 @@ static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, co
 /* Where text that was held out fares worse than text that was fitted to, the fit has learnt the text. Rank 0. */
 static void tell(const mdp_session *session, const mdp_refit *refit) {
     int64_t n_fitted = 0, n_over = 0;
-    double before = 0.0, after = 0.0, worst = 0.0;
+    double before = 0.0, after = 0.0, worst = 0.0, rounding = 0.0;
     for (int64_t i = 0; i < refit->n_layer; i++) {
         const mdp_refit_layer *layer = &refit->layers[i];
         if (layer->order == 0) continue;
         n_fitted++;
         before += layer->before.fitted;
         after += layer->after.fitted;
+        rounding = layer->rounding > rounding ? layer->rounding : rounding;
         if (layer->before.held_out <= 0.0 || layer->before.fitted <= 0.0) continue;
         double over = (layer->after.held_out / layer->before.held_out) / (layer->after.fitted / layer->before.fitted);
         if (over > OVERFITTED) n_over++;
@@ -261,8 +264,9 @@ static void tell(const mdp_session *session, const mdp_refit *refit) {
         return;
     }
     mdp_log_message(session->log, MDP_LEVEL_INFO,
-                    "refit    %lld layers: a mean of %.3f of their output was lost, %.3f is now", (long long)n_fitted,
-                    before / (double)n_fitted, after / (double)n_fitted);
+                    "refit    %lld layers: a mean of %.3f of their output was lost, %.3f is now (weights as stored are "
+                    "within %.2g%% of those that were fitted)",
+                    (long long)n_fitted, before / (double)n_fitted, after / (double)n_fitted, 100.0 * rounding);
     if (n_over > 0)
         mdp_log_message(session->log, MDP_LEVEL_WARN,
                         "refit: in %lld of %lld layers text that was held out gains less than text that was fitted to "

@@ -14,6 +14,7 @@
 #include "command/refitting.h"
 #include "command/similar.h"
 #include "command/subsets.h"
+#include "command/widen.h"
 #include "command/write.h"
 #include "mdp/report.h"
 
@@ -114,6 +115,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     made->fits = mdp_session_option(session, OPTION_MERGE)->integer == MDP_MERGE_LEAST_SQUARES + 1;
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
+    MDP_AGREE(session->comm, mdp_session_widen_model(session, made->merges || made->refits));
     MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_read_routers_all(session));

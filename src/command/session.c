@@ -4,6 +4,7 @@
 #include "command/continue.h"
 #include "command/layout.h"
 #include "command/threads.h"
+#include "command/widen.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -224,6 +225,7 @@ mdp_status mdp_session_load_plan_all(mdp_session *session, const char *path, mdp
     MDP_TRY(mdp_session_read_text_all(session->comm, path, &content, &n_byte));
     mdp_session_note_plan(session, content, n_byte);
     mdp_status status = mdp_agree_all(session->comm, parse_plan(session, content, n_byte, path, out));
+    if (status.code == MDP_OK) status = mdp_agree_all(session->comm, mdp_session_follow_type(session, *out));
     if (status.code == MDP_OK)
         status = mdp_replaced_open_all(session->comm, session->model, *out, session->reader, replaced);
     if (status.code == MDP_OK && text) {

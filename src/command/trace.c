@@ -87,13 +87,6 @@ static bool has_masks(const mdp_plan *plan) {
     return false;
 }
 
-static bool has_arrays(const mdp_plan *plan) {
-    for (int64_t i = 0; plan && i < plan->n_layer; i++)
-        for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
-            if (plan->layers[i].kept[j].n_array > 0) return true;
-    return false;
-}
-
 /* What a refit has made is in no model: the result's own is read, and compared with the checksums in the plan. Local.
  */
 static mdp_status find_replaced(const mdp_session *session, tracer *t) {
@@ -104,7 +97,7 @@ static mdp_status find_replaced(const mdp_session *session, tracer *t) {
                          "%s: a masked model cannot be traced, since the norms that its masks follow from are not in "
                          "it; verify it without --model, and compare it with what apply makes of its plan.",
                          t->result->path);
-    if (!has_arrays(t->plan)) return mdp_ok();
+    if (!t->plan || !mdp_plan_has_arrays(t->plan)) return mdp_ok();
     if (json_object_get(t->provenance, "layers"))
         return MDP_ERROR(MDP_USAGE, "%s: a part of a refitted model cannot be traced; trace the whole.",
                          t->result->path);

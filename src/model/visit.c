@@ -57,3 +57,28 @@ void mdp_layer_visit(const mdp_layer *layer, mdp_matrix_visit *see, void *contex
     mdp_expert_visit(layer->is_moe ? &layer->moe.shared : &layer->dense, -1, see, context);
     visit(see, context, &layer->moe.shared_gate, -1);
 }
+
+/* ---- codes that are taken as bf16 -------------------------------------------------------------------------------- */
+
+static void round_codes(mdp_matrix *matrix) {
+    matrix->scaling.rounded = matrix->scaling.tensor != NULL;
+}
+
+static void round_expert(mdp_expert *mlp) {
+    round_codes(&mlp->gate);
+    round_codes(&mlp->up);
+    round_codes(&mlp->down);
+}
+
+void mdp_model_round_codes(mdp_model *model) {
+    round_codes(&model->embedding);
+    round_codes(&model->head);
+    for (int64_t l = 0; l < model->n_layer; l++) {
+        mdp_layer *layer = &model->layers[l];
+        for (size_t i = 0; i < sizeof BEFORE_EXPERTS / sizeof BEFORE_EXPERTS[0]; i++)
+            round_codes((mdp_matrix *)(void *)((char *)layer + BEFORE_EXPERTS[i]));
+        for (mdp_expert_t e = 0; layer->is_moe && e < layer->moe.n_expert; e++) round_expert(&layer->moe.experts[e]);
+        round_expert(layer->is_moe ? &layer->moe.shared : &layer->dense);
+        round_codes(&layer->moe.shared_gate);
+    }
+}

@@ -25,27 +25,44 @@ static mdp_status allocate(mdp_put_down *w, int64_t n_row) {
     int64_t f = w->from->down.n_col;
     MDP_TRY(mdp_alloc(&w->scratch, mdp_matrix_scratch(&w->from->down, n_row), 1, "rows of a down projection"));
     MDP_TRY(MDP_ALLOC(&w->stored, n_row * f, "rows of a down projection"));
+    if (w->error) MDP_TRY(MDP_ALLOC(&w->fitted, n_row * f, "rows of a down projection"));
     return MDP_ALLOC(&w->values, n_row * f, "rows of a down projection");
 }
 
 /* largest: where one scale is for all rows. Local. */
 static mdp_status raise_largest(mdp_put_down *w, float *largest) {
-    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
+    int64_t step = mdp_matrix_put_step(&w->to->down, PUT_ROWS), end = w->first + w->n_col;
     for (int64_t row = w->first; row < end; row += step) {
         int64_t n = end - row < step ? end - row : step;
         MDP_TRY(make_rows(w, row, n));
-        mdp_matrix_raise_largest(&w->from->down, w->values, n, largest);
+        mdp_matrix_raise_largest(&w->to->down, w->values, n, largest);
     }
     return mdp_ok();
 }
 
+/* n rows were put, and are what will be read. */
+static void add_error(const mdp_put_down *w, int64_t n) {
+    int64_t f = w->from->down.n_col;
+    for (int64_t r = 0; r < n; r++) {
+        double fitted = 0.0, lost = 0.0;
+        for (int64_t j = r * f; j < (r + 1) * f; j++) {
+            fitted += w->fitted[j] * w->fitted[j];
+            lost += (w->values[j] - w->fitted[j]) * (w->values[j] - w->fitted[j]);
+        }
+        (void)mdp_exact_add(&w->error->fitted, fitted); /* what is not finite was refused by the fit */
+        (void)mdp_exact_add(&w->error->lost, lost);
+    }
+}
+
 static mdp_status put_rows(mdp_put_down *w, const float *largest) {
-    int64_t step = mdp_matrix_put_step(&w->from->down, PUT_ROWS), end = w->first + w->n_col;
+    int64_t step = mdp_matrix_put_step(&w->to->down, PUT_ROWS), end = w->first + w->n_col;
     mdp_arrays *arrays = w->arrays;
     for (int64_t row = w->first; row < end; row += step) {
         int64_t n = end - row < step ? end - row : step;
         MDP_TRY(make_rows(w, row, n));
+        if (w->error) memcpy(w->fitted, w->values, (size_t)(n * w->from->down.n_col) * sizeof *w->fitted);
         MDP_TRY(mdp_matrix_put(&w->to->down, row, n, w->values, largest, mdp_arrays_put_bytes, arrays));
+        if (w->error) add_error(w, n);
     }
     return mdp_ok();
 }
@@ -93,9 +110,9 @@ static mdp_status agree_on_largest_all(const mdp_comm *comm, int64_t n, float *l
 
 mdp_status mdp_put_down_all(mdp_put_down *w) {
     const mdp_comm *comm = w->comm;
-    int64_t n_common = mdp_matrix_common_scales(&w->from->down), *bits = NULL;
+    int64_t n_common = mdp_matrix_common_scales(&w->to->down), *bits = NULL;
     float *largest = NULL;
-    mdp_status status = allocate(w, mdp_matrix_put_step(&w->from->down, PUT_ROWS));
+    mdp_status status = allocate(w, mdp_matrix_put_step(&w->to->down, PUT_ROWS));
     if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&largest, n_common, "scales");
     if (status.code == MDP_OK && n_common > 0) status = MDP_ALLOC(&bits, n_common, "scales");
     if (status.code == MDP_OK && n_common > 0) status = raise_largest(w, largest);
@@ -111,5 +128,6 @@ mdp_status mdp_put_down_all(mdp_put_down *w) {
     mdp_free(w->scratch);
     mdp_free(w->stored);
     mdp_free(w->values);
+    mdp_free(w->fitted);
     return status;
 }

@@ -7,12 +7,12 @@
 #include <string.h>
 
 #define N_NUMBER 3 /* order, mode, fixed */
-#define N_VALUE 8  /* ridge, mean_diagonal, rcond, step, four errors */
+#define N_VALUE 9  /* ridge, mean_diagonal, rcond, step, rounding, four errors */
 
 static void pack_layer(const mdp_refit_layer *layer, int64_t *numbers, double *values) {
-    const double all[N_VALUE] = {layer->ridge,        layer->mean_diagonal, layer->rcond,
-                                 layer->step,         layer->before.fitted, layer->before.held_out,
-                                 layer->after.fitted, layer->after.held_out};
+    const double all[N_VALUE] = {
+        layer->ridge,         layer->mean_diagonal,   layer->rcond,        layer->step,          layer->rounding,
+        layer->before.fitted, layer->before.held_out, layer->after.fitted, layer->after.held_out};
     numbers[0] = layer->order;
     numbers[1] = layer->mode;
     numbers[2] = layer->fixed;
@@ -27,8 +27,9 @@ static void unpack_layer(const int64_t *numbers, const double *values, mdp_refit
     layer->mean_diagonal = values[1];
     layer->rcond = values[2];
     layer->step = values[3];
-    layer->before = (mdp_refit_error){values[4], values[5]};
-    layer->after = (mdp_refit_error){values[6], values[7]};
+    layer->rounding = values[4];
+    layer->before = (mdp_refit_error){values[5], values[6]};
+    layer->after = (mdp_refit_error){values[7], values[8]};
 }
 
 /* Experts of all layers of the plan. */

@@ -133,6 +133,18 @@ int64_t mdp_refit_unit(const mdp_moe *moe) {
     return unit;
 }
 
+/* All ranks together. Collective. */
+static mdp_status note_error_all(const mdp_refit_run *run, mdp_put_error *error) {
+    mdp_exact_normalise(&error->fitted);
+    mdp_exact_normalise(&error->lost);
+    MDP_TRY(mdp_sum_i64_all(run->comm, error->fitted.limb, (int64_t)(sizeof *error / sizeof error->fitted.limb[0])));
+    mdp_exact_normalise(&error->fitted);
+    mdp_exact_normalise(&error->lost);
+    double lost = mdp_refit_ratio(&error->lost, &error->fitted);
+    run->record->rounding = lost > 0.0 ? sqrt(lost) : 0.0;
+    return mdp_ok();
+}
+
 static void show(const mdp_refit_run *run) {
     for (int32_t s = 0; s < run->n_side; s++) {
         int64_t at = mdp_replaced_find(run->replaced, run->layer, run->expert[s]);
@@ -143,6 +155,7 @@ static void show(const mdp_refit_run *run) {
 mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const double *d, double step) {
     const mdp_moe *moe = &run->model->layers[run->layer].moe;
     int64_t first, n;
+    mdp_put_error error = {{{0}}, {{0}}};
     for (int32_t s = 0; s < run->n_side; s++) {
         const mdp_replaced_expert *to =
             &run->replaced->experts[mdp_replaced_find(run->replaced, run->layer, run->expert[s])];
@@ -156,10 +169,12 @@ mdp_status mdp_refit_put_all(mdp_refit_run *run, const mdp_fit *fit, const doubl
                           .order = mdp_fit_order(fit),
                           .offset = mdp_fit_offset(fit, s),
                           .part = 1.0,
-                          .step = step};
+                          .step = step,
+                          .error = &error};
         mdp_fit_columns(fit, &w.first, &w.n_col);
         MDP_TRY(mdp_put_down_all(&w));
     }
+    MDP_TRY(note_error_all(run, &error));
     mdp_replaced_arrays(run->replaced, run->layer, run->layer + 1, &first, &n);
     MDP_TRY(mdp_arrays_settle_all(run->comm, run->replaced->arrays, first, n));
     show(run);

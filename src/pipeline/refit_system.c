@@ -89,6 +89,10 @@ static mdp_status lay_out(const mdp_refit_size *size, const mdp_model *model, in
     if (status.code == MDP_OK) status = weigh(size, model, rows, widest, out);
     mdp_free(sides);
     mdp_free(pairs);
+    if (status.code != MDP_OK) {
+        mdp_product_layout_destroy(out->layout);
+        out->layout = NULL;
+    }
     return status;
 }
 

@@ -147,3 +147,10 @@ mdp_status mdp_plan_check_arrays(const mdp_plan *plan, int rank, int size) {
     mdp_free(path);
     return status;
 }
+
+bool mdp_plan_has_arrays(const mdp_plan *plan) {
+    for (int64_t i = 0; i < plan->n_layer; i++)
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
+            if (plan->layers[i].kept[j].n_array > 0) return true;
+    return false;
+}

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define PLAN_FORMAT "moe-dist-prune plan"
+#define CHANGED_TYPE "bf16"
 #define PLAN_VERSION "1.0"
 
 /* ---- printing ------------------------------------------------------------------------------------------------ */
@@ -66,6 +67,7 @@ mdp_status mdp_plan_print(const mdp_plan *plan, char **out) {
     json_t *root = json_pack("{s:s, s:s, s:{s:s, s:s}, s:O, s:b, s:o}", "format", PLAN_FORMAT, "version", PLAN_VERSION,
                              "model", "fingerprint", plan->fingerprint, "model_type", plan->model_type, "recipe",
                              plan->recipe, "uniform", (int)plan->uniform, "layers", layers);
+    if (root && plan->widened) mdp_json_put(&root, "changed_type", json_string(CHANGED_TYPE));
     if (!root) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the text of a plan.");
     mdp_status status = mdp_json_print(root, out);
     json_decref(root);
@@ -267,6 +269,13 @@ static mdp_status check_format(const json_t *root, const char *path) {
 }
 
 /* Whether it is true is checked against the model's layers (mdp_plan_check). */
+static mdp_status parse_type(const json_t *root, const char *path, mdp_plan *plan) {
+    const json_t *type = json_object_get(root, "changed_type");
+    plan->widened = type && json_is_string(type) && strcmp(json_string_value(type), CHANGED_TYPE) == 0;
+    if (!type || plan->widened) return mdp_ok();
+    return MDP_ERROR(MDP_BAD_INPUT, "%s: \"changed_type\" must be \"" CHANGED_TYPE "\", or not be there.", path);
+}
+
 static mdp_status parse_uniform(const json_t *root, const char *path, mdp_plan *plan) {
     const json_t *flag = json_object_get(root, "uniform");
     plan->uniform = json_is_true(flag);
@@ -301,6 +310,7 @@ static mdp_status parse_root(const json_t *root, const char *path, mdp_plan **ou
         previous = plan->layers[i].layer;
     }
     MDP_TRY(mdp_copy_text(&plan->path, path));
+    MDP_TRY(parse_type(root, path, plan));
     return parse_uniform(root, path, plan);
 }
 

@@ -74,6 +74,7 @@ static mdp_status describe(const mdp_tensor *tensor, int64_t max_segment, mdp_ou
     out->n_dim = tensor->n_dim;
     memcpy(out->shape, tensor->shape, sizeof out->shape);
     out->n_byte = tensor->n_byte;
+    out->of = tensor;
     out->expert = -1;
     out->original_expert = -1;
     return mdp_ok();
@@ -460,6 +461,7 @@ mdp_status mdp_transform_output(const mdp_model *model, const mdp_plan *plan, co
     if (unequal == MDP_UNEQUAL_LISTED) MDP_TRY(mdp_transform_check_list(model));
     MDP_TRY(MDP_ALLOC(&m.output, 1, "the description of the result"));
     mdp_status status = fill(&m, plan_text, provenance_text, unequal);
+    if (status.code == MDP_OK && plan && plan->widened) status = mdp_transform_widen(model, m.output);
     mdp_free(m.roles);
     free_layers(m.layers, model->n_layer);
     free_layers(m.extra_layers, extra ? extra->model->n_layer : 0);

@@ -36,6 +36,19 @@ static void list_stored(const mdp_moe *moe, mdp_expert_t number, const mdp_tenso
     out[MDP_PART_INPUT_NORM] = out[MDP_PART_HIDDEN_NORM] = NULL;
 }
 
+/* The codes of a part; NULL: it has none. */
+static const mdp_scaling *scaling_of(const mdp_expert *expert, mdp_expert_part part) {
+    const mdp_scaling *scaling = part == MDP_PART_GATE   ? &expert->gate.scaling
+                                 : part == MDP_PART_UP   ? &expert->up.scaling
+                                 : part == MDP_PART_DOWN ? &expert->down.scaling
+                                                         : NULL;
+    return scaling && scaling->tensor ? scaling : NULL;
+}
+
+static bool is_scale(mdp_expert_part part) {
+    return part == MDP_PART_GATE_SCALE || part == MDP_PART_UP_SCALE || part == MDP_PART_DOWN_SCALE;
+}
+
 static const mdp_expert_tensor *find_entry(const mdp_moe *moe, const mdp_tensor *tensor) {
     for (int64_t i = 0; i < moe->n_expert_tensor; i++)
         if (moe->expert_tensors[i].tensor == tensor) return &moe->expert_tensors[i];
@@ -63,6 +76,16 @@ static mdp_status describe(const mdp_moe *moe, const mdp_tensor *stored, mdp_arr
     out->n_dim--;
     memmove(out->shape, out->shape + 1, (size_t)out->n_dim * sizeof *out->shape);
     return mdp_ok();
+}
+
+/* Codes that become bf16: the expert's rows, as the codes have them. */
+static void describe_widened(const mdp_moe *moe, const mdp_tensor *stored, const mdp_scaling *scaling, mdp_array *out) {
+    const mdp_expert_tensor *entry = find_entry(moe, stored);
+    int64_t n_value = stored->n_byte * 8 / mdp_dtype_bits(scaling->code);
+    if (entry && entry->expert < 0) n_value /= moe->n_expert;
+    *out = (mdp_array){.type = MDP_BF16, .n_dim = 2};
+    out->shape[0] = n_value / scaling->n_col;
+    out->shape[1] = scaling->n_col;
 }
 
 static const mdp_plan_array *find_array(const mdp_plan_expert *expert, const char *name) {
@@ -119,7 +142,12 @@ static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const
     bool wanted = which == MDP_REPLACED_NAMED ? array != NULL : planned->action == MDP_MERGE || is_down(part);
     if (!stored || !wanted || expert->array[part] >= 0) return mdp_ok();
     int64_t at = out->n_array++;
-    MDP_TRY(describe(&out->model->layers[expert->layer].moe, stored, &out->list[at]));
+    const mdp_moe *moe = &out->model->layers[expert->layer].moe;
+    const mdp_scaling *scaling = out->widened ? scaling_of(&moe->experts[expert->from], part) : NULL;
+    if (scaling)
+        describe_widened(moe, stored, scaling, &out->list[at]);
+    else
+        MDP_TRY(describe(moe, stored, &out->list[at]));
     if (which == MDP_REPLACED_NAMED)
         MDP_TRY(mdp_copy_text(&out->names[at], array->path));
     else
@@ -157,6 +185,8 @@ static mdp_status add_layer(mdp_replaced *out, const mdp_plan_layer *planned, md
         list_stored(moe, expert->from, expert->stored);
         expert->masked = planned->kept[i].action == MDP_MASK;
         for (int m = 0; m < 2; m++) expert->mask[m].rule = planned->kept[i].mask;
+        for (int part = 0; out->widened && part < MDP_N_EXPERT_PART; part++)
+            if (is_scale((mdp_expert_part)part)) expert->stored[part] = NULL;
         for (int part = 0; part < MDP_N_EXPERT_PART; part++)
             MDP_TRY(add_part(out, expert, &planned->kept[i], (mdp_expert_part)part, which));
         MDP_TRY(check_whole(expert, &planned->kept[i]));
@@ -181,6 +211,7 @@ mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, mdp_r
     *out = NULL;
     MDP_TRY(MDP_ALLOC(&replaced, 1, "replaced experts"));
     replaced->model = model;
+    replaced->widened = plan->widened;
     mdp_status status = fill(replaced, plan, which);
     if (status.code != MDP_OK) {
         mdp_replaced_destroy(replaced);
@@ -237,6 +268,7 @@ static void move_scaled(const mdp_replaced *replaced, const mdp_replaced_expert 
                         mdp_expert_part scale, mdp_matrix *matrix) {
     move_matrix(replaced, expert, part, matrix);
     if (expert->array[scale] >= 0) matrix->scaling.tensor = &replaced->arrays->tensors[expert->array[scale]];
+    if (expert->array[part] >= 0 && replaced->widened) matrix->scaling = (mdp_scaling){0};
 }
 
 /* A row of the layer's that the expert has of its own. */
@@ -402,6 +434,12 @@ static void note_digests(const mdp_replaced *replaced, const mdp_plan *plan) {
 
 /* ---- in a result ----------------------------------------------------------------------------------------------- */
 
+/* Are codes that were widened stored the other way round? */
+static bool is_turned(const mdp_model *model, const mdp_replaced_expert *expert) {
+    const mdp_scaling *scaling = scaling_of(&model->layers[expert->layer].moe.experts[expert->from], MDP_PART_DOWN);
+    return scaling && scaling->code == MDP_F4;
+}
+
 static mdp_status place_arrays(mdp_replaced *replaced, const mdp_model *result, const int32_t *file_of) {
     for (int64_t i = 0; i < replaced->n; i++) {
         const mdp_replaced_expert *expert = &replaced->experts[i];
@@ -411,6 +449,11 @@ static mdp_status place_arrays(mdp_replaced *replaced, const mdp_model *result, 
             return MDP_ERROR(MDP_BAD_INPUT, "%s: layer %lld has no expert %d, which its plan keeps.",
                              result->catalogue->path, (long long)expert->layer, (int)expert->kept);
         list_stored(moe, expert->kept, stored);
+        if (replaced->widened && is_turned(replaced->model, expert))
+            return MDP_ERROR(MDP_USAGE,
+                             "%s: what was made of experts in MXFP4 stands in bf16 with rows and columns exchanged, so "
+                             "it cannot be compared with the plan; verify it without --model.",
+                             result->catalogue->path);
         for (int part = 0; part < MDP_N_EXPERT_PART; part++) {
             if (expert->array[part] < 0 || !stored[part]) continue;
             mdp_tensor *tensor = &replaced->arrays->tensors[expert->array[part]];

@@ -1,8 +1,8 @@
 /* retype.c - a described result in another type: every tensor of real numbers is made of a stored one (recast.h)
  * instead of copied, codes lose their scales or get some, and config.json follows.
  *
- * In: a result whose tensors are whole stored ones. Refuses what would be rounded twice (FP8 of codes), FP8 of weights
- * with outputs in columns, and results with padding. */
+ * In: a result whose tensors are whole stored ones, or, to have codes alone decoded, any result of a plan. Refuses what
+ * would be rounded twice (FP8 of codes), FP8 of weights with outputs in columns, and results with padding. */
 #include "mdp/recast.h"
 #include "mdp/transform.h"
 
@@ -19,7 +19,8 @@ typedef struct retyper {
     const mdp_model *model;
     const mdp_stored *stored; /* [tensors of the model] */
     mdp_retype to;
-    mdp_dtype type; /* of what is not in FP8 */
+    bool codes_only; /* what has no scales stays as it is */
+    mdp_dtype type;  /* of what is not in FP8 */
     mdp_output *output;
     mdp_output_tensor *tensors; /* of the result as it will be; owned until they are the output's */
     int64_t n_tensor;
@@ -80,7 +81,7 @@ static mdp_status check_settings(const mdp_model *model, mdp_retype to) {
         if (!has_settings(&catalogue->side_files[i])) continue;
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: the side file %s has settings of quantisation, which would be copied and speak of other "
-                         "weights than those of --type %s; take it out where config.json says the same.",
+                         "weights than those in %s; take it out where config.json says the same.",
                          catalogue->path, catalogue->side_files[i].name, mdp_retype_names[to]);
     }
     return mdp_ok();
@@ -196,6 +197,80 @@ static mdp_status take(retyper *r, mdp_output_tensor *described) {
     return stored_of(r, source)->is_real ? retype(r, source, tensor) : mdp_ok();
 }
 
+/* ---- codes of what a plan leaves --------------------------------------------------------------------------------- */
+
+/* A run of whole matrices of codes becomes one of what they decode to, and their scales are compared with their
+ * checksum. */
+static mdp_status decode_segment(retyper *r, const mdp_segment *old, mdp_output_tensor *tensor) {
+    const mdp_stored *stored = stored_of(r, old->source);
+    int64_t bits = mdp_dtype_bits(stored->scaling.code),
+            each = stored->scaling.n_row * stored->scaling.n_col * bits / 8;
+    if (stored->is_packed && (each == 0 || old->offset % each != 0 || old->n_byte % each != 0))
+        return MDP_ERROR(MDP_INTERNAL, "'%s': bytes %lld to %lld are no whole matrices.", old->source->name,
+                         (long long)old->offset, (long long)(old->offset + old->n_byte));
+    mdp_recast *own = &r->output->recasts[r->n_recast++];
+    *own = decoding(old->source, stored, MDP_BF16);
+    tensor->segments[tensor->n_segment++] = (mdp_segment){.source = old->source,
+                                                          .offset = old->offset * mdp_dtype_bits(MDP_BF16) / bits,
+                                                          .n_byte = old->n_byte * mdp_dtype_bits(MDP_BF16) / bits,
+                                                          .recast = own};
+    tensor->segments[tensor->n_segment++] = (mdp_segment){.source = stored->scaling.tensor};
+    return mdp_ok();
+}
+
+/* An array of plan.h5 is bf16 already; where codes were packed it is turned. */
+static void take_array(retyper *r, const mdp_stored *stored, const mdp_tensor *array, mdp_output_tensor *tensor) {
+    mdp_segment segment = {.source = array, .n_byte = array->n_byte};
+    if (stored->is_packed) {
+        mdp_recast *own = &r->output->recasts[r->n_recast++];
+        *own = (mdp_recast){.from = mdp_matrix_whole(array), .n_run = 1, .transposed = true, .type = MDP_BF16};
+        segment.recast = own;
+    }
+    tensor->segments[tensor->n_segment++] = segment;
+}
+
+static bool is_of_model(const retyper *r, const mdp_tensor *tensor) {
+    const mdp_catalogue *catalogue = r->model->catalogue;
+    return tensor >= catalogue->tensors && tensor < catalogue->tensors + catalogue->n_tensor;
+}
+
+static mdp_status widen_segments(retyper *r, const mdp_stored *stored, const mdp_segment *old, int64_t n_old,
+                                 mdp_output_tensor *tensor) {
+    int64_t bits = mdp_dtype_bits(stored->scaling.code);
+    MDP_TRY(MDP_ALLOC(&tensor->segments, 2 * n_old, "the segments of an output tensor"));
+    if (stored->is_packed) MDP_TRY(unpack(stored, tensor));
+    tensor->type = MDP_BF16;
+    tensor->n_byte = 0;
+    for (int64_t i = 0; i < n_old; i++) {
+        if (!old[i].source) /* filled */
+            tensor->segments[tensor->n_segment++] =
+                (mdp_segment){.n_byte = old[i].n_byte * mdp_dtype_bits(MDP_BF16) / bits};
+        else if (is_of_model(r, old[i].source))
+            MDP_TRY(decode_segment(r, &old[i], tensor));
+        else
+            take_array(r, stored, old[i].source, tensor);
+    }
+    for (int64_t i = 0; i < tensor->n_segment; i++) tensor->n_byte += tensor->segments[i].n_byte;
+    return mdp_ok();
+}
+
+/* A tensor of a plan's result as described, taken over: codes are decoded, and their scales go. */
+static mdp_status take_codes(retyper *r, mdp_output_tensor *described) {
+    const mdp_stored *stored = stored_of(r, described->of);
+    if (stored->is_beside) return mdp_ok();
+    mdp_output_tensor *tensor = &r->tensors[r->n_tensor++];
+    *tensor = *described;
+    *described = (mdp_output_tensor){0};
+    if (!stored->scaling.tensor) return mdp_ok();
+    mdp_segment *old = tensor->segments;
+    int64_t n_old = tensor->n_segment;
+    tensor->segments = NULL;
+    tensor->n_segment = 0;
+    mdp_status status = widen_segments(r, stored, old, n_old, tensor);
+    mdp_free(old);
+    return status;
+}
+
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
 
 static int compare_names(const void *left, const void *right) {
@@ -214,9 +289,12 @@ static void free_tensors(mdp_output_tensor *tensors, int64_t n) {
 
 static mdp_status retype_tensors(retyper *r) {
     mdp_output *output = r->output;
-    MDP_TRY(MDP_ALLOC(&output->recasts, 2 * output->n_tensor, "the tensors of the result"));
+    int64_t n_recast = 2 * output->n_tensor;
+    for (int64_t i = 0; i < output->n_tensor; i++) n_recast += output->tensors[i].n_segment;
+    MDP_TRY(MDP_ALLOC(&output->recasts, n_recast, "the tensors of the result"));
     MDP_TRY(MDP_ALLOC(&r->tensors, 2 * output->n_tensor, "the tensors of the result"));
-    for (int64_t i = 0; i < output->n_tensor; i++) MDP_TRY(take(r, &output->tensors[i]));
+    for (int64_t i = 0; i < output->n_tensor; i++)
+        MDP_TRY(r->codes_only ? take_codes(r, &output->tensors[i]) : take(r, &output->tensors[i]));
     qsort(r->tensors, (size_t)r->n_tensor, sizeof *r->tensors, compare_names);
     free_tensors(output->tensors, output->n_tensor);
     output->tensors = r->tensors;
@@ -291,4 +369,36 @@ mdp_status mdp_transform_retype(const mdp_model *model, mdp_retype to, mdp_outpu
     free_tensors(r.tensors, r.n_tensor);
     mdp_free(stored);
     return status;
+}
+
+mdp_status mdp_transform_widen(const mdp_model *model, mdp_output *output) {
+    mdp_stored *stored = NULL;
+    MDP_TRY(mdp_model_list_stored(model, &stored));
+    retyper r = {.model = model,
+                 .stored = stored,
+                 .to = MDP_RETYPE_BF16,
+                 .codes_only = true,
+                 .type = MDP_BF16,
+                 .output = output};
+    mdp_status status = retype_tensors(&r);
+    if (status.code == MDP_OK) status = retype_config(&r);
+    free_tensors(r.tensors, r.n_tensor);
+    mdp_free(stored);
+    return status;
+}
+
+mdp_status mdp_transform_check_widen(const mdp_model *model) {
+    mdp_stored *stored = NULL;
+    bool coded;
+    MDP_TRY(mdp_model_list_stored(model, &stored));
+    retyper r = {.model = model, .stored = stored, .to = MDP_RETYPE_BF16};
+    mdp_status status = look_at_codes(&r, &coded);
+    mdp_free(stored);
+    MDP_TRY(status);
+    if (coded) return check_settings(model, MDP_RETYPE_BF16);
+    return MDP_ERROR(
+        MDP_USAGE,
+        "%s: it has no weights in FP8 or MXFP4, so experts that are made have the type of the others as it "
+        "is; leave --changed-type out.",
+        model->catalogue->path);
 }

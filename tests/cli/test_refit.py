@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mdp
+import quantise
 
 RANKS = [1, 2, 3, 4, 8]
 REFERENCE = ["mixtral", "qwen2_moe", "deepseek_v3", "qwen3_moe"]
@@ -166,6 +167,25 @@ def test_what_was_measured_is_what_is_written_in_every_type(family, tmp_path):
         mdp.succeed(3, "verify", tmp_path / "out" / name, "--model", model, "--quiet")
         mdp.succeed(1, "eval", "--model", tmp_path / "out" / name, "--tokens", tokens, "--out", tmp_path / "f.json", "--quiet", "--overwrite")
         assert mdp.measures(tmp_path / "f.json")[0]["nll"] == fitted["nll"]
+
+
+@pytest.mark.parametrize("family, words", [("deepseek_v3_fp8", []), ("deepseek_v3_fp8", ["--changed-type", "bf16"]),
+                                           ("gpt_oss_mxfp4", ["--changed-type", "bf16"])], ids=["fp8", "fp8 to bf16", "mxfp4 to bf16"])
+def test_transformers_computes_the_same_with_codes_fitted_anew(family, words, tmp_path):
+    """FP8 is decoded by ml_dtypes before, since transformers multiplies it on other devices alone; bf16 is loaded as it is."""
+    model, random = mdp.GOLDEN / family, np.random.default_rng(1)
+    vocabulary = mdp.read_json(model / "config.json")["vocab_size"]
+    tokens = mdp.write_tokens(tmp_path / "t.h5", {"a": [random.integers(vocabulary, size=60) for _ in range(12)]})
+    mdp.succeed(1, "plan", "--model", model, "--method", "random", "--keep-ratio", 0.5, "--out", tmp_path / "p.json")
+    mdp.succeed(2, "refit", "--model", model, "--plan", tmp_path / "p.json", "--tokens", tokens, "--out", tmp_path / "q.json", "--refit", "joint", "--ridge",
+                "1e-2", *words, "--quiet")
+    mdp.succeed(2, "apply", "--model", model, "--plan", tmp_path / "q.json", "--out", tmp_path / "out", "--format", "safetensors", "--quiet")
+    result = tmp_path / "out" / "hf"
+    mdp.succeed(2, "eval", "--model", result, "--tokens", tokens, "--out", tmp_path / "e.json", "--quiet")
+    if not words:
+        result = quantise.decode(result, tmp_path / "decoded")
+    report = mdp.tool("compare-with-transformers", result, "--tokens", tokens, "--eval", tmp_path / "e.json", "--tolerance", 1e-4, "--json")
+    assert report.returncode == 0, report.stdout + report.stderr
 
 
 def test_a_changed_projection_is_not_traced(small, tmp_path):
