@@ -47,18 +47,18 @@ double mdp_short_value(const mdp_short_sum *sum);
 
 /* A vector for each expert of a layer, [n_expert, width], in exact sums. */
 typedef enum mdp_vector_id {
-    MDP_OUTPUT_SUM,         /* [d_model] sum over T_e of y; always collected, the others for similarities alone */
-    MDP_GATED_OUTPUT_SUM,   /* [d_model] sum over T_e of g y */
-    MDP_PAIR_COUNT,         /* [n_expert] tokens that chose both; on the diagonal n_e */
-    MDP_LOGIT_PRODUCT,      /* [n_expert] sum over all t of z_ti z_tj, z before any bias */
-    MDP_ROUTER_PRODUCT,     /* [n_expert] inner products of router rows */
-    MDP_WEIGHT_PRODUCT,     /* [n_expert] inner products of the three matrices */
-    MDP_ALIGNED_PRODUCT,    /* [n_expert] the same after the best permutation of the neurons of one of the two */
-    MDP_SURROGATE_PRODUCT,  /* [n_expert] inner products of W_d (W_g o W_u), o elementwise */
-    MDP_PROBE_OUTPUT_SUM,   /* [d_model] sum over the probe's t of y */
-    MDP_PROBE_COSINE_SUM,   /* [n_expert] sum over the probe's t of cos(y_ti, y_tj) */
-    MDP_CKA_LINEAR_PRODUCT, /* [n_expert] inner products of centred kernels of y over the probe, each of norm 1 */
-    MDP_CKA_RBF_PRODUCT,    /* [n_expert] the same of other kernels */
+    MDP_OUTPUT_SUM,          /* [d_model] sum over T_e of y; always collected, the others for similarities alone */
+    MDP_GATED_OUTPUT_SUM,    /* [d_model] sum over T_e of g y */
+    MDP_PAIR_COUNT,          /* [n_expert] tokens that chose both; on the diagonal n_e */
+    MDP_LOGIT_PRODUCT,       /* [n_expert] sum over all t of z_ti z_tj, z before any bias */
+    MDP_ROUTER_PRODUCT,      /* [n_expert] inner products of router rows */
+    MDP_WEIGHT_PRODUCT,      /* [n_expert] inner products of the three matrices */
+    MDP_ALIGNED_PRODUCT,     /* [n_expert] the same after the best permutation of the neurons of one of the two */
+    MDP_SURROGATE_PRODUCT,   /* [n_expert] inner products of W_d (W_g o W_u), o elementwise */
+    MDP_PROBE_OUTPUT_SUM,    /* [d_model] sum over the probe's t of y */
+    MDP_PROBE_COSINE_SUM,    /* [n_expert] sum over the probe's t of cos(y_ti, y_tj) */
+    MDP_CKA_LINEAR_PRODUCT,  /* [n_expert] inner products of centred kernels of y over the probe, each of norm 1 */
+    MDP_CKA_RBF_PRODUCT,     /* [n_expert] the same of other kernels */
     MDP_GATED_INPUT_SQUARE,  /* [d_model] sum over T_e of (g x)^2; these four with channel norms */
     MDP_GATED_HIDDEN_SQUARE, /* [d_ff] sum over T_e of (g h)^2 */
     MDP_INPUT_SQUARE,        /* [d_model] sum over T_e of x^2 */

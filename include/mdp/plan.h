@@ -51,9 +51,9 @@ typedef struct mdp_plan_expert {
     mdp_plan_align align;
     int32_t dominant; /* merged: the member that neurons are aligned to, counted in `from` */
     mdp_merge_router router;
-    bool takes_in; /* merged of one: it takes in neurons of dropped experts, */
-    double alpha;  /* whose cosine with one of its own is above this */
-    bool fitted;   /* merged: its down projection is the least squares of its members' outputs */
+    bool takes_in;      /* merged of one: it takes in neurons of dropped experts, */
+    double alpha;       /* whose cosine with one of its own is above this */
+    bool fitted;        /* merged: its down projection is the least squares of its members' outputs */
     mdp_mask_rule mask; /* masked: which entries of its matrices count as 0 */
     int n_array;
     mdp_plan_array *arrays; /* [n_array] */

@@ -83,10 +83,11 @@ static json_t *describe_plan(const mdp_plan *plan, const char *path) {
             if (expert->action == MDP_MASK) mdp_json_add(&masked, json_integer(expert->from[0]));
             mdp_json_add(expert->action == MDP_ZERO ? &zeroed : &kept, json_integer(expert->from[0]));
         }
-        mdp_json_add(&layers, json_pack("{s:I, s:i, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)plan->layers[i].layer,
-                                        "experts", (int)plan->layers[i].n_expert, "kept", kept, "zeroed", zeroed,
-                                        "masked", masked, "merged", mdp_plan_list_merged(&plan->layers[i]), "merges",
-                                        mdp_plan_describe_merged(&plan->layers[i])));
+        mdp_json_add(&layers,
+                     json_pack("{s:I, s:i, s:o, s:o, s:o, s:o, s:o}", "layer", (json_int_t)plan->layers[i].layer,
+                               "experts", (int)plan->layers[i].n_expert, "kept", kept, "zeroed", zeroed, "masked",
+                               masked, "merged", mdp_plan_list_merged(&plan->layers[i]), "merges",
+                               mdp_plan_describe_merged(&plan->layers[i])));
     }
     return json_pack("{s:s, s:s, s:s, s:s, s:O, s:b, s:o}", "kind", "plan", "path", path, "model_type",
                      plan->model_type, "fingerprint", plan->fingerprint, "recipe", plan->recipe, "uniform",
