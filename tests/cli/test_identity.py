@@ -76,7 +76,8 @@ def observed(tmp_path_factory):
     """Statistics, text and budget of a small model: what plans are made from."""
     folder = tmp_path_factory.mktemp("observed")
     mdp.golden_tokens("mixtral", folder / "tokens.h5")
-    mdp.succeed(2, "observe", "--model", mdp.GOLDEN / "mixtral", "--tokens", folder / "tokens.h5", "--out", folder / "stats.h5")
+    mdp.succeed(2, "observe", "--model", mdp.GOLDEN / "mixtral", "--tokens", folder / "tokens.h5", "--subsets", 4, "--out",
+                folder / "stats.h5")
     (folder / "keep.json").write_text('{"0": 6, "1": 2, "2": 5}', encoding="utf-8")
     return folder
 
@@ -95,7 +96,7 @@ def evidence(method, folder):
 
 
 @pytest.mark.parametrize("method, budget", [
-    *((method, BUDGETS[0 if method == "proficiency" or compares(method) else i % len(BUDGETS)]) for i, method in enumerate(METHODS)),
+    *((method, BUDGETS[0 if method in ("proficiency", "naee") or compares(method) else i % len(BUDGETS)]) for i, method in enumerate(METHODS)),
     *(("reap", budget) for budget in BUDGETS)])
 def test_plans_do_not_depend_on_ranks(method, budget, observed, tmp_path):
     """Every criterion, every budget."""

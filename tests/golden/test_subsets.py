@@ -95,6 +95,21 @@ def test_a_search_equals_the_reference(search, tokens, golden, tmp_path):
                 assert ours["best"][0] <= greedy.attrs["loss"] * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("search", ["greedy", "beam"])
+def test_a_search_leaves_every_group_its_part(search, tokens, tmp_path):
+    """Four groups of four: two of each stay, although they go one by one; what a set loses is as when all are tried."""
+    model = mdp.GOLDEN / "deepseek_v3"
+    every = observe(tmp_path / "every.h5", tokens["deepseek_v3"], "--subsets", 8, model=model)
+    out = observe(tmp_path / "stats.h5", tokens["deepseek_v3"], "--subsets", 8, "--max-subsets", 5, "--subset-search", search, model=model)
+    for layer in layers_of(out):
+        (ours, _), (all_of_them, _) = found(out, layer, 8), found(every, layer, 8)
+        assert [expert // 4 for expert in ours["kept"]] == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert ours["best"][0] == pytest.approx(all_of_them["losses"][sets_of(16, 8, 4).index(ours["kept"].tolist())], rel=1e-9)
+    mdp.succeed(1, "plan", "--stats", out, "--method", "naee", "--keep", 8, "--out", tmp_path / "plan.json")
+    kept = [[expert["from"][0] for expert in layer["experts"]] for layer in mdp.read_json(tmp_path / "plan.json")["layers"]]
+    assert kept == [found(out, layer, 8)[0]["kept"].tolist() for layer in layers_of(out)]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_other_rules_of_routing(name, tokens, tmp_path):
     """Weights that do not add up to 1 (qwen2_moe); sigmoid, groups and a bias (deepseek_v3): squared errors of sets that the reference names."""
