@@ -174,6 +174,7 @@ def test_what_is_measured_is_what_is_written(name, words, tmp_path):
         written = logits(1, tmp_path / "out" / result, text, tmp_path / f"{result}-dump.h5")
         assert len(written) == len(virtual) and all(np.array_equal(a, b) for a, b in zip(virtual, written)), result
         mdp.succeed(2, "verify", tmp_path / "out" / result)
+        mdp.refuse(2, 2, "a masked model cannot be traced", "verify", tmp_path / "out" / result, "--model", model)
 
 
 def test_masks_of_interleaved_and_turned_weights_are_those_of_numpy(tmp_path):
