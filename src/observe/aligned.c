@@ -33,7 +33,7 @@ static void find_cosines(const pairs *p) {
 static int64_t count_nearer(const pairs *p, int64_t i, int64_t j) {
     const double *row = p->cosine + i * p->n;
     int64_t n = 0;
-    for (int64_t k = 0; k < p->n; k++) n += k != i && k != j && (row[k] > row[j] || (row[k] == row[j] && k < j));
+    for (int64_t k = 0; k < p->n; k++) n += k != i && k != j && (row[k] > row[j] || (k < j && row[k] == row[j]));
     return n;
 }
 
