@@ -101,3 +101,19 @@ def test_what_has_no_meaning_is_refused(of_mixtral, tmp_path):
     mdp.refuse(1, 2, "--group has no meaning", *words, "--group", "kmeans")
     tokens = mdp.golden_tokens("gpt_oss", tmp_path / "t.h5")
     mdp.refuse(2, 2, "have biases", "run", "--model", mdp.GOLDEN / "gpt_oss", "--tokens", tokens, "--method", "dern", "--keep-ratio", 0.5, "--out", tmp_path / "out")
+
+
+def test_dry_run_foretells_memory_and_disk(tmp_path):
+    mdp.tool("make-shape-model", "--experts", 4, "--hidden", 256, "--intermediate", 1024, "--layers", 1, "--vocab", 100, "--out", tmp_path / "model")
+    mdp.succeed(1, "plan", "--model", tmp_path / "model", "--method", "random", "--keep", 2, "--out", tmp_path / "p.json", "--quiet")
+    plan = mdp.read_json(tmp_path / "p.json")
+    (layer,) = plan["layers"]
+    layer["mass"] = [1.0, 2.0, 3.0, 4.0]
+    for expert in layer["experts"]:
+        expert.update(action="merge", weights=[1.0], takes_in=-1.0)
+    (tmp_path / "p.json").write_text(json.dumps(plan))
+    words = ["merge", "--model", tmp_path / "model", "--plan", tmp_path / "p.json", "--out", tmp_path / "q.json", "--quiet"]
+    estimate = json.loads(mdp.succeed(1, *words, "--dry-run", "--json").stdout)
+    peak = mdp.succeed(1, *words).peaks[0] * 1024
+    assert estimate["bytes_written"] <= (tmp_path / "q.h5").stat().st_size <= 1.1 * estimate["bytes_written"]
+    assert 0.8 * peak <= estimate["memory_per_rank"] <= 1.4 * peak

@@ -40,3 +40,21 @@ def test_an_array_that_is_missing_in_plan_h5_is_refused(tmp_path):
         del arrays[mdp.read_json(plan)["layers"][2]["experts"][1]["arrays"]["up"]["path"]]
     mdp.refuse(2, 65, "which layer 2, expert 1, needs as 'up'", "apply", "--model", mdp.GOLDEN / "mixtral", "--plan", plan, "--out", tmp_path / "out")
     assert not (tmp_path / "out" / "model.h5").exists()
+
+
+def test_ream_lets_experts_join_the_best_that_are_like_them(tmp_path):
+    model, tokens = mdp.GOLDEN / "mixtral", mdp.golden_tokens("mixtral", tmp_path / "t.h5")
+    mdp.succeed(2, "observe", "--model", model, "--tokens", tokens, "--similarity", "gated-output-logit", "--out", tmp_path / "stats.h5", "--quiet")
+    mdp.succeed(1, "plan", "--stats", tmp_path / "stats.h5", "--method", "ream", "--keep", 4, "--out", tmp_path / "p.json", "--quiet")
+    with h5py.File(tmp_path / "stats.h5") as stats:
+        for layer in mdp.read_json(tmp_path / "p.json")["layers"]:
+            scores, alike = np.array(layer["scores"]), stats[f"layers/{layer['layer']}/similarity/gated-output-logit"][...]
+            centres = sorted(np.argsort(-scores)[:4].tolist())
+            groups = {c: [c] for c in centres}
+            for e in set(range(8)) - set(centres):
+                groups[max(centres, key=lambda c: alike[c, e])].append(e)
+            assert sorted(e["from"] for e in layer["experts"]) == sorted(map(sorted, groups.values()))
+            for expert in layer["experts"]:
+                if len(expert["from"]) > 1:
+                    assert expert["align"] == "weight" and expert["router"] == "dominant"
+                    assert np.allclose(expert["weights"], scores[expert["from"]] / scores[expert["from"]].sum(), atol=1e-8)

@@ -136,7 +136,7 @@ static void names_are_a_list(void **state) {
          bad++) {
         mdp_status status = mdp_similarity_parse(*bad, &wanted);
         assert_int_equal(status.code, MDP_USAGE);
-        assert_non_null(strstr(status.text, "co-activation."));
+        assert_non_null(strstr(status.text, "gated-output-logit."));
     }
 }
 
