@@ -506,6 +506,8 @@ static mdp_status perform_all(mdp_session *session, products *made) {
     MDP_TRY(observe_all(session, made));
     end_phase(session, made, "observe");
     MDP_TRY(decide_all(session, made));
+    if (made->merges || made->refits) /* hours before it is written */
+        MDP_TRY(mdp_agree_all(session->comm, mdp_session_check_uniform(session, made->plan)));
     end_phase(session, made, "plan");
     if (made->merges) MDP_TRY(merge_all(session, made));
     if (made->merges) end_phase(session, made, "merge");
