@@ -165,7 +165,7 @@ static void every_layout_reads_right(void **state) {
                             layouts[i].first,
                             layouts[i].row_stride,
                             layouts[i].col_stride,
-                            {0}};
+                            {0}, NULL};
             assert_rows(s, &m, 0, m.n_row);
             if (m.n_row > 3) assert_rows(s, &m, 1, 2);
             assert_rows(s, &m, m.n_row - 1, 1);
@@ -182,7 +182,7 @@ static void other_formats_are_rounded_to_bf16(void **state) {
     mdp_tensor odd = s->tensors[0];
     odd.offset += 1;
     odd.n_byte -= 4;
-    mdp_matrix m = {&odd, 700, 1024, 3, 1024, 1, {0}};
+    mdp_matrix m = {&odd, 700, 1024, 3, 1024, 1, {0}, NULL};
     void *scratch = malloc(4 << 20);
     float *exact = malloc((size_t)(700 * 1024) * sizeof *exact);
     uint16_t *rounded = malloc((size_t)mdp_matrix_room(&m, MDP_BF16, 700));
@@ -205,7 +205,7 @@ static void other_formats_are_rounded_to_bf16(void **state) {
 
 static void a_matrix_loads_whole(void **state) {
     store *s = *state;
-    mdp_matrix m = {&s->tensors[2], 48, 64, 1, 2, 96, {0}};
+    mdp_matrix m = {&s->tensors[2], 48, 64, 1, 2, 96, {0}, NULL};
     float *values = NULL;
     assert_ok(mdp_matrix_load(s->reader, &m, &values));
     for (int64_t r = 0; r < 48; r++) {
@@ -234,7 +234,7 @@ static void assert_refused(store *s, mdp_matrix m, int64_t row0, int64_t n_row, 
 
 static void what_is_outside_is_refused(void **state) {
     store *s = *state;
-    mdp_matrix m = {&s->tensors[1], 4, 8, N_ELEMENT - 31, 8, 1, {0}};
+    mdp_matrix m = {&s->tensors[1], 4, 8, N_ELEMENT - 31, 8, 1, {0}, NULL};
     assert_refused(s, m, 3, 1, MDP_INTERNAL, "outside the tensor");
     m.first--;
     assert_rows(s, &m, 3, 1);
@@ -287,9 +287,9 @@ static void consume(mdp_panel_feed *feed, const mdp_panel *items, int64_t n_take
 /* Sequences of random panels of all layouts and formats, taken whole or stopped anywhere, through one feed. */
 static void random_sequences_arrive_in_order(void **state) {
     store *s = *state;
-    mdp_matrix matrices[] = {{&s->tensors[0], 100, 40, 7, 40, 1, {0}},  {&s->tensors[1], 100, 40, 7, 80, 1, {0}},
-                             {&s->tensors[2], 100, 40, 7, 1, 100, {0}}, {&s->tensors[1], 100, 33, 0, 33, 1, {0}},
-                             {&s->tensors[2], 64, 50, 3, 2, 200, {0}},  {&s->tensors[2], 512, 40, 0, 40, 1, {0}}};
+    mdp_matrix matrices[] = {{&s->tensors[0], 100, 40, 7, 40, 1, {0}, NULL},  {&s->tensors[1], 100, 40, 7, 80, 1, {0}, NULL},
+                             {&s->tensors[2], 100, 40, 7, 1, 100, {0}, NULL}, {&s->tensors[1], 100, 33, 0, 33, 1, {0}, NULL},
+                             {&s->tensors[2], 64, 50, 3, 2, 200, {0}, NULL},  {&s->tensors[2], 512, 40, 0, 40, 1, {0}, NULL}};
     uint64_t seed = 0;
     for (int depth = 2; depth <= 7; depth++) {
         mdp_panel_feed *feed = NULL;
@@ -316,7 +316,7 @@ static void random_sequences_arrive_in_order(void **state) {
 static void threads_share_a_sequence(void **state) {
     enum { N_PANEL = 60, N_USE = 3 };
     store *s = *state;
-    mdp_matrix matrix = {&s->tensors[2], 100, 40, 0, 40, 1, {0}};
+    mdp_matrix matrix = {&s->tensors[2], 100, 40, 0, 40, 1, {0}, NULL};
     mdp_panel items[N_PANEL];
     int n_wrong = 0;
     for (int i = 0; i < N_PANEL; i++) items[i] = (mdp_panel){.matrix = &matrix, .row0 = i, .n_row = 20};
@@ -342,7 +342,7 @@ static void threads_share_a_sequence(void **state) {
 
 static void misuse_is_an_error(void **state) {
     store *s = *state;
-    mdp_matrix m = {&s->tensors[0], 100, 40, 0, 40, 1, {0}};
+    mdp_matrix m = {&s->tensors[0], 100, 40, 0, 40, 1, {0}, NULL};
     mdp_panel items[3] = {{&m, 0, 10, NULL}, {&m, 10, 10, NULL}, {&m, 20, 10, NULL}}, got[4];
     mdp_panel_feed *feed = NULL;
     assert_int_equal(mdp_panel_feed_new(s->reader, 1, MDP_F32, 400 * 4, NULL, &feed).code, MDP_INTERNAL);
@@ -369,7 +369,7 @@ static void read_errors_reach_the_consumer(void **state) {
     mdp_tensor beyond = s->tensors[0];
     beyond.name = "beyond";
     beyond.offset = s->sizes[0] - 100;
-    mdp_matrix good = {&s->tensors[0], 100, 40, 0, 40, 1, {0}}, bad = {&beyond, 100, 40, 0, 40, 1, {0}};
+    mdp_matrix good = {&s->tensors[0], 100, 40, 0, 40, 1, {0}, NULL}, bad = {&beyond, 100, 40, 0, 40, 1, {0}, NULL};
     mdp_panel items[4] = {{&good, 0, 10, NULL}, {&good, 10, 10, NULL}, {&bad, 0, 10, NULL}, {&good, 20, 10, NULL}};
     mdp_panel got[2];
     mdp_panel_feed *feed = NULL;
