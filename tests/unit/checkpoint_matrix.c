@@ -165,7 +165,8 @@ static void every_layout_reads_right(void **state) {
                             layouts[i].first,
                             layouts[i].row_stride,
                             layouts[i].col_stride,
-                            {0}, NULL};
+                            {0},
+                            NULL};
             assert_rows(s, &m, 0, m.n_row);
             if (m.n_row > 3) assert_rows(s, &m, 1, 2);
             assert_rows(s, &m, m.n_row - 1, 1);
@@ -287,9 +288,10 @@ static void consume(mdp_panel_feed *feed, const mdp_panel *items, int64_t n_take
 /* Sequences of random panels of all layouts and formats, taken whole or stopped anywhere, through one feed. */
 static void random_sequences_arrive_in_order(void **state) {
     store *s = *state;
-    mdp_matrix matrices[] = {{&s->tensors[0], 100, 40, 7, 40, 1, {0}, NULL},  {&s->tensors[1], 100, 40, 7, 80, 1, {0}, NULL},
-                             {&s->tensors[2], 100, 40, 7, 1, 100, {0}, NULL}, {&s->tensors[1], 100, 33, 0, 33, 1, {0}, NULL},
-                             {&s->tensors[2], 64, 50, 3, 2, 200, {0}, NULL},  {&s->tensors[2], 512, 40, 0, 40, 1, {0}, NULL}};
+    mdp_matrix matrices[] = {
+        {&s->tensors[0], 100, 40, 7, 40, 1, {0}, NULL},  {&s->tensors[1], 100, 40, 7, 80, 1, {0}, NULL},
+        {&s->tensors[2], 100, 40, 7, 1, 100, {0}, NULL}, {&s->tensors[1], 100, 33, 0, 33, 1, {0}, NULL},
+        {&s->tensors[2], 64, 50, 3, 2, 200, {0}, NULL},  {&s->tensors[2], 512, 40, 0, 40, 1, {0}, NULL}};
     uint64_t seed = 0;
     for (int depth = 2; depth <= 7; depth++) {
         mdp_panel_feed *feed = NULL;
