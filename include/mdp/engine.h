@@ -79,6 +79,7 @@ typedef struct mdp_tile {
     const float *x;          /* [n_row, d_model] input of the expert (after the norm) */
     const float *h;          /* [n_row, d_ff] */
     const float *y;          /* [n_row, d_model] unweighted output */
+    const float *projected;  /* [n_row, d_ff] y W_d, where a pass asks for it; NULL */
     const float *gate;       /* [n_row] applied weight */
     bool weighed;            /* it multiplied x: y has it already */
     const int32_t *category; /* [n_row] */
@@ -151,6 +152,7 @@ typedef struct mdp_pass {
     int64_t batches_byte;         /* bytes that observers hold of a rank from one batch to the next */
     bool redo_block;              /* mdp_engine_redo_block_all will be called, after each layer */
     bool activations;             /* those of the last stream come back to the tokens' owners */
+    bool projected;               /* tiles come with y W_d; not for products in bf16 */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;
 

@@ -52,6 +52,7 @@ struct mdp_engine {
     float *input;      /* [batch.n_token, d_model] residual stream entering the MoE block; NULL: not kept */
     bool redo_block;   /* keep it */
     bool activations;  /* those of the last stream come back */
+    bool projected;    /* tiles come with y W_d */
     int n_branch;
     mdp_branch *branches; /* [n_stream], the first n_branch in use */
     int *stream_branch;   /* [n_stream] */
