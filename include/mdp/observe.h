@@ -56,6 +56,9 @@ typedef enum mdp_vector_id {
     MDP_PROBE_COSINE_SUM,   /* [n_expert] sum over the probe's t of cos(y_ti, y_tj) */
     MDP_CKA_LINEAR_PRODUCT, /* [n_expert] inner products of centred kernels of y over the probe, each of norm 1 */
     MDP_CKA_RBF_PRODUCT,    /* [n_expert] the same of other kernels */
+    MDP_NEURON_SHARE_SUM,   /* [d_ff] sum over T_e of h_j (W_d[:,j] . y) / norm2(y) */
+    MDP_NEURON_SQUARE_SUM,  /* [d_ff] sum over T_e of h_j^2 */
+    MDP_NEURON_COLUMN,      /* [d_ff] norm2(W_d[:,j])^2 */
     MDP_N_VECTOR
 } mdp_vector_id;
 
@@ -69,8 +72,9 @@ typedef enum mdp_vector_join {
 typedef struct mdp_vector {
     const char *name; /* dataset name in stats.h5 */
     const char *meaning, *unit, *source;
-    bool square; /* width n_expert, else d_model */
-    bool late;   /* complete with one step after the layer's last batch, else it grows with every batch */
+    bool square;  /* width n_expert, else */
+    bool neurons; /* d_ff, else d_model */
+    bool late;    /* complete with one step after the layer's last batch, else it grows with every batch */
     mdp_vector_join join;
 } mdp_vector;
 extern const mdp_vector mdp_vectors[MDP_N_VECTOR];
@@ -118,6 +122,7 @@ typedef struct mdp_similarity_request {
     unsigned wanted;      /* a bit for each mdp_similarity_id; 0: none */
     int64_t probe_tokens; /* tokens that every expert is run on, drawn by seed: at most; 0: no wanted one needs them */
     uint64_t seed;
+    bool neurons; /* sums for every neuron as well */
 } mdp_similarity_request;
 
 /* "a,b,..." or "none" -> the set. MDP_USAGE with the names that there are. Local. */
@@ -139,6 +144,7 @@ typedef struct mdp_layer_stats {
     int64_t layer; /* index of the layer in the model */
     int32_t n_expert, top_k;
     int32_t n_group, n_open; /* groups of experts, and how many of them a token sees (mdp_router_rule) */
+    int64_t d_ff;            /* neurons of an expert; 0: not known, where no neuron was observed */
     int64_t *counts;         /* [n_category, n_expert] rows routed */
     mdp_exact *sums;         /* [MDP_N_SUM, n_category, n_expert], normalised */
     double *maxima;          /* [MDP_N_MAX, n_category, n_expert], >= 0 */
@@ -177,8 +183,8 @@ typedef struct mdp_stats {
 /* An empty one for a model and tokens: names, fingerprints, and zeroed arrays for every MoE layer. Local. */
 mdp_status mdp_stats_new(const mdp_model *model, const mdp_tokens *tokens, const mdp_similarity_request *request,
                          mdp_stats **out);
-/* Numbers of a vector of an expert. */
-int64_t mdp_vector_width(mdp_vector_id id, int32_t n_expert, int64_t d_model);
+/* Numbers of a vector of an expert of a layer. */
+int64_t mdp_vector_width(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id);
 /* Arrays of one layer, zeroed, without vectors. Local. */
 mdp_status mdp_layer_stats_allocate(mdp_layer_stats *layer, int n_category);
 void mdp_stats_destroy(mdp_stats *stats); /* NULL is allowed */

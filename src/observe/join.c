@@ -38,7 +38,9 @@ static mdp_status check_same(const mdp_stats *first, const mdp_stats *other, con
                first->layers[l].n_expert == other->layers[l].n_expert &&
                first->layers[l].top_k == other->layers[l].top_k &&
                first->layers[l].n_group == other->layers[l].n_group &&
-               first->layers[l].n_open == other->layers[l].n_open;
+               first->layers[l].n_open == other->layers[l].n_open &&
+               (first->layers[l].d_ff == other->layers[l].d_ff || first->layers[l].d_ff == 0 ||
+                other->layers[l].d_ff == 0);
     if (same && first->pruned_inputs != other->pruned_inputs)
         return MDP_ERROR(MDP_BAD_INPUT,
                          "%s: these statistics are of %s inputs, those of %s are not; they cannot be added.", path,
@@ -125,7 +127,7 @@ static mdp_status add_vector(const mdp_layer_stats *one, mdp_vector_id id, int64
 static mdp_status join_vector(mdp_stats *const *all, const double *weight, int n, int64_t l, mdp_vector_id id,
                               mdp_stats *out) {
     mdp_layer_stats *layer = &out->layers[l];
-    int64_t n_element = layer->n_expert * mdp_vector_width(id, layer->n_expert, out->d_model);
+    int64_t n_element = layer->n_expert * mdp_vector_width(out, layer, id);
     bool sums = mdp_vectors[id].join == MDP_JOIN_SUM, there = n == 1 || mdp_vectors[id].join != MDP_JOIN_NONE;
     for (int f = 0; f < n; f++) there = there && all[f]->layers[l].vectors[id];
     if (!there) return mdp_ok();
@@ -171,7 +173,8 @@ static mdp_status describe(mdp_stats *const *all, const double *weight, int n, m
                                            .n_expert = first->layers[l].n_expert,
                                            .top_k = first->layers[l].top_k,
                                            .n_group = first->layers[l].n_group,
-                                           .n_open = first->layers[l].n_open};
+                                           .n_open = first->layers[l].n_open,
+                                           .d_ff = first->layers[l].d_ff};
     return mdp_ok();
 }
 

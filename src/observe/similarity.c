@@ -143,6 +143,7 @@ unsigned mdp_similarity_vectors(const mdp_similarity_request *request) {
     unsigned vectors = 1u << MDP_OUTPUT_SUM;
     for (int id = 0; id < MDP_N_SIMILARITY; id++)
         if (request->wanted >> id & 1) vectors |= 1u << mdp_similarities[id].vector;
+    if (request->neurons) vectors |= 7u << MDP_NEURON_SHARE_SUM;
     return vectors;
 }
 

@@ -75,6 +75,9 @@ static mdp_status read_sizes(hid_t group, const char *name, mdp_layer_stats *lay
         return unreadable(path, "the number of experts of a layer");
     layer->n_expert = (int32_t)n_expert;
     layer->top_k = (int32_t)top_k;
+    if (mdp_hdf5_has_attribute(group, "d_ff"))
+        MDP_TRY(mdp_hdf5_integer_attribute(path, name, group, "d_ff", &layer->d_ff));
+    if (layer->d_ff < 0 || layer->d_ff > 1 << 24) return unreadable(path, "the number of neurons of a layer");
     return read_groups(group, name, layer, path);
 }
 
@@ -238,7 +241,9 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
     MDP_TRY(read_description(file, stats, path));
     MDP_TRY(read_categories(file, stats, path));
     MDP_TRY(check_categories(stats, path));
-    return read_layers(file, stats, path);
+    MDP_TRY(read_layers(file, stats, path));
+    stats->similarity.neurons = stats->n_layer > 0 && stats->layers[0].d_ff > 0;
+    return mdp_ok();
 }
 
 mdp_status mdp_stats_read(const char *path, mdp_stats **out) {
@@ -269,7 +274,7 @@ static mdp_status read_vector(hid_t file, const mdp_stats *stats, mdp_layer_stat
                               const char *path) {
     const mdp_vector *vector = &mdp_vectors[id];
     char name[96];
-    const int64_t shape[3] = {layer->n_expert, mdp_vector_width(id, layer->n_expert, stats->d_model), MDP_SHORT_LIMBS};
+    const int64_t shape[3] = {layer->n_expert, mdp_vector_width(stats, layer, id), MDP_SHORT_LIMBS};
     int64_t n = shape[0] * shape[1];
     snprintf(name, sizeof name, "layers/%lld/%s_limbs", (long long)layer->layer, vector->name);
     MDP_TRY(mdp_hdf5_check_array(path, file, name, 3, shape));
@@ -288,6 +293,8 @@ static mdp_status read_vector(hid_t file, const mdp_stats *stats, mdp_layer_stat
 /* That the file has what is wanted. */
 static mdp_status check_wanted(const mdp_stats *stats, unsigned wanted, const char *path) {
     unsigned has = mdp_similarity_vectors(&stats->similarity);
+    if ((wanted & ~has) >> MDP_NEURON_SHARE_SUM)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s holds no sums for neurons; observe with --neuron-scores.", path);
     for (int id = 0; id < MDP_N_SIMILARITY; id++) {
         unsigned bit = 1u << mdp_similarities[id].vector;
         if ((wanted & bit) && !(has & bit))

@@ -132,6 +132,7 @@ static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_st
     if (counts >= 0) good = H5Dclose(counts) >= 0 && good;
     good = good && write_number_attribute(group, "n_expert", layer->n_expert) &&
            write_number_attribute(group, "top_k", layer->top_k);
+    if (layer->d_ff > 0) good = good && write_number_attribute(group, "d_ff", layer->d_ff);
     if (layer->n_group > 1)
         good = good && write_number_attribute(group, "n_group", layer->n_group) &&
                write_number_attribute(group, "n_open", layer->n_open);
@@ -213,7 +214,8 @@ static mdp_status write_scalars(const mdp_stats *stats, const char *path, hid_t 
 /* ---- vectors ------------------------------------------------------------------------------------------------- */
 
 static int64_t samples_of(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
-    if (id == MDP_OUTPUT_SUM) return stats->n_token * layer->top_k;
+    if (id == MDP_OUTPUT_SUM || (mdp_vectors[id].neurons && !mdp_vectors[id].late))
+        return stats->n_token * layer->top_k;
     if (mdp_vectors[id].join == MDP_JOIN_SAME) return 0;
     return mdp_vectors[id].late ? (int64_t)stats->n_probe : stats->n_token;
 }
@@ -225,7 +227,7 @@ static mdp_status write_vector(hid_t group, const mdp_stats *stats, const mdp_la
         [MDP_JOIN_SUM] = "sum", [MDP_JOIN_SAME] = "same", [MDP_JOIN_NONE] = "not at all"};
     const mdp_vector *vector = &mdp_vectors[id];
     const mdp_short_sum *sums = layer->vectors[id];
-    int64_t width = mdp_vector_width(id, layer->n_expert, stats->d_model), n = layer->n_expert * width;
+    int64_t width = mdp_vector_width(stats, layer, id), n = layer->n_expert * width;
     const description row = {.name = vector->name,
                              .meaning = vector->meaning,
                              .unit = vector->unit,
@@ -290,7 +292,7 @@ static mdp_status gather_vectors_all(const mdp_comm *comm, const mdp_stats *stat
                                      mdp_layer_stats *one) {
     unsigned wanted = mdp_similarity_vectors(&stats->similarity);
     for (int id = 0; id < MDP_N_VECTOR; id++) {
-        int64_t width = mdp_vector_width((mdp_vector_id)id, layer->n_expert, stats->d_model), n_got = 0;
+        int64_t width = mdp_vector_width(stats, layer, (mdp_vector_id)id), n_got = 0;
         int64_t n_byte = layer->n_expert * width * (int64_t)sizeof(mdp_short_sum);
         void *got = NULL;
         one->vectors[id] = NULL;

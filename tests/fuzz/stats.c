@@ -38,8 +38,10 @@ static void add_layer(fuzz_file *file, int layer) {
 static void add_vectors(fuzz_file *file, int layer) {
     static const mdp_vector_id ids[] = {MDP_PAIR_COUNT, MDP_ROUTER_PRODUCT, MDP_PROBE_OUTPUT_SUM};
     static const int64_t limbs[N_EXPERT * (N_EXPERT + D_MODEL) * MDP_SHORT_LIMBS];
+    const mdp_stats stats = {.d_model = D_MODEL};
+    const mdp_layer_stats sizes = {.n_expert = N_EXPERT};
     for (int i = 0; i < 3; i++) {
-        int64_t shape[] = {N_EXPERT, mdp_vector_width(ids[i], N_EXPERT, D_MODEL), MDP_SHORT_LIMBS};
+        int64_t shape[] = {N_EXPERT, mdp_vector_width(&stats, &sizes, ids[i]), MDP_SHORT_LIMBS};
         char name[64];
         (void)snprintf(name, sizeof name, "/layers/%d/%s_limbs", layer, mdp_vectors[ids[i]].name);
         fuzz_file_add(file, name, NULL, FUZZ_I64, 3, shape, limbs, shape[0] * shape[1] * shape[2] * 8);

@@ -28,7 +28,7 @@ static mdp_stats *make(unsigned vectors, double n_probe, double (*value)(int id,
     *layer = (mdp_layer_stats){.n_expert = N_EXPERT, .top_k = 1, .n_group = 1, .n_open = 1};
     assert_int_equal(mdp_layer_stats_allocate(layer, 1).code, MDP_OK);
     for (int id = 0; id < MDP_N_VECTOR; id++) {
-        int64_t n = N_EXPERT * mdp_vector_width((mdp_vector_id)id, N_EXPERT, D_MODEL);
+        int64_t n = N_EXPERT * mdp_vector_width(stats, layer, (mdp_vector_id)id);
         if (!(vectors >> id & 1)) continue;
         assert_int_equal(MDP_ALLOC(&layer->vectors[id], n, "test").code, MDP_OK);
         for (int64_t i = 0; i < n; i++) assert_true(mdp_short_add(&layer->vectors[id][i], value(id, i)));
