@@ -20,12 +20,17 @@ typedef struct mdp_merge_run {
     int64_t *order; /* [merged members of the layer, d_ff] the neuron of each that comes to a place; NULL: none moves */
 } mdp_merge_run;
 
-/* A merged expert of the layer. */
+/* Is it an expert that is made? */
+static inline bool mdp_merge_makes(const mdp_plan_expert *planned) {
+    return planned->action == MDP_MERGE || planned->action == MDP_NEURONS;
+}
+
+/* A merged expert of the layer, or one that is cut: a merge of one member, some of whose neurons have a place. */
 typedef struct mdp_merge_item {
     const mdp_merge_run *run;
     const mdp_plan_expert *planned;
     const mdp_replaced_expert *to;
-    const int64_t *order; /* [n_from, d_ff] of its members; NULL */
+    const int64_t *order; /* [n_from, d_ff] of its members, or [neurons that stay]; NULL */
 } mdp_merge_item;
 
 /* What of an expert is made in one go, by one rank. */
