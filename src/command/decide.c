@@ -1,6 +1,7 @@
 /* decide.c - one decision for all ranks: see decide.h. */
 #include "command/decide.h"
 #include "command/categories.h"
+#include "command/cutting.h"
 
 #include <string.h>
 
@@ -133,6 +134,9 @@ unsigned mdp_session_vectors(const mdp_session *session) {
     mdp_merge_request merge;
     if (mdp_session_merge_request(session, &merges, &merge).code == MDP_OK && merges)
         wanted |= 1u << mdp_similarities[merge.similarity].vector;
+    mdp_cut_request cut;
+    if (mdp_session_cut_request(session, &merges, &cut).code == MDP_OK && merges)
+        wanted |= mdp_neuron_score_vectors(cut.score);
     return wanted;
 }
 
@@ -160,6 +164,8 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
     bool merges;
     mdp_merge_request merge;
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    mdp_cut_request cut;
+    MDP_TRY(mdp_session_cut_request(session, &merges, &cut));
     return check_categories(session, criterion);
 }
 
@@ -239,6 +245,9 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
     mdp_merge_request merge;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    bool cuts;
+    mdp_cut_request cut;
+    MDP_TRY(mdp_session_cut_request(session, &cuts, &cut));
     mdp_plan_request request = {
         .criterion = mdp_session_criterion(session),
         .stats = stats,
@@ -255,6 +264,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
         .pruned_route = (mdp_pruned_route)mdp_session_option(session, OPTION_PRUNED_ROUTE)->integer,
         .budget = *budget,
         .merge = merges ? &merge : NULL,
+        .cut = cuts ? &cut : NULL,
         .n_round = round.n,
         .previous = round.previous};
     mdp_plan *plan = NULL;

@@ -5,7 +5,7 @@
 #include "command/opening.h"
 #include "mdp/merge.h"
 
-/* Is there an expert that is to be merged, and has not been? */
+/* Is there an expert that is to be merged, or cut, and has not been? */
 bool mdp_plan_is_unmerged(const mdp_plan *plan);
 /* Are there merged ones that are made already, or nothing to merge? Local. MDP_USAGE. */
 mdp_status mdp_session_check_merge(const mdp_plan *plan);

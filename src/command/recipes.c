@@ -26,6 +26,12 @@ const mdp_recipe mdp_recipes[] = {
      "recipe: groups that know the same, by centred kernel alignment, merged with their router rows (after "
      "'Diversifying the Expert Knowledge', 2407.09590)",
      "{\"method\": \"frequency\", \"merge\": \"mean\", \"group\": \"partition\", \"group-by\": \"cka-linear\"}"},
+    {"enp",
+     "recipe: all experts stay, and keep the neurons with the largest share of their outputs (after TENP, "
+     "2606.09885); say how many with --keep-neurons",
+     "{\"method\": \"frequency\", \"neurons\": \"enp\"}"},
+    {"act", "recipe: all experts stay, and keep the neurons of most energy; say how many with --keep-neurons",
+     "{\"method\": \"frequency\", \"neurons\": \"act\"}"},
 };
 const int mdp_n_recipe = (int)(sizeof mdp_recipes / sizeof mdp_recipes[0]);
 
