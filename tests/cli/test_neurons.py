@@ -222,7 +222,7 @@ def test_dry_run_foretells_the_result(tmp_path):
     (["--keep-neurons", "half"], "neither a number of neurons nor a part of them"),
     (["--keep-neurons", "1.5"], "it is a number of neurons, which is whole"),
     (["--keep-neurons", "81"], "--keep-neurons 81 is more than the 80 neurons of an expert"),
-    (["--keep-neurons", "0.5", "--width-multiple-of", "64"], "rounded down to a multiple of 64 (--width-multiple-of) none"),
+    (["--keep-neurons", "0.5", "--width-multiple-of", "64"], "rounded down to a multiple of 64 .--width-multiple-of. none"),
     (["--keep-neurons", "0.001"], "leaves 0 of 80 neurons"),
     ([], "--neurons needs --keep-neurons"),
     (["--keep-neurons", "0.5", "--merge", "mean", "--keep", "4"], "--merge does not go with it"),
