@@ -81,6 +81,7 @@ typedef struct mdp_tile {
     const float *x;          /* [n_row, d_model] input of the expert (after the norm) */
     const float *h;          /* [n_row, d_ff] */
     const float *y;          /* [n_row, d_model] unweighted output */
+    const float *projected;  /* [n_row, d_ff] y W_d, where a pass asks for it; NULL */
     const float *gate;       /* [n_row] applied weight */
     bool weighed;            /* it multiplied x: y has it already */
     const int32_t *category; /* [n_row] */
@@ -156,6 +157,7 @@ typedef struct mdp_pass {
     bool one_batch;               /* observers must see all tokens of a layer before the next */
     bool activations;             /* those of the last stream come back to the tokens' owners */
     int32_t aside_slots;          /* mdp_engine_aside_all will be called, with so many slots at most; 0: it will not */
+    bool projected;               /* tiles come with y W_d; not for products in bf16 */
     const mdp_view *const *views; /* [n_stream] what streams are, or will be about; NULL entry, or NULL: the model */
 } mdp_pass;
 

@@ -252,6 +252,7 @@ bool mdp_names_expert(const char *name);
 typedef struct mdp_config_change {
     int64_t n_expert;
     int64_t top_k;           /* experts of a token; 0: as it is */
+    int64_t d_ff;            /* neurons of an expert; 0: as it is */
     bool without_extra;      /* layers that predict tokens further ahead are left out */
     const int32_t *of_layer; /* [n_layer] experts of each, 0: it has none; NULL: all have n_expert */
     bool list_layers; /* say in per_layer_config what differs from n_expert; where there is one, it is kept right */

@@ -63,6 +63,9 @@ typedef enum mdp_vector_id {
     MDP_GATED_HIDDEN_SQUARE, /* [d_ff] sum over T_e of (g h)^2 */
     MDP_INPUT_SQUARE,        /* [d_model] sum over T_e of x^2 */
     MDP_HIDDEN_SQUARE,       /* [d_ff] sum over T_e of h^2 */
+    MDP_NEURON_SHARE_SUM,   /* [d_ff] sum over T_e of h_j (W_d[:,j] . y) / norm2(y) */
+    MDP_NEURON_SQUARE_SUM,  /* [d_ff] sum over T_e of h_j^2 */
+    MDP_NEURON_COLUMN,      /* [d_ff] norm2(W_d[:,j])^2 */
     MDP_N_VECTOR
 } mdp_vector_id;
 
@@ -144,6 +147,7 @@ typedef struct mdp_similarity_request {
     mdp_channel_norms norms;
     int64_t probe_tokens; /* tokens that every expert is run on, drawn by seed: at most; 0: no wanted one needs them */
     uint64_t seed;
+    bool neurons; /* sums for every neuron as well */
 } mdp_similarity_request;
 
 /* "a,b,..." or "none" -> the set. MDP_USAGE with the names that there are. Local. */
@@ -166,7 +170,7 @@ void mdp_similarity_enlarge(const mdp_model *model, const mdp_similarity_request
 typedef struct mdp_layer_stats {
     int64_t layer; /* index of the layer in the model */
     int32_t n_expert, top_k;
-    int64_t d_ff;            /* of the largest expert; 0: not known (only channel norms need it) */
+    int64_t d_ff;            /* neurons of the largest expert; 0: not known (only what is of neurons needs it) */
     int32_t n_group, n_open; /* groups of experts, and how many of them a token sees (mdp_router_rule) */
     int64_t *counts;         /* [n_category, n_expert] rows routed */
     mdp_exact *sums;         /* [MDP_N_SUM, n_category, n_expert], normalised */

@@ -7,7 +7,7 @@
 #include "mdp/score.h"
 
 /* What becomes of experts. zero: it keeps its place and its router row, but returns 0. constant: it returns one vector.
- * condense: it sees every token, without a router. neurons, mask: some of its neurons or weights go. */
+ * condense: it sees every token, without a router. neurons: some of its neurons go. mask: some of its weights. */
 typedef enum mdp_action {
     MDP_KEEP,
     MDP_DROP,
@@ -55,6 +55,7 @@ typedef struct mdp_plan_expert {
     double alpha;       /* whose cosine with one of its own is above this */
     bool fitted;        /* merged: its down projection is the least squares of its members' outputs */
     mdp_mask_rule mask; /* masked: which entries of its matrices count as 0 */
+    char *neurons; /* cut: a hex digit for four neurons, the lowest bit for the first; its 1 bits stay; else NULL */
     int n_array;
     mdp_plan_array *arrays; /* [n_array] */
 } mdp_plan_expert;
@@ -208,6 +209,38 @@ typedef enum mdp_merge_weights {
 } mdp_merge_weights;
 extern const char *const mdp_merge_weights_names[]; /* NULL at the end */
 
+/* What neurons are cut by. */
+typedef enum mdp_neuron_score { MDP_NEURON_ENP, MDP_NEURON_ACT, MDP_N_NEURON_SCORE } mdp_neuron_score;
+extern const char *const mdp_neuron_score_names[]; /* NULL at the end */
+/* Vectors of statistics that a score takes: a bit for each mdp_vector_id. */
+unsigned mdp_neuron_score_vectors(mdp_neuron_score score);
+
+/* Which neurons of experts stay: equally many of each, the best by a score. */
+typedef struct mdp_cut_request {
+    mdp_neuron_score score;
+    int64_t keep;        /* neurons; 0: by ratio */
+    double ratio;        /* of the neurons of an expert, above 0, at most 1 */
+    int64_t multiple_of; /* their number is rounded down to a multiple of it */
+} mdp_cut_request;
+/* Neurons that stay of n. MDP_USAGE: more than there are, or none. Local. */
+mdp_status mdp_cut_width(const mdp_cut_request *request, int64_t n, int64_t *width);
+/* Scores of the neurons of an expert of a layer: out [d_ff]; sums over its tokens, which are to be compared among its
+ * neurons alone. The vectors are there. Local. */
+void mdp_neuron_scores(const mdp_layer_stats *layer, mdp_neuron_score score, mdp_expert_t expert, double *out);
+/* Cut every expert that a plan keeps (cut.c): the vectors of the statistics are there. Local. MDP_USAGE, MDP_BAD_INPUT:
+ * the statistics do not hold them. */
+mdp_status mdp_plan_cut(const mdp_cut_request *request, const mdp_stats *stats, mdp_plan *plan);
+/* Let an expert keep the neurons whose mark is not 0: marks [n]. Local. */
+mdp_status mdp_plan_cut_expert(const unsigned char *marks, int64_t n, mdp_plan_expert *expert);
+/* Neurons that an expert which is cut keeps; order: their numbers, ascending, [that many], or NULL. Local. */
+int64_t mdp_plan_neurons(const mdp_plan_expert *expert, int64_t *order);
+/* Neurons of every expert of the result; 0: the plan cuts none. */
+int64_t mdp_plan_width(const mdp_plan *plan);
+/* Are all experts cut, to the same width, and are there such neurons? MDP_BAD_INPUT. Local. */
+mdp_status mdp_plan_check_cut(const mdp_plan *plan, const mdp_model *model);
+/* The request as the recipe has it; new, or NULL when memory is out. */
+json_t *mdp_plan_describe_cut(const mdp_cut_request *cut, const mdp_stats *stats, const mdp_plan *plan);
+
 /* How experts that do not stay join others. */
 typedef struct mdp_merge_request {
     mdp_merge_weights weights;
@@ -261,6 +294,7 @@ typedef struct mdp_plan_request {
     const mdp_mask_request *mask;   /* experts that stay are masked (needs stats with channel norms; without stats the
                                        norms are named and not known); NULL: they are not */
     const mdp_merge_request *merge; /* experts that do not stay join others (needs stats); NULL: they go */
+    const mdp_cut_request *cut;     /* neurons of those that stay go (needs stats); NULL: none */
     int64_t n_round;                /* rounds that it takes in all; 0 and 1: one */
     const mdp_plan *previous; /* of the round before, through which `stats` were taken: what it removed stays removed,
                                  with the score that it had; NULL: none */

@@ -1,5 +1,5 @@
-/* replaced.h - experts that a plan keeps with another down projection, or merges of several: what is new of them stands
- * in plan.h5 as the checkpoint would store it; found in the plan, or listed to be made. */
+/* replaced.h - experts that a plan keeps with another down projection, merges of several, or cuts: what is new of them
+ * stands in plan.h5 as the checkpoint would store it; found in the plan, or listed to be made. */
 #ifndef MDP_REPLACED_H
 #define MDP_REPLACED_H
 
@@ -31,6 +31,7 @@ typedef struct mdp_replaced_expert {
     int64_t layer;                               /* of the model */
     int32_t kept;                                /* number in the result */
     mdp_expert_t from;                           /* in the model */
+    bool cut;                                    /* it has the width of the result */
     int64_t array[MDP_N_EXPERT_PART];            /* number of its array, which parts share that are stored as one
                                                     tensor; -1: it has no such part, or keeps it */
     const mdp_tensor *stored[MDP_N_EXPERT_PART]; /* in the model */
@@ -42,6 +43,7 @@ typedef struct mdp_replaced_expert {
 typedef struct mdp_replaced {
     const mdp_model *model;
     bool widened; /* codes with scales are bf16 there, in the order in which the checkpoint has the codes */
+    struct mdp_width *width; /* the model as if all experts had the result's neurons; NULL: they have; owned */
     int64_t n;
     mdp_replaced_expert *experts; /* [n] by layer, then kept */
     int64_t n_array;
@@ -53,7 +55,7 @@ typedef struct mdp_replaced {
 /* Which experts, with which parts. */
 typedef enum mdp_replaced_which {
     MDP_REPLACED_NAMED,  /* what the plan says is in plan.h5 */
-    MDP_REPLACED_MERGED, /* merged experts with all parts, to be made */
+    MDP_REPLACED_MERGED, /* merged experts with all parts, and cut ones without router rows, to be made */
     MDP_REPLACED_FITTED  /* and down projections of those that are kept */
 } mdp_replaced_which;
 /* Local. MDP_BAD_INPUT: an array that the expert cannot have. Freed with mdp_replaced_destroy. */
@@ -67,6 +69,11 @@ mdp_status mdp_replaced_copy(const mdp_replaced *replaced, const mdp_replaced_ex
 /* The same of a plan whose arrays are not there, or that has none: what computes can be described, and not read. Local.
  */
 mdp_status mdp_replaced_stand_in(const mdp_model *model, const mdp_plan *plan, mdp_replaced **out);
+/* For a forecast, where nothing is made: cut experts compute from tensors that are in no file. Local. */
+void mdp_replaced_pretend(mdp_replaced *replaced);
+/* The model whose shapes the experts of the result have: that of the plan, or one of another width. `replaced` may be
+ * NULL. */
+const mdp_model *mdp_replaced_shapes(const mdp_replaced *replaced, const mdp_model *model);
 /* Number of an expert of the result; -1: it is not among them. `replaced` may be NULL. */
 int64_t mdp_replaced_find(const mdp_replaced *replaced, int64_t layer, int32_t kept);
 /* Bytes of all arrays. */

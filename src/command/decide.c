@@ -1,6 +1,7 @@
 /* decide.c - one decision for all ranks: see decide.h. */
 #include "command/decide.h"
 #include "command/categories.h"
+#include "command/cutting.h"
 #include "command/masking.h"
 #include "command/widen.h"
 
@@ -181,6 +182,9 @@ unsigned mdp_session_vectors(const mdp_session *session) {
     mdp_merge_request merge;
     if (mdp_session_merge_request(session, &merges, &merge).code == MDP_OK && merges && mdp_merge_has_groups(&merge))
         wanted |= mdp_similarity_sources(merge.similarity);
+    mdp_cut_request cut;
+    if (mdp_session_cut_request(session, &merges, &cut).code == MDP_OK && merges)
+        wanted |= mdp_neuron_score_vectors(cut.score);
     return wanted | mdp_channel_norms_vectors(mdp_session_mask_norms(session));
 }
 
@@ -211,6 +215,8 @@ mdp_status mdp_session_check_method(const mdp_session *session) {
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
     mdp_mask_request mask;
     MDP_TRY(mdp_session_mask_request(session, &merges, &mask));
+    mdp_cut_request cut;
+    MDP_TRY(mdp_session_cut_request(session, &merges, &cut));
     return check_categories(session, criterion);
 }
 
@@ -307,6 +313,9 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
     mdp_mask_request mask;
     if (stats) MDP_TRY(mdp_category_weights(categories, stats, &found->weight));
     MDP_TRY(mdp_session_merge_request(session, &merges, &merge));
+    bool cuts;
+    mdp_cut_request cut;
+    MDP_TRY(mdp_session_cut_request(session, &cuts, &cut));
     MDP_TRY(mdp_session_mask_request(session, &masks, &mask));
     mdp_plan_request request = mdp_session_plan_request(session, stats, budget);
     request.weights = found->weights;
@@ -314,6 +323,7 @@ static mdp_status decide(const mdp_session *session, const mdp_stats *stats, con
     request.weight = found->weight;
     request.merge = merges ? &merge : NULL;
     request.mask = masks ? &mask : NULL;
+    request.cut = cuts ? &cut : NULL;
     request.n_round = round.n;
     request.previous = round.previous;
     mdp_plan *plan = NULL;

@@ -66,11 +66,12 @@ mdp_status mdp_session_check_budget(const mdp_session *session) {
     mdp_budget budget = budget_of(session);
     const mdp_option_value *other = mdp_session_option(session, OPTION_FOR);
     bool numbered = keep_option(session) >= 0 || mdp_session_option(session, OPTION_TOP_K)->present ||
-                    mdp_session_option(session, OPTION_MASK)->integer != 0;
+                    mdp_session_option(session, OPTION_MASK)->integer != 0 ||
+                    mdp_session_option(session, OPTION_NEURONS)->integer != 0;
     if (!numbered && !(other->present && mdp_other_needs_no_number((mdp_other)other->integer)))
         return MDP_ERROR(MDP_USAGE,
                          "%s needs --keep N, --keep-ratio R, --prune-ratio R or --keep-file FILE, or --top-k K to keep "
-                         "all experts but use fewer. See moe-dist-prune %s --help.",
+                         "all experts but use fewer, or --neurons to cut them. See moe-dist-prune %s --help.",
                          session->options->command, session->options->command);
     if (budget == MDP_BUDGET_LIST && mdp_session_option(session, OPTION_BUDGET)->given)
         return MDP_ERROR(MDP_USAGE, "--budget has no meaning with --keep-file, which gives every layer its number.");

@@ -4,6 +4,7 @@
  * one to come, so the model seen through it does as much work, and the checkpoint that it makes has the same names and
  * shapes. It goes through the same steps as the real one: transform, layout of the files, costs. */
 #include "command/foresee.h"
+#include "command/cutting.h"
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/masking.h"
@@ -159,6 +160,7 @@ static mdp_status add_merge_all(mdp_session *session, const mdp_plan *dropping, 
     bool wanted;
     mdp_merge_request merge;
     mdp_plan *plan = NULL;
+    if (mdp_plan_width(dropping) > 0) return mdp_session_add_merge_all(session, dropping, carried, estimate);
     mdp_status status = mdp_session_merge_request(session, &wanted, &merge);
     if (status.code == MDP_OK) status = mdp_session_will_merge(session, &wanted);
     if (status.code == MDP_OK && wanted) status = mdp_plan_copy(dropping, "the plan that is foretold", &plan);
@@ -173,6 +175,7 @@ static mdp_status add_merge_all(mdp_session *session, const mdp_plan *dropping, 
 
 static mdp_status plan_all(mdp_session *session, const mdp_budget_options *budget, stand_in *made) {
     mdp_status status = make_plan(session, budget, &made->plan);
+    if (status.code == MDP_OK) status = mdp_session_pretend_cut(session, made->plan);
     if (status.code == MDP_OK) status = mdp_plan_print(made->plan, &made->text);
     if (status.code == MDP_OK) status = mdp_replaced_stand_in(session->model, made->plan, &made->replaced);
     if (status.code == MDP_OK) status = mdp_transform_view(session->model, made->plan, made->replaced, &made->view);
@@ -207,6 +210,8 @@ mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_option
         status = mdp_agree_all(session->comm, mdp_session_mask_bytes(session, made.plan, &n_norm));
     estimate->bytes_written += n_norm;
     free_stand_in(&made);
+    mdp_replaced_destroy(session->replaced); /* that was pretended */
+    session->replaced = NULL;
     MDP_TRY(status);
     return mdp_agree_all(session->comm, mdp_session_check_memory(session, estimate));
 }

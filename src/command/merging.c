@@ -2,10 +2,14 @@
 #include "command/merging.h"
 #include "command/made.h"
 
+static bool is_to_make(const mdp_plan_expert *expert) {
+    return expert->action == MDP_MERGE || expert->action == MDP_NEURONS;
+}
+
 bool mdp_plan_is_unmerged(const mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++)
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++)
-            if (plan->layers[i].kept[j].action == MDP_MERGE && plan->layers[i].kept[j].n_array == 0) return true;
+            if (is_to_make(&plan->layers[i].kept[j]) && plan->layers[i].kept[j].n_array == 0) return true;
     return false;
 }
 
@@ -41,7 +45,7 @@ mdp_status mdp_session_check_merge(const mdp_session *session, const mdp_plan *p
         }
     }
     if (mdp_plan_is_unmerged(plan)) return check_tokens(session, plan, name);
-    return MDP_ERROR(MDP_USAGE, "%s: it merges no experts; there is nothing to do.", name);
+    return MDP_ERROR(MDP_USAGE, "%s: it merges or cuts no experts; there is nothing to do.", name);
 }
 
 /* ---- fits -------------------------------------------------------------------------------------------------------- */

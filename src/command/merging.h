@@ -5,7 +5,7 @@
 #include "command/opening.h"
 #include "mdp/merge.h"
 
-/* Is there an expert that is to be merged, and has not been? */
+/* Is there an expert that is to be merged, or cut, and has not been? */
 bool mdp_plan_is_unmerged(const mdp_plan *plan);
 /* Are there merged ones that are made already, nothing to merge, or text that is missing or of no use? Local.
  * MDP_USAGE. */

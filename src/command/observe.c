@@ -19,7 +19,8 @@ static bool is_same_line(const char *a, const char *b) {
 }
 
 static bool is_same_request(const mdp_similarity_request *a, const mdp_similarity_request *b) {
-    return a->wanted == b->wanted && a->norms == b->norms && a->probe_tokens == b->probe_tokens && a->seed == b->seed;
+    return a->wanted == b->wanted && a->norms == b->norms && a->probe_tokens == b->probe_tokens && a->seed == b->seed &&
+           a->neurons == b->neurons;
 }
 
 /* Are these the statistics that are to be written? */

@@ -116,6 +116,18 @@ static const char *mask_help(int i) {
     return help[i];
 }
 
+static const char *neurons_name(int i) {
+    return i == 0 ? "none" : mdp_neuron_score_names[i - 1];
+}
+
+static const char *neurons_help(int i) {
+    static const char *const texts[] = {"all stay",
+                                        "mean over an expert's tokens of h_j (W_d[:,j] . y) / norm2(y), the neuron's "
+                                        "share of the output (after TENP, 2606.09885)",
+                                        "mean of h_j^2 times norm2(W_d[:,j])^2, the neuron's energy"};
+    return texts[i];
+}
+
 static const char *merge_router_name(int i) {
     return mdp_merge_router_names[i];
 }
@@ -268,6 +280,11 @@ const mdp_option mdp_option_table[N_OPTION] = {
                               .help = "norms of what each expert's matrices read, for masks (plan --mask): of tokens "
                                       "times their weights, of tokens alone, or both",
                               .choice = channel_norms_name,
+                              .commands = COMMAND_RUN | COMMAND_OBSERVE},
+    [OPTION_NEURON_SCORES] = {.name = "neuron-scores",
+                              .type = MDP_OPTION_FLAG,
+                              .help = "sums for every neuron of every expert, kept in the statistics (plan --neurons "
+                                      "chooses by them; down projections are multiplied with twice)",
                               .commands = COMMAND_RUN | COMMAND_OBSERVE},
     [OPTION_STATS] = {.name = "stats",
                       .type = MDP_OPTION_TEXT_LIST,
@@ -463,6 +480,29 @@ const mdp_option mdp_option_table[N_OPTION] = {
                    .help = "mask: of each M columns of a row N stay, such as 2:4",
                    .commands = CHOOSES,
                    .group = GROUP_SPARSE},
+}
+
+    [OPTION_NEURONS] = {.name = "neurons",
+                        .type = MDP_OPTION_CHOICE,
+                        .fallback = "none",
+                        .help = "cut neurons inside the experts that stay, all experts to one width",
+                        .choice = neurons_name,
+                        .choice_help = neurons_help,
+                        .commands = CHOOSES},
+    [OPTION_KEEP_NEURONS] = {.name = "keep-neurons",
+                             .type = MDP_OPTION_TEXT,
+                             .value = "N|R",
+                             .help = "neurons that each expert keeps, or the part of them (up to 1: a part)",
+                             .commands = CHOOSES},
+    [OPTION_WIDTH_MULTIPLE_OF] = {.name = "width-multiple-of",
+                                  .type = MDP_OPTION_INTEGER,
+                                  .value = "N",
+                                  .fallback = "1",
+                                  .help = "round the neurons that stay down to a multiple of N; kernels that serve "
+                                          "models like 64 or 128",
+                                  .minimum = 1,
+                                  .maximum = 1 << 20,
+                                  .commands = CHOOSES},
     [OPTION_REFIT] = {.name = "refit",
                       .type = MDP_OPTION_TEXT,
                       .value = "HOW",

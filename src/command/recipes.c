@@ -56,6 +56,12 @@ const mdp_recipe mdp_recipes[] = {
      "DERN, "
      "2509.10377)",
      "{\"method\": \"soft\", \"merge\": \"dern\"}"},
+    {"enp",
+     "recipe: all experts stay, and keep the neurons with the largest share of their outputs (after TENP, "
+     "2606.09885); say how many with --keep-neurons",
+     "{\"method\": \"frequency\", \"neurons\": \"enp\"}"},
+    {"act", "recipe: all experts stay, and keep the neurons of most energy; say how many with --keep-neurons",
+     "{\"method\": \"frequency\", \"neurons\": \"act\"}"},
 };
 const int mdp_n_recipe = (int)(sizeof mdp_recipes / sizeof mdp_recipes[0]);
 

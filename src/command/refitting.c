@@ -213,7 +213,7 @@ static mdp_status name_arrays(const mdp_refit *refit, mdp_replaced *replaced, md
     for (int64_t i = 0; i < plan->n_layer; i++) {
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             int64_t at = mdp_replaced_find(replaced, plan->layers[i].layer, j);
-            bool named = refit->layers[i].fitted[j] || plan->layers[i].kept[j].action == MDP_MERGE;
+            bool named = refit->layers[i].fitted[j] || plan->layers[i].kept[j].action != MDP_KEEP;
             if (at >= 0 && named) MDP_TRY(mdp_made_name_arrays(replaced, at, &plan->layers[i].kept[j]));
             for (int part = 0; at >= 0 && !named && part < MDP_N_EXPERT_PART; part++)
                 if (replaced->experts[at].array[part] >= 0)

@@ -4,6 +4,7 @@
  * later step fails); the plan is tried in memory on --eval-tokens; then the checkpoint is written; then the report. */
 #include "command/compute.h"
 #include "command/continue.h"
+#include "command/cutting.h"
 #include "command/decide.h"
 #include "command/feasible.h"
 #include "command/foresee.h"
@@ -26,8 +27,9 @@ typedef struct products {
     int64_t n_round;
     mdp_similarity_request similarity;
     mdp_subset_request subsets;
-    bool merges; /* experts are made of several */
+    bool merges; /* experts are made: of several, or cut */
     bool fits;   /* by least squares */
+    bool cuts;
     bool refits;
     char phase_names[96];
     mdp_refit_options refit;
@@ -103,6 +105,15 @@ static bool renumbers(const mdp_session *session, const mdp_budget_options *budg
     return budget->budget == MDP_BUDGET_LIST || budget->keep < mdp_census_of_model(session->model).largest;
 }
 
+/* Can experts be cut as is asked? Local. */
+static mdp_status find_cut(const mdp_session *session, products *made) {
+    int64_t width;
+    MDP_TRY(mdp_session_cut_width(session, &width));
+    made->cuts = width > 0;
+    made->merges = made->merges || made->cuts;
+    return mdp_ok();
+}
+
 static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_check_budget(session));
     MDP_TRY(mdp_session_read_keep_file_all(session));
@@ -116,6 +127,7 @@ static mdp_status open_all(mdp_session *session, products *made) {
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
     MDP_AGREE(session->comm, mdp_session_widen_model(session, made->merges || made->refits));
+    MDP_AGREE(session->comm, find_cut(session, made));
     MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_read_routers_all(session));
@@ -136,8 +148,11 @@ static mdp_status open_all(mdp_session *session, products *made) {
 static const char *name_phases(const mdp_session *session, products *made) {
     snprintf(made->phase_names, sizeof made->phase_names, "observe%s%s%s%s%s",
              mdp_session_propagates(session) ? " (experts twice, for --propagate pruned)" : "",
-             made->subsets.n_keep > 0 ? ", subsets" : "", made->merges ? ", merge" : "", made->refits ? ", refit" : "",
-             mdp_session_evaluates(session) ? ", eval" : "");
+             made->subsets.n_keep > 0 ? ", subsets" : "",
+             made->cuts     ? ", cut"
+             : made->merges ? ", merge"
+                            : "",
+             made->refits ? ", refit" : "", mdp_session_evaluates(session) ? ", eval" : "");
     return made->phase_names;
 }
 

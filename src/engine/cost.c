@@ -221,8 +221,9 @@ static void count_wave(work *w, const mdp_roster *roster, const mdp_placement *p
                tile[n].round == tile->round && tile[n].expert == tile->expert)
             n_row += tile[n++].n_row;
         const mdp_expert *expert = roster->experts[tile->expert];
-        w->share.flop[tile->owner] += 6 * expert->gate.n_row * expert->gate.n_col * n_row;
-        w->share.bytes_read[tile->owner] += expert_bytes(expert);
+        int64_t n_matrix = w->pass->projected ? 4 : 3; /* down twice */
+        w->share.flop[tile->owner] += 2 * n_matrix * expert->gate.n_row * expert->gate.n_col * n_row;
+        w->share.bytes_read[tile->owner] += expert_bytes(expert) + (n_matrix - 3) * streamed_bytes(&expert->down);
         first += n;
     }
     for (int r = 0; r < w->layout->size; r++)

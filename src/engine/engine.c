@@ -44,6 +44,7 @@ mdp_status mdp_engine_new_all(const mdp_comm *comm, const mdp_model *model, mdp_
         engine->n_stream = options->pass.n_stream;
         engine->redo_block = options->pass.redo_block || options->pass.aside_slots > 0;
         engine->activations = options->pass.activations;
+        engine->projected = options->pass.projected;
         engine->views = options->views;
         if (options->observers) engine->observers = *options->observers;
         engine->allow_nonfinite = options->allow_nonfinite;

@@ -54,6 +54,7 @@ struct mdp_engine {
     bool redo_block;        /* keep it */
     const mdp_aside *aside; /* what the block at hand is; NULL: the layer's own */
     bool activations;       /* those of the last stream come back */
+    bool projected;         /* tiles come with y W_d */
     int n_branch;
     mdp_branch *branches; /* [n_stream], the first n_branch in use */
     int *stream_branch;   /* [n_stream] */

@@ -39,7 +39,7 @@ static void keep_activations(const expert_tiles *tiles, const mdp_tile_place *pl
 }
 
 /* Observers see finite tiles only. */
-static mdp_status observe_tile(void *context, int64_t number, const float *x, const float *h) {
+static mdp_status observe_tile(void *context, int64_t number, const float *x, const float *h, const float *projected) {
     const expert_tiles *tiles = context;
     mdp_engine *engine = tiles->engine;
     const mdp_tile_place *place = tiles->own[number];
@@ -60,6 +60,7 @@ static mdp_status observe_tile(void *context, int64_t number, const float *x, co
                          .d_ff = engine->roster.experts[place->expert]->gate.n_row,
                          .x = x,
                          .h = h,
+                         .projected = projected,
                          .y = y,
                          .gate = round->gate + at,
                          .weighed = moe->rule.weigh_input,

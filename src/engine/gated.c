@@ -2,19 +2,21 @@
  *
  * In: groups of tiles, each with an MLP whose panels its tiles share. Out: y = down(act(gate(x)) * up(x)) of each tile.
  * The steps of all groups are one sequence of items, which the threads take in order: a group's tiles are loaded, meet
- * the pairs of gate and up panels, then the panels of down. Where there are several threads and room, groups are loaded
- * and gated before the ones before them go down. A tile lies in a place, which the next but n_place takes over; an item
- * waits for what its own tile still lacks and for nothing else, so threads do not wait for each other at the end of
- * every product, and panels of the next group are read while this one is computed. Which thread takes which item
- * cannot change a bit of the result.
+ * the pairs of gate and up panels, then the panels of down, and where y is to be multiplied with the columns of down,
+ * those once more: in order, since each adds to the sums of those before it. Where there are several threads and room,
+ * groups are loaded and gated before the ones before them go down. A tile lies in a place, which the next but n_place
+ * takes over; an item waits for what its own tile still lacks and for nothing else, so threads do not wait for each
+ * other at the end of every product, and panels of the next group are read while this one is computed. Which thread
+ * takes which item cannot change a bit of the result.
  *
  * Nobody waits for ever: the earliest item that is not done waits for earlier ones only, and those are done. */
 #include "engine/gated.h"
 
 #include <omp.h>
 #include <pthread.h>
+#include <string.h>
 
-typedef enum walk_stage { STAGE_LOAD, STAGE_GATED, STAGE_DOWN } walk_stage;
+typedef enum walk_stage { STAGE_LOAD, STAGE_GATED, STAGE_DOWN, STAGE_PROJECT } walk_stage;
 
 /* All tiles of a group in one stage. */
 typedef struct walk_step {
@@ -48,8 +50,12 @@ typedef struct progress {
 } progress;
 
 static int panels_of(walk_stage stage) {
-    static const int n_panel[] = {[STAGE_LOAD] = 0, [STAGE_GATED] = 2, [STAGE_DOWN] = 1};
+    static const int n_panel[] = {[STAGE_LOAD] = 0, [STAGE_GATED] = 2, [STAGE_DOWN] = 1, [STAGE_PROJECT] = 1};
     return n_panel[stage];
+}
+
+static walk_stage last_stage(const mdp_gated_walk *walk) {
+    return walk->room->projected ? STAGE_PROJECT : STAGE_DOWN;
 }
 
 static int64_t units_of(const walk_step *step) {
@@ -90,9 +96,9 @@ static void list_steps(progress *p) {
     for (bunch before = {0}, at; before.first < walk->n_group; before = at) {
         at = next_bunch(walk, &before);
         bool ahead = walk->engine->n_thread > 1 && before.n_tile + at.n_tile <= walk->room->n_place;
-        if (!ahead) add_steps(p, &before, STAGE_DOWN, STAGE_DOWN);
+        if (!ahead) add_steps(p, &before, STAGE_DOWN, last_stage(walk));
         add_steps(p, &at, STAGE_LOAD, STAGE_GATED);
-        if (ahead) add_steps(p, &before, STAGE_DOWN, STAGE_DOWN);
+        if (ahead) add_steps(p, &before, STAGE_DOWN, last_stage(walk));
     }
 }
 
@@ -111,7 +117,9 @@ static void advance(progress *p) {
 
 static bool is_ready(const progress *p, const walk_item *item) {
     const walk_place *at = &p->places[item->tile % p->walk->room->n_place];
-    return at->n_gone == item->tile / p->walk->room->n_place && at->stage == p->steps[item->step].stage;
+    walk_stage stage = p->steps[item->step].stage;
+    bool in_turn = stage != STAGE_PROJECT || at->n_done == item->unit;
+    return at->n_gone == item->tile / p->walk->room->n_place && at->stage == stage && in_turn;
 }
 
 static void fail(progress *p, const mdp_status *status) {
@@ -139,25 +147,33 @@ static bool take_item(progress *p, walk_item *out, mdp_panel panels[2]) {
     return status.code == MDP_OK;
 }
 
+/* What was computed of a tile. */
+typedef struct walk_rows {
+    float *x, *h;
+    float *projected; /* NULL: nothing */
+} walk_rows;
+
 /* The last item of a stage brings its tile to the next one; the last of all finishes it. */
-static void end_item(progress *p, const walk_item *item, const float *x, const float *h) {
+static void end_item(progress *p, const walk_item *item, const walk_rows *rows) {
     const mdp_gated_walk *walk = p->walk;
     const walk_step *step = &p->steps[item->step];
     walk_place *at = &p->places[item->tile % walk->room->n_place];
+    bool finishes = step->stage == last_stage(walk);
     if (panels_of(step->stage) > 0)
         mdp_panel_feed_release(walk->engine->feed, item->panel, panels_of(step->stage), step->group->n_tile);
     pthread_mutex_lock(&p->lock);
     bool is_last = ++at->n_done == units_of(step);
+    if (step->stage == STAGE_PROJECT && !is_last) pthread_cond_broadcast(&p->moved);
     pthread_mutex_unlock(&p->lock);
     if (!is_last) return;
-    if (step->stage == STAGE_DOWN && walk->finish) {
-        mdp_status status = walk->finish(walk->context, item->tile, x, h);
+    if (finishes && walk->finish) {
+        mdp_status status = walk->finish(walk->context, item->tile, rows->x, rows->h, rows->projected);
         if (status.code != MDP_OK) fail(p, &status);
     }
     pthread_mutex_lock(&p->lock);
     at->n_done = 0;
-    at->stage = step->stage == STAGE_DOWN ? STAGE_LOAD : step->stage + 1;
-    if (step->stage == STAGE_DOWN) at->n_gone++;
+    at->stage = finishes ? STAGE_LOAD : step->stage + 1;
+    if (finishes) at->n_gone++;
     pthread_cond_broadcast(&p->moved);
     pthread_mutex_unlock(&p->lock);
 }
@@ -181,6 +197,14 @@ static void gated_item(const mdp_gated_walk *walk, const mdp_rows *tile, const m
     }
 }
 
+/* Products of a tile's outputs with the columns of down, of one panel's rows: added to those of the panels before. */
+static void project_item(const mdp_gated_walk *walk, const mdp_gated_tile *tile, const mdp_panel *panel, float *out) {
+    int64_t d = panel->matrix->n_row, f = panel->matrix->n_col;
+    if (panel->row0 == 0) memset(out, 0, (size_t)(tile->n_row * f) * sizeof *out);
+    mdp_gemm_nn_add(walk->engine->gemm, tile->n_row, (int)f, (int)panel->n_row, tile->y + panel->row0, (int)d,
+                    panel->data, (int)f, out, (int)f);
+}
+
 static void compute_item(progress *p, const walk_item *item, const mdp_panel panels[2]) {
     const mdp_gated_walk *walk = p->walk;
     const mdp_gated_tile *tile = &walk->tiles[item->tile];
@@ -188,6 +212,7 @@ static void compute_item(progress *p, const walk_item *item, const mdp_panel pan
     const mdp_expert *expert = step->group->expert;
     int64_t d = expert->down.n_row, f = expert->gate.n_row, first = item->tile % walk->room->n_place * MDP_TILE_ROWS;
     float *x = walk->room->x + first * d, *h = walk->room->h + first * walk->room->d_ff;
+    float *projected = walk->room->projected ? walk->room->projected + first * walk->room->d_ff : NULL;
     uint16_t *x_rounded = walk->room->x_rounded ? walk->room->x_rounded + first * d : NULL;
     uint16_t *h_rounded = walk->room->h_rounded ? walk->room->h_rounded + first * walk->room->d_ff : NULL;
     if (step->stage == STAGE_LOAD) {
@@ -197,11 +222,13 @@ static void compute_item(progress *p, const walk_item *item, const mdp_panel pan
         const mdp_rows rows = {.x = x, .ldx = d, .rounded = x_rounded, .y = h, .ldy = f, .n_row = tile->n_row};
         float *up = walk->up + (size_t)omp_get_thread_num() * MDP_TILE_ROWS * MDP_PANEL_ROWS;
         gated_item(walk, &rows, panels, up, h_rounded);
+    } else if (step->stage == STAGE_PROJECT) {
+        project_item(walk, tile, &panels[0], projected);
     } else {
         const mdp_rows rows = {.x = h, .ldx = f, .rounded = h_rounded, .y = tile->y, .ldy = d, .n_row = tile->n_row};
         mdp_linear_item(walk->engine->gemm, &rows, &panels[0], walk->down_bias);
     }
-    end_item(p, item, x, h);
+    end_item(p, item, &(walk_rows){.x = x, .h = h, .projected = projected});
 }
 
 /* ---- room ------------------------------------------------------------------------------------------------------- */
@@ -214,6 +241,10 @@ mdp_status mdp_gated_take_room(mdp_engine *engine, int64_t n_place, int64_t d_ff
     if (mdp_gemm_type_of(engine->gemm) != MDP_GEMM_BF16) return mdp_ok();
     MDP_TRY(MDP_TAKE(engine->stack, &out->x_rounded, n_x, "rounded inputs"));
     return MDP_TAKE(engine->stack, &out->h_rounded, n_h, "rounded activations");
+}
+
+mdp_status mdp_gated_take_projections(mdp_engine *engine, mdp_gated_room *room) {
+    return MDP_TAKE(engine->stack, &room->projected, room->n_place * MDP_TILE_ROWS * room->d_ff, "projected outputs");
 }
 
 int64_t mdp_gated_room_memory(const mdp_model *model, mdp_gemm_type type, int64_t n_place, int64_t d_ff,
@@ -235,23 +266,24 @@ static mdp_status prepare(progress *p) {
     const mdp_gated_walk *walk = p->walk;
     walk->panels->n = 0;
     MDP_TRY(MDP_ALLOC(&p->places, walk->room->n_place, "places of tiles"));
-    MDP_TRY(MDP_ALLOC(&p->steps, 3 * walk->n_group, "steps of experts"));
+    MDP_TRY(MDP_ALLOC(&p->steps, 4 * walk->n_group, "steps of experts"));
     list_steps(p);
     for (int64_t i = 0; i < p->n_step; i++) {
         const mdp_expert *expert = p->steps[i].group->expert;
         if (p->steps[i].stage == STAGE_GATED)
             MDP_TRY(mdp_panel_list_add_pair(walk->panels, &expert->gate, &expert->up));
-        if (p->steps[i].stage == STAGE_DOWN) MDP_TRY(mdp_panel_list_add(walk->panels, &expert->down));
+        if (p->steps[i].stage >= STAGE_DOWN) MDP_TRY(mdp_panel_list_add(walk->panels, &expert->down));
     }
     return mdp_panel_feed_start(walk->engine->feed, walk->panels->items, walk->panels->n);
 }
 
 static void count_products(const mdp_gated_walk *walk) {
+    int n_matrix = walk->room->projected ? 4 : 3;
     const mdp_gated_tile *tile = walk->tiles;
     for (int64_t g = 0; g < walk->n_group; g++) {
         const mdp_matrix *gate = &walk->groups[g].expert->gate;
         for (int64_t t = 0; t < walk->groups[g].n_tile; t++, tile++)
-            mdp_profile_flop(walk->engine->profile, 3 * 2 * tile->n_row * gate->n_row * gate->n_col);
+            mdp_profile_flop(walk->engine->profile, n_matrix * 2 * tile->n_row * gate->n_row * gate->n_col);
     }
 }
 

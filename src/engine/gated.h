@@ -28,9 +28,12 @@ typedef struct mdp_gated_room {
     float *h;            /* [n_place, MDP_TILE_ROWS, d_ff]; rows of a tile are as long as its expert's */
     uint16_t *x_rounded; /* the same shapes; NULL: products are in f32 */
     uint16_t *h_rounded;
+    float *projected; /* of h's shape: products of y with the columns of down; NULL: not wanted */
 } mdp_gated_room;
 /* From the engine's stack. Local. */
 mdp_status mdp_gated_take_room(mdp_engine *engine, int64_t n_place, int64_t d_ff, mdp_gated_room *out);
+/* Room for products of outputs with columns beside that. Local. */
+mdp_status mdp_gated_take_projections(mdp_engine *engine, mdp_gated_room *room);
 /* Its bytes, where n_row of its rows are used. */
 int64_t mdp_gated_room_memory(const mdp_model *model, mdp_gemm_type type, int64_t n_place, int64_t d_ff, int64_t n_row);
 
@@ -45,10 +48,10 @@ typedef struct mdp_gated_walk {
     const mdp_gated_room *room;  /* no group has more tiles than places */
     float *up;                   /* [n_thread, MDP_TILE_ROWS, MDP_PANEL_ROWS] */
     mdp_panel_list *panels;      /* scratch, kept for the next walk */
-    /* Both from any thread, several tiles at once. Fill x of a tile. Look at x, h and y before their places are taken
-     * over; may be NULL. */
+    /* Both from any thread, several tiles at once. Fill x of a tile. Look at x, h, y and, where there is room for them,
+     * projected products before their places are taken over; may be NULL. */
     void (*load)(void *context, int64_t tile, float *x);
-    mdp_status (*finish)(void *context, int64_t tile, const float *x, const float *h);
+    mdp_status (*finish)(void *context, int64_t tile, const float *x, const float *h, const float *projected);
     void *context;
 } mdp_gated_walk;
 /* y = down(act(gate(x)) * up(x)) for all tiles. After an error the caller stops the engine's stream. Local. */

@@ -145,6 +145,7 @@ typedef struct work {
     int64_t widest;       /* neurons of any of them */
     bool activations;     /* come back */
     int32_t aside_slots;  /* of blocks that are computed aside */
+    bool projected;       /* tiles come with y W_d */
 } work;
 
 /* Tokens of a rank whose outputs are kept until they are combined: a wave is one block, or keeps to its bound. */
@@ -183,6 +184,10 @@ static mdp_moe_room room_of(const work *w, const mdp_moe *moe) {
     return mdp_moe_room_of(w->comm, w->partition, slots_of(w), moe->n_expert, w->n_roster, w->n_thread, w->n_stream);
 }
 
+static int64_t projected_bytes(const work *w, int64_t n_row) {
+    return w->projected ? n_row * w->widest * (int64_t)sizeof(float) : 0;
+}
+
 /* Buffers of rounds. Where there is one round, a token's row is there once; else three arrays change places. */
 static int64_t round_bytes(const work *w, const mdp_moe *moe) {
     int64_t row = w->model->d_model * (int64_t)sizeof(float), n_token = w->n_stream * w->partition->batch_tokens;
@@ -193,7 +198,7 @@ static int64_t round_bytes(const work *w, const mdp_moe *moe) {
     int64_t one = taken(most, most, row), inputs = taken(most, mdp_smaller(most, n_token), row);
     if (room.ahead && placed_rows(w) > most) inputs = 2 * one;
     return one + inputs + most * (20 + n_note + 8 * mdp_landing_words(w->comm)) +
-           mdp_gated_room_memory(w->model, w->type, room.n_tile, w->widest, group) +
+           mdp_gated_room_memory(w->model, w->type, room.n_tile, w->widest, group) + projected_bytes(w, group) +
            w->n_thread * mdp_moe_thread_scratch(w->model->d_model) * (int64_t)sizeof(float);
 }
 
@@ -274,6 +279,7 @@ int64_t mdp_engine_memory(const mdp_comm *comm, const mdp_model *model, const md
               .widest = mdp_widest_expert(model, pass->views, pass->n_stream),
               .activations = pass->activations,
               .aside_slots = pass->aside_slots,
+              .projected = pass->projected,
               .type = type,
               .share = most_of.all,
               .attention = attention_bytes(model, &most_of, pass->n_stream, n_thread)};

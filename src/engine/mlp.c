@@ -51,8 +51,9 @@ static void load_tile(void *context, int64_t number, float *x) {
 }
 
 /* Scale every output row by the sigmoid of its gate. */
-static mdp_status gate_tile(void *context, int64_t number, const float *x, const float *h) {
+static mdp_status gate_tile(void *context, int64_t number, const float *x, const float *h, const float *projected) {
     (void)h;
+    (void)projected;
     const mlp_tiles *tiles = context;
     const mdp_gated_tile *tile = &tiles->buffers->outputs[number];
     int64_t d = tiles->model->d_model;

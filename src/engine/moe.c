@@ -401,6 +401,7 @@ static mdp_status new_buffers(mdp_engine *engine, int64_t layer, mdp_moe_buffers
     mdp_expert_scratch *scratch = &buffers->scratch;
     MDP_TRY(new_rounds(engine, &room, buffers));
     MDP_TRY(mdp_gated_take_room(engine, room.n_tile, d_ff, &scratch->room));
+    if (engine->projected) MDP_TRY(mdp_gated_take_projections(engine, &scratch->room));
     MDP_TRY(MDP_TAKE(engine->stack, &scratch->up, engine->n_thread * mdp_moe_thread_scratch(d), "expert scratch"));
     if (moe->experts[0].gate_bias.tensor) MDP_TRY(new_bias_room(&engine->roster, scratch));
     if (moe->shared_gate.tensor) MDP_TRY(mdp_engine_load(engine, &moe->shared_gate, &buffers->shared_gate));

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { MAX_SPELLING = 2, MAX_EDIT = 3 * MAX_SPELLING + 1 };
+enum { MAX_SPELLING = 2, MAX_EDIT = 5 * MAX_SPELLING + 1 };
 
 /* Set a key within an object ("ffn_config.moe_top_k"); what is not there is inserted. */
 static mdp_status set_inner_key(const char *text, int64_t from, const char *name, const char *dot, const char *value,
@@ -113,12 +113,30 @@ static int64_t find_scope(const char *text, const char *name) {
     return from;
 }
 
+/* Another width of experts. Where that of the shared one is so many times it, so many more. */
+static mdp_status set_width(const mdp_model *model, const char *text, int64_t from, int64_t d_ff,
+                            mdp_edit edits[MAX_EDIT], int *n_edit) {
+    const mdp_moe *moe = NULL;
+    for (int64_t l = 0; l < model->n_layer && moe == NULL; l++)
+        if (model->layers[l].is_moe) moe = &model->layers[l].moe;
+    if (d_ff == 0 || moe == NULL) return mdp_ok();
+    MDP_TRY(set_key(text, from, &model->family->d_ff, d_ff, edits, n_edit));
+    if (model->family->n_shared.name == NULL || moe->shared_ff == 0) return mdp_ok();
+    if (moe->shared_ff % d_ff == 0)
+        return set_key(text, from, &model->family->n_shared, moe->shared_ff / d_ff, edits, n_edit);
+    return MDP_ERROR(MDP_USAGE,
+                     "experts of %lld neurons: %s says the shared expert's %lld as a multiple of them; keep a number "
+                     "that divides it.",
+                     (long long)d_ff, model->family->n_shared.name, (long long)moe->shared_ff);
+}
+
 static mdp_status make_edits(const mdp_model *model, const mdp_config_change *change, mdp_edit edits[MAX_EDIT],
                              int *n_edit) {
     const char *text = model->catalogue->config_text;
     int64_t from = find_scope(text, model->family->scope);
     MDP_TRY(set_key(text, from, &model->family->n_expert, change->n_expert, edits, n_edit));
     if (change->top_k > 0) MDP_TRY(set_key(text, from, &model->family->top_k, change->top_k, edits, n_edit));
+    MDP_TRY(set_width(model, text, from, change->d_ff, edits, n_edit));
     /* The key is not believed: checkpoints are published without the layers that it counts. */
     if (change->without_extra && (model->n_extra > 0 || has_key(text, from, &model->family->n_extra)))
         MDP_TRY(set_key(text, from, &model->family->n_extra, 0, edits, n_edit));

@@ -8,6 +8,7 @@
  * A vector sum has d_model elements for each expert: a rank collects those of one layer and hands them to the layer's
  * keeper, rank (index of the layer) modulo (number of ranks), so that no rank holds them all. */
 #include "observe/compare.h"
+#include "observe/neurons.h"
 
 #include <math.h>
 #include <string.h>
@@ -36,10 +37,14 @@ struct mdp_collector {
 
 /* ---- life ---------------------------------------------------------------------------------------------------- */
 
+/* Sums of a vector of a layer. */
+static int64_t count_sums(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
+    return layer->n_expert * mdp_vector_width(id, layer->n_expert, stats->d_model, layer->d_ff);
+}
+
 static mdp_status fill_new(const mdp_collecting *with, mdp_stats *stats, mdp_collector *collector) {
     const mdp_model *model = with->model;
-    int32_t largest = 0;
-    int64_t n = 0, widest = 0;
+    int64_t n = 0;
     collector->stats = stats;
     collector->n_layer = model->n_layer;
     collector->failed = mdp_ok();
@@ -50,15 +55,14 @@ static mdp_status fill_new(const mdp_collecting *with, mdp_stats *stats, mdp_col
         const mdp_moe *moe = &model->layers[l].moe;
         collector->layers[l] =
             (layer_rule){.stats = &stats->layers[n], .index = n, .sigmoid = moe->rule.score == MDP_SIGMOID};
-        largest = moe->n_expert > largest ? moe->n_expert : largest;
-        widest = mdp_larger(widest, moe->d_ff);
         n++;
     }
     for (int i = 0; i < MDP_N_VECTOR; i++) {
         mdp_vector_id id = (mdp_vector_id)i;
+        int64_t most = 0;
+        for (int64_t l = 0; l < n; l++) most = mdp_larger(most, count_sums(stats, &stats->layers[l], id));
         if (mdp_compare_wants(&collector->compare, id))
-            MDP_TRY(MDP_ALLOC(&collector->vectors[id], largest * mdp_vector_width(id, largest, model->d_model, widest),
-                              "vectors of experts"));
+            MDP_TRY(MDP_ALLOC(&collector->vectors[id], most, "vectors of experts"));
     }
     return mdp_ok();
 }
@@ -239,6 +243,7 @@ static mdp_status observe_tile(void *context, const mdp_tile *tile) {
     if (status.code == MDP_OK) status = add_gated_outputs(collector, tile, column);
     if (status.code == MDP_OK) status = add_squares(collector, tile, column);
     mdp_free(column);
+    if (status.code == MDP_OK && tile->projected) status = mdp_neurons_add(collector->stats, tile, collector->vectors);
     return status;
 }
 
@@ -314,11 +319,6 @@ mdp_observers mdp_collector_observers(mdp_collector *collector) {
 
 static int keeper_of(const mdp_comm *comm, int64_t layer_index) {
     return (int)(layer_index % comm->size);
-}
-
-/* Sums of a vector of a layer. */
-static int64_t count_sums(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
-    return layer->n_expert * mdp_vector_width(id, layer->n_expert, stats->d_model, layer->d_ff);
 }
 
 static mdp_status make_room(const mdp_stats *stats, mdp_layer_stats *layer, mdp_vector_id id) {

@@ -5,6 +5,7 @@
  * dealt to ranks; so a rank holds one panel of each expert. */
 #include "observe/compare.h"
 #include "observe/aligned.h"
+#include "observe/neurons.h"
 #include "observe/surrogate.h"
 
 #include <string.h>
@@ -240,6 +241,8 @@ static mdp_status add_own(const mdp_comm *comm, const mdp_compare *compare, int6
     if (!mdp_compare_is_last(compare)) return mdp_ok();
     if (mdp_compare_wants(compare, MDP_ROUTER_PRODUCT) && comm->rank == keeper)
         MDP_TRY(add_router(compare, layer, vectors[MDP_ROUTER_PRODUCT], flop));
+    if (mdp_compare_wants(compare, MDP_NEURON_COLUMN))
+        MDP_TRY(mdp_neurons_add_columns(comm, compare, layer, vectors[MDP_NEURON_COLUMN]));
     if (!mdp_compare_wants(compare, MDP_WEIGHT_PRODUCT)) return mdp_ok();
     return add_weights(comm, compare, layer, vectors[MDP_WEIGHT_PRODUCT], flop);
 }
@@ -266,7 +269,7 @@ static mdp_status run_probe_all(const mdp_comm *comm, mdp_compare *compare, int6
 mdp_status mdp_compare_layer_all(const mdp_comm *comm, mdp_compare *compare, int64_t layer, int64_t layer_index,
                                  int keeper, mdp_short_sum *const *vectors) {
     int64_t n_read = mdp_reader_bytes(compare->reader), flop = 0;
-    if (compare->stats->similarity.wanted == 0) return mdp_ok();
+    if (compare->stats->similarity.wanted == 0 && !compare->stats->similarity.neurons) return mdp_ok();
     mdp_phase before = mdp_profile_switch(compare->profile, MDP_PHASE_SIMILARITY);
     mdp_status status = mdp_agree_all(comm, add_own(comm, compare, layer, keeper, vectors, &flop));
     if (status.code == MDP_OK && mdp_compare_is_last(compare))

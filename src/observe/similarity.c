@@ -180,6 +180,7 @@ unsigned mdp_similarity_vectors(const mdp_similarity_request *request) {
     for (int id = 0; id < MDP_N_SIMILARITY; id++)
         if (request->wanted >> id & 1) vectors |= mdp_similarity_sources((mdp_similarity_id)id);
     if (vectors >> MDP_ALIGNED_PRODUCT & 1) vectors |= 1u << MDP_WEIGHT_PRODUCT; /* says which pairs are matched */
+    if (request->neurons) vectors |= 7u << MDP_NEURON_SHARE_SUM;
     return vectors;
 }
 

@@ -1,6 +1,7 @@
 /* similarity_cost.c - what similarities take of memory, operations and bytes, from headers alone. */
 #include "observe/across.h"
 #include "observe/aligned.h"
+#include "observe/neurons.h"
 #include "observe/probe_expert.h"
 #include "observe/surrogate.h"
 
@@ -29,6 +30,7 @@ void mdp_similarity_enlarge(const mdp_model *model, const mdp_similarity_request
         n_layer++;
     }
     int64_t kept = (n_layer + n_rank - 1) / n_rank; /* layers whose inputs a rank has */
+    pass->projected = request->neurons;
     pass->token_byte = wants(request, MDP_LOGIT_PRODUCT) ? most * (int64_t)sizeof(float) : 0;
     pass->batches_byte = kept * probe_of(request, n_token) * model->d_model * (int64_t)sizeof(float);
 }
@@ -65,6 +67,7 @@ int64_t mdp_similarity_memory(const mdp_model *model, const mdp_similarity_reque
         const mdp_moe *moe = &model->layers[l].moe;
         if (!model->layers[l].is_moe) continue;
         most = mdp_larger(most, weight_bytes(moe, request, n_thread));
+        if (request->neurons) most = mdp_larger(most, mdp_neurons_memory(moe, n_thread));
         most = mdp_larger(most, probe_bytes(moe, request, n, model->d_model, n_rank, n_thread));
         if (wants(request, MDP_SURROGATE_PRODUCT))
             most = mdp_larger(most, mdp_surrogate_memory(moe, model->d_model, n_rank, n_thread));
@@ -123,6 +126,8 @@ static void add_layer(const mdp_comm *layout, const mdp_moe *moe, const mdp_simi
     }
     if (wants(request, MDP_SURROGATE_PRODUCT)) mdp_surrogate_cost(layout, moe, d, rank, out);
     if (wants(request, MDP_ALIGNED_PRODUCT)) mdp_aligned_cost(layout, moe, d, rank, out);
+    for (int32_t e = rank; request->neurons && e < n_expert; e += layout->size)
+        out->bytes_read += mdp_matrix_bytes(&moe->experts[e].down);
     if (n > 0) add_probe(layout, moe, request, n, d, rank, out);
 }
 

@@ -79,7 +79,7 @@ static mdp_status fill_new(const mdp_model *model, const mdp_tokens *tokens, con
         layer->top_k = model->layers[l].moe.top_k;
         layer->n_group = model->layers[l].moe.rule.n_group;
         layer->n_open = model->layers[l].moe.rule.n_open;
-        if (request->norms != MDP_NORMS_NONE) layer->d_ff = model->layers[l].moe.d_ff;
+        if (request->norms != MDP_NORMS_NONE || request->neurons) layer->d_ff = model->layers[l].moe.d_ff;
         MDP_TRY(mdp_layer_stats_allocate(layer, stats->n_category));
     }
     return mdp_ok();
@@ -143,21 +143,27 @@ static int64_t widest_of(const mdp_model *model) {
 
 #define SCALAR_BYTES (8 + MDP_N_SUM * (int64_t)sizeof(mdp_exact) + 8 * MDP_N_MAX) /* of an expert and category */
 
-/* Sums of the vectors of a layer. */
-static int64_t count_vectors(const mdp_similarity_request *request, int64_t n_expert, int64_t d_model, int64_t d_ff) {
+/* Sums of the vectors of a layer of the model. */
+static int64_t count_vectors(const mdp_similarity_request *request, const mdp_model *model, const mdp_moe *moe) {
     unsigned vectors = mdp_similarity_vectors(request);
     int64_t n = 0;
     for (int id = 0; id < MDP_N_VECTOR; id++)
-        if (vectors >> id & 1) n += n_expert * mdp_vector_width((mdp_vector_id)id, (int32_t)n_expert, d_model, d_ff);
+        if (vectors >> id & 1) n += moe->n_expert * mdp_vector_width((mdp_vector_id)id, moe->n_expert, model->d_model, moe->d_ff);
     return n;
+}
+
+static int64_t most_vectors(const mdp_similarity_request *request, const mdp_model *model) {
+    int64_t most = 0;
+    for (int64_t l = 0; l < model->n_layer; l++)
+        if (model->layers[l].is_moe) most = mdp_larger(most, count_vectors(request, model, &model->layers[l].moe));
+    return most;
 }
 
 int64_t mdp_stats_memory(const mdp_model *model, int n_category, int n_rank, const mdp_similarity_request *request) {
     int64_t n_expert, largest, n_layer;
     count_experts(model, &n_expert, &largest, &n_layer);
     int64_t kept = 1 + (n_layer + n_rank - 1) / n_rank; /* layers whose vectors a rank has, one of them in the making */
-    return n_expert * n_category * SCALAR_BYTES +
-           kept * count_vectors(request, largest, model->d_model, widest_of(model)) * (int64_t)sizeof(mdp_short_sum);
+    return n_expert * n_category * SCALAR_BYTES + kept * most_vectors(request, model) * (int64_t)sizeof(mdp_short_sum);
 }
 
 int64_t mdp_stats_file_bytes(const mdp_model *model, int n_category, const mdp_similarity_request *request) {
@@ -167,8 +173,7 @@ int64_t mdp_stats_file_bytes(const mdp_model *model, int n_category, const mdp_s
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
         int64_t n = model->layers[l].moe.n_expert;
-        n_byte +=
-            count_vectors(request, n, model->d_model, model->layers[l].moe.d_ff) * ((int64_t)sizeof(mdp_short_sum) + 8);
+        n_byte += count_vectors(request, model, &model->layers[l].moe) * ((int64_t)sizeof(mdp_short_sum) + 8);
         n_byte += __builtin_popcount(request->wanted) * (8 * n * n + 1000);
     }
     return n_byte;

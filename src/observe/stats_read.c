@@ -320,7 +320,9 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
     MDP_TRY(read_description(file, stats, path));
     MDP_TRY(read_categories(file, stats, path));
     MDP_TRY(check_categories(stats, path));
-    return read_layers(file, stats, path);
+    MDP_TRY(read_layers(file, stats, path));
+    stats->similarity.neurons = stats->n_layer > 0 && stats->layers[0].d_ff > 0;
+    return mdp_ok();
 }
 
 mdp_status mdp_stats_read(const char *path, mdp_stats **out) {
@@ -372,6 +374,8 @@ static mdp_status read_vector(hid_t file, const mdp_stats *stats, mdp_layer_stat
 /* That the file has what is wanted. */
 static mdp_status check_wanted(const mdp_stats *stats, unsigned wanted, const char *path) {
     unsigned has = mdp_similarity_vectors(&stats->similarity);
+    if ((wanted & ~has) >> MDP_NEURON_SHARE_SUM)
+        return MDP_ERROR(MDP_BAD_INPUT, "%s holds no sums for neurons; observe with --neuron-scores.", path);
     for (int id = 0; id < MDP_N_SIMILARITY; id++) {
         unsigned bit = 1u << mdp_similarities[id].vector;
         if ((wanted & bit) && !(has & bit))

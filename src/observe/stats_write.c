@@ -171,6 +171,7 @@ static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_st
     if (counts >= 0) good = H5Dclose(counts) >= 0 && good;
     good = good && write_number_attribute(group, "n_expert", layer->n_expert) &&
            write_number_attribute(group, "top_k", layer->top_k);
+    if (layer->d_ff > 0) good = good && write_number_attribute(group, "d_ff", layer->d_ff);
     if (layer->n_group > 1)
         good = good && write_number_attribute(group, "n_group", layer->n_group) &&
                write_number_attribute(group, "n_open", layer->n_open);
@@ -258,7 +259,7 @@ static mdp_status write_scalars(const mdp_stats *stats, const char *path, hid_t 
 /* ---- vectors ------------------------------------------------------------------------------------------------- */
 
 static int64_t samples_of(const mdp_stats *stats, const mdp_layer_stats *layer, mdp_vector_id id) {
-    if (id == MDP_OUTPUT_SUM || id == MDP_GATED_OUTPUT_SUM || id >= MDP_GATED_INPUT_SQUARE)
+    if (id == MDP_OUTPUT_SUM || id == MDP_GATED_OUTPUT_SUM || (id >= MDP_GATED_INPUT_SQUARE && !mdp_vectors[id].late))
         return stats->n_token * layer->top_k;
     if (mdp_vectors[id].join == MDP_JOIN_SAME) return 0;
     return mdp_vectors[id].late ? (int64_t)stats->n_probe : stats->n_token;

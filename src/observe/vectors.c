@@ -94,6 +94,25 @@ const mdp_vector mdp_vectors[MDP_N_VECTOR] = {
                            .unit = "squared activation",
                            .source = "Wanda, arXiv 2306.11695",
                            .span = MDP_SPAN_NEURONS},
+    [MDP_NEURON_SHARE_SUM] = {.name = "neuron_share_sum",
+                              .meaning =
+                                  "sum over the routed tokens of h_j (W_d[:,j] . y) / norm2(y), h_j the activation "
+                                  "of neuron j, W_d[:,j] its column of the down projection",
+                              .unit = "norm of the hidden state",
+                              .source = "TENP, arXiv 2606.09885",
+                              .span = MDP_SPAN_NEURONS},
+    [MDP_NEURON_SQUARE_SUM] = {.name = "neuron_square_sum",
+                               .meaning = "sum over the routed tokens of h_j^2",
+                               .unit = "squared activation",
+                               .source = "activation energy",
+                               .span = MDP_SPAN_NEURONS},
+    [MDP_NEURON_COLUMN] = {.name = "neuron_column",
+                           .meaning = "norm2(W_d[:,j])^2 of the neuron's column of the down projection",
+                           .unit = "squared weight",
+                           .source = "activation energy",
+                           .span = MDP_SPAN_NEURONS,
+                           .late = true,
+                           .join = MDP_JOIN_SAME},
 };
 
 int64_t mdp_vector_width(mdp_vector_id id, int32_t n_expert, int64_t d_model, int64_t d_ff) {

@@ -1,4 +1,5 @@
-/* merge.c - merged experts, layer after layer: neurons are aligned, matrices made and put into the plan's arrays.
+/* merge.c - merged and cut experts, layer after layer: neurons are aligned, matrices made and put into the plan's
+ * arrays.
  *
  * Matrices of a layer are dealt to ranks one by one. A resume point is taken between layers: it has the checksums of
  * the arrays of those that are done, which are on storage by then; of a layer that was under way nothing is kept. */
@@ -23,8 +24,14 @@ typedef struct stage {
 
 static bool is_merged(const mdp_plan_layer *planned) {
     for (int32_t i = 0; i < planned->n_kept; i++)
-        if (planned->kept[i].action == MDP_MERGE) return true;
+        if (mdp_merge_makes(&planned->kept[i])) return true;
     return false;
+}
+
+static mdp_status list_neurons(const mdp_plan_expert *planned, int64_t **out) {
+    MDP_TRY(MDP_ALLOC(out, mdp_plan_neurons(planned, NULL), "neurons of an expert"));
+    (void)mdp_plan_neurons(planned, *out);
+    return mdp_ok();
 }
 
 /* This rank's share of the layer. Local. */
@@ -33,7 +40,7 @@ static mdp_status make_own(const mdp_merge_run *run) {
     int32_t n = 0;
     for (int32_t i = 0; i < run->planned->n_kept; i++) {
         const mdp_plan_expert *planned = &run->planned->kept[i];
-        if (planned->action != MDP_MERGE) continue;
+        if (!mdp_merge_makes(planned)) continue;
         if (planned->takes_in) {
             if (n % run->comm->size == run->comm->rank) MDP_TRY(mdp_merge_take_in(run, i));
             member += planned->n_from;
@@ -44,12 +51,19 @@ static mdp_status make_own(const mdp_merge_run *run) {
                                .planned = planned,
                                .to = &run->replaced->experts[mdp_replaced_find(run->replaced, run->planned->layer, i)],
                                .order = mdp_merge_is_aligned(planned) ? run->order + member * run->moe->d_ff : NULL};
+        int64_t *neurons = NULL;
+        if (planned->action == MDP_NEURONS) MDP_TRY(list_neurons(planned, &neurons));
+        if (neurons) item.order = neurons;
+        mdp_status status = mdp_ok();
         for (int share = 0; share < MDP_N_SHARE; share++) {
             int64_t turn =
                 mdp_merge_turn(n, (mdp_merge_share)share, mdp_merge_heavy_shares(&run->moe->experts[planned->from[0]]));
-            if (turn % run->comm->size == run->comm->rank) MDP_TRY(mdp_merge_make(&item, (mdp_merge_share)share));
+            if (turn % run->comm->size == run->comm->rank && status.code == MDP_OK)
+                status = mdp_merge_make(&item, (mdp_merge_share)share);
         }
-        member += planned->n_from;
+        mdp_free(neurons);
+        MDP_TRY(status);
+        if (planned->action == MDP_MERGE) member += planned->n_from;
         n++;
     }
     return mdp_ok();

@@ -78,7 +78,7 @@ static void add_layer(const costs *sum, const mdp_moe *moe, const mdp_plan_layer
     if (mdp_merge_takes_in(planned)) add_taking(sum, moe, planned, n_thread, out);
     for (int32_t i = 0; i < planned->n_kept; i++) {
         const mdp_plan_expert *expert = &planned->kept[i];
-        if (expert->action != MDP_MERGE || expert->takes_in) continue;
+        if (!mdp_merge_makes(expert) || expert->takes_in) continue;
         add_matrices(sum, moe, expert, n++);
         add_pairs(sum, moe, expert, &pair);
         int64_t orders = pair > 0 ? planned->n_expert * moe->d_ff * (int64_t)sizeof(int64_t) : 0;

@@ -1,5 +1,5 @@
-/* merge_expert.c - one matrix of a merged expert: rows of its members, in the dominant one's order of neurons, times
- * their weights, added in ascending order in f64 and rounded once to the type that the checkpoint stores.
+/* merge_expert.c - one matrix of a merged (or cut) expert: rows of its members, in the dominant one's order of neurons,
+ * times their weights, added in ascending order in f64 and rounded once to the type that the checkpoint stores.
  *
  * Rows of gate and up are neurons, and so are the columns of down. A matrix is made by one rank, rows at a time, so
  * nothing of it depends on their number. Where gate and up are one stored tensor whose runs are single values, its
@@ -21,7 +21,7 @@ typedef struct blend {
     const mdp_merge_item *item;
     size_t of_expert; /* where the matrix stands in mdp_expert */
     side neurons;
-    const double *weights; /* [n_from] */
+    const double *weights; /* [n_from]; NULL: it is cut */
     mdp_matrix to;
     void *scratch;
     float *stored;  /* [rows, n_col] of one member */
@@ -76,12 +76,12 @@ static mdp_status read_rows(const blend *b, const mdp_matrix *from, const int64_
     return mdp_ok();
 }
 
-static void add_rows(const blend *b, const int64_t *order, double weight, int64_t n) {
+static void add_rows(const blend *b, const int64_t *order, double weight, int64_t n_stored, int64_t n) {
     int64_t n_col = b->to.n_col;
     const int64_t *column = b->neurons == COLUMN_SIDE ? order : NULL;
 #pragma omp parallel for schedule(static) num_threads(b->item->run->options->n_thread)
     for (int64_t r = 0; r < n; r++) {
-        const float *from = b->stored + r * n_col;
+        const float *from = b->stored + r * n_stored;
         double *to = b->values + r * n_col;
         for (int64_t c = 0; c < n_col; c++) to[c] += weight * (double)from[column ? column[c] : c];
     }
@@ -111,9 +111,10 @@ static mdp_status make_rows(const blend *b, int64_t row, int64_t n) {
     for (int32_t i = 0; i < item->planned->n_from; i++) {
         const mdp_matrix from = of_member(b, i);
         const int64_t *order = item->order ? item->order + i * item->run->moe->d_ff : NULL;
-        if (b->weights[i] == 0.0) continue;
+        double weight = b->weights ? b->weights[i] : 1.0; /* of one that is cut */
+        if (weight == 0.0) continue;
         MDP_TRY(read_rows(b, &from, order, row, n));
-        add_rows(b, order, b->weights[i], n);
+        add_rows(b, order, weight, from.n_col, n);
     }
     return mdp_ok();
 }
@@ -140,7 +141,7 @@ static mdp_status begin(const mdp_merge_item *item, size_t of_expert, side neuro
     const mdp_matrix from = of_member(b, 0);
     int64_t n = mdp_matrix_put_step(&b->to, ROWS);
     MDP_TRY(mdp_alloc(&b->scratch, mdp_matrix_scratch(&from, n) + 1, 1, "rows of merged experts"));
-    MDP_TRY(MDP_ALLOC(&b->stored, n * b->to.n_col, "rows of merged experts"));
+    MDP_TRY(MDP_ALLOC(&b->stored, n * from.n_col, "rows of merged experts"));
     return MDP_ALLOC(&b->values, n * b->to.n_col, "rows of merged experts");
 }
 
@@ -307,6 +308,7 @@ static mdp_status make_rest(const mdp_merge_item *item) {
     if (to->gate_bias.tensor) MDP_TRY(make(item, gate_up, COLUMN_SIDE, one_tensor ? 2 : 1));
     if (to->up_bias.tensor && !one_tensor) MDP_TRY(make(item, gate_up + 1, COLUMN_SIDE, 1));
     if (to->down_bias.tensor) MDP_TRY(make(item, &down, NO_SIDE, 1));
+    if (item->planned->action == MDP_NEURONS) return mdp_ok(); /* its router row stays where it is */
     return make_router(item);
 }
 

@@ -21,12 +21,17 @@ typedef struct mdp_merge_run {
     int64_t *order; /* [merged members of the layer, d_ff] the neuron of each that comes to a place; NULL: none moves */
 } mdp_merge_run;
 
-/* A merged expert of the layer. */
+/* Is it an expert that is made? */
+static inline bool mdp_merge_makes(const mdp_plan_expert *planned) {
+    return planned->action == MDP_MERGE || planned->action == MDP_NEURONS;
+}
+
+/* A merged expert of the layer, or one that is cut: a merge of one member, some of whose neurons have a place. */
 typedef struct mdp_merge_item {
     const mdp_merge_run *run;
     const mdp_plan_expert *planned;
     const mdp_replaced_expert *to;
-    const int64_t *order;  /* [n_from, d_ff] of its members; NULL */
+    const int64_t *order;  /* [n_from, d_ff] of its members, or [neurons that stay]; NULL */
     const float *neurons;  /* [d_ff, 3 d_model] what [gate; up; down] of its neurons are, */
     const double *sizes;   /* [d_ff] times this; NULL: the sum of its members' */
     const double *of_rows; /* [n_from] what router rows are multiplied by; NULL: by the plan's rule */

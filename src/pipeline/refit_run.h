@@ -90,12 +90,13 @@ typedef struct mdp_refit_system {
 typedef struct mdp_refit_size {
     int n_rank, n_thread, n_set;
     int32_t n_side; /* experts that are fitted */
+    int64_t width;  /* neurons of each of them */
     int64_t n_token;
     int64_t unit; /* rows of W that are put together */
     bool chooses; /* a ridge is to be found */
 } mdp_refit_size;
-mdp_refit_size mdp_refit_size_of(int n_rank, int n_thread, const mdp_moe *moe, const mdp_tokens *tokens,
-                                 const mdp_refit_options *options, int32_t n_side);
+mdp_refit_size mdp_refit_size_of(int n_rank, int n_thread, const mdp_moe *moe, const mdp_plan *plan,
+                                 const mdp_tokens *tokens, const mdp_refit_options *options, int32_t n_side);
 /* The way that is asked for; auto: the first whose sums and factors fit options->memory. rows [n_side, n_side]: tokens
  * that chose both. Local, the same on every rank; the layout is freed by the caller. */
 mdp_status mdp_refit_choose_system(const mdp_refit_size *size, const mdp_model *model, int64_t layer,

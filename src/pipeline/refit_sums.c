@@ -159,8 +159,8 @@ static void pick_rows(const mdp_refit_run *run, int32_t n, const int64_t *rows, 
 
 static mdp_status choose_system(mdp_refit_run *run, const int64_t *rows) {
     const mdp_refit_size size =
-        mdp_refit_size_of(run->comm->size, run->forward->n_thread, &run->model->layers[run->layer].moe, run->tokens,
-                          run->options, run->n_side);
+        mdp_refit_size_of(run->comm->size, run->forward->n_thread, &run->model->layers[run->layer].moe, run->plan,
+                          run->tokens, run->options, run->n_side);
     mdp_refit_system system;
     MDP_TRY(mdp_refit_choose_system(&size, run->model, run->layer, run->options, rows, &system));
     run->layout = system.layout;

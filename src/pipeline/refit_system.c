@@ -16,12 +16,14 @@ mdp_refit_mode mdp_refit_mode_of(mdp_fit_mode mode) {
     return modes[mode];
 }
 
-mdp_refit_size mdp_refit_size_of(int n_rank, int n_thread, const mdp_moe *moe, const mdp_tokens *tokens,
-                                 const mdp_refit_options *options, int32_t n_side) {
+mdp_refit_size mdp_refit_size_of(int n_rank, int n_thread, const mdp_moe *moe, const mdp_plan *plan,
+                                 const mdp_tokens *tokens, const mdp_refit_options *options, int32_t n_side) {
+    int64_t cut = mdp_plan_width(plan);
     return (mdp_refit_size){.n_rank = n_rank,
                             .n_thread = n_thread,
                             .n_set = mdp_refit_count_sets(tokens, options),
                             .n_side = n_side,
+                            .width = cut > 0 ? cut : moe->experts[0].gate.n_row,
                             .n_token = tokens->n_token,
                             .unit = mdp_refit_unit(moe),
                             .chooses = options->ridge == 0.0};
@@ -77,7 +79,7 @@ static mdp_status lay_out(const mdp_refit_size *size, const mdp_model *model, in
     mdp_status status = MDP_ALLOC(&sides, n_side + 1, "sides of a fit");
     if (status.code == MDP_OK) status = MDP_ALLOC(&pairs, n_pair, "pairs of a fit");
     for (int32_t s = 0; status.code == MDP_OK && s < n_side; s++) {
-        sides[s] = (mdp_product_side){.n_value = moe->experts[0].gate.n_row, .with_one = biased};
+        sides[s] = (mdp_product_side){.n_value = size->width, .with_one = biased};
         out->order += mdp_product_width(&sides[s]);
         widest = mdp_product_width(&sides[s]) > widest ? mdp_product_width(&sides[s]) : widest;
     }
@@ -132,12 +134,13 @@ static int64_t flop_of_solve(const mdp_refit_system *system, int64_t n_side, int
 }
 
 /* A layer's share in *out; `rows` has room for n x n. */
-static mdp_status add_layer(const mdp_comm *layout, const mdp_model *model, const mdp_plan_layer *planned,
+static mdp_status add_layer(const mdp_comm *layout, const mdp_model *model, const mdp_plan *plan, int64_t number,
                             const mdp_tokens *tokens, const mdp_refit_options *options, int n_thread, int64_t *rows,
                             mdp_refit_cost *out) {
+    const mdp_plan_layer *planned = &plan->layers[number];
     const mdp_moe *moe = &model->layers[planned->layer].moe;
     int32_t top_k = planned->top_k > 0 ? planned->top_k : moe->top_k, n = planned->n_kept;
-    const mdp_refit_size size = mdp_refit_size_of(layout->size, n_thread, moe, tokens, options, n);
+    const mdp_refit_size size = mdp_refit_size_of(layout->size, n_thread, moe, plan, tokens, options, n);
     int64_t most = 0, n_try = size.chooses ? 1 + 4 * (int64_t)size.n_set : 1;
     mdp_refit_system system;
     guess_rows(tokens->n_token, n, top_k, rows);
@@ -164,7 +167,7 @@ mdp_status mdp_refit_cost_of(const mdp_comm *layout, const mdp_model *model, con
     for (int64_t i = 0; i < plan->n_layer; i++) most = plan->layers[i].n_kept > most ? plan->layers[i].n_kept : most;
     MDP_TRY(MDP_ALLOC(&rows, most * most, "rows of experts"));
     for (int64_t i = 0; i < plan->n_layer && status.code == MDP_OK; i++)
-        status = add_layer(layout, model, &plan->layers[i], tokens, options, n_thread, rows, out);
+        status = add_layer(layout, model, plan, i, tokens, options, n_thread, rows, out);
     mdp_free(rows);
     return status;
 }

@@ -238,6 +238,7 @@ static mdp_status choose(const mdp_plan_request *request, const int32_t *top_k, 
     if (request->protect_super_experts) status = protect(all, n, plan);
     if (status.code == MDP_OK) status = choose_by_budget(request, top_k, plan);
     if (status.code == MDP_OK && request->merge) status = mdp_plan_group(request, plan);
+    if (status.code == MDP_OK && request->cut) status = mdp_plan_cut(request->cut, request->stats, plan);
     if (status.code == MDP_OK && request->pruned_route == MDP_ROUTE_ZERO) status = zero_dropped(plan);
     if (status.code == MDP_OK && request->stats) *super = describe_super(all, n);
     mdp_free(all);
@@ -262,6 +263,8 @@ static mdp_status fill_plan(const mdp_plan_request *request, int32_t *top_k, mdp
     if (recipe && request->merge) mdp_json_put(&recipe, "merge", mdp_plan_describe_merge(request->merge));
     if (recipe && request->criterion->needs_subsets)
         mdp_json_put(&recipe, "subsets", mdp_plan_describe_subsets(request->stats, plan));
+    if (recipe && request->cut)
+        mdp_json_put(&recipe, "neurons", mdp_plan_describe_cut(request->cut, request->stats, plan));
     if (recipe && super) mdp_json_put(&recipe, "super_experts", json_incref(super));
     json_decref(super);
     if (!recipe) return MDP_ERROR(MDP_EXHAUSTED, "out of memory for the recipe of a plan.");

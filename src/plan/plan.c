@@ -19,6 +19,7 @@ void mdp_plan_clear_arrays(mdp_plan_expert *expert) {
 static void destroy_expert(mdp_plan_expert *expert) {
     mdp_plan_clear_arrays(expert);
     mdp_free(expert->weights);
+    mdp_free(expert->neurons);
     mdp_free(expert->from);
 }
 
@@ -228,5 +229,6 @@ mdp_status mdp_plan_check(const mdp_plan *plan, const mdp_model *model) {
                          fingerprint);
     for (int64_t i = 0; i < plan->n_layer; i++) MDP_TRY(check_layer(plan, &plan->layers[i], model));
     MDP_TRY(check_all_planned(plan, model));
+    MDP_TRY(mdp_plan_check_cut(plan, model));
     return check_uniform(plan);
 }

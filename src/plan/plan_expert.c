@@ -34,7 +34,10 @@ static const action_row actions[MDP_N_ACTION] = {
                                "down_bias", "router", "router_bias", "choice_bias"}},
     [MDP_CONSTANT] = {.name = "constant", .single = true, .required = {"value"}},
     [MDP_CONDENSE] = {.name = "condense", .weighted = true},
-    [MDP_NEURONS] = {.name = "neurons", .single = true, .required = {"neurons"}, .allowed = {"down"}},
+    [MDP_NEURONS] = {.name = "neurons",
+                     .single = true,
+                     .allowed = {"gate", "gate_scale", "gate_bias", "up", "up_scale", "up_bias", "down", "down_scale",
+                                 "down_bias"}},
     [MDP_MASK] = {.name = "mask", .single = true, .allowed = {"input_norm", "hidden_norm"}},
 };
 
@@ -91,6 +94,7 @@ json_t *mdp_plan_print_expert(const mdp_plan_expert *expert) {
         if (expert->fitted) mdp_json_put(&item, "fit", json_string(LEAST_SQUARES));
     }
     if (expert->action == MDP_MASK) mdp_json_put(&item, "mask", print_mask(&expert->mask));
+    if (expert->neurons) mdp_json_put(&item, "neurons", json_string(expert->neurons));
     if (expert->n_array > 0) mdp_json_put(&item, "arrays", print_arrays(expert));
     return item;
 }
@@ -289,6 +293,21 @@ static mdp_status parse_mask(const json_t *mask, const mdp_plan_place *where, md
     return mdp_plan_check_keys(mask, known, where);
 }
 
+static mdp_status parse_neurons(const json_t *value, const mdp_plan_place *where, mdp_plan_expert *out) {
+    const char *text = json_string_value(value);
+    bool cut = out->action == MDP_NEURONS;
+    if (!value && !cut) return mdp_ok();
+    if (!cut)
+        return MDP_REFUSE(where, "expert %d: action '%s' has no 'neurons'", (int)out->from[0],
+                          actions[out->action].name);
+    if (!text || text[0] == '\0' || text[strspn(text, "0123456789abcdef")] != '\0' || text[strspn(text, "0")] == '\0')
+        return MDP_REFUSE(where,
+                          "expert %d: 'neurons' must be hex digits (0 to 9, a to f), one for four neurons, that keep "
+                          "one or more",
+                          (int)out->from[0]);
+    return mdp_copy_text(&out->neurons, text);
+}
+
 static bool is_listed(const char *name, const char *const *list) {
     for (int i = 0; i < MAX_ARRAY && list[i]; i++) {
         if (strcmp(name, list[i]) == 0) return true;
@@ -341,8 +360,8 @@ static mdp_status parse_arrays(const json_t *object, const mdp_plan_place *where
 }
 
 mdp_status mdp_plan_parse_expert(const json_t *item, const mdp_plan_place *where, mdp_plan_expert *out) {
-    static const char *const known[] = {"from", "action",   "weights", "align",  "dominant", "router",
-                                        "fit",  "takes_in", "mask",    "arrays", NULL};
+    static const char *const known[] = {"from", "action",   "weights", "align",   "dominant", "router",
+                                        "fit",  "takes_in", "mask",    "neurons", "arrays",   NULL};
     const json_t *from = json_object_get(item, "from");
     if (!json_is_object(item) || !json_is_array(from))
         return MDP_REFUSE(where, "each entry of 'experts' must be an object with the array '%s'", "from");
@@ -355,5 +374,6 @@ mdp_status mdp_plan_parse_expert(const json_t *item, const mdp_plan_place *where
     MDP_TRY(parse_merge(item, where, out));
     MDP_TRY(parse_fit(json_object_get(item, "fit"), where, out));
     MDP_TRY(parse_mask(json_object_get(item, "mask"), where, out));
+    MDP_TRY(parse_neurons(json_object_get(item, "neurons"), where, out));
     return parse_arrays(json_object_get(item, "arrays"), where, out);
 }

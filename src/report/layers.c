@@ -73,10 +73,18 @@ static mdp_status add_observed(const mdp_report *report, int64_t i, json_t **lay
     return status;
 }
 
+int64_t mdp_report_neurons(const mdp_report *report) {
+    return report->model->layers[report->plan->layers[0].layer].moe.d_ff;
+}
+
 static mdp_status add_layer(const mdp_report *report, int64_t i, json_t **list) {
     const mdp_plan_layer *planned = &report->plan->layers[i];
     json_t *layer = print_choice(planned, report->model->layers[planned->layer].moe.top_k);
     mdp_status status = mdp_ok();
+    if (mdp_plan_width(report->plan) > 0)
+        mdp_json_put(&layer, "neurons",
+                     json_pack("{s:I, s:I}", "before", (json_int_t)mdp_report_neurons(report), "after",
+                               (json_int_t)mdp_plan_width(report->plan)));
     if (report->evaluation && report->evaluation->n_category > 0)
         mdp_json_put(&layer, "error",
                      mdp_json_number_or_null(mdp_evaluation_layer_error(report->evaluation, 1, planned->layer)));

@@ -261,6 +261,9 @@ static void table_sizes(const mdp_report *report, FILE *file) {
     fprintf(file, "%-18s %12s %12s\n", "", "before", "after");
     fprintf(file, "%-18s %12s %12s   (%lld of %lld stay)\n", "experts x layers", print_experts(a, &sum, 0),
             print_experts(b, &sum, 1), (long long)sum.n_after, (long long)sum.n_before);
+    if (mdp_plan_width(report->plan) > 0)
+        fprintf(file, "%-18s %12lld %12lld\n", "neurons", (long long)mdp_report_neurons(report),
+                (long long)mdp_plan_width(report->plan));
     fprintf(file, "%-18s %12s %12s   (active %s -> %s)\n", "parameters",
             mdp_print_large(a, (double)sum.before.n_parameter), mdp_print_large(b, (double)sum.after.n_parameter),
             mdp_print_large(c, (double)sum.before.n_active), mdp_print_large(d, (double)sum.after.n_active));

@@ -28,6 +28,7 @@ typedef struct places {
 /* What a stored tensor is to the plan: found once for all tensors, so that the walk over the catalogue is linear. */
 typedef struct role {
     const mdp_expert_tensor *tensor; /* NULL: copied as it is */
+    const mdp_expert_tensor *shape;  /* that tensor in the shape of the result's experts */
     const mdp_moe *moe;              /* that it belongs to */
     const places *places;            /* NULL: the layer stays as it is */
     int64_t layer;
@@ -101,8 +102,8 @@ static bool append_masked(const role *what, const place *at, const mdp_tensor *s
 static mdp_status slice(const role *what, mdp_output *output, mdp_output_tensor *out) {
     const mdp_expert_tensor *tensor = what->tensor;
     const places *to = what->places;
-    const mdp_tensor *source = tensor->tensor;
-    int64_t n_outer = 1;
+    const mdp_tensor *source = tensor->tensor, *shape = what->shape->tensor;
+    int64_t n_outer = 1, n_wide = what->shape->n_each > 0 ? what->shape->n_each : 1;
     for (int i = 0; i < tensor->axis; i++) n_outer *= source->shape[i];
     int64_t n_each = tensor->n_each > 0 ? tensor->n_each : 1, n_entry = source->shape[tensor->axis] / n_each;
     if (n_entry != what->moe->n_expert || source->shape[tensor->axis] % n_each != 0 || n_outer == 0 ||
@@ -110,9 +111,9 @@ static mdp_status slice(const role *what, mdp_output *output, mdp_output_tensor 
         return MDP_ERROR(
             MDP_BAD_INPUT, "'%s' has %lld entries along axis %d, the plan speaks of %d experts in layer %lld.",
             source->name, (long long)n_entry, tensor->axis, (int)what->moe->n_expert, (long long)what->layer);
-    int64_t entry_byte = source->n_byte / (n_outer * n_entry);
+    int64_t entry_byte = shape->n_byte / (n_outer * n_entry);
     uint32_t never = mdp_pad_fill(what->moe, source);
-    MDP_TRY(describe(source, n_outer * to->n, out));
+    MDP_TRY(describe(shape, n_outer * to->n, out));
     for (int64_t o = 0; o < n_outer; o++) {
         for (int32_t i = 0; i < to->n; i++) {
             const place *at = &to->place[i];
@@ -126,7 +127,7 @@ static mdp_status slice(const role *what, mdp_output *output, mdp_output_tensor 
                            at->from < 0 ? never : 0, out);
         }
     }
-    out->shape[tensor->axis] = to->n * n_each;
+    out->shape[tensor->axis] = to->n * n_wide;
     out->n_byte = n_outer * to->n * entry_byte;
     return mdp_copy_text(&out->name, source->name);
 }
@@ -144,7 +145,7 @@ static mdp_status expert_name(const char *pattern, mdp_expert_t expert, char **o
 static mdp_status add_expert(const mdp_expert_tensor *tensor, mdp_expert_t number, const mdp_tensor *source,
                              mdp_expert_t original, mdp_output *output) {
     mdp_output_tensor *out = &output->tensors[output->n_tensor++];
-    MDP_TRY(describe(tensor->tensor, 1, out));
+    MDP_TRY(describe(tensor->tensor, 1, out)); /* in the result's shape */
     append_segment(source, 0, tensor->tensor->n_byte, 0, out);
     out->expert = number;
     out->original_expert = original;
@@ -161,7 +162,7 @@ static mdp_status append_tensor(const mdp_tensor *tensor, const role *what, mdp_
         const place *at = what->places ? &what->places->place[number] : NULL;
         const mdp_tensor *made = at ? replacement(what, at, tensor) : NULL;
         bool zero = what->is_down && at && at->zero;
-        MDP_TRY(add_expert(what->tensor, number, zero ? NULL : made ? made : tensor, expert, output));
+        MDP_TRY(add_expert(what->shape, number, zero ? NULL : made ? made : tensor, expert, output));
         mdp_output_tensor *added = &output->tensors[output->n_tensor - 1];
         if (at && mdp_replaced_masked(what->replaced, what->layer, at->kept, tensor).n > 0) added->n_segment = 0;
         if (at) append_masked(what, at, tensor, output, added);
@@ -198,12 +199,13 @@ static int compare_names(const void *left, const void *right) {
 static void assign_layers(const mdp_model *model, const places *layers, const mdp_replaced *replaced, role *roles) {
     for (int64_t l = 0; l < model->n_layer; l++) {
         if (!model->layers[l].is_moe) continue;
-        const mdp_moe *moe = &model->layers[l].moe;
+        const mdp_moe *moe = &model->layers[l].moe, *shapes = &mdp_replaced_shapes(replaced, model)->layers[l].moe;
         for (int64_t j = 0; j < moe->n_expert_tensor; j++) {
             const mdp_expert_tensor *tensor = &moe->expert_tensors[j];
             const mdp_expert *expert = &moe->experts[tensor->expert < 0 ? 0 : tensor->expert];
             roles[tensor->tensor - model->catalogue->tensors] =
                 (role){.tensor = tensor,
+                       .shape = &shapes->expert_tensors[j],
                        .moe = moe,
                        .places = layers[l].place ? &layers[l] : NULL,
                        .layer = l,
@@ -314,6 +316,7 @@ static mdp_status change_config(const maker *m, mdp_unequal unequal, const int32
     int32_t top_k = 0;
     if (m->plan) MDP_TRY(find_top_k(m->plan, &top_k));
     change.top_k = top_k;
+    change.d_ff = m->plan ? mdp_plan_width(m->plan) : 0;
     if (m->plan || unequal != MDP_UNEQUAL_STACKED)
         return mdp_model_patch_config(model, &change, &output->config_text, &output->config_byte);
     MDP_TRY(MDP_ALLOC(&output->config_text, model->catalogue->config_byte + 1, "config.json"));

@@ -1,5 +1,6 @@
 /* replaced.c - experts with parts in plan.h5: which arrays those are, and the expert that computes with them. */
 #include "mdp/replaced.h"
+#include "transform/width.h"
 
 #include <string.h>
 
@@ -47,6 +48,22 @@ static const mdp_scaling *scaling_of(const mdp_expert *expert, mdp_expert_part p
 
 static bool is_scale(mdp_expert_part part) {
     return part == MDP_PART_GATE_SCALE || part == MDP_PART_UP_SCALE || part == MDP_PART_DOWN_SCALE;
+}
+
+const mdp_model *mdp_replaced_shapes(const mdp_replaced *replaced, const mdp_model *model) {
+    return replaced && replaced->width ? replaced->width->model : model;
+}
+
+/* The layer in whose shapes an expert's arrays are. */
+static const mdp_moe *moe_of(const mdp_replaced *replaced, const mdp_replaced_expert *expert) {
+    const mdp_model *model = expert->cut ? replaced->width->model : replaced->model;
+    return &model->layers[expert->layer].moe;
+}
+
+/* A stored tensor in the expert's shape. */
+static const mdp_tensor *shaped(const mdp_replaced *replaced, const mdp_replaced_expert *expert,
+                                const mdp_tensor *stored) {
+    return expert->cut ? &replaced->width->catalogue.tensors[stored - replaced->model->catalogue->tensors] : stored;
 }
 
 static const mdp_expert_tensor *find_entry(const mdp_moe *moe, const mdp_tensor *tensor) {
@@ -128,6 +145,18 @@ static mdp_status add_norm(mdp_replaced *out, mdp_replaced_expert *expert, const
     return mdp_ok();
 }
 
+/* Is the part of the expert itself, not of its router? */
+static bool is_inside(mdp_expert_part part) {
+    return part <= MDP_PART_DOWN_BIAS;
+}
+
+/* Is the part made, by a merge, a cut or a fit? */
+static bool is_new(const mdp_plan_expert *planned, mdp_expert_part part, mdp_replaced_which which) {
+    if (planned->action == MDP_MERGE) return true;
+    if (planned->action == MDP_NEURONS && is_inside(part)) return true;
+    return which == MDP_REPLACED_FITTED && is_down(part);
+}
+
 static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const mdp_plan_expert *planned,
                            mdp_expert_part part, mdp_replaced_which which) {
     if (is_norm(part)) return add_norm(out, expert, planned, part);
@@ -139,15 +168,16 @@ static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const
                          "layer %lld, expert %d: the plan has '%s' for it, which the model's experts have "
                          "not.",
                          (long long)expert->layer, (int)expert->from, mdp_expert_part_names[part]);
-    bool wanted = which == MDP_REPLACED_NAMED ? array != NULL : planned->action == MDP_MERGE || is_down(part);
+    bool wanted = which == MDP_REPLACED_NAMED ? array != NULL : is_new(planned, part, which);
     if (!stored || !wanted || expert->array[part] >= 0) return mdp_ok();
     int64_t at = out->n_array++;
-    const mdp_moe *moe = &out->model->layers[expert->layer].moe;
+    const mdp_moe *moe = moe_of(out, expert);
+    const mdp_tensor *shape = shaped(out, expert, stored);
     const mdp_scaling *scaling = out->widened ? scaling_of(&moe->experts[expert->from], part) : NULL;
     if (scaling)
-        describe_widened(moe, stored, scaling, &out->list[at]);
+        describe_widened(moe, shape, scaling, &out->list[at]);
     else
-        MDP_TRY(describe(moe, stored, &out->list[at]));
+        MDP_TRY(describe(moe, shape, &out->list[at]));
     if (which == MDP_REPLACED_NAMED)
         MDP_TRY(mdp_copy_text(&out->names[at], array->path));
     else
@@ -158,18 +188,21 @@ static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const
     return mdp_ok();
 }
 
-/* A merged expert is wholly in plan.h5. */
+/* A merged expert is wholly in plan.h5, a cut one but for its router row. */
 static mdp_status check_whole(const mdp_replaced_expert *expert, const mdp_plan_expert *planned) {
-    for (int part = 0; planned->action == MDP_MERGE && part < MDP_N_EXPERT_PART; part++)
-        if (expert->stored[part] && expert->array[part] < 0)
-            return MDP_ERROR(MDP_BAD_INPUT, "layer %lld, expert %d: the plan merges it, and has no '%s' for it.",
-                             (long long)expert->layer, (int)expert->from, mdp_expert_part_names[part]);
+    for (int part = 0; part < MDP_N_EXPERT_PART; part++)
+        if (is_new(planned, (mdp_expert_part)part, MDP_REPLACED_NAMED) && expert->stored[part] &&
+            expert->array[part] < 0)
+            return MDP_ERROR(MDP_BAD_INPUT, "layer %lld, expert %d: the plan %s it, and has no '%s' for it.",
+                             (long long)expert->layer, (int)expert->from,
+                             planned->action == MDP_MERGE ? "merges" : "cuts", mdp_expert_part_names[part]);
     return mdp_ok();
 }
 
 static bool is_replaced(const mdp_plan_expert *planned, mdp_replaced_which which) {
-    if (planned->action == MDP_MERGE) return which != MDP_REPLACED_NAMED || planned->n_array > 0;
     if (planned->action == MDP_MASK) return which == MDP_REPLACED_NAMED;
+    if (planned->action == MDP_MERGE || planned->action == MDP_NEURONS)
+        return which != MDP_REPLACED_NAMED || planned->n_array > 0;
     if (planned->action != MDP_KEEP) return false;
     return which == MDP_REPLACED_FITTED || (which == MDP_REPLACED_NAMED && planned->n_array > 0);
 }
@@ -182,6 +215,7 @@ static mdp_status add_layer(mdp_replaced *out, const mdp_plan_layer *planned, md
         expert->layer = planned->layer;
         expert->kept = i;
         expert->from = planned->kept[i].from[0];
+        expert->cut = planned->kept[i].action == MDP_NEURONS;
         list_stored(moe, expert->from, expert->stored);
         expert->masked = planned->kept[i].action == MDP_MASK;
         for (int m = 0; m < 2; m++) expert->mask[m].rule = planned->kept[i].mask;
@@ -196,6 +230,7 @@ static mdp_status add_layer(mdp_replaced *out, const mdp_plan_layer *planned, md
 
 static mdp_status fill(mdp_replaced *out, const mdp_plan *plan, mdp_replaced_which which) {
     int64_t n = 0;
+    if (mdp_plan_width(plan) > 0) MDP_TRY(mdp_width_new(out->model, mdp_plan_width(plan), &out->width));
     for (int64_t i = 0; i < plan->n_layer; i++)
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) n += is_replaced(&plan->layers[i].kept[j], which);
     MDP_TRY(MDP_ALLOC(&out->experts, n, "replaced experts"));
@@ -234,6 +269,7 @@ void mdp_replaced_destroy(mdp_replaced *replaced) {
     if (!replaced) return;
     for (int64_t i = 0; replaced->names && i < replaced->n_array; i++) mdp_free(replaced->names[i]);
     mdp_arrays_destroy(replaced->arrays);
+    mdp_width_destroy(replaced->width);
     mdp_free(replaced->experts);
     mdp_free(replaced->list);
     mdp_free(replaced->names);
@@ -257,7 +293,7 @@ static int64_t values_before(const mdp_moe *moe, const mdp_matrix *matrix, mdp_e
  * the expert's slice is not. */
 static void move_matrix(const mdp_replaced *replaced, const mdp_replaced_expert *expert, mdp_expert_part part,
                         mdp_matrix *matrix) {
-    const mdp_moe *moe = &replaced->model->layers[expert->layer].moe;
+    const mdp_moe *moe = moe_of(replaced, expert);
     int64_t at = expert->array[part];
     if (at < 0) return;
     matrix->first -= values_before(moe, matrix, expert->from);
@@ -292,7 +328,7 @@ static void bind_masks(const mdp_replaced *replaced, mdp_replaced_expert *expert
 }
 
 static void bind(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
-    const mdp_moe *moe = &replaced->model->layers[expert->layer].moe;
+    const mdp_moe *moe = moe_of(replaced, expert);
     mdp_expert *to = &expert->expert;
     *to = moe->experts[expert->from];
     if (expert->masked) bind_masks(replaced, expert);
@@ -307,6 +343,13 @@ static void bind(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
              &to->router_bias);
     move_row(replaced, expert, MDP_PART_CHOICE_BIAS, &moe->choice_bias, moe->choice_bias.col_stride, 1,
              &to->choice_bias);
+}
+
+void mdp_replaced_pretend(mdp_replaced *replaced) {
+    for (int64_t i = 0; i < replaced->n; i++) {
+        mdp_replaced_expert *expert = &replaced->experts[i];
+        expert->expert = moe_of(replaced, expert)->experts[expert->from];
+    }
 }
 
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader) {
@@ -408,8 +451,8 @@ const mdp_tensor *mdp_replaced_tensor(const mdp_replaced *replaced, int64_t laye
     int64_t i = mdp_replaced_find(replaced, layer, kept);
     for (int part = 0; i >= 0 && part < MDP_N_EXPERT_PART; part++) {
         const mdp_replaced_expert *expert = &replaced->experts[i];
-        if (expert->stored[part] == stored && expert->array[part] >= 0)
-            return &replaced->arrays->tensors[expert->array[part]];
+        if (expert->stored[part] != stored || expert->array[part] < 0) continue;
+        return replaced->arrays ? &replaced->arrays->tensors[expert->array[part]] : shaped(replaced, expert, stored);
     }
     return NULL;
 }

@@ -21,6 +21,14 @@ mdp_status mdp_transform_check(const mdp_plan *plan) {
             const mdp_plan_expert *expert = &plan->layers[i].kept[j];
             if (expert->action == MDP_KEEP || (expert->action == MDP_ZERO && expert->n_array == 0)) continue;
             if (expert->action == MDP_MASK || (expert->action == MDP_MERGE && is_made(expert))) continue;
+            if (expert->action == MDP_NEURONS && has_array(expert, MDP_PART_GATE) && has_array(expert, MDP_PART_DOWN))
+                continue;
+            if (expert->action == MDP_NEURONS)
+                return MDP_ERROR(MDP_USAGE,
+                                 "%s: layer %lld: neurons of expert %d are to be cut, and have not been; the command "
+                                 "merge makes such a plan one that can be carried out.",
+                                 plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer,
+                                 (int)expert->from[0]);
             if (expert->action == MDP_MERGE)
                 return MDP_ERROR(MDP_USAGE,
                                  "%s: layer %lld: experts %d and others are to be merged, and have not been; the "
@@ -30,8 +38,8 @@ mdp_status mdp_transform_check(const mdp_plan *plan) {
             return MDP_ERROR(
                 MDP_USAGE,
                 "%s: layer %lld, expert %d: the action '%s'%s is understood, but cannot be carried out by "
-                "this version; it can keep (also with another down projection), mask, merge, drop and zero "
-                "experts.",
+                "this version; it can keep (also with another down projection), cut, mask, merge, drop and "
+                "zero experts.",
                 plan->path ? plan->path : "the plan", (long long)plan->layers[i].layer, (int)expert->from[0],
                 mdp_action_name(expert->action), expert->n_array > 0 ? " with arrays" : "");
         }

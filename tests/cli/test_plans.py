@@ -295,7 +295,7 @@ def with_action(content, action, arrays):
     if action == "constant":
         entry["arrays"] = {"value": array_of("/layers/1/0/value", np.arange(5, dtype=np.float32), arrays)}
     if action == "neurons":
-        entry["arrays"] = {"neurons": array_of("/layers/1/0/neurons", np.arange(5, dtype=np.int32), arrays)}
+        entry["neurons"] = "5" * 20
     if action == "mask":
         entry["mask"] = {"keep": 2, "of": 4}
         entry["arrays"] = {name: array_of(f"/m/{name}", np.arange(4, dtype=np.float32), arrays) for name in ("input_norm", "hidden_norm")}
@@ -321,7 +321,7 @@ def plain(stats):
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_action_that_cannot_be_carried_out_is_named(action, plain, tmp_path):
-    """A merge can be, when all of the expert is in plan.h5, and a mask, with norms of the right widths."""
+    """A merge can be, when all of the expert is in plan.h5, a mask, with norms of the right widths, and a cut of all experts."""
     arrays = {}
     content = with_action(copy.deepcopy(plain), action, arrays)
     write(content, arrays, tmp_path / "p.json")
@@ -329,6 +329,7 @@ def test_action_that_cannot_be_carried_out_is_named(action, plain, tmp_path):
     code, sentence = {
         "merge": (BAD_INPUT, r"layer 1, expert \d+: the plan merges it, and has no 'up'"),
         "mask": (BAD_INPUT, r"p\.h5: array '/m/input_norm' has 16 bytes in one run, expected 256 \(F32\); it is not of this model"),
+        "neurons": (BAD_INPUT, r"p\.json: layer 0: expert \d+ is not cut, and others are"),
     }.get(action, (USAGE, rf"p\.json: layer 1, expert \d+: the action '{action}'.*cannot be carried out"))
     mdp.refuse(2, code, sentence, "apply", "--model", MODEL, "--plan", tmp_path / "p.json", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -406,7 +407,6 @@ def first(content):
     ("constant", lambda c: first(c).pop("arrays"), "needs the array 'value'"),
     ("constant", lambda c: first(c).update(weights=[1]), "no 'weights'"),
     ("constant", lambda c: first(c).update(align="none"), "no 'align'"),
-    ("neurons", lambda c: first(c).pop("arrays"), "needs the array 'neurons'"),
     ("mask", lambda c: first(c)["arrays"].pop("hidden_norm"), "needs both norms or none"),
     ("mask", lambda c: first(c).pop("mask"), "needs a 'mask'"),
     ("mask", lambda c: first(c).update(mask={"sparsity": 1}), "between 0 and 1"),
@@ -416,6 +416,10 @@ def first(content):
     ("mask", lambda c: first(c).update(mask={"sparsity": 0.5, "by": "me"}), "'by'"),
     ("mask", lambda c: first(c)["arrays"].update(down=first(c)["arrays"]["hidden_norm"]), "no array 'down'"),
     ("keep", lambda c: first(c).update(mask={"sparsity": 0.5}), "no 'mask'"),
+    ("neurons", lambda c: first(c).pop("neurons"), "'neurons' must be hex digits"),
+    ("neurons", lambda c: first(c).update(neurons="0" * 20), "'neurons' must be hex digits"),
+    ("neurons", lambda c: first(c).update(arrays={"router": {"path": "/x", "xxh3": "0" * 32}}), "no array 'router'"),
+    ("keep", lambda c: first(c).update(neurons="f"), "no 'neurons'"),
     ("zero", lambda c: first(c).update(arrays={"down": {"path": "/x", "xxh3": "0" * 32}}), "no array 'down'"),
     ("keep", lambda c: first(c).update({"from": [0, 1]}), "from one expert"),
     ("keep", lambda c: first(c).update(action="kepp"), "kepp"),

@@ -78,7 +78,8 @@ static void load_tile(void *context, int64_t number, float *x) {
 }
 
 /* Keep the activations; x is still what was loaded. */
-static mdp_status finish_tile(void *context, int64_t number, const float *x, const float *h) {
+static mdp_status finish_tile(void *context, int64_t number, const float *x, const float *h, const float *projected) {
+    assert_null(projected);
     const tiles *t = context;
     int64_t d = t->h->model.d_model, n = t->tiles[number].n_row, f = t->experts[t->owner[number]].gate.n_row;
     for (int64_t i = 0; i < n; i++)
