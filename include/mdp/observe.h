@@ -63,9 +63,9 @@ typedef enum mdp_vector_id {
     MDP_GATED_HIDDEN_SQUARE, /* [d_ff] sum over T_e of (g h)^2 */
     MDP_INPUT_SQUARE,        /* [d_model] sum over T_e of x^2 */
     MDP_HIDDEN_SQUARE,       /* [d_ff] sum over T_e of h^2 */
-    MDP_NEURON_SHARE_SUM,   /* [d_ff] sum over T_e of h_j (W_d[:,j] . y) / norm2(y) */
-    MDP_NEURON_SQUARE_SUM,  /* [d_ff] sum over T_e of h_j^2 */
-    MDP_NEURON_COLUMN,      /* [d_ff] norm2(W_d[:,j])^2 */
+    MDP_NEURON_SHARE_SUM,    /* [d_ff] sum over T_e of h_j (W_d[:,j] . y) / norm2(y) */
+    MDP_NEURON_SQUARE_SUM,   /* [d_ff] sum over T_e of h_j^2 */
+    MDP_NEURON_COLUMN,       /* [d_ff] norm2(W_d[:,j])^2 */
     MDP_N_VECTOR
 } mdp_vector_id;
 

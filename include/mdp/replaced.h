@@ -42,7 +42,7 @@ typedef struct mdp_replaced_expert {
 
 typedef struct mdp_replaced {
     const mdp_model *model;
-    bool widened; /* codes with scales are bf16 there, in the order in which the checkpoint has the codes */
+    bool widened;            /* codes with scales are bf16 there, in the order in which the checkpoint has the codes */
     struct mdp_width *width; /* the model as if all experts had the result's neurons; NULL: they have; owned */
     int64_t n;
     mdp_replaced_expert *experts; /* [n] by layer, then kept */

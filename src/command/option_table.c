@@ -803,4 +803,5 @@ const mdp_option mdp_option_table[N_OPTION] = {
                         .help = "save and stop at the N-th safe point (0: at none)",
                         .commands = CONTINUES},
 #endif
-};
+}
+;

@@ -134,13 +134,6 @@ static void count_experts(const mdp_model *model, int64_t *n_expert, int64_t *la
     }
 }
 
-static int64_t widest_of(const mdp_model *model) {
-    int64_t widest = 0;
-    for (int64_t l = 0; l < model->n_layer; l++)
-        if (model->layers[l].is_moe) widest = mdp_larger(widest, model->layers[l].moe.d_ff);
-    return widest;
-}
-
 #define SCALAR_BYTES (8 + MDP_N_SUM * (int64_t)sizeof(mdp_exact) + 8 * MDP_N_MAX) /* of an expert and category */
 
 /* Sums of the vectors of a layer of the model. */
@@ -148,7 +141,8 @@ static int64_t count_vectors(const mdp_similarity_request *request, const mdp_mo
     unsigned vectors = mdp_similarity_vectors(request);
     int64_t n = 0;
     for (int id = 0; id < MDP_N_VECTOR; id++)
-        if (vectors >> id & 1) n += moe->n_expert * mdp_vector_width((mdp_vector_id)id, moe->n_expert, model->d_model, moe->d_ff);
+        if (vectors >> id & 1)
+            n += moe->n_expert * mdp_vector_width((mdp_vector_id)id, moe->n_expert, model->d_model, moe->d_ff);
     return n;
 }
 

@@ -175,7 +175,6 @@ static bool write_layer(hid_t layers, const mdp_stats *stats, const mdp_layer_st
     if (layer->n_group > 1)
         good = good && write_number_attribute(group, "n_group", layer->n_group) &&
                write_number_attribute(group, "n_open", layer->n_open);
-    if (layer->d_ff > 0) good = good && write_number_attribute(group, "d_ff", layer->d_ff);
     for (int id = 0; good && id < MDP_N_SUM; id++) good = write_sum(group, stats, layer, id, values);
     for (int id = MDP_N_SUM; good && id < MDP_N_STATISTIC; id++) good = write_max(group, stats, layer, id);
     good = good && write_subsets(group, layer);
