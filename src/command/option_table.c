@@ -480,8 +480,6 @@ const mdp_option mdp_option_table[N_OPTION] = {
                    .help = "mask: of each M columns of a row N stay, such as 2:4",
                    .commands = CHOOSES,
                    .group = GROUP_SPARSE},
-}
-
     [OPTION_NEURONS] = {.name = "neurons",
                         .type = MDP_OPTION_CHOICE,
                         .fallback = "none",
@@ -803,5 +801,4 @@ const mdp_option mdp_option_table[N_OPTION] = {
                         .help = "save and stop at the N-th safe point (0: at none)",
                         .commands = CONTINUES},
 #endif
-}
-;
+};

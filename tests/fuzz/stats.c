@@ -38,8 +38,6 @@ static void add_layer(fuzz_file *file, int layer) {
 static void add_vectors(fuzz_file *file, int layer) {
     static const mdp_vector_id ids[] = {MDP_PAIR_COUNT, MDP_ROUTER_PRODUCT, MDP_PROBE_OUTPUT_SUM};
     static const int64_t limbs[N_EXPERT * (N_EXPERT + D_MODEL) * MDP_SHORT_LIMBS];
-    const mdp_stats stats = {.d_model = D_MODEL};
-    const mdp_layer_stats sizes = {.n_expert = N_EXPERT};
     for (int i = 0; i < 3; i++) {
         int64_t shape[] = {N_EXPERT, mdp_vector_width(ids[i], N_EXPERT, D_MODEL, 0), MDP_SHORT_LIMBS};
         char name[64];
