@@ -80,6 +80,15 @@ typedef enum mdp_option_id {
     OPTION_CONFIG,
     OPTION_QUIET,
     OPTION_LOG_LEVEL,
+    OPTION_LOSS,
+    OPTION_TRAIN,
+    OPTION_EPOCHS,
+    OPTION_STEP_TOKENS,
+    OPTION_LR,
+    OPTION_WARMUP,
+    OPTION_SCHEDULE,
+    OPTION_WEIGHT_DECAY,
+    OPTION_CLIP,
 #ifdef MDP_DEBUG_HOOKS
     OPTION_FAULT_EVERY,
     OPTION_FAULT_SEED,
@@ -103,7 +112,8 @@ enum {
     COMMAND_VERIFY = 1u << 8,
     COMMAND_REFIT = 1u << 9,
     COMMAND_MERGE = 1u << 10,
-    COMMAND_ALL = (1u << 11) - 1
+    COMMAND_RECOVER = 1u << 11,
+    COMMAND_ALL = (1u << 12) - 1
 };
 
 extern const mdp_option mdp_option_table[N_OPTION];
@@ -186,6 +196,7 @@ mdp_status mdp_command_observe_all(mdp_session *session);
 mdp_status mdp_command_plan_all(mdp_session *session);
 mdp_status mdp_command_refit_all(mdp_session *session);
 mdp_status mdp_command_merge_all(mdp_session *session);
+mdp_status mdp_command_recover_all(mdp_session *session);
 mdp_status mdp_command_apply_all(mdp_session *session);
 mdp_status mdp_command_eval_all(mdp_session *session);
 mdp_status mdp_command_export_all(mdp_session *session);
