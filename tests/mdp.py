@@ -128,6 +128,21 @@ def write_tasks(path, tasks):
     return path
 
 
+def write_plan(model, kept, path):
+    """A plan that keeps the experts `kept` = {layer: [...]}."""
+    keep = {len(experts) for experts in kept.values()}
+    assert len(keep) == 1
+    succeed(1, "plan", "--model", model, "--method", "random", "--keep", keep.pop(), "--out", path)
+    plan = read_json(path)
+    for layer in plan["layers"]:
+        chosen = kept[layer["layer"]]
+        everyone = {e["expert"] for e in layer["dropped"]} | {e["from"][0] for e in layer["experts"]}
+        layer["experts"] = [{"from": [int(e)], "action": "keep"} for e in chosen]
+        layer["dropped"] = [{"expert": e, "action": "drop"} for e in sorted(everyone - set(map(int, chosen)))]
+    path.write_text(json.dumps(plan))
+    return path
+
+
 def golden_tokens(name, path):
     """The sequences of a golden file, in order, as one category `golden`."""
     with h5py.File(GOLDEN / name / "golden.h5") as golden:

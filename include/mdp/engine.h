@@ -267,6 +267,13 @@ typedef struct mdp_route_set {
 void mdp_route_logits(const mdp_router_rule *rule, const mdp_route_set *set, const double *logits, int32_t k,
                       double *scratch, mdp_expert_t *index, float *weight);
 
+/* The way back: gradients dz [n] of all logits from those of the applied weights, dg [k], for the experts that were
+ * chosen. scratch [2 * n]. Local. */
+void mdp_route_back(const mdp_router_rule *rule, const double *logits, int32_t n, const mdp_expert_t *index, int32_t k,
+                    const double *dg, double *scratch, double *dz);
+/* Is the weight of one expert divided by itself? Then its gradient is exactly 0. */
+bool mdp_route_is_constant(const mdp_router_rule *rule, int32_t k);
+
 /* Final norm and lm_head, tile by tile of each pack: called for every row of every branch with its logits. */
 typedef struct mdp_logit_panel {
     int branch;          /* 0: that of stream 0 */

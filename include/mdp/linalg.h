@@ -102,6 +102,10 @@ typedef struct mdp_activation {
 /* h[i] = act(h[i]) * u[i], f32; MDP_SWIGLU_CLAMPED: h[i] = g / (1 + e^(-alpha g)) * (c + 1), g = min(h[i], limit),
  * c = u[i] within +-limit. Our own exp so that every machine of one kernel gives the same bits. */
 void mdp_gate(const mdp_activation *activation, const float *u, int64_t n, float *h);
+/* The way back through mdp_gate: from its arguments gate[i] and u[i] and the gradient dh[i] of what it gives, those of
+ * both arguments. f32. */
+void mdp_gate_back(const mdp_activation *activation, const float *gate, const float *u, const float *dh, int64_t n,
+                   float *dgate, float *du);
 /* exp(x) in f32, relative error below 2e-7 over the whole range; -inf gives 0. Vectorisable, used by softmax. */
 float mdp_exp(float x);
 /* x[i] = exp(x[i] - shift), [n]; returns the sum in f64, fixed lane order. */

@@ -4,6 +4,7 @@
 #define MDP_REFIT_H
 
 #include "mdp/pipeline.h"
+#include "mdp/recover.h"
 #include "mdp/replaced.h"
 
 typedef enum mdp_refit_mode { MDP_REFIT_AUTO, MDP_REFIT_JOINT, MDP_REFIT_SWEEPS, MDP_REFIT_DIAGONAL } mdp_refit_mode;
@@ -21,7 +22,8 @@ typedef struct mdp_refit_options {
     double holdout;       /* part of the text that is left out of the fit, and measured */
     int64_t n_token;      /* tokens that are fitted to, about; 0: all */
     uint64_t seed;
-    int64_t memory; /* bytes of a rank for sums and factors; 0: no bound */
+    int64_t memory;                 /* bytes of a rank for sums and factors; 0: no bound */
+    const mdp_train_options *train; /* layers are trained instead (doc/recover.md); NULL: they are solved */
 } mdp_refit_options;
 
 /* Errors are sum over tokens of |target - Z'|^2 / sum of |target|^2; -1: there are no such tokens. */
@@ -35,7 +37,7 @@ typedef struct mdp_refit_layer {
     int32_t n_expert;      /* of the result */
     int64_t *rows;         /* [n_expert] tokens that chose each, of those that are fitted to */
     unsigned char *fitted; /* [n_expert] nonzero: its down projection is new */
-    int64_t order;         /* unknowns of one row; 0: nothing was fitted */
+    int64_t order;         /* unknowns of one row, or values that were trained; 0: nothing was fitted */
     mdp_refit_mode mode;   /* what auto came to */
     double ridge, mean_diagonal;
     double rcond;    /* reciprocal condition number, about; of the worst system */
@@ -62,13 +64,15 @@ mdp_status mdp_refit_cost_of(const mdp_comm *layout, const mdp_model *model, con
 int64_t mdp_refit_token_memory(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_refit_options *options);
 /* The pass of a refit, of two streams. */
-mdp_pass mdp_refit_pass(const mdp_view *const *views);
+mdp_pass mdp_refit_pass(const mdp_refit_options *options, const mdp_view *const *views);
+/* Which parts of experts are made. */
+mdp_replaced_which mdp_refit_replaces(const mdp_refit_options *options);
 
-/* Fit the experts that a plan keeps or has merged, over all tokens, which are one batch. `before`: the merged ones, as
- * plan.h5 has them (NULL: there are none). `replaced` lists all (MDP_REPLACED_FITTED), with arrays to be written into
- * (mdp_arrays_create_all, bound to `reader`); on success the checksums of all arrays are known. Of an expert that is
- * kept and not fitted the arrays mean nothing. Collective on `comm`. Errors: those of a forward
- * pass; MDP_USAGE: the tokens are more than one batch can hold, naming the memory that would do. */
+/* Fit (or train) the experts that a plan keeps or has merged, over all tokens, which are one batch. `before`: those
+ * that are made already, as plan.h5 has them (NULL: there are none). `replaced` lists all (mdp_refit_replaces), with
+ * arrays to be written into (mdp_arrays_create_all, bound to `reader`); on success the checksums of all arrays are
+ * known. Of an expert that is kept and not fitted the arrays mean nothing. Collective on `comm`. Errors: those of a
+ * forward pass; MDP_USAGE: the tokens are more than one batch can hold, naming the memory that would do. */
 mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
                          const mdp_plan *plan, const mdp_replaced *before, mdp_replaced *replaced,
                          const mdp_refit_options *refit, const mdp_forward_options *options, mdp_refit **out);

@@ -54,9 +54,12 @@ typedef struct mdp_replaced {
 
 /* Which experts, with which parts. */
 typedef enum mdp_replaced_which {
-    MDP_REPLACED_NAMED,  /* what the plan says is in plan.h5 */
-    MDP_REPLACED_MERGED, /* merged experts with all parts, and cut ones without router rows, to be made */
-    MDP_REPLACED_FITTED  /* and down projections of those that are kept */
+    MDP_REPLACED_NAMED,   /* what the plan says is in plan.h5 */
+    MDP_REPLACED_MERGED,  /* merged experts with all parts, and cut ones without router rows, to be made */
+    MDP_REPLACED_FITTED,  /* and down projections of those that are kept */
+    MDP_REPLACED_ROUTERS, /* or router rows of those that are kept, */
+    MDP_REPLACED_EXPERTS, /* or all but those, */
+    MDP_REPLACED_BLOCKS   /* or both; with what the plan says is in plan.h5 */
 } mdp_replaced_which;
 /* Local. MDP_BAD_INPUT: an array that the expert cannot have. Freed with mdp_replaced_destroy. */
 mdp_status mdp_replaced_list(const mdp_model *model, const mdp_plan *plan, mdp_replaced_which which,

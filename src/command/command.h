@@ -101,6 +101,15 @@ typedef enum mdp_option_id {
     OPTION_WITHIN,
     OPTION_OVERLAP,
     OPTION_FOR,
+    OPTION_LOSS,
+    OPTION_TRAIN,
+    OPTION_EPOCHS,
+    OPTION_STEP_TOKENS,
+    OPTION_LR,
+    OPTION_WARMUP,
+    OPTION_SCHEDULE,
+    OPTION_WEIGHT_DECAY,
+    OPTION_CLIP,
 #ifdef MDP_DEBUG_HOOKS
     OPTION_FAULT_EVERY,
     OPTION_FAULT_SEED,
@@ -125,7 +134,8 @@ enum {
     COMMAND_REFIT = 1u << 9,
     COMMAND_MERGE = 1u << 10,
     COMMAND_FRONTIER = 1u << 11,
-    COMMAND_ALL = (1u << 12) - 1
+    COMMAND_RECOVER = 1u << 12,
+    COMMAND_ALL = (1u << 13) - 1
 };
 
 extern const mdp_option mdp_option_table[N_OPTION];
@@ -212,6 +222,7 @@ mdp_status mdp_command_observe_all(mdp_session *session);
 mdp_status mdp_command_plan_all(mdp_session *session);
 mdp_status mdp_command_refit_all(mdp_session *session);
 mdp_status mdp_command_merge_all(mdp_session *session);
+mdp_status mdp_command_recover_all(mdp_session *session);
 mdp_status mdp_command_apply_all(mdp_session *session);
 mdp_status mdp_command_eval_all(mdp_session *session);
 mdp_status mdp_command_frontier_all(mdp_session *session);

@@ -18,6 +18,8 @@ const mdp_command mdp_commands[] = {
      mdp_command_merge_all},
     {"refit", "fit what a plan leaves to what was there: new down projections, by one pass over text", NULL,
      COMMAND_REFIT, mdp_command_refit_all},
+    {"recover", "train what a plan leaves to give what was there: experts and routers, layer by layer", NULL,
+     COMMAND_RECOVER, mdp_command_recover_all},
     {"apply", "write the checkpoint that a plan makes of a model", NULL, COMMAND_APPLY, mdp_command_apply_all},
     {"eval", "perplexity of a model and of plans, applied in memory", NULL, COMMAND_EVAL, mdp_command_eval_all},
     {"frontier", "perplexity against size for many methods and ratios, from one observation", NULL, COMMAND_FRONTIER,

@@ -54,6 +54,15 @@ static const note notes[] = {
      "less, "
      "or loses; --ridge auto holds back until no category that is left out is worse off, if any ridge does.",
      "mpirun -n 64 moe-dist-prune refit --model mixtral-8x22b --plan plan.json --tokens calib.h5 --out fitted.json"},
+    {"recover",
+     "Layer after layer, the experts and routers of what a plan leaves are trained by AdamW to give what the whole "
+     "layer "
+     "gave, as mean square error of its output; there is no way back through attention. A plan that was merged or "
+     "refitted is gone on from what stands in the .h5 file beside it. eval, apply and verify take the new plan like "
+     "any "
+     "other.",
+     "mpirun -n 64 moe-dist-prune recover --model mixtral-8x22b --plan fitted.json --tokens calib.h5 --out "
+     "trained.json"},
     {"apply",
      "Copies what stays bit for bit in its stored type. The plan is checked against the model before anything is "
      "written; an existing result is never replaced without --overwrite.",

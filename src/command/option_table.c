@@ -2,17 +2,19 @@
  * effective-config.json read this table. */
 #include "command/command.h"
 #include "command/recipes.h"
+#include "command/recovering.h"
 #include "mdp/others.h"
 #include "mdp/refit.h"
 
-#define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL | COMMAND_REFIT)
+#define FORWARD (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_EVAL | COMMAND_REFIT | COMMAND_RECOVER)
 #define CHOOSES (COMMAND_RUN | COMMAND_PLAN)
 #define WRITES                                                                                                         \
     (COMMAND_RUN | COMMAND_OBSERVE | COMMAND_PLAN | COMMAND_MERGE | COMMAND_REFIT | COMMAND_APPLY | COMMAND_EVAL |     \
-     COMMAND_EXPORT | COMMAND_FRONTIER)
+     COMMAND_EXPORT | COMMAND_FRONTIER | COMMAND_RECOVER)
 #define MEASURES (FORWARD | COMMAND_FRONTIER)
 #define BUDGETS (CHOOSES | COMMAND_FRONTIER)
 #define REFITS (COMMAND_RUN | COMMAND_REFIT)
+#define TARGETS (REFITS | COMMAND_RECOVER)
 #define PRUNES (COMMAND_RUN | COMMAND_APPLY)
 #define CONTINUES (WRITES & ~(unsigned)COMMAND_PLAN)
 #define GROUP_KEEP 1
@@ -168,6 +170,19 @@ static const char *mtp_name(int i) {
     return names[i];
 }
 
+static const char *loss_name(int i) {
+    static const char *const names[] = {"layer", NULL};
+    return names[i];
+}
+
+static const char *train_name(int i) {
+    return mdp_train_names[i];
+}
+
+static const char *schedule_name(int i) {
+    return mdp_schedule_names[i];
+}
+
 /* The libraries and the types, and then: measure. */
 static const char *gemm_name(int i) {
     return i < MDP_N_GEMM_LIBRARY ? mdp_gemm_library_names[i] : i == MDP_N_GEMM_LIBRARY ? "auto" : NULL;
@@ -295,9 +310,9 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_PLAN] = {.name = "plan",
                      .type = MDP_OPTION_TEXT_LIST,
                      .value = "FILE",
-                     .help = "plan.json to apply (eval: in memory, nothing is written), to merge or to refit",
-                     .commands = COMMAND_APPLY | COMMAND_EVAL | COMMAND_MERGE | COMMAND_REFIT,
-                     .required = COMMAND_APPLY | COMMAND_MERGE | COMMAND_REFIT,
+                     .help = "plan.json to apply (eval: in memory, nothing is written), to merge, refit or recover",
+                     .commands = COMMAND_APPLY | COMMAND_EVAL | COMMAND_MERGE | COMMAND_REFIT | COMMAND_RECOVER,
+                     .required = COMMAND_APPLY | COMMAND_MERGE | COMMAND_REFIT | COMMAND_RECOVER,
                      .reads = true},
     [OPTION_METHOD] = {.name = "method",
                        .type = MDP_OPTION_CHOICE,
@@ -519,27 +534,27 @@ const mdp_option mdp_option_table[N_OPTION] = {
                              .value = "N",
                              .help = "fit to about so many tokens, drawn by --seed (default: all)",
                              .minimum = 1,
-                             .commands = REFITS},
+                             .commands = TARGETS},
     [OPTION_REFIT_TARGET] = {.name = "refit-target",
                              .type = MDP_OPTION_CHOICE,
                              .fallback = "residual",
                              .help = "what a layer is to give: the original's output, or that and what the residual "
                                      "stream has lost before it",
                              .choice = refit_target_name,
-                             .commands = REFITS},
+                             .commands = TARGETS},
     [OPTION_REFIT_INPUTS] = {.name = "refit-inputs",
                              .type = MDP_OPTION_CHOICE,
                              .fallback = "pruned",
                              .help = "what a layer is fitted on: what the fitted layers before it give, or the "
                                      "original's inputs",
                              .choice = refit_inputs_name,
-                             .commands = REFITS},
+                             .commands = TARGETS},
     [OPTION_REFIT_HOLDOUT] = {.name = "refit-holdout",
                               .type = MDP_OPTION_TEXT,
                               .value = "R",
                               .fallback = "0.1",
                               .help = "part of the sequences that is not fitted to, but measured (0: none)",
-                              .commands = REFITS},
+                              .commands = TARGETS},
     [OPTION_CHANGED_TYPE] = {.name = "changed-type",
                              .type = MDP_OPTION_CHOICE,
                              .fallback = "stored",
@@ -574,7 +589,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                      .value = "N",
                      .fallback = "0",
                      .help = "of everything that is drawn at random",
-                     .commands = BUDGETS | COMMAND_OBSERVE | COMMAND_REFIT},
+                     .commands = BUDGETS | COMMAND_OBSERVE | COMMAND_REFIT | COMMAND_RECOVER},
     [OPTION_OUT] = {.name = "out",
                     .type = MDP_OPTION_TEXT,
                     .value = "PATH",
@@ -701,7 +716,7 @@ const mdp_option mdp_option_table[N_OPTION] = {
                              .value = "N",
                              .help = "tokens that go through the layers together (default: what memory holds)",
                              .minimum = 1,
-                             .commands = MEASURES | COMMAND_PLAN},
+                             .commands = (MEASURES & ~(unsigned)COMMAND_RECOVER) | COMMAND_PLAN},
     [OPTION_THREADS] = {.name = "threads",
                         .type = MDP_OPTION_INTEGER,
                         .value = "N",
@@ -769,6 +784,63 @@ const mdp_option mdp_option_table[N_OPTION] = {
                     .choice = other_name,
                     .choice_help = other_help,
                     .commands = COMMAND_PLAN},
+    [OPTION_LOSS] = {.name = "loss",
+                     .type = MDP_OPTION_CHOICE,
+                     .fallback = "layer",
+                     .help = "layer: the error of what each layer gives, by itself",
+                     .choice = loss_name,
+                     .commands = COMMAND_RECOVER},
+    [OPTION_TRAIN] = {.name = "train",
+                      .type = MDP_OPTION_CHOICE,
+                      .fallback = "moe",
+                      .help = "what is trained: rows of routers, experts, or both (moe)",
+                      .choice = train_name,
+                      .commands = COMMAND_RECOVER},
+    [OPTION_EPOCHS] = {.name = "epochs",
+                       .type = MDP_OPTION_INTEGER,
+                       .value = "N",
+                       .fallback = "2",
+                       .help = "how often a layer is trained on all of the text",
+                       .minimum = 1,
+                       .maximum = 100000,
+                       .commands = COMMAND_RECOVER},
+    [OPTION_STEP_TOKENS] = {.name = "step-tokens",
+                            .type = MDP_OPTION_SIZE,
+                            .value = "N",
+                            .fallback = "4096",
+                            .help = "tokens of a step, in whole sequences drawn by --seed",
+                            .minimum = 1,
+                            .commands = COMMAND_RECOVER},
+    [OPTION_LR] = {.name = "lr",
+                   .type = MDP_OPTION_TEXT,
+                   .value = "X",
+                   .fallback = "1e-3",
+                   .help = "largest learning rate of AdamW",
+                   .commands = COMMAND_RECOVER},
+    [OPTION_WARMUP] = {.name = "warmup",
+                       .type = MDP_OPTION_TEXT,
+                       .value = "R",
+                       .fallback = "0.05",
+                       .help = "part of the steps in which the rate rises to --lr (0: none)",
+                       .commands = COMMAND_RECOVER},
+    [OPTION_SCHEDULE] = {.name = "schedule",
+                         .type = MDP_OPTION_CHOICE,
+                         .fallback = "cosine",
+                         .help = "how it falls after that",
+                         .choice = schedule_name,
+                         .commands = COMMAND_RECOVER},
+    [OPTION_WEIGHT_DECAY] = {.name = "weight-decay",
+                             .type = MDP_OPTION_TEXT,
+                             .value = "X",
+                             .fallback = "0",
+                             .help = "a step multiplies weights by 1 - rate * X",
+                             .commands = COMMAND_RECOVER},
+    [OPTION_CLIP] = {.name = "clip",
+                     .type = MDP_OPTION_TEXT,
+                     .value = "X",
+                     .fallback = "1",
+                     .help = "largest norm of a layer's gradient (0: any)",
+                     .commands = COMMAND_RECOVER},
 #ifdef MDP_DEBUG_HOOKS
     [OPTION_FAULT_EVERY] = {.name = "fault-every",
                             .type = MDP_OPTION_INTEGER,

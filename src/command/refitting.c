@@ -50,17 +50,21 @@ static mdp_status parse_holdout(const char *text, double *out) {
     return MDP_ERROR(MDP_USAGE, "--refit-holdout %s: expected 0, or a ratio below 1.", text);
 }
 
-mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, mdp_refit_options *out) {
-    const mdp_option_value *way = mdp_session_option(session, OPTION_REFIT);
-    bool always = session->options->bit == COMMAND_REFIT;
+mdp_status mdp_session_refit_target(const mdp_session *session, mdp_refit_options *out) {
     *out = (mdp_refit_options){.target = (mdp_refit_target)mdp_session_option(session, OPTION_REFIT_TARGET)->integer,
                                .original_inputs =
                                    mdp_session_option(session, OPTION_REFIT_INPUTS)->integer == PROPAGATE_ORIGINAL,
                                .n_token = mdp_session_option(session, OPTION_REFIT_TOKENS)->integer,
                                .seed = (uint64_t)mdp_session_option(session, OPTION_SEED)->integer};
+    return parse_holdout(mdp_session_option(session, OPTION_REFIT_HOLDOUT)->text, &out->holdout);
+}
+
+mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, mdp_refit_options *out) {
+    const mdp_option_value *way = mdp_session_option(session, OPTION_REFIT);
+    bool always = session->options->bit == COMMAND_REFIT;
+    MDP_TRY(mdp_session_refit_target(session, out));
     MDP_TRY(parse_way(way->present ? way->text : always ? "auto" : "none", wanted, out));
     MDP_TRY(parse_ridge(mdp_session_option(session, OPTION_RIDGE)->text, &out->ridge));
-    MDP_TRY(parse_holdout(mdp_session_option(session, OPTION_REFIT_HOLDOUT)->text, &out->holdout));
     if (!*wanted && always) return MDP_ERROR(MDP_USAGE, "--refit none: then there is nothing to do.");
     static const mdp_option_id only[] = {OPTION_RIDGE, OPTION_REFIT_TOKENS, OPTION_REFIT_TARGET, OPTION_REFIT_INPUTS,
                                          OPTION_REFIT_HOLDOUT};
@@ -119,18 +123,19 @@ static mdp_status add_sums(mdp_session *session, const mdp_plan *plan, const mdp
     mdp_replaced *replaced = NULL;
     MDP_TRY(
         mdp_refit_cost_of(session->layout, session->model, session->tokens, plan, options, session->n_thread, &cost));
-    MDP_TRY(mdp_replaced_list(session->model, plan, MDP_REPLACED_FITTED, &replaced));
+    MDP_TRY(mdp_replaced_list(session->model, plan, mdp_refit_replaces(options), &replaced));
     int64_t n_byte = mdp_replaced_bytes(replaced), size = session->layout->size, memory = pass_byte + cost.memory;
     mdp_replaced_destroy(replaced);
     mdp_rank_cost total = {.flop = cost.flop, .bytes_written = n_byte};
     mdp_rank_cost least = {.flop = cost.flop / size, .bytes_written = n_byte / size};
     mdp_rank_cost most = {.flop = cost.flop_most, .bytes_written = n_byte / size};
-    MDP_TRY(mdp_session_add_costs(session, "refit, sums and solves", 0, &total, &least, &most, estimate));
+    const char *name = options->train ? "recover, training" : "refit, sums and solves";
+    MDP_TRY(mdp_session_add_costs(session, name, 0, &total, &least, &most, estimate));
     estimate->bytes_written += n_byte;
     if (memory > estimate->memory) estimate->memory = memory;
     int64_t limit = mdp_session_option(session, OPTION_MEMORY)->integer;
     if (limit > 0 && memory > limit)
-        mdp_estimate_note_shortage(estimate, (mdp_shortage){.need = memory, .pass = mdp_refit_pass(NULL)});
+        mdp_estimate_note_shortage(estimate, (mdp_shortage){.need = memory, .pass = mdp_refit_pass(options, NULL)});
     return limit > 0 ? mdp_ok() : mdp_session_check_node(session, memory);
 }
 
@@ -143,7 +148,8 @@ mdp_status mdp_session_add_refit_all(mdp_session *session, const mdp_plan *plan,
     const mdp_view *views[2] = {NULL, view};
     estimate->memory = 0;
     if (status.code == MDP_OK)
-        status = mdp_session_add_pass_all(session, "refit", session->tokens, mdp_refit_pass(views), estimate);
+        status = mdp_session_add_pass_all(session, options->train ? "recover" : "refit", session->tokens,
+                                          mdp_refit_pass(options, views), estimate);
     int64_t pass_byte = estimate->memory;
     if (others > estimate->memory) estimate->memory = others;
     mdp_view_destroy(view);
@@ -163,7 +169,7 @@ static json_t *print_error(double error) {
     return error >= 0.0 ? json_real(error) : json_null();
 }
 
-static json_t *print_errors(const mdp_refit_error *error) {
+json_t *mdp_refit_print_errors(const mdp_refit_error *error) {
     return json_pack("{s:o, s:o}", "fitted", print_error(error->fitted), "held_out", print_error(error->held_out));
 }
 
@@ -182,8 +188,8 @@ static json_t *print_layer(const mdp_refit_layer *layer) {
     mdp_json_put(&item, "reciprocal_condition", json_real(layer->rcond));
     mdp_json_put(&item, "rounding", json_real(layer->rounding));
     if (layer->mode == MDP_REFIT_DIAGONAL) mdp_json_put(&item, "step", json_real(layer->step));
-    mdp_json_put(&item, "error_before", print_errors(&layer->before));
-    mdp_json_put(&item, "error_after", print_errors(&layer->after));
+    mdp_json_put(&item, "error_before", mdp_refit_print_errors(&layer->before));
+    mdp_json_put(&item, "error_after", mdp_refit_print_errors(&layer->after));
     return item;
 }
 
@@ -208,12 +214,13 @@ static json_t *print_recipe(const mdp_session *session, const mdp_refit_options 
     return root;
 }
 
-/* Name the arrays of fitted and merged experts, and leave those of others out. */
-static mdp_status name_arrays(const mdp_refit *refit, mdp_replaced *replaced, mdp_plan *plan) {
+mdp_status mdp_refit_name_arrays(const mdp_refit *refit, const mdp_replaced *before, mdp_replaced *replaced,
+                                 mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             int64_t at = mdp_replaced_find(replaced, plan->layers[i].layer, j);
-            bool named = refit->layers[i].fitted[j] || plan->layers[i].kept[j].action != MDP_KEEP;
+            bool named = refit->layers[i].fitted[j] || plan->layers[i].kept[j].action != MDP_KEEP ||
+                         mdp_replaced_find(before, plan->layers[i].layer, j) >= 0;
             if (at >= 0 && named) MDP_TRY(mdp_made_name_arrays(replaced, at, &plan->layers[i].kept[j]));
             for (int part = 0; at >= 0 && !named && part < MDP_N_EXPERT_PART; part++)
                 if (replaced->experts[at].array[part] >= 0)
@@ -228,7 +235,7 @@ static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, co
                             const mdp_refit *refit, mdp_replaced *replaced, char **text) {
     mdp_plan *fitted = NULL;
     MDP_TRY(mdp_plan_copy(plan, "the plan that is refitted", &fitted));
-    mdp_status status = name_arrays(refit, replaced, fitted);
+    mdp_status status = mdp_refit_name_arrays(refit, session->replaced, replaced, fitted);
     if (status.code == MDP_OK) {
         mdp_json_put(&fitted->recipe, "refit", print_recipe(session, options, refit));
         status = mdp_plan_print(fitted, text);

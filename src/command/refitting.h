@@ -7,6 +7,8 @@
 
 /* The options of a refit; *wanted: there is to be one. Local. MDP_USAGE. */
 mdp_status mdp_session_refit_options(const mdp_session *session, bool *wanted, mdp_refit_options *out);
+/* What of them says what layers are to give, on which inputs and text. Local. MDP_USAGE. */
+mdp_status mdp_session_refit_target(const mdp_session *session, mdp_refit_options *out);
 /* A plan is refitted once. Local. MDP_USAGE. */
 mdp_status mdp_session_check_refit(const mdp_plan *plan);
 /* Bytes that a rank holds during the pass beside what the engine knows of. Local. */
@@ -19,5 +21,11 @@ mdp_status mdp_session_add_refit_all(mdp_session *session, const mdp_plan *plan,
  */
 mdp_status mdp_session_refit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
                                  const char *published, char **text);
+
+/* Name the arrays of fitted experts and of those that were made before (`before`, NULL: none), and leave those of
+ * others out. Local, the same on every rank. */
+mdp_status mdp_refit_name_arrays(const mdp_refit *refit, const mdp_replaced *before, mdp_replaced *replaced,
+                                 mdp_plan *plan);
+json_t *mdp_refit_print_errors(const mdp_refit_error *error);
 
 #endif

@@ -5,13 +5,10 @@
  * nothing of it depends on their number. Where gate and up are one stored tensor whose runs are single values, its
  * bytes are put together in memory first. */
 #include "pipeline/merge_run.h"
-
-#include "mdp/narrow.h"
+#include "pipeline/put_matrix.h"
 
 #include <math.h>
 #include <string.h>
-
-#define ROWS 64 /* of a matrix at a time, about */
 
 /* Which of a matrix' sides are neurons. */
 typedef enum side { NO_SIDE, ROW_SIDE, COLUMN_SIDE } side;
@@ -24,45 +21,15 @@ typedef struct blend {
     const double *weights; /* [n_from]; NULL: it is cut */
     mdp_matrix to;
     void *scratch;
-    float *stored;  /* [rows, n_col] of one member */
-    double *values; /* [rows, n_col] */
+    float *stored; /* [rows, n_col] of one member */
 } blend;
-
-/* Bytes of arrays on their way. */
-typedef struct image {
-    mdp_arrays *arrays;
-    const mdp_tensor *tensor; /* whose bytes are put together; NULL: none are */
-    unsigned char *bytes;
-} image;
-
-static mdp_status put_bytes(void *context, const mdp_tensor *tensor, int64_t offset, int64_t n_byte, const void *data) {
-    const image *out = context;
-    if (tensor != out->tensor) return mdp_arrays_put_bytes(out->arrays, tensor, offset, n_byte, data);
-    memcpy(out->bytes + offset, data, (size_t)n_byte);
-    return mdp_ok();
-}
 
 static const mdp_matrix *matrix_of(const mdp_expert *expert, size_t of_expert) {
     return (const mdp_matrix *)(const void *)((const char *)expert + of_expert);
 }
 
-/* Is it stored column by column? Then it is worked on as what is stored, since sums are of single values. */
-static bool is_turned(const mdp_matrix *matrix) {
-    return !matrix->scaling.tensor && matrix->n_row > 1 && matrix->col_stride > matrix->row_stride;
-}
-
-static mdp_matrix as_stored(const mdp_matrix *matrix) {
-    mdp_matrix turned = *matrix;
-    if (!is_turned(matrix)) return turned;
-    turned.n_row = matrix->n_col;
-    turned.n_col = matrix->n_row;
-    turned.row_stride = matrix->col_stride;
-    turned.col_stride = matrix->row_stride;
-    return turned;
-}
-
 static mdp_matrix of_member(const blend *b, int32_t i) {
-    return as_stored(matrix_of(&b->item->run->moe->experts[b->item->planned->from[i]], b->of_expert));
+    return mdp_matrix_as_stored(matrix_of(&b->item->run->moe->experts[b->item->planned->from[i]], b->of_expert));
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
@@ -76,19 +43,19 @@ static mdp_status read_rows(const blend *b, const mdp_matrix *from, const int64_
     return mdp_ok();
 }
 
-static void add_rows(const blend *b, const int64_t *order, double weight, int64_t n_stored, int64_t n) {
+static void add_rows(const blend *b, const int64_t *order, double weight, int64_t n_stored, int64_t n, double *values) {
     int64_t n_col = b->to.n_col;
     const int64_t *column = b->neurons == COLUMN_SIDE ? order : NULL;
 #pragma omp parallel for schedule(static) num_threads(b->item->run->options->n_thread)
     for (int64_t r = 0; r < n; r++) {
         const float *from = b->stored + r * n_stored;
-        double *to = b->values + r * n_col;
+        double *to = values + r * n_col;
         for (int64_t c = 0; c < n_col; c++) to[c] += weight * (double)from[column ? column[c] : c];
     }
 }
 
 /* Rows of what the expert's neurons are. */
-static void copy_neurons(const blend *b, int64_t row, int64_t n) {
+static void copy_neurons(const blend *b, int64_t row, int64_t n, double *values) {
     const mdp_merge_item *item = b->item;
     int64_t d = item->run->model->d_model, part = b->of_expert == offsetof(mdp_expert, gate) ? 0
                                                   : b->of_expert == offsetof(mdp_expert, up) ? d
@@ -96,36 +63,41 @@ static void copy_neurons(const blend *b, int64_t row, int64_t n) {
     for (int64_t r = 0; r < n; r++) {
         for (int64_t c = 0; c < b->to.n_col; c++) {
             int64_t neuron = b->neurons == ROW_SIDE ? row + r : c, at = b->neurons == ROW_SIDE ? c : row + r;
-            b->values[r * b->to.n_col + c] = item->sizes[neuron] * (double)item->neurons[neuron * 3 * d + part + at];
+            values[r * b->to.n_col + c] = item->sizes[neuron] * (double)item->neurons[neuron * 3 * d + part + at];
         }
     }
 }
 
-static mdp_status make_rows(const blend *b, int64_t row, int64_t n) {
+static mdp_status make_rows(const blend *b, int64_t row, int64_t n, double *values) {
     const mdp_merge_item *item = b->item;
     if (item->neurons) {
-        copy_neurons(b, row, n);
+        copy_neurons(b, row, n, values);
         return mdp_ok();
     }
-    memset(b->values, 0, (size_t)(n * b->to.n_col) * sizeof *b->values);
+    memset(values, 0, (size_t)(n * b->to.n_col) * sizeof *values);
     for (int32_t i = 0; i < item->planned->n_from; i++) {
         const mdp_matrix from = of_member(b, i);
         const int64_t *order = item->order ? item->order + i * item->run->moe->d_ff : NULL;
         double weight = b->weights ? b->weights[i] : 1.0; /* of one that is cut */
         if (weight == 0.0) continue;
         MDP_TRY(read_rows(b, &from, order, row, n));
-        add_rows(b, order, weight, from.n_col, n);
+        add_rows(b, order, weight, from.n_col, n, values);
     }
     return mdp_ok();
 }
 
-static mdp_status check_finite(const blend *b, int64_t n) {
+static mdp_status check_finite(const blend *b, int64_t n, const double *values) {
     for (int64_t i = 0; i < n * b->to.n_col; i++) {
-        if (isfinite(b->values[i])) continue;
+        if (isfinite(values[i])) continue;
         return MDP_ERROR(MDP_BAD_INPUT, "'%s': a merge of experts %d and others has values that are not finite.",
                          of_member(b, 0).tensor->name, (int)b->item->planned->from[0]);
     }
     return mdp_ok();
+}
+
+static mdp_status fill(void *context, int64_t row, int64_t n, double *values) {
+    MDP_TRY(make_rows(context, row, n, values));
+    return check_finite(context, n, values);
 }
 
 /* ---- matrices --------------------------------------------------------------------------------------------------- */
@@ -135,85 +107,31 @@ static mdp_status begin(const mdp_merge_item *item, size_t of_expert, side neuro
     static const side turned[] = {[NO_SIDE] = NO_SIDE, [ROW_SIDE] = COLUMN_SIDE, [COLUMN_SIDE] = ROW_SIDE};
     *b = (blend){.item = item,
                  .of_expert = of_expert,
-                 .neurons = is_turned(to) ? turned[neurons] : neurons,
+                 .neurons = mdp_matrix_is_turned(to) ? turned[neurons] : neurons,
                  .weights = item->planned->weights,
-                 .to = as_stored(to)};
+                 .to = mdp_matrix_as_stored(to)};
     const mdp_matrix from = of_member(b, 0);
-    int64_t n = mdp_matrix_put_step(&b->to, ROWS);
+    int64_t n = mdp_matrix_put_step(&b->to, MDP_PUT_ROWS);
     MDP_TRY(mdp_alloc(&b->scratch, mdp_matrix_scratch(&from, n) + 1, 1, "rows of merged experts"));
-    MDP_TRY(MDP_ALLOC(&b->stored, n * from.n_col, "rows of merged experts"));
-    return MDP_ALLOC(&b->values, n * b->to.n_col, "rows of merged experts");
+    return MDP_ALLOC(&b->stored, n * from.n_col, "rows of merged experts");
 }
 
 static void end(blend *b) {
     mdp_free(b->scratch);
     mdp_free(b->stored);
-    mdp_free(b->values);
-}
-
-/* What is done with rows: raise the largest, or put them. */
-static mdp_status walk(const blend *b, image *out, float *raised, const float *largest) {
-    int64_t step = mdp_matrix_put_step(&b->to, ROWS);
-    for (int64_t row = 0; row < b->to.n_row; row += step) {
-        int64_t n = b->to.n_row - row < step ? b->to.n_row - row : step;
-        MDP_TRY(make_rows(b, row, n));
-        MDP_TRY(check_finite(b, n));
-        if (raised)
-            mdp_matrix_raise_largest(&b->to, b->values, n, raised);
-        else
-            MDP_TRY(mdp_matrix_put(&b->to, row, n, b->values, largest, put_bytes, out));
-    }
-    return mdp_ok();
-}
-
-/* Do both matrices have one scale for all of their rows, the same? */
-static bool share_scales(const mdp_matrix *a, const mdp_matrix *b) {
-    const mdp_scaling *s = &a->scaling;
-    return mdp_matrix_common_scales(a) > 0 && s->tensor == b->scaling.tensor && a->tensor == b->tensor &&
-           a->first / s->n_col / s->block_row == b->first / s->n_col / s->block_row;
-}
-
-/* One or two matrices (those of one tensor). */
-static mdp_status make_matrices(blend *all, int n, image *out) {
-    int64_t n_common = mdp_matrix_common_scales(&all[0].to);
-    bool together = n > 1 && share_scales(&all[0].to, &all[1].to);
-    float *largest = NULL;
-    if (n_common == 0) {
-        for (int i = 0; i < n; i++) MDP_TRY(walk(&all[i], out, NULL, NULL));
-        return mdp_ok();
-    }
-    MDP_TRY(MDP_ALLOC(&largest, n_common, "scales"));
-    mdp_status status = mdp_ok();
-    for (int i = 0; i < n && status.code == MDP_OK && together; i++) status = walk(&all[i], out, largest, NULL);
-    for (int i = 0; i < n && status.code == MDP_OK; i++) {
-        if (!together) memset(largest, 0, (size_t)n_common * sizeof *largest);
-        if (!together) status = walk(&all[i], out, largest, NULL);
-        if (status.code == MDP_OK) status = walk(&all[i], out, NULL, largest);
-    }
-    mdp_free(largest);
-    return status;
-}
-
-/* Are neighbours in neither rows nor columns stored side by side? */
-static bool is_scattered(const mdp_matrix *matrix) {
-    return !matrix->scaling.tensor && matrix->col_stride != 1 && matrix->row_stride != 1;
 }
 
 /* Put a matrix, or two of one tensor, together and into the arrays. */
 static mdp_status make(const mdp_merge_item *item, const size_t *of_expert, side neurons, int n) {
     blend all[2] = {{0}, {0}};
-    image out = {.arrays = item->run->replaced->arrays};
+    mdp_made_matrix made[2];
     mdp_status status = mdp_ok();
-    for (int i = 0; i < n && status.code == MDP_OK; i++) status = begin(item, of_expert[i], neurons, &all[i]);
-    if (status.code == MDP_OK && is_scattered(&all[0].to)) {
-        out.tensor = all[0].to.tensor;
-        status = mdp_alloc((void **)&out.bytes, out.tensor->n_byte, 1, "a merged expert");
+    for (int i = 0; i < n && status.code == MDP_OK; i++) {
+        status = begin(item, of_expert[i], neurons, &all[i]);
+        made[i] = (mdp_made_matrix){.to = all[i].to, .fill = fill, .context = &all[i]};
     }
-    if (status.code == MDP_OK) status = make_matrices(all, n, &out);
-    if (status.code == MDP_OK && out.tensor)
-        status = mdp_arrays_put_bytes(out.arrays, out.tensor, 0, out.tensor->n_byte, out.bytes);
+    if (status.code == MDP_OK) status = mdp_put_matrices(made, n, item->run->replaced->arrays);
     for (int i = 0; i < n; i++) end(&all[i]);
-    mdp_free(out.bytes);
     return status;
 }
 
@@ -251,7 +169,6 @@ static mdp_status choose_weights(const mdp_merge_item *item, float *row, void *s
 /* from: of all experts, row by row, or one row of their numbers. */
 static mdp_status make_row(const mdp_merge_item *item, const mdp_matrix *from, const mdp_matrix *to,
                            const double *weights, float *row, void *scratch) {
-    image out = {.arrays = item->run->replaced->arrays};
     double *values = NULL;
     bool is_list = to->n_col == 1; /* a number for each expert */
     if (!to->tensor) return mdp_ok();
@@ -267,7 +184,8 @@ static mdp_status make_row(const mdp_merge_item *item, const mdp_matrix *from, c
         status = mdp_matrix_read(item->run->reader, &one, 0, 1, scratch, row);
         for (int64_t c = 0; c < to->n_col && status.code == MDP_OK; c++) values[c] += weights[i] * (double)row[c];
     }
-    if (status.code == MDP_OK) status = mdp_matrix_put(to, 0, 1, values, NULL, put_bytes, &out);
+    if (status.code == MDP_OK)
+        status = mdp_matrix_put(to, 0, 1, values, NULL, mdp_arrays_put_bytes, item->run->replaced->arrays);
     for (int64_t c = 0; status.code == MDP_OK && c < to->n_col; c++) /* as they will be read */
         if (!isfinite(values[c]))
             status = MDP_ERROR(MDP_BAD_INPUT, "'%s': the row of a merge of experts %d and others is not finite.",
@@ -329,10 +247,11 @@ int64_t mdp_merge_make_memory(const mdp_moe *moe) {
         const mdp_expert *expert = &moe->experts[e];
         const mdp_matrix *all[] = {&expert->gate, &expert->up, &expert->down};
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
-            const mdp_matrix stored = as_stored(all[i]);
-            int64_t n = mdp_matrix_put_step(&stored, ROWS),
+            const mdp_matrix stored = mdp_matrix_as_stored(all[i]);
+            int64_t n = mdp_matrix_put_step(&stored, MDP_PUT_ROWS),
                     own = n * stored.n_col * (int64_t)(sizeof(float) + sizeof(double)) + mdp_matrix_scratch(&stored, n);
-            if (stored.tensor == expert->up.tensor && is_scattered(&stored)) own += 2 * mdp_matrix_bytes(&stored);
+            if (stored.tensor == expert->up.tensor && mdp_matrix_is_scattered(&stored))
+                own += 2 * mdp_matrix_bytes(&stored);
             most = mdp_larger(most, own);
         }
     }

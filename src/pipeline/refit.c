@@ -90,17 +90,14 @@ static void tell(const mdp_refit_run *run) {
     if (r->before.held_out >= 0.0)
         snprintf(held, sizeof held, ", held out %.4f -> %.4f", r->before.held_out, r->after.held_out);
     mdp_log_message(run->forward->log, MDP_LEVEL_DEBUG,
-                    "refit    layer %lld: %d of %d experts, ridge %g, error %.4f -> %.4f%s", (long long)r->layer,
-                    (int)n_fitted, (int)r->n_expert, r->ridge, r->before.fitted, r->after.fitted, held);
+                    "%-8s layer %lld: %d of %d experts, ridge %g, error %.4f -> %.4f%s",
+                    run->options->train ? "recover" : "refit", (long long)r->layer, (int)n_fitted, (int)r->n_expert,
+                    r->ridge, r->before.fitted, r->after.fitted, held);
 }
 
-/* Sums, solve, redo. Collective. */
-static mdp_status refit_layer_all(mdp_refit_run *run, mdp_engine *engine, mdp_refit_sums *sums) {
+static mdp_status solve_layer_all(mdp_refit_run *run, mdp_engine *engine, mdp_refit_sums *sums) {
     mdp_fit *fit = NULL;
     int64_t unit = mdp_refit_unit(&run->model->layers[run->layer].moe);
-    MDP_TRY(mdp_refit_sum_all(run, sums));
-    run->record->before = run->record->after = errors_of(run, sums, false);
-    if (!run->products) return mdp_ok();
     mdp_phase before = mdp_profile_switch(run->profile, MDP_PHASE_SOLVE);
     mdp_status status = mdp_fit_new_all(run->comm, run->products, run->layout, run->mode, MDP_SPD_ALONE, unit,
                                         run->forward->n_thread, run->profile, &fit);
@@ -108,6 +105,15 @@ static mdp_status refit_layer_all(mdp_refit_run *run, mdp_engine *engine, mdp_re
     mdp_fit_destroy_all(fit);
     mdp_refit_end_layer(run); /* what it took is free for the block */
     mdp_profile_switch(run->profile, before);
+    return status;
+}
+
+/* Sums, solve or train, redo. Collective. */
+static mdp_status refit_layer_all(mdp_refit_run *run, mdp_engine *engine, mdp_refit_sums *sums) {
+    MDP_TRY(mdp_refit_sum_all(run, sums));
+    run->record->before = run->record->after = errors_of(run, sums, false);
+    if (!run->options->train && !run->products) return mdp_ok();
+    mdp_status status = run->options->train ? mdp_refit_train_all(run, sums) : solve_layer_all(run, engine, sums);
     if (status.code == MDP_OK) status = redo_all(run, engine, false);
     if (status.code == MDP_OK) status = mdp_refit_sum_all(run, sums);
     if (status.code == MDP_OK) run->record->after = errors_of(run, sums, true);
@@ -121,10 +127,18 @@ static void follow_original(const mdp_engine *engine, int64_t n_byte) {
         memcpy(mdp_engine_residual(engine, branch), mdp_engine_residual(engine, original), (size_t)n_byte);
 }
 
+/* Where no wave says so: have the streams parted, and who was chosen? Collective. */
+static mdp_status see_branches_all(mdp_refit_run *run) {
+    run->branch = mdp_engine_branch_of(run->engine, 1);
+    run->parted = run->branch != mdp_engine_branch_of(run->engine, 0);
+    return mdp_refit_count_all(run);
+}
+
 static mdp_status end_layer_all(void *context, mdp_engine *engine, int64_t layer) {
     mdp_refit_run *run = context;
     mdp_refit_sums *sums = NULL;
     mdp_status status = run->record ? mdp_refit_carry_all(run) : mdp_ok();
+    if (status.code == MDP_OK && run->record && run->options->train) status = see_branches_all(run);
     if (status.code == MDP_OK && run->record && run->parted) {
         status = mdp_agree_all(run->comm, MDP_ALLOC(&sums, run->n_set + 1, "sums of a layer"));
         if (status.code == MDP_OK) status = refit_layer_all(run, engine, sums);
@@ -148,7 +162,7 @@ static mdp_status begin_batch(void *context, const mdp_engine *engine) {
 }
 
 int mdp_refit_count_sets(const mdp_tokens *tokens, const mdp_refit_options *options) {
-    if (options->ridge > 0.0) return 1;
+    if (options->ridge > 0.0 || options->train) return 1;
     if (tokens->n_category == 1) return 2;
     return tokens->n_category < MDP_REFIT_MOST_SETS ? tokens->n_category : MDP_REFIT_MOST_SETS - 1;
 }
@@ -161,8 +175,15 @@ static mdp_status open_run(mdp_refit_run *run) {
     return mdp_refit_saved_new(run);
 }
 
-mdp_pass mdp_refit_pass(const mdp_view *const *views) {
-    return (mdp_pass){.n_stream = 2, .redo_block = true, .activations = true, .views = views};
+mdp_pass mdp_refit_pass(const mdp_refit_options *options, const mdp_view *const *views) {
+    return (mdp_pass){.n_stream = 2, .redo_block = true, .activations = !options->train, .views = views};
+}
+
+mdp_replaced_which mdp_refit_replaces(const mdp_refit_options *options) {
+    const mdp_train_options *train = options->train;
+    if (!train) return MDP_REPLACED_FITTED;
+    if (train->router && train->experts) return MDP_REPLACED_BLOCKS;
+    return train->router ? MDP_REPLACED_ROUTERS : MDP_REPLACED_EXPERTS;
 }
 
 mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reader *reader, const mdp_tokens *tokens,
@@ -187,8 +208,8 @@ mdp_status mdp_refit_all(const mdp_comm *comm, const mdp_model *model, mdp_reade
                                      .reader = reader,
                                      .tokens = tokens,
                                      .options = options,
-                                     .phase = "refit",
-                                     .pass = mdp_refit_pass(views),
+                                     .phase = refit->train ? "recover" : "refit",
+                                     .pass = mdp_refit_pass(refit, views),
                                      .views = views,
                                      .observers = &observers,
                                      .begin_batch = begin_batch,

@@ -28,7 +28,7 @@ typedef struct mdp_refit_run {
     mdp_reader *reader;
     const mdp_tokens *tokens;
     const mdp_plan *plan;
-    const mdp_replaced *before; /* merged experts of the plan; NULL: it has none */
+    const mdp_replaced *before; /* what is made already of the plan; NULL: nothing */
     mdp_replaced *replaced;
     const mdp_refit_options *options;
     const mdp_forward_options *forward;
@@ -44,7 +44,8 @@ typedef struct mdp_refit_run {
     unsigned char *set; /* [n_local] of each token: below n_set; n_set: held out; n_set + 1: neither */
     float *original;    /* [n_local, d] routed output of the original */
     float *stream;      /* [n_local, d] its residual stream entering the block; NULL: the target is the output */
-    float *rest;        /* [n_local, d] target - Z' */
+    float *rest;        /* [n_local, d] target - Z'; where layers are trained: the target */
+    float *input;       /* [n_local, d] what the block of the second stream reads; NULL: layers are solved */
 
     /* the layer at hand */
     int64_t layer;
@@ -66,6 +67,10 @@ typedef struct mdp_refit_run {
 /* Which tokens of the batch are fitted to, and which are held out. Local. */
 mdp_status mdp_refit_begin_batch(mdp_refit_run *run, const mdp_engine *engine);
 void mdp_refit_clear(mdp_refit_run *run);
+/* Is a sequence held out as a whole? */
+bool mdp_refit_holds_out(const mdp_refit_run *run, int64_t sequence);
+/* Which tokens of the pass chose whom, into the record, where layers are trained. Collective. */
+mdp_status mdp_refit_count_all(mdp_refit_run *run);
 /* Observers of the pass, and of blocks that are redone; both have the run as context. */
 mdp_observers mdp_refit_observers(mdp_refit_run *run);
 mdp_observers mdp_refit_redo_observers(mdp_refit_run *run);
@@ -104,6 +109,14 @@ mdp_status mdp_refit_choose_system(const mdp_refit_size *size, const mdp_model *
 mdp_refit_mode mdp_refit_mode_of(mdp_fit_mode mode);
 /* Sets that sums are kept apart for: one where the ridge is given; else categories, or two parts of one. */
 int mdp_refit_count_sets(const mdp_tokens *tokens, const mdp_refit_options *options);
+
+/* ---- refit_train.c: layers that are trained ---------------------------------------------------------------------- */
+
+/* Train the layer, put what comes out into the plan's arrays and let the view have it. sums: as mdp_refit_sum_all has
+ * them. Collective (agrees). */
+mdp_status mdp_refit_train_all(mdp_refit_run *run, const mdp_refit_sums *sums);
+mdp_refit_cost mdp_refit_train_cost_of(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
+                                       const mdp_plan *plan, const mdp_refit_options *options, int n_thread);
 
 /* ---- refit_point.c: resume points -------------------------------------------------------------------------------- */
 

@@ -32,6 +32,11 @@ static unsigned char set_of(const mdp_refit_run *run, int64_t sequence, int64_t 
     return draw(run, FOLD_STREAM, whole ? sequence : token) < 0.1;
 }
 
+bool mdp_refit_holds_out(const mdp_refit_run *run, int64_t sequence) {
+    return run->tokens->n_sequence >= SEQUENCES_TO_HOLD_OUT &&
+           draw(run, HOLDOUT_STREAM, sequence) < run->options->holdout;
+}
+
 mdp_status mdp_refit_begin_batch(mdp_refit_run *run, const mdp_engine *engine) {
     const mdp_local_batch *batch = mdp_engine_batch(engine);
     int64_t n_value = batch->n_token * run->model->d_model, sequence = 0;
@@ -44,6 +49,7 @@ mdp_status mdp_refit_begin_batch(mdp_refit_run *run, const mdp_engine *engine) {
     MDP_TRY(MDP_ALLOC(&run->rest, n_value, "what a fit is to explain"));
     if (run->options->target == MDP_REFIT_RESIDUAL && !run->options->original_inputs)
         MDP_TRY(MDP_ALLOC(&run->stream, n_value, "residual streams of the original"));
+    if (run->options->train) MDP_TRY(MDP_ALLOC(&run->input, n_value, "inputs of experts"));
     for (int64_t i = 0; i < batch->n_token; i++) {
         int64_t token = batch->first_token + i;
         while (run->tokens->offset[sequence + 1] <= token) sequence++;
@@ -57,8 +63,9 @@ void mdp_refit_clear(mdp_refit_run *run) {
     mdp_free(run->original);
     mdp_free(run->stream);
     mdp_free(run->rest);
+    mdp_free(run->input);
     run->set = NULL;
-    run->original = run->stream = run->rest = NULL;
+    run->original = run->stream = run->rest = run->input = NULL;
 }
 
 /* ---- tokens ---------------------------------------------------------------------------------------------------- */
@@ -83,7 +90,7 @@ static token_sums compare(const mdp_refit_run *run, const mdp_combined_token *to
         sums.rest += left * left;
         sums.along += (double)rest[j] * change;
         sums.change += change * change;
-        if (!run->trial) rest[j] = (float)left;
+        if (!run->trial) rest[j] = (float)(run->input ? target : left);
     }
     return sums;
 }
@@ -96,6 +103,13 @@ static void see_original(const mdp_refit_run *run, const mdp_combined_token *tok
     size_t n_byte = (size_t)run->model->d_model * sizeof(float);
     memcpy(run->original + token->local * run->model->d_model, token->routed, n_byte);
     if (run->stream) memcpy(run->stream + token->local * run->model->d_model, token->residual, n_byte);
+}
+
+static void see_routed(void *context, const mdp_routed_token *token) {
+    mdp_refit_run *run = context;
+    int64_t d = run->model->d_model;
+    if (token->branch == mdp_engine_branch_of(run->engine, 1))
+        memcpy(run->input + token->local * d, token->x, (size_t)d * sizeof(float));
 }
 
 static void see_combined(void *context, const mdp_combined_token *token) {
@@ -169,6 +183,16 @@ static mdp_status choose_system(mdp_refit_run *run, const int64_t *rows) {
     run->record->order = system.order;
     run->record->fixed = system.fixed;
     return mdp_ok();
+}
+
+mdp_status mdp_refit_count_all(mdp_refit_run *run) {
+    const mdp_layer_view *view = &run->view->layers[run->layer];
+    int64_t *rows = NULL, n = view->n_expert;
+    mdp_status status = mdp_agree_all(run->comm, MDP_ALLOC(&rows, n * n, "rows of experts"));
+    if (status.code == MDP_OK) status = count_rows_all(run, view->n_expert, view->top_k, rows);
+    for (int32_t e = 0; status.code == MDP_OK && e < n; e++) run->record->rows[e] = rows[e * n + e];
+    mdp_free(rows);
+    return status;
 }
 
 /* Before the first rows of a layer: who is fitted, and room for the sums. Collective. */
@@ -290,6 +314,7 @@ static mdp_status see_wave_all(void *context, const mdp_wave_rows *wave) {
 /* ---- layers ---------------------------------------------------------------------------------------------------- */
 
 mdp_observers mdp_refit_observers(mdp_refit_run *run) {
+    if (run->options->train) return (mdp_observers){.routed = see_routed, .combined = see_combined, .context = run};
     return (mdp_observers){.combined = see_combined, .wave_all = see_wave_all, .context = run};
 }
 

@@ -164,6 +164,10 @@ mdp_status mdp_refit_cost_of(const mdp_comm *layout, const mdp_model *model, con
     int64_t *rows = NULL, most = 0;
     mdp_status status = mdp_ok();
     *out = (mdp_refit_cost){0};
+    if (options->train) {
+        *out = mdp_refit_train_cost_of(layout, model, tokens, plan, options, n_thread);
+        return mdp_ok();
+    }
     for (int64_t i = 0; i < plan->n_layer; i++) most = plan->layers[i].n_kept > most ? plan->layers[i].n_kept : most;
     MDP_TRY(MDP_ALLOC(&rows, most * most, "rows of experts"));
     for (int64_t i = 0; i < plan->n_layer && status.code == MDP_OK; i++)
@@ -175,6 +179,6 @@ mdp_status mdp_refit_cost_of(const mdp_comm *layout, const mdp_model *model, con
 int64_t mdp_refit_token_memory(const mdp_comm *layout, const mdp_model *model, const mdp_tokens *tokens,
                                const mdp_refit_options *options) {
     int64_t n_local = tokens->n_token / layout->size + MDP_PACK_TOKENS,
-            n_row = options->target == MDP_REFIT_RESIDUAL ? 3 : 2;
+            n_row = (options->target == MDP_REFIT_RESIDUAL ? 3 : 2) + (options->train != NULL);
     return n_local * (1 + n_row * model->d_model * (int64_t)sizeof(float));
 }

@@ -22,16 +22,17 @@ typedef struct action_row {
     const char *allowed[MAX_ARRAY];  /* beside those */
 } action_row;
 
+#define ANY_PART                                                                                                       \
+    {                                                                                                                  \
+        "gate", "gate_scale", "gate_bias", "up", "up_scale", "up_bias", "down", "down_scale", "down_bias", "router",   \
+            "router_bias", "choice_bias"                                                                               \
+    }
+
 static const action_row actions[MDP_N_ACTION] = {
-    [MDP_KEEP] = {.name = "keep", .single = true, .allowed = {"down", "down_scale", "down_bias"}},
+    [MDP_KEEP] = {.name = "keep", .single = true, .allowed = ANY_PART},
     [MDP_DROP] = {.name = "drop"},
     [MDP_ZERO] = {.name = "zero", .single = true},
-    [MDP_MERGE] = {.name = "merge",
-                   .weighted = true,
-                   .sums_to_one = true,
-                   .aligned = true,
-                   .allowed = {"gate", "gate_scale", "gate_bias", "up", "up_scale", "up_bias", "down", "down_scale",
-                               "down_bias", "router", "router_bias", "choice_bias"}},
+    [MDP_MERGE] = {.name = "merge", .weighted = true, .sums_to_one = true, .aligned = true, .allowed = ANY_PART},
     [MDP_CONSTANT] = {.name = "constant", .single = true, .required = {"value"}},
     [MDP_CONDENSE] = {.name = "condense", .weighted = true},
     [MDP_NEURONS] = {.name = "neurons",

@@ -150,11 +150,11 @@ static bool is_inside(mdp_expert_part part) {
     return part <= MDP_PART_DOWN_BIAS;
 }
 
-/* Is the part made, by a merge, a cut or a fit? */
-static bool is_new(const mdp_plan_expert *planned, mdp_expert_part part, mdp_replaced_which which) {
-    if (planned->action == MDP_MERGE) return true;
-    if (planned->action == MDP_NEURONS && is_inside(part)) return true;
-    return which == MDP_REPLACED_FITTED && is_down(part);
+/* Is the part to be made of an expert that is kept? */
+static bool is_made(mdp_expert_part part, mdp_replaced_which which) {
+    if (which == MDP_REPLACED_ROUTERS) return part >= MDP_PART_ROUTER;
+    if (which == MDP_REPLACED_EXPERTS) return part < MDP_PART_ROUTER;
+    return which == MDP_REPLACED_BLOCKS || (which == MDP_REPLACED_FITTED && is_down(part));
 }
 
 static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const mdp_plan_expert *planned,
@@ -168,7 +168,8 @@ static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const
                          "layer %lld, expert %d: the plan has '%s' for it, which the model's experts have "
                          "not.",
                          (long long)expert->layer, (int)expert->from, mdp_expert_part_names[part]);
-    bool wanted = which == MDP_REPLACED_NAMED ? array != NULL : is_new(planned, part, which);
+    bool made = planned->action == MDP_MERGE || (planned->action == MDP_NEURONS && is_inside(part));
+    bool wanted = array != NULL || (which != MDP_REPLACED_NAMED && made) || is_made(part, which);
     if (!stored || !wanted || expert->array[part] >= 0) return mdp_ok();
     int64_t at = out->n_array++;
     const mdp_moe *moe = moe_of(out, expert);
@@ -204,7 +205,7 @@ static bool is_replaced(const mdp_plan_expert *planned, mdp_replaced_which which
     if (planned->action == MDP_MERGE || planned->action == MDP_NEURONS)
         return which != MDP_REPLACED_NAMED || planned->n_array > 0;
     if (planned->action != MDP_KEEP) return false;
-    return which == MDP_REPLACED_FITTED || (which == MDP_REPLACED_NAMED && planned->n_array > 0);
+    return which >= MDP_REPLACED_FITTED || (which == MDP_REPLACED_NAMED && planned->n_array > 0);
 }
 
 static mdp_status add_layer(mdp_replaced *out, const mdp_plan_layer *planned, mdp_replaced_which which) {

@@ -5,7 +5,7 @@ import pytest
 
 import mdp
 
-COMMANDS = ["run", "observe", "plan", "merge", "refit", "apply", "eval", "frontier", "export", "inspect", "info"]
+COMMANDS = ["run", "observe", "plan", "merge", "refit", "recover", "apply", "eval", "frontier", "export", "inspect", "info"]
 
 
 @pytest.fixture(scope="module")

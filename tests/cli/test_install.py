@@ -11,7 +11,7 @@ from safetensors import safe_open
 import mdp
 
 BUILD = mdp.PROGRAM.parent
-COMMANDS = ["run", "observe", "plan", "merge", "refit", "apply", "eval", "frontier", "export", "inspect", "verify", "info"]
+COMMANDS = ["run", "observe", "plan", "merge", "refit", "recover", "apply", "eval", "frontier", "export", "inspect", "verify", "info"]
 
 
 def call(*words, **how):

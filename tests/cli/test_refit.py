@@ -20,21 +20,6 @@ WAYS = {"joint-original": ["--refit", "joint", "--refit-target", "output", "--re
 PLAIN = ["--ridge", "1e-3", "--refit-holdout", 0, "--quiet"]
 
 
-def write_plan(model, kept, path):
-    """A plan that keeps the experts `kept` = {layer: [...]}."""
-    keep = {len(experts) for experts in kept.values()}
-    assert len(keep) == 1
-    mdp.succeed(1, "plan", "--model", model, "--method", "random", "--keep", keep.pop(), "--out", path)
-    plan = mdp.read_json(path)
-    for layer in plan["layers"]:
-        chosen = kept[layer["layer"]]
-        everyone = {e["expert"] for e in layer["dropped"]} | {e["from"][0] for e in layer["experts"]}
-        layer["experts"] = [{"from": [int(e)], "action": "keep"} for e in chosen]
-        layer["dropped"] = [{"expert": e, "action": "drop"} for e in sorted(everyone - set(map(int, chosen)))]
-    path.write_text(json.dumps(plan))
-    return path
-
-
 def down_of(plan_path):
     """{layer: [kept, d, f]} of plan.h5, with the experts that the plan says are fitted."""
     plan, found = mdp.read_json(plan_path), {}
@@ -57,7 +42,7 @@ def reference(request, tmp_path_factory):
         with h5py.File(folder / "tokens.h5", "w") as out:
             file.copy("tokens/golden2", out)
         kept = {int(name[5:]): file[name]["kept"][...] for name in file if name.startswith("layer")}
-    write_plan(mdp.GOLDEN / request.param, kept, folder / "plan.json")
+    mdp.write_plan(mdp.GOLDEN / request.param, kept, folder / "plan.json")
     return folder, request.param
 
 
