@@ -227,8 +227,7 @@ def test_a_plan_that_cannot_be_written_as_asked_says_what_it_leaves_and_how_to_g
 def test_a_plan_that_cannot_be_written_as_asked_is_not_fitted_or_merged_first(more, tmp_path):
     result = mdp.refuse(2, 2, "layers differ", "run", "--model", mdp.DEMO, "--tokens", mdp.golden_tokens("mixtral", tmp_path / "t.h5"), "--method",
                         "weighted-ean", "--budget", "global", "--keep", 6, *more, "--format", "both", "--out", tmp_path / "out")
-    assert not (tmp_path / "out" / "plan.h5").exists()
-    assert "merge " not in result.stderr and "refit " not in result.stderr, str(result)
+    assert not (tmp_path / "out" / "plan.h5").exists() and not re.search(r"^(merge|refit) +layer", result.stderr, re.M), str(result)
     mdp.succeed(2, *told_command(result.stderr, r"^kept: .*/stats\.h5; without observing again: (.*)"))
 
 

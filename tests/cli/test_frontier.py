@@ -135,7 +135,7 @@ def test_lots_are_foretold_and_each_reads_the_model_once(found, little, tmp_path
     assert len(done) != len(names) or [lot["all"]["flop"]["total"] for lot in done] == [lot["all_ranks"]["flop"] for lot in told["passes"]]
 
 
-@pytest.mark.parametrize("steps", [8])
+@pytest.mark.parametrize("steps", [12])
 def test_stopped_anywhere_it_goes_on_on_other_ranks_in_the_lots_that_it_began_with(steps, found, little, tmp_path):
     out, said, ranks = tmp_path / "f.json", 0, [2, 3, 1, 2]
     for turn in range(30):
