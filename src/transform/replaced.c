@@ -150,6 +150,11 @@ static bool is_inside(mdp_expert_part part) {
     return part <= MDP_PART_DOWN_BIAS;
 }
 
+/* Is the part new by what the plan does to the expert, a merge or a cut? */
+static bool is_new(const mdp_plan_expert *planned, mdp_expert_part part) {
+    return planned->action == MDP_MERGE || (planned->action == MDP_NEURONS && is_inside(part));
+}
+
 /* Is the part to be made of an expert that is kept? */
 static bool is_made(mdp_expert_part part, mdp_replaced_which which) {
     if (which == MDP_REPLACED_ROUTERS) return part >= MDP_PART_ROUTER;
@@ -168,8 +173,7 @@ static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const
                          "layer %lld, expert %d: the plan has '%s' for it, which the model's experts have "
                          "not.",
                          (long long)expert->layer, (int)expert->from, mdp_expert_part_names[part]);
-    bool made = planned->action == MDP_MERGE || (planned->action == MDP_NEURONS && is_inside(part));
-    bool wanted = array != NULL || (which != MDP_REPLACED_NAMED && made) || is_made(part, which);
+    bool wanted = array != NULL || (which != MDP_REPLACED_NAMED && is_new(planned, part)) || is_made(part, which);
     if (!stored || !wanted || expert->array[part] >= 0) return mdp_ok();
     int64_t at = out->n_array++;
     const mdp_moe *moe = moe_of(out, expert);
@@ -192,8 +196,7 @@ static mdp_status add_part(mdp_replaced *out, mdp_replaced_expert *expert, const
 /* A merged expert is wholly in plan.h5, a cut one but for its router row. */
 static mdp_status check_whole(const mdp_replaced_expert *expert, const mdp_plan_expert *planned) {
     for (int part = 0; part < MDP_N_EXPERT_PART; part++)
-        if (is_new(planned, (mdp_expert_part)part, MDP_REPLACED_NAMED) && expert->stored[part] &&
-            expert->array[part] < 0)
+        if (is_new(planned, (mdp_expert_part)part) && expert->stored[part] && expert->array[part] < 0)
             return MDP_ERROR(MDP_BAD_INPUT, "layer %lld, expert %d: the plan %s it, and has no '%s' for it.",
                              (long long)expert->layer, (int)expert->from,
                              planned->action == MDP_MERGE ? "merges" : "cuts", mdp_expert_part_names[part]);
