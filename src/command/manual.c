@@ -41,7 +41,7 @@ static const note notes[] = {
      "\"router\": \"mean\"}. Neurons of the members are brought into the order of the dominant one, matrices are added "
      "by "
      "weight and rounded once to the type that the checkpoint holds, router rows as \"router\" says. Or it cuts "
-     "neurons (plan --neurons): rows and columns of those that stay are gathered. The new plan "
+     "neurons (doc/neurons.md): rows and columns of those that stay are gathered. The new plan "
      "names "
      "its arrays in the .h5 file beside it; eval, refit and apply take it like any other.",
      "mpirun -n 16 moe-dist-prune merge --model mixtral-8x22b --plan groups.json --out merged.json"},

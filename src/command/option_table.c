@@ -292,14 +292,14 @@ const mdp_option mdp_option_table[N_OPTION] = {
     [OPTION_CHANNEL_NORMS] = {.name = "channel-norms",
                               .type = MDP_OPTION_CHOICE,
                               .fallback = "none",
-                              .help = "norms of what each expert's matrices read, for masks (plan --mask): of tokens "
+                              .help = "norms of what each expert's matrices read, for masks (doc/masks.md): of tokens "
                                       "times their weights, of tokens alone, or both",
                               .choice = channel_norms_name,
                               .commands = COMMAND_RUN | COMMAND_OBSERVE},
     [OPTION_NEURON_SCORES] = {.name = "neuron-scores",
                               .type = MDP_OPTION_FLAG,
-                              .help = "sums for every neuron of every expert, kept in the statistics (plan --neurons "
-                                      "chooses by them; down projections are multiplied with twice)",
+                              .help = "sums for every neuron of every expert, by which experts can be cut "
+                                      "(doc/neurons.md); down projections are multiplied with twice",
                               .commands = COMMAND_RUN | COMMAND_OBSERVE},
     [OPTION_STATS] = {.name = "stats",
                       .type = MDP_OPTION_TEXT_LIST,

@@ -321,7 +321,11 @@ static mdp_status read_content(hid_t file, mdp_stats *stats, const char *path) {
     MDP_TRY(read_categories(file, stats, path));
     MDP_TRY(check_categories(stats, path));
     MDP_TRY(read_layers(file, stats, path));
-    stats->similarity.neurons = stats->n_layer > 0 && stats->layers[0].d_ff > 0;
+    if (stats->n_layer == 0) return mdp_ok();
+    char name[96];
+    snprintf(name, sizeof name, "layers/%lld/%s_limbs", (long long)stats->layers[0].layer,
+             mdp_vectors[MDP_NEURON_SHARE_SUM].name);
+    stats->similarity.neurons = mdp_hdf5_has(file, name);
     return mdp_ok();
 }
 

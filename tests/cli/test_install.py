@@ -137,6 +137,6 @@ def test_completion_offers_commands_options_choices_and_files(prefix):
     for command in COMMANDS:
         assert set(complete(prefix, command, "--")) == {"--help", *(f"--{name}" for name in options_of_help(command))}
     assert complete(prefix, "apply", "--format", "") == options_of_help("apply")["format"]
-    assert complete(prefix, "--method", "rea") == ["reap"]
+    assert complete(prefix, "--method", "rea") == ["reap", "ream"]
     assert complete(prefix, "apply", "--model", "b") == ["bin"]
     assert complete(prefix, "plan", "--keep", "") == []
