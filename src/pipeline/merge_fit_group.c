@@ -144,6 +144,7 @@ mdp_status mdp_merge_fit_system(int n_rank, int n_thread, const mdp_model *model
                                  .n_thread = n_thread,
                                  .n_set = 1,
                                  .n_side = 1,
+                                 .width = model->layers[layer].moe.experts[0].gate.n_row,
                                  .n_token = tokens->n_token,
                                  .unit = mdp_refit_unit(&model->layers[layer].moe),
                                  .chooses = true}; /* B is kept beside D */
