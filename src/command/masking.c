@@ -15,10 +15,11 @@ static mdp_status check_alone(const mdp_session *session) {
         mdp_option_id id;
         const char *why;
     } others[] = {{OPTION_MERGE, "merged experts have other channels than those that were observed"},
+                  {OPTION_NEURONS, "cut experts have other channels than those that were observed"},
                   {OPTION_ROUNDS, "masks look at what the original shows"},
                   {OPTION_PROPAGATE, "masks look at what the original shows"},
                   {OPTION_REFIT, "fitted down projections would have no zeros left"}};
-    const int64_t without[] = {0, 1, PROPAGATE_ORIGINAL, 0};
+    const int64_t without[] = {0, 0, 1, PROPAGATE_ORIGINAL, 0};
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         const mdp_option_value *value = mdp_session_option(session, others[i].id);
         bool there = others[i].id == OPTION_REFIT ? value->present : value->integer > without[i];

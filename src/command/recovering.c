@@ -55,10 +55,26 @@ static bool router_learns(const mdp_session *session, const mdp_plan *plan) {
     return false;
 }
 
+/* Weights are trained in the shapes and places that the model has. */
+static mdp_status check_experts(const mdp_plan *plan, const char *name) {
+    for (int64_t i = 0; i < plan->n_layer; i++)
+        for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
+            mdp_action action = plan->layers[i].kept[j].action;
+            if (action == MDP_MASK || action == MDP_NEURONS)
+                return MDP_ERROR(MDP_USAGE,
+                                 "%s: expert %d of layer %lld is %s, and such experts cannot be trained; train what "
+                                 "apply makes of the plan, as a model of its own.",
+                                 name, (int)plan->layers[i].kept[j].from[0], (long long)plan->layers[i].layer,
+                                 action == MDP_MASK ? "masked" : "cut");
+        }
+    return mdp_ok();
+}
+
 mdp_status mdp_session_check_recovery(const mdp_session *session, const mdp_plan *plan, const mdp_recovery *recovery) {
     const char *name = plan->path ? plan->path : "the plan";
     if (mdp_plan_is_unmerged(plan))
         return MDP_ERROR(MDP_USAGE, "%s: its merged experts are not made yet; give it to merge first.", name);
+    MDP_TRY(check_experts(plan, name));
     if (!recovery->train.router) return mdp_ok();
     for (int64_t i = 0; i < plan->n_layer; i++)
         if (session->model->layers[plan->layers[i].layer].moe.rule.weigh_input)

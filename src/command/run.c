@@ -126,8 +126,8 @@ static mdp_status open_all(mdp_session *session, products *made) {
     made->fits = mdp_session_option(session, OPTION_MERGE)->integer == MDP_MERGE_LEAST_SQUARES + 1;
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &made->refits, &made->refit));
     MDP_TRY(mdp_session_open_model_all(session));
-    MDP_AGREE(session->comm, mdp_session_widen_model(session, made->merges || made->refits));
     MDP_AGREE(session->comm, find_cut(session, made));
+    MDP_AGREE(session->comm, mdp_session_widen_model(session, made->merges || made->refits));
     MDP_TRY(mdp_session_open_pretrained_all(session));
     MDP_TRY(mdp_session_open_mtp_all(session));
     MDP_TRY(mdp_session_read_routers_all(session));

@@ -8,6 +8,13 @@ bool mdp_session_widens(const mdp_session *session) {
     return mdp_session_option(session, OPTION_CHANGED_TYPE)->integer == CHANGED_BF16;
 }
 
+/* Experts that are cut are in shapes of their own, which codes are not widened in. */
+static mdp_status check_cut(bool cuts) {
+    if (!cuts) return mdp_ok();
+    return MDP_ERROR(MDP_USAGE, "--changed-type does not go with cut experts; export --type bf16 first, and cut those "
+                                "of the result.");
+}
+
 static mdp_status widen(mdp_session *session) {
     if (session->widened) return mdp_ok();
     MDP_TRY(mdp_transform_check_widen(session->model));
@@ -18,6 +25,7 @@ static mdp_status widen(mdp_session *session) {
 
 mdp_status mdp_session_widen_model(mdp_session *session, bool makes) {
     if (!mdp_session_widens(session)) return mdp_ok();
+    MDP_TRY(check_cut(mdp_session_option(session, OPTION_NEURONS)->integer > 0));
     if (!makes)
         return MDP_ERROR(MDP_USAGE, "--changed-type has no meaning without --merge or --refit: no expert is made; "
                                     "export --type bf16 writes a whole checkpoint so.");
@@ -26,6 +34,7 @@ mdp_status mdp_session_widen_model(mdp_session *session, bool makes) {
 
 mdp_status mdp_session_widen_plan(mdp_session *session, mdp_plan *plan) {
     if (!mdp_session_widens(session) || plan->widened) return mdp_ok();
+    MDP_TRY(check_cut(mdp_plan_width(plan) > 0));
     if (mdp_plan_has_arrays(plan))
         return MDP_ERROR(MDP_USAGE,
                          "%s: its experts were made in the type of the checkpoint; make them again with --changed-type "

@@ -276,3 +276,15 @@ def test_what_is_not_cut_yet_is_refused(seen, tmp_path):
     del first(found)["arrays"]["up"]
     (tmp_path / "q.json").write_text(json.dumps(found))
     mdp.refuse(2, 65, "has no 'up' for it", *evaluate, tmp_path / "q.json")
+
+
+def test_cut_experts_are_not_trained_or_widened(seen, tmp_path):
+    model, tokens, fp8 = mdp.GOLDEN / "mixtral", seen / "t.h5", mdp.GOLDEN / "deepseek_v3_fp8"
+    plan(seen, tmp_path / "p.json", "--method", "enp", "--keep-neurons", 0.5)
+    wide = ["--changed-type", "bf16", "--out", tmp_path / "w.json"]
+    mdp.refuse(2, 2, "does not go with cut experts", "merge", "--model", model, "--plan", tmp_path / "p.json", *wide)
+    mdp.refuse(2, 2, "does not go with cut experts", "run", "--model", fp8, "--tokens", mdp.golden_tokens("deepseek_v3_fp8", tmp_path / "t8.h5"),
+               "--method", "enp", "--keep-neurons", 0.5, *wide)
+    merge(2, model, tmp_path / "p.json", tmp_path / "q.json")
+    mdp.refuse(2, 2, "is cut, and such experts cannot be trained", "recover", "--model", model, "--plan", tmp_path / "q.json", "--tokens", tokens,
+               "--out", tmp_path / "r.json")

@@ -308,7 +308,7 @@ def test_options_that_cannot_be_are_refused(words, sentence, stats, tmp_path):
     mdp.refuse(1, 2, re.escape(sentence), "plan", "--stats", stats, "--out", tmp_path / "plan.json", *words)
 
 
-@pytest.mark.parametrize("words", [["--refit", "auto"], ["--rounds", 2], ["--propagate", "pruned"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [["--refit", "auto"], ["--rounds", 2], ["--propagate", "pruned"], ["--neurons", "enp", "--keep-neurons", 0.5]], ids=lambda words: words[0])
 def test_run_refuses_what_does_not_go_with_masks(words, tokens, tmp_path):
     mdp.refuse(1, 2, f"--mask and {words[0]} do not go together", "run", "--model", MODEL, "--tokens", tokens, "--method", "moe-pruner", "--sparsity",
                0.5, "--keep", 4, "--out", tmp_path / "out", *words)
@@ -325,6 +325,8 @@ def test_plans_that_do_not_fit_are_refused(tokens, stats, tmp_path):
     mdp.refuse(2, 65, "is for another model", "apply", "--model", mdp.GOLDEN / "mixtral_bf16", "--plan", made, "--out", tmp_path / "out")
     mdp.refuse(2, 2, "is masked, and a fitted down projection would have no zeros left", "refit", "--model", MODEL, "--tokens", tokens, "--plan", made,
                "--out", tmp_path / "fitted.json")
+    mdp.refuse(2, 2, "is masked, and such experts cannot be trained", "recover", "--model", MODEL, "--tokens", tokens, "--plan", made, "--out",
+               tmp_path / "trained.json")
     content = mdp.read_json(made)
     for expert in content["layers"][1]["experts"]:
         expert["mask"] = {"keep": 2, "of": 5}
