@@ -78,6 +78,7 @@ mdp_status mdp_session_check_mask_widths(const mdp_session *session) {
 mdp_status mdp_session_mask_bytes(const mdp_session *session, const mdp_plan *plan, int64_t *out) {
     mdp_replaced *replaced = NULL;
     *out = 0;
+    if (mdp_session_mask_norms(session) == MDP_NORMS_NONE) return mdp_ok();
     MDP_TRY(mdp_replaced_list(session->model, plan, MDP_REPLACED_NAMED, &replaced));
     *out = mdp_replaced_bytes(replaced);
     mdp_replaced_destroy(replaced);
