@@ -10,9 +10,9 @@
 #define MEASURE_FROM_FLOP 2e13 /* runs above this many are worth a second of measuring */
 #define MAX_LINE 600
 
-/* What libraries come to hold once they work, and small allocations (measured, doc/engine.md): BLAS packs panels for
- * each thread, MPI opens connections. */
-#define LIBRARY_BYTE ((int64_t)5 << 19)
+/* What libraries and the program's own code come to hold once they work, and small allocations (measured,
+ * doc/engine.md): BLAS packs panels for each thread, MPI opens connections. */
+#define LIBRARY_BYTE ((int64_t)3 << 20)
 #define THREAD_BYTE ((int64_t)3 << 19)
 
 /* ---- costs --------------------------------------------------------------------------------------------------- */
