@@ -173,7 +173,7 @@ def test_another_plan_is_refused(tokens, tmp_path):
         mdp.succeed(1, "plan", "--model", MODEL, "--method", "random", "--keep", keep, "--out", tmp_path / f"{keep}.json")
     words = ["eval", "--model", MODEL, "--tokens", tokens, "--out", tmp_path / "eval.json"]
     assert set(mdp.run(2, *words, "--plan", tmp_path / "6.json", "--stop-at", 2).codes) == {75}
-    mdp.refuse(2, 65, r"of another plan \(--plan", *words, "--plan", tmp_path / "4.json", "--resume")
+    mdp.refuse(2, 65, r"of another plan, or of other statistics \(--plan", *words, "--plan", tmp_path / "4.json", "--resume")
 
 
 def test_overwrite_starts_again_and_nothing_to_go_on_from_is_said(stopped):
