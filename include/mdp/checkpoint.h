@@ -190,6 +190,10 @@ int64_t mdp_matrix_bytes(const mdp_matrix *matrix); /* stored, scales included; 
 void mdp_matrix_announce(mdp_reader *reader, const mdp_matrix *matrix);
 /* A 1-D tensor (or any matrix) whole, into a new array of n_row * n_col f32; for norms, biases, routers. */
 mdp_status mdp_matrix_load(mdp_reader *reader, const mdp_matrix *matrix, float **out);
+/* All of a matrix, a few rows at a time, into what is there: its rows, or (by_column) its columns, one every `stride`
+ * values of out. */
+mdp_status mdp_matrix_read_lines(mdp_reader *reader, const mdp_matrix *matrix, bool by_column, int64_t stride,
+                                 float *out);
 
 /* A sequence of panels read ahead by one I/O thread. The reader side fills a ring of buffers in the order of `items`;
  * the consumer (main thread) takes them in that order. */

@@ -235,3 +235,29 @@ failed:
     mdp_free(values);
     return status;
 }
+
+#define LINE_ROWS 64 /* read at a time */
+
+static mdp_status read_lines(mdp_reader *reader, const mdp_matrix *matrix, bool by_column, void *scratch, float *rows,
+                             int64_t stride, float *out) {
+    for (int64_t row = 0; row < matrix->n_row; row += LINE_ROWS) {
+        int64_t n = mdp_smaller(matrix->n_row - row, LINE_ROWS);
+        MDP_TRY(mdp_matrix_read(reader, matrix, row, n, scratch, rows));
+        for (int64_t r = 0; r < n; r++)
+            for (int64_t c = 0; c < matrix->n_col; c++)
+                out[by_column ? c * stride + row + r : (row + r) * stride + c] = rows[r * matrix->n_col + c];
+    }
+    return mdp_ok();
+}
+
+mdp_status mdp_matrix_read_lines(mdp_reader *reader, const mdp_matrix *matrix, bool by_column, int64_t stride,
+                                 float *out) {
+    void *scratch = NULL;
+    float *rows = NULL;
+    mdp_status status = mdp_alloc(&scratch, mdp_matrix_scratch(matrix, LINE_ROWS) + 1, 1, "rows of a matrix");
+    if (status.code == MDP_OK) status = MDP_ALLOC(&rows, LINE_ROWS * matrix->n_col, "rows of a matrix");
+    if (status.code == MDP_OK) status = read_lines(reader, matrix, by_column, scratch, rows, stride, out);
+    mdp_free(scratch);
+    mdp_free(rows);
+    return status;
+}

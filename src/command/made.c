@@ -1,5 +1,6 @@
 /* made.c - plan.h5 in the making: see made.h. */
 #include "command/made.h"
+#include "command/compute.h"
 #include "command/outputs.h"
 
 #include <errno.h>
@@ -15,6 +16,16 @@ mdp_status mdp_session_check_one_plan(const mdp_session *session, const char *co
     int n_plan = mdp_session_option(session, OPTION_PLAN)->n_text;
     if (n_plan == 1) return mdp_ok();
     return MDP_ERROR(MDP_USAGE, "%s takes one --plan, found %d.", command, n_plan);
+}
+
+mdp_status mdp_session_open_plan_all(mdp_session *session, mdp_plan **plan) {
+    MDP_TRY(mdp_session_open_model_all(session));
+    MDP_TRY(mdp_session_choose_compute_all(session, true));
+    if (mdp_session_option(session, OPTION_TOKENS)->present)
+        MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
+                                            mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
+    return mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, plan, &session->replaced,
+                                     NULL);
 }
 
 mdp_status mdp_made_is_done(const mdp_session *session, const void *context, const char *path, bool *done) {

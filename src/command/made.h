@@ -6,6 +6,8 @@
 
 /* The command takes one plan. Local. MDP_USAGE. */
 mdp_status mdp_session_check_one_plan(const mdp_session *session, const char *command);
+/* Open model, arithmetic, text where it is given, and the plan with what is made of it. Collective. */
+mdp_status mdp_session_open_plan_all(mdp_session *session, mdp_plan **plan);
 /* mdp_results: is the plan at `path` the one that this very command makes? context: the key of the recipe under which
  * it says so. */
 mdp_status mdp_made_is_done(const mdp_session *session, const void *context, const char *path, bool *done);

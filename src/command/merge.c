@@ -1,6 +1,5 @@
 /* merge.c - the command `merge`: a model and a plan that merges experts -> the plan with the merged experts, in plan.h5
  * beside it. */
-#include "command/compute.h"
 #include "command/continue.h"
 #include "command/made.h"
 #include "command/merging.h"
@@ -9,13 +8,7 @@
 
 static mdp_status open_all(mdp_session *session, mdp_plan **plan) {
     MDP_AGREE(session->comm, mdp_session_check_one_plan(session, "merge"));
-    MDP_TRY(mdp_session_open_model_all(session));
-    MDP_TRY(mdp_session_choose_compute_all(session, true));
-    if (mdp_session_option(session, OPTION_TOKENS)->present)
-        MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
-                                            mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
-    MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, plan, &session->replaced,
-                                      NULL));
+    MDP_TRY(mdp_session_open_plan_all(session, plan));
     MDP_AGREE(session->comm, mdp_session_check_merge(session, *plan));
     MDP_AGREE(session->comm, mdp_session_widen_plan(session, *plan));
     return mdp_session_open_outputs_all(

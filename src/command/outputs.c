@@ -142,16 +142,6 @@ mdp_status mdp_session_arrays_name(const mdp_session *session, char **out) {
     return mdp_plan_arrays_name(out_of(session), out);
 }
 
-/* Replaced with the plan that names them; what a killed run has published before its plan is its own. */
-static mdp_status add_arrays(mdp_session *session, bool replace) {
-    char *path = NULL;
-    MDP_TRY(mdp_session_arrays_name(session, &path));
-    replace = replace || mdp_session_option(session, OPTION_RESUME)->flag;
-    mdp_status status = mdp_places_add_target(&session->places, path, "--out", MDP_TARGET_FILE, replace);
-    mdp_free(path);
-    return status;
-}
-
 /* NAME.json -> NAME.html. */
 static mdp_status name_page(const mdp_session *session, char **out) {
     const char *name = out_of(session);
@@ -160,10 +150,11 @@ static mdp_status name_page(const mdp_session *session, char **out) {
     return mdp_format(out, "%.*s.html", (int)n, name);
 }
 
-/* Replaced with the text that it shows; what a killed run has published before that is its own. */
-static mdp_status add_page(mdp_session *session, bool replace) {
+/* A file beside --out: arrays of a plan, the page that shows a text. Replaced with it; what a killed run has published
+ * before that is its own. */
+static mdp_status add_beside(mdp_session *session, mdp_status (*name)(const mdp_session *, char **), bool replace) {
     char *path = NULL;
-    MDP_TRY(name_page(session, &path));
+    MDP_TRY(name(session, &path));
     replace = replace || mdp_session_option(session, OPTION_RESUME)->flag;
     mdp_status status = mdp_places_add_target(&session->places, path, "--out", MDP_TARGET_FILE, replace);
     mdp_free(path);
@@ -176,8 +167,8 @@ static mdp_status list_single(mdp_session *session, const mdp_results *results) 
     char *profile = NULL, *trimmed = NULL;
     MDP_TRY(mdp_places_add_target(&session->places, out_of(session), "--out",
                                   results->is_folder ? MDP_TARGET_FOLDER : MDP_TARGET_FILE, overwrite));
-    if (results->with_arrays) MDP_TRY(add_arrays(session, overwrite));
-    if (results->with_page) MDP_TRY(add_page(session, overwrite));
+    if (results->with_arrays) MDP_TRY(add_beside(session, mdp_session_arrays_name, overwrite));
+    if (results->with_page) MDP_TRY(add_beside(session, name_page, overwrite));
     if (!session->profiles) return mdp_ok();
     mdp_status status = mdp_path_trim(&trimmed, out_of(session));
     if (status.code == MDP_OK) status = mdp_format(&profile, "%s.profile.json", trimmed);

@@ -1,6 +1,5 @@
 /* recover.c - the command `recover`: a model, a plan and text -> the plan with experts and routers that are trained to
  * give what was there, in plan.h5 beside it. */
-#include "command/compute.h"
 #include "command/continue.h"
 #include "command/made.h"
 #include "command/merging.h"
@@ -10,12 +9,7 @@
 static mdp_status open_all(mdp_session *session, mdp_plan **plan, mdp_recovery *recovery) {
     MDP_AGREE(session->comm, mdp_session_check_one_plan(session, "recover"));
     MDP_AGREE(session->comm, mdp_session_recovery(session, recovery));
-    MDP_TRY(mdp_session_open_model_all(session));
-    MDP_TRY(mdp_session_choose_compute_all(session, true));
-    MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
-                                        mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
-    MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, plan, &session->replaced,
-                                      NULL));
+    MDP_TRY(mdp_session_open_plan_all(session, plan));
     MDP_AGREE(session->comm, mdp_session_check_recovery(session, *plan, recovery));
     return mdp_session_open_outputs_all(
         session, &(mdp_results){.is_done = mdp_made_is_done, .context = "recover", .with_arrays = true});

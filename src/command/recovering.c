@@ -101,9 +101,9 @@ static json_t *print_layer(const mdp_refit_layer *layer) {
     return item;
 }
 
-/* `earlier`: what the plan says of training before; NULL: nothing. */
-static json_t *print_recipe(const mdp_session *session, const mdp_recovery *recovery, const mdp_refit *refit,
+static json_t *print_recipe(const mdp_session *session, const void *context, const mdp_refit *refit,
                             const json_t *earlier) {
+    const mdp_recovery *recovery = context;
     const mdp_train_options *train = &recovery->train;
     const mdp_refit_options *options = &recovery->refit;
     json_t *layers = json_array();
@@ -122,26 +122,7 @@ static json_t *print_recipe(const mdp_session *session, const mdp_recovery *reco
     return root;
 }
 
-/* The same on every rank. */
-static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, const mdp_recovery *recovery,
-                            const mdp_refit *refit, mdp_replaced *replaced, char **text) {
-    mdp_plan *made = NULL;
-    MDP_TRY(mdp_plan_copy(plan, "the plan that is trained", &made));
-    mdp_status status = mdp_refit_name_arrays(refit, session->replaced, replaced, made);
-    if (status.code == MDP_OK) {
-        json_t *recipe = print_recipe(session, recovery, refit, json_object_get(made->recipe, "recover"));
-        mdp_json_put(&made->recipe, "recover", recipe);
-        status = mdp_plan_print(made, text);
-    }
-    mdp_plan_destroy(made);
-    return status;
-}
-
 /* ---- what it came to ------------------------------------------------------------------------------------------- */
-
-#define OVERFITTED                                                                                                     \
-    1.25 /* error held out / error trained on, each as a part of what it was, that is worth a warning                  \
-          */
 
 /* Rank 0. */
 static void tell(const mdp_session *session, const mdp_refit *refit) {
@@ -168,7 +149,7 @@ static void tell(const mdp_session *session, const mdp_refit *refit) {
     if (n_held == 0) return;
     mdp_log_message(session->log, MDP_LEVEL_INFO, "recover  text that was held out: %.3f, and %.3f now",
                     before[1] / (double)n_held, after[1] / (double)n_held);
-    if (after[1] * before[0] > OVERFITTED * after[0] * before[1])
+    if (after[1] * before[0] > MDP_OVERFITTED * after[0] * before[1])
         mdp_log_message(session->log, MDP_LEVEL_WARN,
                         "recover: text that was held out gains less than text that was trained on; more text, fewer "
                         "--epochs or a smaller --lr would help");
@@ -176,30 +157,9 @@ static void tell(const mdp_session *session, const mdp_refit *refit) {
 
 /* ---- the training ---------------------------------------------------------------------------------------------- */
 
-static mdp_status perform_all(mdp_session *session, const mdp_plan *plan, const mdp_recovery *recovery,
-                              mdp_replaced *replaced, char **text) {
-    mdp_forward_options forward = mdp_session_forward_options(session);
-    mdp_refit *refit = NULL;
-    MDP_TRY(mdp_refit_all(session->comm, session->model, session->reader, session->tokens, plan, session->replaced,
-                          replaced, &recovery->refit, &forward, &refit));
-    mdp_status status = mdp_agree_all(session->comm, make_text(session, plan, recovery, refit, replaced, text));
-    if (status.code == MDP_OK) status = mdp_arrays_finish_all(session->comm, replaced->arrays);
-    if (status.code == MDP_OK) tell(session, refit);
-    mdp_refit_destroy(refit);
-    return status;
-}
-
 mdp_status mdp_session_recover_all(mdp_session *session, const mdp_plan *plan, const mdp_recovery *recovery,
                                    const char *published, char **text) {
-    mdp_replaced *replaced = NULL;
-    *text = NULL;
-    mdp_status status =
-        mdp_session_make_arrays_all(session, plan, mdp_refit_replaces(&recovery->refit), published, &replaced);
-    if (status.code == MDP_OK) status = perform_all(session, plan, recovery, replaced, text);
-    mdp_replaced_destroy(replaced);
-    if (status.code != MDP_OK) {
-        mdp_free(*text);
-        *text = NULL;
-    }
-    return status;
+    static const mdp_fit_words words = {
+        .key = "recover", .what = "the plan that is trained", .recipe = print_recipe, .tell = tell};
+    return mdp_session_fit_all(session, plan, &recovery->refit, &words, recovery, published, text);
 }

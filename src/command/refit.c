@@ -1,6 +1,5 @@
 /* refit.c - the command `refit`: a model, a plan and text -> the plan with down projections that are fitted to what was
  * there, in plan.h5 beside it. */
-#include "command/compute.h"
 #include "command/continue.h"
 #include "command/made.h"
 #include "command/outputs.h"
@@ -11,12 +10,7 @@ static mdp_status open_all(mdp_session *session, mdp_plan **plan, mdp_refit_opti
     bool wanted;
     MDP_AGREE(session->comm, mdp_session_check_one_plan(session, "refit"));
     MDP_AGREE(session->comm, mdp_session_refit_options(session, &wanted, options));
-    MDP_TRY(mdp_session_open_model_all(session));
-    MDP_TRY(mdp_session_choose_compute_all(session, true));
-    MDP_TRY(mdp_session_open_tokens_all(session, mdp_session_option(session, OPTION_TOKENS)->text,
-                                        mdp_session_option(session, OPTION_CATEGORIES)->text, &session->tokens));
-    MDP_TRY(mdp_session_load_plan_all(session, mdp_session_option(session, OPTION_PLAN)->text, plan, &session->replaced,
-                                      NULL));
+    MDP_TRY(mdp_session_open_plan_all(session, plan));
     MDP_AGREE(session->comm, mdp_session_check_refit(*plan));
     MDP_AGREE(session->comm, mdp_session_widen_plan(session, *plan));
     return mdp_session_open_outputs_all(

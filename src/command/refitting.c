@@ -193,7 +193,10 @@ static json_t *print_layer(const mdp_refit_layer *layer) {
     return item;
 }
 
-static json_t *print_recipe(const mdp_session *session, const mdp_refit_options *options, const mdp_refit *refit) {
+static json_t *print_recipe(const mdp_session *session, const void *context, const mdp_refit *refit,
+                            const json_t *earlier) {
+    const mdp_refit_options *options = context;
+    (void)earlier; /* a plan is refitted once */
     json_t *layers = json_array();
     bool fixed = true;
     for (int64_t i = 0; i < refit->n_layer; i++) {
@@ -214,8 +217,10 @@ static json_t *print_recipe(const mdp_session *session, const mdp_refit_options 
     return root;
 }
 
-mdp_status mdp_refit_name_arrays(const mdp_refit *refit, const mdp_replaced *before, mdp_replaced *replaced,
-                                 mdp_plan *plan) {
+/* Name the arrays of fitted experts and of those that were made before (`before`, NULL: none), and leave those of
+ * others out. */
+static mdp_status name_arrays(const mdp_refit *refit, const mdp_replaced *before, mdp_replaced *replaced,
+                              mdp_plan *plan) {
     for (int64_t i = 0; i < plan->n_layer; i++) {
         for (int32_t j = 0; j < plan->layers[i].n_kept; j++) {
             int64_t at = mdp_replaced_find(replaced, plan->layers[i].layer, j);
@@ -230,23 +235,7 @@ mdp_status mdp_refit_name_arrays(const mdp_refit *refit, const mdp_replaced *bef
     return mdp_ok();
 }
 
-/* The same on every rank. */
-static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
-                            const mdp_refit *refit, mdp_replaced *replaced, char **text) {
-    mdp_plan *fitted = NULL;
-    MDP_TRY(mdp_plan_copy(plan, "the plan that is refitted", &fitted));
-    mdp_status status = mdp_refit_name_arrays(refit, session->replaced, replaced, fitted);
-    if (status.code == MDP_OK) {
-        mdp_json_put(&fitted->recipe, "refit", print_recipe(session, options, refit));
-        status = mdp_plan_print(fitted, text);
-    }
-    mdp_plan_destroy(fitted);
-    return status;
-}
-
 /* ---- what it came to ------------------------------------------------------------------------------------------- */
-
-#define OVERFITTED 1.25 /* error held out / error fitted, each as a part of what it was, that is worth a warning */
 
 /* Where text that was held out fares worse than text that was fitted to, the fit has learnt the text. Rank 0. */
 static void tell(const mdp_session *session, const mdp_refit *refit) {
@@ -261,7 +250,7 @@ static void tell(const mdp_session *session, const mdp_refit *refit) {
         rounding = layer->rounding > rounding ? layer->rounding : rounding;
         if (layer->before.held_out <= 0.0 || layer->before.fitted <= 0.0) continue;
         double over = (layer->after.held_out / layer->before.held_out) / (layer->after.fitted / layer->before.fitted);
-        if (over > OVERFITTED) n_over++;
+        if (over > MDP_OVERFITTED) n_over++;
         worst = over > worst ? over : worst;
     }
     if (n_fitted == 0) {
@@ -281,31 +270,53 @@ static void tell(const mdp_session *session, const mdp_refit *refit) {
                         (long long)n_over, (long long)n_fitted, worst);
 }
 
-/* ---- the refit ------------------------------------------------------------------------------------------------- */
+/* ---- fits of any kind ------------------------------------------------------------------------------------------- */
+
+/* The same on every rank. */
+static mdp_status make_text(const mdp_session *session, const mdp_plan *plan, const mdp_fit_words *words,
+                            const void *context, const mdp_refit *refit, mdp_replaced *replaced, char **text) {
+    mdp_plan *made = NULL;
+    MDP_TRY(mdp_plan_copy(plan, words->what, &made));
+    mdp_status status = name_arrays(refit, session->replaced, replaced, made);
+    if (status.code == MDP_OK) {
+        json_t *recipe = words->recipe(session, context, refit, json_object_get(made->recipe, words->key));
+        mdp_json_put(&made->recipe, words->key, recipe);
+        status = mdp_plan_print(made, text);
+    }
+    mdp_plan_destroy(made);
+    return status;
+}
 
 static mdp_status perform_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
-                              mdp_replaced *replaced, char **text) {
+                              const mdp_fit_words *words, const void *context, mdp_replaced *replaced, char **text) {
     mdp_forward_options forward = mdp_session_forward_options(session);
     mdp_refit *refit = NULL;
     MDP_TRY(mdp_refit_all(session->comm, session->model, session->reader, session->tokens, plan, session->replaced,
                           replaced, options, &forward, &refit));
-    mdp_status status = mdp_agree_all(session->comm, make_text(session, plan, options, refit, replaced, text));
+    mdp_status status = mdp_agree_all(session->comm, make_text(session, plan, words, context, refit, replaced, text));
     if (status.code == MDP_OK) status = mdp_arrays_finish_all(session->comm, replaced->arrays);
-    if (status.code == MDP_OK) tell(session, refit);
+    if (status.code == MDP_OK) words->tell(session, refit);
     mdp_refit_destroy(refit);
     return status;
 }
 
-mdp_status mdp_session_refit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
-                                 const char *published, char **text) {
+mdp_status mdp_session_fit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
+                               const mdp_fit_words *words, const void *context, const char *published, char **text) {
     mdp_replaced *replaced = NULL;
     *text = NULL;
-    mdp_status status = mdp_session_make_arrays_all(session, plan, MDP_REPLACED_FITTED, published, &replaced);
-    if (status.code == MDP_OK) status = perform_all(session, plan, options, replaced, text);
+    mdp_status status = mdp_session_make_arrays_all(session, plan, mdp_refit_replaces(options), published, &replaced);
+    if (status.code == MDP_OK) status = perform_all(session, plan, options, words, context, replaced, text);
     mdp_replaced_destroy(replaced);
     if (status.code != MDP_OK) {
         mdp_free(*text);
         *text = NULL;
     }
     return status;
+}
+
+mdp_status mdp_session_refit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
+                                 const char *published, char **text) {
+    static const mdp_fit_words words = {
+        .key = "refit", .what = "the plan that is refitted", .recipe = print_recipe, .tell = tell};
+    return mdp_session_fit_all(session, plan, options, &words, options, published, text);
 }

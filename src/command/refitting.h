@@ -22,10 +22,24 @@ mdp_status mdp_session_add_refit_all(mdp_session *session, const mdp_plan *plan,
 mdp_status mdp_session_refit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
                                  const char *published, char **text);
 
-/* Name the arrays of fitted experts and of those that were made before (`before`, NULL: none), and leave those of
- * others out. Local, the same on every rank. */
-mdp_status mdp_refit_name_arrays(const mdp_refit *refit, const mdp_replaced *before, mdp_replaced *replaced,
-                                 mdp_plan *plan);
+/* ---- fits of any kind -------------------------------------------------------------------------------------------- */
+
+#define MDP_OVERFITTED 1.25 /* error held out / error fitted, each as a part of what it was, that is worth a warning   \
+                             */
+
+/* What a fit (or training) says of itself. */
+typedef struct mdp_fit_words {
+    const char *key;  /* in the recipe of a plan */
+    const char *what; /* the plan, for errors */
+    /* What stands under the key; `earlier`: what did (NULL: nothing). New. The same on every rank. */
+    json_t *(*recipe)(const mdp_session *session, const void *context, const mdp_refit *refit, const json_t *earlier);
+    void (*tell)(const mdp_session *session, const mdp_refit *refit);
+} mdp_fit_words;
+
+/* Fit as the options say: plan.h5 is made to be published as `published`, and *text (new) is the plan that names its
+ * arrays, with what words->recipe makes of `context`. Collective. */
+mdp_status mdp_session_fit_all(mdp_session *session, const mdp_plan *plan, const mdp_refit_options *options,
+                               const mdp_fit_words *words, const void *context, const char *published, char **text);
 json_t *mdp_refit_print_errors(const mdp_refit_error *error);
 
 #endif

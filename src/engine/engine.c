@@ -126,17 +126,23 @@ static mdp_status prepare_moe(mdp_engine *engine, int64_t layer_number, float **
     return status;
 }
 
-/* The MoE block; `status`: how what went before it on this rank ended. Collective. */
-static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status status) {
-    float *norm = NULL;
-    mdp_profile_switch(engine->profile, MDP_PHASE_ROUTER);
-    if (status.code == MDP_OK) status = prepare_moe(engine, layer_number, &norm);
+/* Tokens to their experts and back; norm is taken over. `status`: how what went before it on this rank ended.
+ * Collective. */
+static mdp_status experts_all(mdp_engine *engine, int64_t layer_number, float *norm, mdp_status status) {
     status = mdp_engine_agree_all(engine, status);
     mdp_profile_switch(engine->profile, MDP_PHASE_DISPATCH);
     if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
     mdp_free(norm);
     mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
-    if (status.code == MDP_OK) status = mdp_finite_agree_all(engine, layer_number);
+    return status.code == MDP_OK ? mdp_finite_agree_all(engine, layer_number) : status;
+}
+
+/* The MoE block; `status`: as of experts_all. Collective. */
+static mdp_status moe_all(mdp_engine *engine, int64_t layer_number, mdp_status status) {
+    float *norm = NULL;
+    mdp_profile_switch(engine->profile, MDP_PHASE_ROUTER);
+    if (status.code == MDP_OK) status = prepare_moe(engine, layer_number, &norm);
+    status = experts_all(engine, layer_number, norm, status);
     mdp_profile_switch(engine->profile, MDP_PHASE_COMBINE);
     if (status.code != MDP_OK) return status;
     status = mdp_finite_residual(engine, layer_number, "the output of the MoE block");
@@ -215,12 +221,7 @@ static mdp_status compute_aside_all(mdp_engine *engine, int64_t layer_number) {
     const mdp_layer *layer = &engine->model->layers[layer_number];
     mdp_status status = mdp_roster_new(&layer->moe, &engine->aside->view, 1, &engine->roster);
     if (status.code == MDP_OK) status = mdp_norm_load(engine, &layer->norm2, &norm);
-    status = mdp_engine_agree_all(engine, status);
-    mdp_profile_switch(engine->profile, MDP_PHASE_DISPATCH);
-    if (status.code == MDP_OK) status = mdp_moe_all(engine, layer_number, norm);
-    mdp_free(norm);
-    mdp_profile_switch(engine->profile, MDP_PHASE_WAIT_RANKS);
-    if (status.code == MDP_OK) status = mdp_finite_agree_all(engine, layer_number);
+    status = experts_all(engine, layer_number, norm, status);
     mdp_profile_switch(engine->profile, MDP_PHASE_OTHER);
     return status;
 }

@@ -62,35 +62,18 @@ mdp_status mdp_match_add(mdp_match *m, int64_t n, const float *left, const float
     return mdp_gemm_check(m->gemm);
 }
 
-/* A matrix neuron by neuron [f, d]; by_column: its columns are neurons. */
-static mdp_status load(const mdp_match *m, const mdp_matrix *from, bool by_column, int64_t d, float *out) {
-    void *scratch = NULL;
-    float *rows = NULL;
-    if ((by_column ? from->n_col : from->n_row) != m->f)
-        return MDP_ERROR(MDP_INTERNAL, "experts of other widths cannot be matched.");
-    MDP_TRY(mdp_alloc(&scratch, mdp_matrix_scratch(from, ROWS) + 1, 1, "neurons"));
-    mdp_status status = by_column ? MDP_ALLOC(&rows, ROWS * from->n_col, "neurons") : mdp_ok();
-    for (int64_t row = 0; row < from->n_row && status.code == MDP_OK; row += ROWS) {
-        int64_t n = mdp_smaller(from->n_row - row, ROWS);
-        status = mdp_matrix_read(m->reader, from, row, n, scratch, by_column ? rows : out + row * d);
-        for (int64_t j = 0; by_column && status.code == MDP_OK && j < m->f; j++)
-            for (int64_t r = 0; r < n; r++) out[j * d + row + r] = rows[r * from->n_col + j];
-    }
-    mdp_free(scratch);
-    mdp_free(rows);
-    return status;
-}
-
 mdp_status mdp_match_add_weights(mdp_match *m, const mdp_expert *one, const mdp_expert *other) {
     const mdp_matrix *left[] = {&one->gate, &one->up, &one->down};
     const mdp_matrix *right[] = {&other->gate, &other->up, &other->down};
     int64_t d = one->gate.n_col;
     float *rows[2] = {NULL, NULL};
+    if (one->gate.n_row != m->f || other->gate.n_row != m->f)
+        return MDP_ERROR(MDP_INTERNAL, "experts of other widths cannot be matched.");
     mdp_status status = MDP_ALLOC(&rows[0], m->f * d, "neurons");
     if (status.code == MDP_OK) status = MDP_ALLOC(&rows[1], m->f * d, "neurons");
     for (int i = 0; i < 3 && status.code == MDP_OK; i++) {
-        status = load(m, left[i], i == 2, d, rows[0]);
-        if (status.code == MDP_OK) status = load(m, right[i], i == 2, d, rows[1]);
+        status = mdp_matrix_read_lines(m->reader, left[i], i == 2, d, rows[0]);
+        if (status.code == MDP_OK) status = mdp_matrix_read_lines(m->reader, right[i], i == 2, d, rows[1]);
         if (status.code == MDP_OK) status = mdp_match_add(m, d, rows[0], rows[1]);
     }
     mdp_free(rows[0]);

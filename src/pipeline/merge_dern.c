@@ -11,7 +11,6 @@
 #include <string.h>
 
 #define GRID 536870912.0 /* cosines are numbers of 1 / GRID from -2 on: of equal ones the lower neuron counts */
-#define ROWS 64          /* of a projection at a time */
 
 bool mdp_merge_takes_in(const mdp_plan_layer *planned) {
     for (int32_t i = 0; i < planned->n_kept; i++)
@@ -21,36 +20,12 @@ bool mdp_merge_takes_in(const mdp_plan_layer *planned) {
 
 /* ---- neurons ---------------------------------------------------------------------------------------------------- */
 
-static mdp_status load_some(mdp_reader *reader, const mdp_matrix *from, bool by_column, void *scratch, float *rows,
-                            int64_t stride, float *out) {
-    for (int64_t row = 0; row < from->n_row; row += ROWS) {
-        int64_t n = from->n_row - row < ROWS ? from->n_row - row : ROWS;
-        MDP_TRY(mdp_matrix_read(reader, from, row, n, scratch, rows));
-        for (int64_t r = 0; r < n; r++)
-            for (int64_t c = 0; c < from->n_col; c++)
-                out[by_column ? c * stride + row + r : (row + r) * stride + c] = rows[r * from->n_col + c];
-    }
-    return mdp_ok();
-}
-
-mdp_status mdp_merge_load_neurons(mdp_reader *reader, const mdp_matrix *from, bool by_column, int64_t stride,
-                                  float *out) {
-    void *scratch = NULL;
-    float *rows = NULL;
-    mdp_status status = mdp_alloc(&scratch, mdp_matrix_scratch(from, ROWS) + 1, 1, "neurons");
-    if (status.code == MDP_OK) status = MDP_ALLOC(&rows, ROWS * from->n_col, "neurons");
-    if (status.code == MDP_OK) status = load_some(reader, from, by_column, scratch, rows, stride, out);
-    mdp_free(scratch);
-    mdp_free(rows);
-    return status;
-}
-
 /* [up; down] of an expert's neurons, [f, 2 d], each of length 1 (or 0). */
 static mdp_status load_units(const mdp_merge_run *run, mdp_expert_t e, float *out) {
     const mdp_expert *expert = &run->moe->experts[e];
     int64_t d = run->model->d_model;
-    MDP_TRY(mdp_merge_load_neurons(run->reader, &expert->up, false, 2 * d, out));
-    MDP_TRY(mdp_merge_load_neurons(run->reader, &expert->down, true, 2 * d, out + d));
+    MDP_TRY(mdp_matrix_read_lines(run->reader, &expert->up, false, 2 * d, out));
+    MDP_TRY(mdp_matrix_read_lines(run->reader, &expert->down, true, 2 * d, out + d));
     for (int64_t j = 0; j < expert->gate.n_row; j++) mdp_merge_scale(out + j * 2 * d, 2 * d);
     return mdp_ok();
 }

@@ -14,9 +14,6 @@
 
 /* ---- merge_dern.c ------------------------------------------------------------------------------------------------ */
 
-/* Neurons of a projection [rows, stride]; by_column: its columns are neurons. Local. */
-mdp_status mdp_merge_load_neurons(mdp_reader *reader, const mdp_matrix *from, bool by_column, int64_t stride,
-                                  float *out);
 /* Bring values to length 1, which they had not: the length; 0 stays 0. */
 double mdp_merge_scale(float *values, int64_t n);
 /* Does neuron `neuron` of the layer's dropped expert number `dropped` go to kept one number `kept`? */

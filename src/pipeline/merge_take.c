@@ -66,7 +66,7 @@ static mdp_status find_sources(const mdp_merge_run *run, int32_t kept, sources *
 static mdp_status load_part(const mdp_merge_run *run, const mdp_merge_pool *pool, const mdp_matrix *from, int part,
                             int32_t dropped, int32_t kept, float *whole, float *to) {
     int64_t d = run->model->d_model, at = 0;
-    MDP_TRY(mdp_merge_load_neurons(run->reader, from, part == 2, d, whole));
+    MDP_TRY(mdp_matrix_read_lines(run->reader, from, part == 2, d, whole));
     for (int64_t j = 0; j < pool->f; j++) {
         if (dropped >= 0 && !mdp_merge_goes_to(run, dropped, j, kept)) continue;
         memcpy(to + at++ * pool->width + part * d, whole + j * d, (size_t)d * sizeof *to);
