@@ -72,8 +72,6 @@ mdp_status mdp_replaced_copy(const mdp_replaced *replaced, const mdp_replaced_ex
 /* The same of a plan whose arrays are not there, or that has none: what computes can be described, and not read. Local.
  */
 mdp_status mdp_replaced_stand_in(const mdp_model *model, const mdp_plan *plan, mdp_replaced **out);
-/* For a forecast, where nothing is made: cut experts compute from tensors that are in no file. Local. */
-void mdp_replaced_pretend(mdp_replaced *replaced);
 /* The model whose shapes the experts of the result have: that of the plan, or one of another width. `replaced` may be
  * NULL. */
 const mdp_model *mdp_replaced_shapes(const mdp_replaced *replaced, const mdp_model *model);

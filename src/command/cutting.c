@@ -121,14 +121,16 @@ static mdp_status name_arrays(const mdp_replaced *replaced, mdp_plan *plan) {
     return mdp_ok();
 }
 
-mdp_status mdp_session_pretend_cut(mdp_session *session, mdp_plan *plan) {
+mdp_status mdp_session_pretend_cut(const mdp_session *session, mdp_plan *plan) {
     int64_t width, n = 0;
     MDP_TRY(mdp_session_cut_width(session, &width));
     if (width == 0) return mdp_ok();
     for (int64_t l = 0; l < session->model->n_layer; l++)
         if (session->model->layers[l].is_moe) n = session->model->layers[l].moe.d_ff;
     MDP_TRY(cut_all(plan, n, width));
-    MDP_TRY(mdp_replaced_list(session->model, plan, MDP_REPLACED_MERGED, &session->replaced));
-    mdp_replaced_pretend(session->replaced);
-    return name_arrays(session->replaced, plan);
+    mdp_replaced *replaced = NULL;
+    MDP_TRY(mdp_replaced_list(session->model, plan, MDP_REPLACED_MERGED, &replaced));
+    mdp_status status = name_arrays(replaced, plan);
+    mdp_replaced_destroy(replaced);
+    return status;
 }

@@ -21,7 +21,6 @@
 typedef struct stand_in {
     mdp_plan *plan;
     char *text;
-    mdp_replaced *replaced; /* masked experts; NULL: none are */
     mdp_view *view;
     mdp_output *output;
 } stand_in;
@@ -31,7 +30,6 @@ static void free_stand_in(stand_in *made) {
     mdp_free(made->text);
     mdp_view_destroy(made->view);
     mdp_output_destroy(made->output);
-    mdp_replaced_destroy(made->replaced);
 }
 
 bool mdp_session_propagates(const mdp_session *session) {
@@ -173,19 +171,12 @@ static mdp_status add_merge_all(mdp_session *session, const mdp_plan *dropping, 
 
 /* ---- the whole ------------------------------------------------------------------------------------------------- */
 
-/* What experts of the result are foretold to be: cut ones (mdp_session_pretend_cut), or masked ones. */
-static const mdp_replaced *stands_in(const mdp_session *session, const stand_in *made) {
-    return session->replaced ? session->replaced : made->replaced;
-}
-
 static mdp_status plan_all(mdp_session *session, const mdp_budget_options *budget, stand_in *made) {
     mdp_status status = make_plan(session, budget, &made->plan);
     if (status.code == MDP_OK) status = mdp_session_pretend_cut(session, made->plan);
     if (status.code == MDP_OK) status = mdp_plan_print(made->plan, &made->text);
-    if (status.code == MDP_OK && !session->replaced)
-        status = mdp_replaced_stand_in(session->model, made->plan, &made->replaced);
-    if (status.code == MDP_OK)
-        status = mdp_transform_view(session->model, made->plan, stands_in(session, made), &made->view);
+    if (status.code == MDP_OK) status = mdp_replaced_stand_in(session->model, made->plan, &session->replaced);
+    if (status.code == MDP_OK) status = mdp_transform_view(session->model, made->plan, session->replaced, &made->view);
     MDP_AGREE(session->comm, status);
     return mdp_session_plan_mtp_all(session, made->plan, true);
 }
@@ -197,7 +188,7 @@ static mdp_status describe(const mdp_session *session, const mdp_budget_options 
     MDP_TRY(mdp_session_check_budget_fits(session, budget, made->plan));
     MDP_TRY(mdp_session_provenance(session, made->plan, NULL, &provenance));
     mdp_status status =
-        mdp_transform_output(session->model, made->plan, stands_in(session, made), mdp_session_extra(session, &extra),
+        mdp_transform_output(session->model, made->plan, session->replaced, mdp_session_extra(session, &extra),
                              made->text, provenance, MDP_UNEQUAL_STACKED, &made->output);
     mdp_free(provenance);
     return status.code == MDP_OK ? mdp_session_check_result(session) : status;
@@ -217,7 +208,7 @@ mdp_status mdp_session_foresee_all(mdp_session *session, const mdp_budget_option
         status = mdp_agree_all(session->comm, mdp_session_mask_bytes(session, made.plan, &n_norm));
     estimate->bytes_written += n_norm;
     free_stand_in(&made);
-    mdp_replaced_destroy(session->replaced); /* that was pretended */
+    mdp_replaced_destroy(session->replaced); /* that stood in */
     session->replaced = NULL;
     MDP_TRY(status);
     return mdp_agree_all(session->comm, mdp_session_check_memory(session, estimate));

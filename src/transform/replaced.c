@@ -349,13 +349,6 @@ static void bind(const mdp_replaced *replaced, mdp_replaced_expert *expert) {
              &to->choice_bias);
 }
 
-void mdp_replaced_pretend(mdp_replaced *replaced) {
-    for (int64_t i = 0; i < replaced->n; i++) {
-        mdp_replaced_expert *expert = &replaced->experts[i];
-        expert->expert = moe_of(replaced, expert)->experts[expert->from];
-    }
-}
-
 mdp_status mdp_replaced_bind(mdp_replaced *replaced, mdp_arrays *arrays, mdp_reader *reader) {
     replaced->arrays = arrays;
     if (arrays) MDP_TRY(mdp_arrays_add(arrays, reader));
