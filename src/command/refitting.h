@@ -24,8 +24,8 @@ mdp_status mdp_session_refit_all(mdp_session *session, const mdp_plan *plan, con
 
 /* ---- fits of any kind -------------------------------------------------------------------------------------------- */
 
-#define MDP_OVERFITTED 1.25 /* error held out / error fitted, each as a part of what it was, that is worth a warning   \
-                             */
+/* Error held out / error fitted, each as a part of what it was, that is worth a warning. */
+#define MDP_OVERFITTED 1.25
 
 /* What a fit (or training) says of itself. */
 typedef struct mdp_fit_words {
